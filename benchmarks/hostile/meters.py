@@ -1,7 +1,6 @@
 """Meters: tokens of honest devices, rows of the session log, memory and processor time of processes and threads."""
 
 import contextlib
-import os
 import threading
 import time
 from collections.abc import Callable, Collection
@@ -17,8 +16,6 @@ _SAMPLE_S: Final = 0.2
 _SCRAPE_S: Final = 1.0
 _KV_SHARES: Final = ("kv_cache_usage_ratio", "kv_cache_retained_ratio")
 _MIB: Final = 1 << 20
-_TICK_S: Final = 1.0 / os.sysconf("SC_CLK_TCK")
-_USER, _SYSTEM = 11, 12  # fields of `stat` behind the name
 
 
 @dataclass(slots=True)
@@ -160,25 +157,3 @@ def children_mb(pid: int) -> float:
         with contextlib.suppress(psutil.Error):
             found += child.memory_full_info().uss
     return found / _MIB
-
-
-def thread_times_s(pid: int) -> dict[int, float]:
-    """Return the processor seconds of each thread, by its number.
-
-    To the nanosecond where the kernel counts so (`schedstat`), else in ticks, mostly of 10 ms.
-    """
-    times = {}
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        try:
-            times[int(task.name)] = _time_s(task)
-        except OSError:
-            continue  # it has ended meanwhile
-    return times
-
-
-def _time_s(task: Path) -> float:
-    schedstat = task / "schedstat"
-    if schedstat.exists():
-        return int(schedstat.read_text().split()[0]) / 1e9
-    fields = (task / "stat").read_text().rpartition(")")[2].split()
-    return (int(fields[_USER]) + int(fields[_SYSTEM])) * _TICK_S
