@@ -1,9 +1,8 @@
 """Remote: an edge over inference servers that run, vLLM or SGLang, next to what the servers do without it.
 
 Exactness: greedy texts through broker, edge and devices are the server's own, token by token; texts of two tokens
-follow the distribution of the server's log-probabilities (chi-square), in both modes; and how many coupled texts
-repeat when they are generated with others. Then the time of a step (ms) next to llama.cpp in this process. Takes 11
-minutes; `scripts/remote-vllm` installs and starts a server first.
+follow the distribution of the server's log-probabilities (chi-square), in both modes. Then the time of a step (ms)
+next to llama.cpp in this process. Start a server first (docs/engines.md). Takes 11 minutes.
 """
 
 import argparse
@@ -184,16 +183,6 @@ class Sampled:
         return self.p > ALARM
 
 
-@dataclass(frozen=True, slots=True)
-class Repeats:
-    """Coupled outputs generated alone, and again with others."""
-
-    texts: int
-    equal: int
-    tokens: int
-    common: int
-
-
 def check_greedy(
     devices: RemoteDevices,
     oracle: Oracle,
@@ -247,19 +236,6 @@ def check_sampled(
         counts[places.get((text.tokens[0], text.tokens[-1]), len(places))] += 1
     expected = np.array([*law.values(), 0.0])
     return Sampled(mode, texts, len(law), p_value(counts, expected), _acceptance(done))
-
-
-def check_repeats(devices: RemoteDevices, prompts: Sequence[Sequence[int]], *, length: int, top: int) -> Repeats:
-    """Generate coupled outputs one after another, then all at once."""
-    jobs = [
-        Job(prompt, SamplingPolicy(mode=Mode.COUPLED, temperature=0.8, top_k=min(50, top), seed=number), length)
-        for number, prompt in enumerate(prompts)
-    ]
-    alone = [devices.write([job])[0].tokens for job in jobs]
-    together = [done.tokens for done in devices.write(jobs)]
-    common = [_common(one, other) for one, other in zip(alone, together, strict=True)]
-    equal = sum(one == other for one, other in zip(alone, together, strict=True))
-    return Repeats(len(jobs), equal, sum(map(len, alone)), sum(common))
 
 
 def _acceptance(done: Sequence[Any]) -> float:
@@ -342,13 +318,6 @@ def _check(bench: Bench) -> tuple[list[dict[str, Any]], list[str]]:
                 f"{sampled.p:.3g}; acceptance {sampled.acceptance:.2f}",
                 flush=True,
             )
-        repeats = check_repeats(devices, prompts, length=options.length, top=top)
-        rows.append({"check": "repeats", "passed": True, **asdict(repeats)})
-        print(
-            f"coupled texts alone, then with others: {repeats.equal} of {repeats.texts} repeat; {repeats.common} of "
-            f"{repeats.tokens} tokens before the first difference",
-            flush=True,
-        )
     return rows, [f"{row['check']}: texts are NOT the server's." for row in rows if not row["passed"]]
 
 

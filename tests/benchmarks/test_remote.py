@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.remote import Job, Oracle, check_greedy, check_repeats, check_sampled, time_steps
+from benchmarks.remote import Job, Oracle, check_greedy, check_sampled, time_steps
 from dssd.distribution import shape
 from fleet_edge.verifiers.contract import VerifierError
 from fleet_edge.verifiers.scripted import ScriptedVerifier
@@ -117,17 +117,6 @@ def test_greedy_texts_are_held_against_the_servers_own(oracle: Oracle) -> None:
     wrong = check(second_best)
     assert (wrong.passed, wrong.equal, len(wrong.gaps)) == (False, 0, 3)
     assert min(wrong.gaps) > 0.0
-
-
-def test_how_many_coupled_texts_repeat_is_counted() -> None:
-    calls = iter(range(100))
-    drifting: Any = Devices(lambda text, _policy, _rng: 1 + (next(calls) // 5) if len(text) > 6 else 5)
-    steady: Any = Devices(lambda _text, _policy, _rng: 5)
-    same = check_repeats(steady, [[1], [2]], length=8, top=TOP)
-    assert (same.equal, same.tokens, same.common) == (2, 16, 16)
-    other = check_repeats(drifting, [[1], [2], [3]], length=8, top=TOP)
-    assert other.equal < other.texts
-    assert other.common < other.tokens
 
 
 def test_steps_are_timed_for_every_engine_and_size() -> None:
