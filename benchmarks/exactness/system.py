@@ -11,11 +11,8 @@ between sessions. Then they must find planted faults. Takes two hours; with `--o
 """
 
 import argparse
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -27,8 +24,7 @@ from benchmarks.exactness.cases import CASES, FAULTS, LENGTH, Case
 from benchmarks.exactness.evidence import Evidence, evidence
 from benchmarks.exactness.history import append
 from benchmarks.harness import Bench, Report, commit, number_of
-from fleet_common.logs import Event, wait_for_event
-from fleet_edge.verifiers.contract import VerifierError
+from tests.support.edge_process import toy_edge_process
 from tests.support.sabotage import Sabotage, at_the_device
 from tests.support.toy_devices import run_sessions
 
@@ -75,7 +71,7 @@ def prove(
     on_progress: Any = None,  # noqa: ANN401
 ) -> CaseResult:
     started = time.monotonic()
-    with _edge(case, port):
+    with toy_edge_process(port, FLEET, *_words(case)):
         tally = run_sessions(
             port=port,
             fleet=FLEET,
@@ -104,24 +100,12 @@ def prove(
     )
 
 
-@contextmanager
-def _edge(case: Case, port: int) -> Iterator[None]:
-    command = [
-        sys.executable, "-m", "tests.support.toy_edge", "--port", str(port), "--fleet", FLEET,
+def _words(case: Case) -> list[str]:
+    return [
         "--form", case.form.value, "--engine", case.engine.value, "--languages", case.languages.value,
-        "--sabotage", case.sabotage.value,
-        "--guesses", str(LENGTH - 1 if case.guessed else 0), *(["--blocks"] if case.blocks else []),
-        *(["--drafts"] if case.edge_draft else []),
+        "--sabotage", case.sabotage.value, "--guesses", str(LENGTH - 1 if case.guessed else 0),
+        *(["--blocks"] if case.blocks else []), *(["--drafts"] if case.edge_draft else []),
     ]  # fmt: skip
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout is not None
-        if wait_for_event(process.stdout, Event.ONLINE) is None:
-            raise VerifierError("The toy edge did not start; its complaint is above.")
-        yield
-    finally:
-        process.terminate()
-        process.communicate(timeout=60)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

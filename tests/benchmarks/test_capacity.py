@@ -1,6 +1,4 @@
 import os
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import islice
@@ -30,9 +28,9 @@ from broker_config.broker import Broker
 from broker_config.processes import MosquittoProcess
 from dssd.distribution import Dist
 from dssd.downlink import FormName
-from fleet_common.logs import Event, wait_for_event
 from fleet_edge.verifiers.scripted import ScriptedVerifier
 from schemas.policy import Mode, SamplingPolicy
+from tests.support.edge_process import toy_edge_process
 from tests.support.recorded_drafter import RecordedText
 from tests.support.statistics import p_value
 from tests.support.toy_pair import END_TOKENS, PROMPT, ToyPair, own_text, policy
@@ -95,14 +93,9 @@ DEVICES = 3
 @pytest.fixture(scope="module")
 def port() -> Iterator[int]:
     """Return the port of a broker with a toy edge that sends dense distributions, as the published system does."""
-    with MosquittoProcess(Broker(fleet=FLEET)) as broker:
-        command = [sys.executable, "-m", "tests.support.toy_edge", "--port", str(broker.port), "--fleet", FLEET]
-        process = subprocess.Popen([*command, "--form", FormName.DENSE.value], stdout=subprocess.PIPE, text=True)
-        assert process.stdout is not None
-        assert wait_for_event(process.stdout, Event.ONLINE) is not None
+    form = ["--form", FormName.DENSE.value]
+    with MosquittoProcess(Broker(fleet=FLEET)) as broker, toy_edge_process(broker.port, FLEET, *form):
         yield broker.port
-        process.terminate()
-        process.communicate(timeout=60)
 
 
 def recorded(mode: Mode, length: int) -> list[RecordedText]:

@@ -5,7 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,6 @@ from benchmarks.exactness.system import FLEET
 from broker_config.broker import Broker
 from broker_config.processes import MosquittoProcess
 from dssd.downlink import FormName
-from fleet_common.logs import Event, wait_for_event
 from fleet_common.mqtt.paho_link import PahoLink
 from fleet_common.mqtt.settings import BrokerSettings
 from fleet_device.client.agent import Agent
@@ -26,6 +25,7 @@ from fleet_device.pacing.contract import FixedPacing
 from fleet_device.requests.generate import GenerateRequest
 from schemas.policy import Mode
 from tests.support.brokers import StartBroker
+from tests.support.edge_process import toy_edge_process
 from tests.support.statistics import ALARM, p_value
 from tests.support.toy_pair import END_TOKENS, PROMPT, ToyPair, policy
 
@@ -221,17 +221,10 @@ def test_what_ends_a_text_is_told(link: Any, end: dict[str, Any]) -> None:
         asked(link, "up/open", [{key: value for key, value in end.items() if value is not None}])
 
 
-@contextmanager
-def toy_edge(broker: MosquittoProcess, form: FormName = FormName.AUTO) -> Iterator["subprocess.Popen[str]"]:
-    command = [sys.executable, "-m", "tests.support.toy_edge", "--port", str(broker.port), "--fleet", FLEET]
-    process = subprocess.Popen([*command, "--form", form.value], stdout=subprocess.PIPE, text=True, cwd=ROOT)
-    try:
-        assert process.stdout is not None
-        assert wait_for_event(process.stdout, Event.ONLINE) is not None
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
+def toy_edge(
+    broker: MosquittoProcess, form: FormName = FormName.AUTO
+) -> AbstractContextManager["subprocess.Popen[str]"]:
+    return toy_edge_process(broker.port, FLEET, "--form", form.value)
 
 
 @contextmanager

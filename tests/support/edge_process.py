@@ -1,4 +1,4 @@
-"""Edge processes: `fleet edge run` with any arguments, and over a prepared target."""
+"""Edge processes: `fleet edge run`, and test doubles of it."""
 
 import os
 import subprocess
@@ -24,9 +24,23 @@ def quota_variables() -> dict[str, str]:
 @contextmanager
 def edge_process(arguments: Sequence[str], *, module: str = EDGE_PROGRAM) -> Iterator["subprocess.Popen[str]"]:
     """Run `fleet edge run` with the arguments; on entry it is online, on exit it has ended."""
-    command = [sys.executable, "-m", module, "edge", "run", "--events", *arguments]
+    with online_process(module, "edge", "run", "--events", *arguments) as process:
+        yield process
+
+
+@contextmanager
+def toy_edge_process(port: int, fleet: str, *words: str) -> Iterator["subprocess.Popen[str]"]:
+    """Run an edge over the toy target; see `tests.support.toy_edge` for `words`."""
+    with online_process("tests.support.toy_edge", "--port", str(port), "--fleet", fleet, *words) as process:
+        yield process
+
+
+@contextmanager
+def online_process(module: str, *words: str) -> Iterator["subprocess.Popen[str]"]:
     environment = os.environ | quota_variables()
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+    process = subprocess.Popen(
+        [sys.executable, "-m", module, *words], stdout=subprocess.PIPE, text=True, env=environment
+    )
     try:
         assert process.stdout is not None
         for event in read_events(process.stdout):
