@@ -6,8 +6,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass, field
-from enum import StrEnum
+from dataclasses import KW_ONLY, dataclass
 from typing import Annotated, Final, Protocol, TextIO
 
 import typer
@@ -88,58 +87,27 @@ _WORDS: Final = {
 }
 
 
-@dataclass(slots=True)
-class ChatFigures:
-    """Sums over the answers of a chat."""
-
-    _last: GeneratedText | None = None
-    _answers: int = 0
-    _tested: int = 0
-    _accepted: int = 0
-    _wall_s: float = 0.0
-    _origins: Counter[TokenOrigin] = field(default_factory=Counter)
-
-    def add(self, text: GeneratedText) -> None:
-        self._last = text
-        self._answers += 1
-        self._tested += text.generation.counters.tested
-        self._accepted += text.generation.counters.accepted
-        self._wall_s += text.generation.wall_ms / 1e3
-        self._origins.update(text.origins)
-
-    def lines(self, *, turns: int, prompt_tokens: int, context: int) -> list[str]:
-        if (text := self._last) is None:
-            return ["Nothing has been written yet."]
-        generation, tokens = text.generation, len(text.tokens)
-        first = "" if generation.first_ms is None else f", the first after {generation.first_ms / 1e3:.2f} s"
-        rate = f"{text.tokens_per_s:.1f} tokens/s"
-        lines = [
-            f"last answer     {tokens} tokens in {generation.wall_ms / 1e3:.1f} s, {rate}{first}; {text.reason.value}",
-            f"  tokens        {_by_origin(Counter(text.origins))}",
-            f"  acceptance    {_share(generation.counters.accepted, generation.counters.tested)}",
-        ]
-        if generation.choice is not None:
-            lines.append(f"  plan          {generation.choice.plan}: {printable_line(generation.choice.reason)}")
-        total, had = self._origins.total(), f"{turns} turn{'s' * (turns != 1)}"
-        rate = f"{total / self._wall_s if self._wall_s else 0.0:.1f} tokens/s"
-        lines += [
-            f"all answers     {self._answers} with {total} tokens, {rate}; {_by_origin(self._origins)}",
-            f"  acceptance    {_share(self._accepted, self._tested)}",
-            f"conversation    {had}; the last prompt had {prompt_tokens:,} tokens, the context has {context:,}",
-        ]
-        return lines
-
-
-def _by_origin(origins: Counter[TokenOrigin]) -> str:
-    return ", ".join(f"{origins[each]} {words}" for each, words in _WORDS.items() if origins[each]) or "none"
-
-
-def _share(accepted: int, tested: int) -> str:
-    return f"{accepted / tested:.2f} ({accepted} of {tested} draft tokens tested)" if tested else "no draft was tested"
+def answer_lines(text: GeneratedText) -> list[str]:
+    """Return how an answer was generated."""
+    generation, origins = text.generation, Counter(text.origins)
+    first = "" if generation.first_ms is None else f", the first after {generation.first_ms / 1e3:.2f} s"
+    rate = f"{text.tokens_per_s:.1f} tokens/s{first}; {text.reason.value}"
+    counted = ", ".join(f"{origins[each]} {words}" for each, words in _WORDS.items() if origins[each])
+    accepted = "no draft was tested"
+    if text.acceptance is not None:
+        accepted = f"{text.acceptance:.2f} of {generation.counters.tested} draft tokens"
+    lines = [
+        f"{len(text.tokens)} tokens in {generation.wall_ms / 1e3:.1f} s, {rate}",
+        f"tokens      {counted or 'none'}",
+        f"acceptance  {accepted}",
+    ]
+    if generation.choice is not None:
+        lines.append(f"plan        {generation.choice.plan}: {printable_line(generation.choice.reason)}")
+    return lines
 
 
 HELP: Final = (
-    "/stats         how the answers were written",
+    "/stats         how the last answer was written",
     "/reset         forget the conversation; the system's message stays",
     "/system TEXT   set the system's message; without TEXT show it, with - remove it",
     "/help          this list",
@@ -162,7 +130,7 @@ class Talker(Protocol):
 class Conversation:
     """A chat. `answer_tokens` is the maximum of an answer; at least as many, or half of the context, are left for it.
 
-    `drop` removes the oldest turns when the conversation becomes too long; otherwise it is refused.
+    When the conversation becomes too long, the oldest turns are dropped.
     """
 
     _talker: Talker
@@ -171,8 +139,7 @@ class Conversation:
     _history: ChatHistory
     _: KW_ONLY
     answer_tokens: int
-    drop: bool
-    _figures: ChatFigures = field(default_factory=ChatFigures)
+    _last: GeneratedText | None = None
     _ended: bool = False
 
     def run(self) -> None:
@@ -215,19 +182,19 @@ class Conversation:
         context = self._talker.drafter.context
         room = context - max(1, min(self.answer_tokens, context // 2))
         while True:
-            messages, dropped = self._history.ask(question, count=self._talker.count_tokens, room=room, drop=self.drop)
+            messages, dropped = self._history.ask(question, count=self._talker.count_tokens, room=room)
             self._tell_dropped(dropped)
             try:
                 text = self._write(messages)
             except (PromptTooLong, SessionRefused) as error:
                 # The large model's context may be shorter than the draft model's.
                 too_long = isinstance(error, PromptTooLong) or error.code is RefusalCode.PROMPT_TOO_LONG
-                if not (too_long and self.drop and self._history.drop_oldest()):
+                if not (too_long and self._history.drop_oldest()):
                     raise
                 self._tell_dropped(1)
             else:
                 break
-        self._figures.add(text)
+        self._last = text
         if text.text.strip():
             self._history.answered(question, text.text)
         if text.reason is EndReason.LENGTH:
@@ -260,9 +227,7 @@ class Conversation:
             self._terminal.note(f"[{what} no longer part of the conversation, which is longer than the context.]")
 
     def _stats(self) -> None:
-        for line in self._figures.lines(
-            turns=self._history.turns, prompt_tokens=self._history.prompt_tokens, context=self._talker.drafter.context
-        ):
+        for line in ["Nothing has been written yet."] if self._last is None else answer_lines(self._last):
             self._terminal.note(line)
 
     def _system(self, text: str) -> None:
@@ -277,11 +242,6 @@ class Conversation:
 _PROMPT: Final = "> "
 EDGE_S: Final = 1.0  # an edge's retained state comes with the connection
 TELLS_WAITS: Final = "fleet_device.client.retry.waits"
-
-
-class _WhenFull(StrEnum):
-    DROP = "drop"
-    REFUSE = "refuse"
 
 
 class StandardTerminal:
@@ -313,7 +273,7 @@ class StandardTerminal:
         print(sentence, file=sys.stderr, flush=True)
 
 
-def talk(device: Device, *, system: str, drop: bool) -> None:
+def talk(device: Device, *, system: str) -> None:
     settings, terminal = device.settings, StandardTerminal()
     painter = Painter(colours=wants_colours(sys.stdout))
     logging.getLogger(TELLS_WAITS).setLevel(logging.ERROR)  # the conversation says so itself
@@ -325,7 +285,7 @@ def talk(device: Device, *, system: str, drop: bool) -> None:
         terminal.note(legend)
     if not device.wait_for_edge(EDGE_S):
         terminal.note(f"[No edge of fleet {settings.fleet!r} is online; start one with `fleet edge run`.]")
-    Conversation(device, terminal, painter, ChatHistory(system), answer_tokens=settings.max_new_tokens, drop=drop).run()
+    Conversation(device, terminal, painter, ChatHistory(system), answer_tokens=settings.max_new_tokens).run()
 
 
 @with_settings(DeviceSettings)
@@ -333,10 +293,6 @@ def chat_command(
     settings: DeviceSettings,
     *,
     system: Annotated[str, typer.Option(help="System message for the large model.")] = "",
-    when_full: Annotated[
-        _WhenFull,
-        typer.Option(help="Drop the oldest turns when the conversation exceeds the context, or refuse to continue."),
-    ] = _WhenFull.DROP,
 ) -> None:
     """Chat with the large model: streamed, with history, tokens coloured by their origin.
 
@@ -347,4 +303,4 @@ def chat_command(
     # A conversation runs one request at a time, whose context gets all the memory.
     settings = settings.model_copy(update={"texts_at_once": 1})
     with ends_with_reader(), Device(settings) as device:
-        talk(device, system=system, drop=when_full is _WhenFull.DROP)
+        talk(device, system=system)

@@ -186,18 +186,12 @@ Count = Callable[[Sequence[ChatMessage]], int]
 class ChatHistory:
     """A conversation that drops its oldest turns when it becomes longer than its context.
 
-    A turn is a user's message and the answer to it. The system message always stays; it may be empty. `prompt_tokens`
-    is the number of tokens of the messages that `ask` returned last.
+    A turn is a user's message and the answer to it. The system message always stays; it may be empty.
     """
 
     def __init__(self, system: str = "") -> None:
         self.system = system
-        self.prompt_tokens = 0
         self._turns: list[tuple[str, str]] = []
-
-    @property
-    def turns(self) -> int:
-        return len(self._turns)
 
     def reset(self) -> None:
         self._turns.clear()
@@ -211,32 +205,27 @@ class ChatHistory:
             return True
         return False
 
-    def ask(self, question: str, *, count: Count, room: int, drop: bool) -> tuple[list[ChatMessage], int]:
+    def ask(self, question: str, *, count: Count, room: int) -> tuple[list[ChatMessage], int]:
         """Return the messages of a new turn, and the number of oldest turns that were dropped for them.
 
         `count` counts the tokens of a chat, at most `room`. Raise PromptTooLong, without dropping a turn, if they are
         too many, DrafterError if the messages cannot be encoded.
         """
-        fitting: tuple[int, int, list[ChatMessage]] | None = None  # turns dropped, tokens, messages
-        for dropped in range(len(self._turns) + 1 if drop else 1):
+        fitting: tuple[int, list[ChatMessage]] | None = None  # turns dropped, messages
+        for dropped in range(len(self._turns) + 1):
             messages = self._messages(question, self._turns[dropped:])
             tokens = count(messages)
             if tokens <= room and (fitting is None or dropped < len(self._turns)):
-                fitting = dropped, tokens, messages
+                fitting = dropped, messages
             if fitting is not None and (not dropped or tokens * _OF <= room * _FILLED):
                 break
         if fitting is not None:
-            dropped, self.prompt_tokens, messages = fitting
+            dropped, messages = fitting
             del self._turns[:dropped]
             return messages, dropped
-        if drop or not self._turns:
-            raise PromptTooLong(
-                f"The message has {tokens:,} tokens with what comes before it, and the context holds {room:,}: "
-                "shorten it, or raise the setting 'context'."
-            )
         raise PromptTooLong(
-            f"The conversation would have {tokens:,} tokens, and the context holds {room:,}: begin a new one, "
-            "or raise the setting 'context'."
+            f"The message has {tokens:,} tokens with what comes before it, and the context holds {room:,}: "
+            "shorten it, or raise the setting 'context'."
         )
 
     def _messages(self, question: str, turns: Sequence[tuple[str, str]]) -> list[ChatMessage]:

@@ -27,13 +27,13 @@ def over_fleet() -> None:
             make_link=lambda link: MemoryLink(fleet.broker, link.client_id, will=link.will),
         )
         with device:
-            talk(device, system="", drop=True)
+            talk(device, system="")
 
 
 def held() -> None:
     talker = ScriptedTalker(ScriptedAgent(batches=[(1, 2, 3), (4,)], gate=threading.Semaphore(1)))
     painter = Painter(colours=wants_colours(sys.stdout))
-    Conversation(talker, StandardTerminal(), painter, ChatHistory(), answer_tokens=24, drop=True).run()
+    Conversation(talker, StandardTerminal(), painter, ChatHistory(), answer_tokens=24).run()
     talker.close()
 
 
