@@ -2,9 +2,10 @@
 
     python -m fleet_admin.models.smollm2 [NAME …]
 
-makes those of the named ones that are missing from `models/smollm2-135m`, by default all of `NAMES`. A name of the form
-target-Q8_0-cost8 is a target with the same output at eight times the cost: the draft and target models then have a
-realistic ratio of costs on any machine, without a large model to download.
+makes those of the named ones that are missing, by default all of `NAMES`, in `models/smollm2-135m`; the variable
+FLEET_DEVICE_MODELS_DIR names another folder than `models`. A name of the form target-Q8_0-cost8 is a target with the
+same output at eight times the cost: draft and target then have a realistic ratio of costs on any machine, without a
+large model to download.
 """
 
 import copy
@@ -20,6 +21,8 @@ from typing import Final
 from fleet_admin.models.errors import ModelsError
 from fleet_common.extras import install_command
 from fleet_common.host import locked, sync
+from fleet_common.llama import library
+from schemas.errors import FleetError
 
 FAMILY: Final = "smollm2-135m"
 SHIPPED: Final = "Q4_1"  # quantization of the package's file
@@ -93,8 +96,6 @@ def _shipped() -> Path:
 
 
 def _quantize(source: Path, output: Path, quantization: str) -> None:
-    from fleet_common.llama import library
-
     llama_cpp = library()
     parameters = llama_cpp.llama_model_quantize_default_params()
     parameters.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{quantization}")
@@ -160,7 +161,8 @@ def _deepen(source: Path, output: Path, times: int) -> None:
 
 
 if __name__ == "__main__":
+    folder = Path(os.environ.get("FLEET_DEVICE_MODELS_DIR", "models"))
     try:
-        make_missing(Path("models"), sys.argv[1:] or NAMES, say=lambda sentence: print(sentence, file=sys.stderr))  # noqa: T201
-    except ModelsError as failure:
-        sys.exit(str(failure))
+        make_missing(folder, sys.argv[1:] or NAMES, say=lambda sentence: print(sentence, file=sys.stderr))  # noqa: T201
+    except FleetError as error:
+        sys.exit(str(error))
