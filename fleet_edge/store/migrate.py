@@ -1,7 +1,5 @@
 """Migrations: brings a database to this version's tables, safely when two processes start at once."""
 
-import fcntl
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +11,7 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine
 
+from fleet_common.host import locked
 from fleet_edge.store.errors import StoreError
 from fleet_edge.store.tables import REVISION
 
@@ -76,9 +75,5 @@ def _alone(path: Path | None) -> Iterator[None]:
     if path is None:
         yield
         return
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        fcntl.flock(folder, fcntl.LOCK_EX)
+    with locked(path.parent):
         yield
-    finally:
-        os.close(folder)

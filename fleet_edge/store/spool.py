@@ -8,12 +8,12 @@ A line is `<CRC-32 of the rest, 8 hex digits> <kind> <JSON of the fields>`. A da
 skipped.
 """
 
-import fcntl
 import logging
 import os
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from io import FileIO
 from pathlib import Path
 from typing import Final, get_args
@@ -21,7 +21,7 @@ from zlib import crc32
 
 from pydantic import TypeAdapter, ValidationError
 
-from fleet_common.host import sync
+from fleet_common.host import locked, sync
 from fleet_edge.store.errors import SpoolFull, SpoolInUse, StoreError
 from fleet_edge.store.records import Record
 
@@ -72,7 +72,7 @@ class Spool:
         self._max_bytes = max_bytes
         self._file_bytes = file_bytes
         self._lock = threading.Lock()
-        self._guard: int | None = _claim(folder)
+        self._guard = _claim(folder)
         found = sorted(folder.glob(_GLOB))
         self._sealed: deque[tuple[Path, int]] = deque((path, path.stat().st_size) for path in found)
         self._bytes = sum(size for _, size in self._sealed)
@@ -146,9 +146,7 @@ class Spool:
         """Stop writing and release the folder; waiting records stay. Idempotent."""
         with self._lock:
             self._seal()
-            if self._guard is not None:
-                os.close(self._guard)
-                self._guard = None
+            self._guard.close()
 
     def _lines(self, records: Iterable[Record]) -> Iterator[bytes]:
         for record in records:
@@ -215,20 +213,18 @@ class Spool:
             _log.warning("The spool file %s is written but cannot be removed: %s.", path, error.strerror)
 
 
-def _claim(folder: Path) -> int:
+def _claim(folder: Path) -> ExitStack:
     """Create and lock the folder: two processes would remove each other's files."""
+    guard = ExitStack()
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        guard = os.open(folder, os.O_RDONLY)
+        guard.enter_context(locked(folder, timeout_s=0.0))
+    except TimeoutError as error:
+        raise SpoolInUse(f"The spool folder {folder} is in use by another process; give each its own.") from error
     except OSError as error:
         raise StoreError(f"The spool folder {folder} cannot be used: {error.strerror}.") from error
-    try:
-        fcntl.flock(guard, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(guard)
-        raise SpoolInUse(f"The spool folder {folder} is in use by another process; give each its own.") from error
     if not os.access(folder, os.W_OK | os.X_OK):
-        os.close(guard)
+        guard.close()
         raise StoreError(f"The spool folder {folder} cannot be written by this user; change its owner or mode.")
     return guard
 
