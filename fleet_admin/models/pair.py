@@ -14,6 +14,8 @@ from fleet_device.drafters.contract import DrafterError, ModelNotFound
 from fleet_device.drafters.model_file import GgufModel, hugging_face, locate_model
 from fleet_device.drafters.unlike import LEAST_OVERLAP, CommonTokens
 from fleet_device.requests.chat import ChatError, ChatMessage, ChatTemplate
+from fleet_edge.verifiers.blocks_engine import open_weights
+from fleet_edge.verifiers.contract import UnsupportedModel
 
 _SHOWN: Final = 6
 _CHATS: Final = (
@@ -291,7 +293,7 @@ def edge_needs(target: ModelFacts) -> list[EngineMemory]:
         EngineMemory("torch", name, target.parameters * size, target.kv_bytes(tokens=UNIT, number_bytes=size))
         for name, size in (("bfloat16", _HALF), ("float32", _WHOLE))
     ]
-    return [_llama(target), *torch] if target.form is ModelFormat.GGUF else torch
+    return [*_blocks(target), *([_llama(target)] if target.form is ModelFormat.GGUF else []), *torch]
 
 
 def file_bytes(model: ModelFacts) -> int:
@@ -299,6 +301,16 @@ def file_bytes(model: ModelFacts) -> int:
     return (
         path.stat().st_size if path.is_file() else sum(each.stat().st_size for each in path.iterdir() if each.is_file())
     )
+
+
+def _blocks(target: ModelFacts) -> list[EngineMemory]:
+    every = (8,) if target.form is ModelFormat.GGUF else (8, 4)  # a GGUF keeps its number format
+    try:
+        files = [open_weights(Path(target.source), bits=bits) for bits in every]
+    except UnsupportedModel:
+        return []
+    kv_bytes = target.kv_bytes(tokens=UNIT, number_bytes=_HALF)
+    return [EngineMemory("blocks", file.number_format, file.packed_bytes, kv_bytes) for file in files]
 
 
 def _llama(model: ModelFacts) -> EngineMemory:

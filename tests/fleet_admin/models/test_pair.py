@@ -144,6 +144,7 @@ def test_memory_is_that_of_each_engine(tmp_path: Path) -> None:
     target = gguf_facts(family_gguf(tmp_path / "target.gguf", LARGE, kind=GGMLQuantizationType.Q8_0))
     needs = {(need.engine, need.number_format): (need.weight_bytes, need.kv_bytes) for need in edge_needs(target)}
     assert needs == {
+        ("blocks", "Q8_0"): (weight_bytes(LARGE, GGMLQuantizationType.Q8_0), 1000 * LARGE.kv_bytes),
         ("llama.cpp", "Q8_0"): (weight_bytes(LARGE, GGMLQuantizationType.Q8_0), 1000 * LARGE.kv_bytes),
         ("torch", "bfloat16"): (2 * target.parameters, 1000 * LARGE.kv_bytes),
         ("torch", "float32"): (4 * target.parameters, 2000 * LARGE.kv_bytes),
@@ -159,7 +160,7 @@ def test_the_command_says_whether_the_pair_fits(check: Run, tmp_path: Path) -> N
     found = as_json(check(draft, target, "--json"))
     assert (found["fits"], found["draft"]["layers"], found["target"]["form"]) == (True, 16, "folder")
     assert found["memory"]["device"]["kv_bytes_per_1000_tokens"] == 1000 * SMALL.kv_bytes
-    assert [need["weights"] for need in found["memory"]["edge"]] == ["bfloat16", "float32"]
+    assert [need["weights"] for need in found["memory"]["edge"]] == ["8 bits", "4 bits", "bfloat16", "float32"]
     assert found["disk"]["device"] == draft.stat().st_size
     assert found["disk"]["edge"] == sum(path.stat().st_size for path in target.iterdir())
     assert {finding["outcome"] for finding in found["findings"]} == {"fits"}
