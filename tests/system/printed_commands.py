@@ -9,12 +9,10 @@ Running needs root, and Linux with namespaces and overlayfs. It has no network, 
 """
 
 import argparse
-import contextlib
 import importlib
 import io
 import json
 import os
-import pty
 import re
 import shlex
 import signal
@@ -24,7 +22,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -61,6 +59,8 @@ _ELSEWHERE: Final = {
     "python": "takes minutes; docs/measurements.md has the figures",
 }
 """Programs whose commands are not run, each with the reason."""
+
+_TYPES: Final = "asks for a password"  # as the comment behind a command says
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +105,7 @@ def commands(document: str) -> Iterator[Printed]:
                 whole = whole[:-1] + next(lines)[1].strip()
             words = re.sub(r"\s+# .*", "", whole).strip()
             if program := _program(words):
-                why = reason or _ELSEWHERE.get(program, "")
+                why = reason or _ELSEWHERE.get(program, "") or (_TYPES if _TYPES in whole else "")
                 yield Printed(document, number, words, "block", why, tuple(names.items()))
         elif not fence and line:
             reason = ""
@@ -206,13 +206,6 @@ _SETTLED_S: Final = 2.0  # for what serves and says nothing
 _LONGEST_S: Final = 180.0
 
 
-@dataclass
-class DocumentResult:
-    ran: int = 0  # number of commands that succeeded
-    left: list[str] = field(default_factory=list)  # those that were not run, with the reason
-    failed: list[str] = field(default_factory=list)  # those that failed, with the end of their output
-
-
 class Shell:
     """Runs commands in the current folder; services run until `close`."""
 
@@ -263,8 +256,6 @@ class Shell:
 
 
 def _finish(words: str) -> str:
-    if words.startswith("fleet admin user add"):
-        return _finish_typing(words)
     try:
         done = subprocess.run(
             ["/bin/bash", "-c", words],
@@ -282,24 +273,6 @@ def _finish(words: str) -> str:
     return "" if done.returncode == 0 else f"exit code {done.returncode}: {done.stdout[-600:].strip()}"
 
 
-def _finish_typing(words: str) -> str:
-    """Run a command on a terminal, and type a password at each prompt for one."""
-    ours, theirs = pty.openpty()
-    process = subprocess.Popen(
-        ["/usr/bin/setsid", "--ctty", "/bin/bash", "-c", words], stdin=theirs, stdout=theirs, stderr=theirs
-    )
-    os.close(theirs)
-    said = b""
-    with contextlib.suppress(OSError):  # the terminal is gone with the command
-        while part := os.read(ours, 1024):
-            said += part
-            if said.rstrip().endswith(b":"):
-                time.sleep(0.5)  # what is typed before the echo is off is thrown away
-                os.write(ours, b"correct horse battery staple\n")
-    os.close(ours)
-    return "" if process.wait() == 0 else f"exit code {process.returncode}: {said.decode(errors='replace')[-600:]}"
-
-
 def runs(printed: Printed) -> bool:
     """Return whether a command is meant to be run: one of a block, or a complete one in a table."""
     if printed.place == "row" and printed.words.startswith("fleet admin "):
@@ -307,19 +280,16 @@ def runs(printed: Printed) -> bool:
     return printed.place == "block"
 
 
-def run_document(document: str) -> DocumentResult:
-    outcome, shell = DocumentResult(), Shell()
+def run_document(document: str) -> list[str]:
+    """Run a document's commands; return those that failed, with the end of their output."""
+    failed, shell = list[str](), Shell()
     try:
         for printed in filter(runs, commands(document)):
-            if printed.reason:
-                outcome.left.append(f"{printed.where}: {printed.reason}")
-            elif wrong := shell.run(printed.typed):
-                outcome.failed.append(f"{printed.where}\n    {wrong}")
-            else:
-                outcome.ran += 1
+            if not printed.reason and (wrong := shell.run(printed.typed)):
+                failed.append(f"{printed.where}\n    {wrong}")
     finally:
         shell.close()
-    return outcome
+    return failed
 
 
 # --- where they run: a throw-away machine with what the documents take for granted
@@ -384,7 +354,7 @@ printf '{"SESSION": "%s", "ALERT": "%s", "KEY": "%s"}' "${session##*\"}" "${aler
 """Sets the variables for `run with` marks."""
 
 
-def run_here(document: str) -> DocumentResult:
+def run_here(document: str) -> list[str]:
     """Run a document's commands on the throw-away machine of this process."""
     subprocess.run(["/bin/bash", "-c", _SITE], check=True, stdout=subprocess.DEVNULL)
     printed = " ".join(each.words for each in commands(document) if runs(each) and not each.reason)
@@ -408,7 +378,7 @@ def run_here(document: str) -> DocumentResult:
             shell.close()
 
 
-def run_apart(document: str) -> DocumentResult:
+def run_apart(document: str) -> list[str]:
     """Run a document's commands on their own throw-away machine."""
     apart = ["/usr/bin/unshare", "-m", "-n", "-p", "-f", "-u", "--kill-child", "/bin/bash", "-c", _MACHINE, "-"]
     with tempfile.TemporaryDirectory(prefix="fleet-printed-") as folder:
@@ -419,10 +389,10 @@ def run_apart(document: str) -> DocumentResult:
             check=False,
         )
     try:
-        return DocumentResult(**json.loads(done.stdout.splitlines()[-1]))
-    except (IndexError, ValueError, TypeError):
-        return DocumentResult(failed=[f"{document}: the machine did not come up: {done.stderr[-2000:].strip()}"])
+        return list(json.loads(done.stdout.splitlines()[-1]))
+    except (IndexError, ValueError):
+        return [f"{document}: the machine did not come up: {done.stderr[-2000:].strip()}"]
 
 
 if __name__ == "__main__":
-    print(json.dumps(asdict(run_here(sys.argv[1]))))
+    print(json.dumps(run_here(sys.argv[1])))
