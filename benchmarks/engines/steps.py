@@ -106,17 +106,39 @@ def fill(verifier: Verifier, *, sequences: int, context: int) -> list[int]:
     return text
 
 
-def steps(verifier: Verifier, text: Sequence[int], *, finish: Callable[[Any], object] = lambda _logits: None) -> Step:
-    """Return a step of a verifier over filled sequences, which is rolled back afterwards."""
+def steps(verifier: Verifier, text: Sequence[int], *, finish: Callable[[], object] = lambda: None) -> Step:
+    """Return a step of a verifier over filled sequences, which is rolled back afterwards; `finish` waits for a GPU."""
 
     def step(sequences: int, tokens: int) -> float:
         items = [Item(sequence, text[sequence % 100 :][:tokens], tokens) for sequence in range(sequences)]
         before = time.perf_counter()
-        finish(verifier.score(items))
+        verifier.score(items)
+        finish()
         taken = time.perf_counter() - before
         for item in items:
             verifier.truncate(item.sequence, len(text))
         return 1e3 * taken
+
+    return step
+
+
+def _products(model: Any, finish: Callable[[], object]) -> Step:  # noqa: ANN401 - transformers has no types
+    """Return a step of matrix products alone: as many rows by every weight of a forward pass, the head included."""
+    import torch  # noqa: PLC0415 - likewise
+
+    weights = [module.weight for module in model.modules() if isinstance(module, torch.nn.Linear)]
+    widths = {weight.shape[1] for weight in weights}
+
+    def step(sequences: int, tokens: int) -> float:
+        rows = sequences * tokens
+        inputs = {width: torch.randn(rows, width, dtype=model.dtype, device=model.device) for width in widths}
+        finish()
+        before = time.perf_counter()
+        with torch.inference_mode():
+            for weight in weights:
+                torch.nn.functional.linear(inputs[weight.shape[1]], weight)
+        finish()
+        return 1e3 * (time.perf_counter() - before)
 
     return step
 
@@ -248,13 +270,17 @@ def _prepared(bench: Bench, kind: str, dtype: str, context: int, most: int) -> I
         ours = load_verifier(EdgeSettings.model_validate({**settings, "kv_bytes": _KV_BYTES}))
         step = steps(ours, fill(ours, sequences=most, context=context))
     else:
-        from benchmarks.engines import of_torch  # noqa: PLC0415 - llama.cpp alone may be measured without torch
+        import torch  # noqa: PLC0415 - the other engines are measured in a process without it
 
-        target = of_torch.load(bench.model("target"), dtype=dtype, device=options.torch_device, threads=threads)
-        ours = of_torch.PackedVerifier(target, budget_bytes=_KV_BYTES)
-        finish = of_torch.finisher(target.model.device)
+        from fleet_edge.verifiers.packed.target import load_target  # noqa: PLC0415 - likewise
+        from fleet_edge.verifiers.packed.verifier import PackedVerifier  # noqa: PLC0415 - likewise
+
+        torch.set_num_threads(threads)
+        model = load_target(bench.model("target"), dtype=dtype, device=options.torch_device)
+        ours = PackedVerifier(model, budget_bytes=_KV_BYTES)
+        finish = torch.cuda.synchronize if options.torch_device.startswith("cuda") else lambda: None
         step = steps(ours, fill(ours, sequences=most, context=context), finish=finish)
-        yield step, (of_torch.products(target.model, finish),)
+        yield step, (_products(model.model, finish),)
         return
     with raw_llama(path, **size, flash=False) as plain:
         if options.shape is not None:
