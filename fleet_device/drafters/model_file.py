@@ -114,8 +114,8 @@ def _local(name: str, quantization: str | None, folder: Path) -> LocatedModel:
     drafts = sorted((folder / name).glob("*.gguf"))
     if not drafts:
         raise ModelNotFound(
-            f"There is no model {name} in {folder.absolute()}; name another folder as models_dir, or make the demo's "
-            "models in ./models: python -m fleet_admin.models.smollm2"
+            f"There is no model {name} in {folder.absolute()}; name another folder as models_dir, or run "
+            "`python -m fleet_admin.models.smollm2`, which makes the demo's models in ./models."
         )
     names = [draft.stem for draft in drafts]
     if quantization is None:

@@ -145,7 +145,7 @@ def test_no_file_makes_the_reader_of_headers_fail_otherwise_than_in_a_sentence(t
     [
         (lambda folder: (folder / "config.json").unlink(), "config.json"),
         (lambda folder: (folder / "config.json").write_text("{"), "config.json"),
-        (lambda folder: (folder / "model.safetensors").unlink(), "model.safetensors"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "has no weights"),
         (lambda folder: (folder / "tokenizer.json").unlink(), "tokenizer.json"),
         (lambda folder: (folder / "tokenizer_config.json").write_text("["), "tokenizer_config.json"),
         (lambda folder: (folder / "generation_config.json").write_text("[]"), "generation_config.json"),
