@@ -24,11 +24,11 @@ from fleet_common.validation import read_time
 from schemas.printable import json_text, printable_line
 
 if TYPE_CHECKING:
-    from fleet_admin.alerts.evaluator import RunningAlerts
-    from fleet_admin.alerts.settings import AlertSettings
     from fleet_admin.settings import AdminSettings
     from fleet_admin.steering import Actor, Steering, SteeringLog
     from fleet_device.checks.edge_check import Check, CheckReport
+    from fleet_edge.alerts.evaluator import RunningAlerts
+    from fleet_edge.alerts.settings import AlertSettings
     from fleet_edge.session_log import SessionLog
 
 Command = Callable[..., None]
@@ -211,14 +211,14 @@ def alerts_of(config: Path | None, db: str) -> "RunningAlerts | None":
     """Return the alerts that a program evaluates next to its work, not started; None without a file."""
     if config is None:
         return None
-    from fleet_admin.alerts.alerts import Alerts
-    from fleet_admin.alerts.evaluator import RunningAlerts
+    from fleet_edge.alerts.alerts import Alerts
+    from fleet_edge.alerts.evaluator import RunningAlerts
 
     return RunningAlerts(Alerts(db, later=True), load_alert_settings(config.expanduser()))
 
 
 def load_alert_settings(config: Path | None) -> "AlertSettings":
-    from fleet_admin.alerts.settings import AlertSettings
+    from fleet_edge.alerts.settings import AlertSettings
 
     return load_settings(AlertSettings, config=config, flags={})
 

@@ -6,11 +6,11 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from fleet_admin.alerts.settings import AlertSettings
 from fleet_admin.dashboard.settings import DashboardSettings
 from fleet_admin.settings import AdminSettings
 from fleet_common.settings import SettingField, Settings, fields_of
 from fleet_device.settings import DeviceSettings
+from fleet_edge.alerts.settings import AlertSettings
 from fleet_edge.settings import EdgeSettings
 from fleet_edge.store.event_codes import EVENT_CODES, EventKind, Severity
 

@@ -15,7 +15,6 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from fleet_admin.alerts.alerts import NoSuchAlert
 from fleet_admin.dashboard.api import api_routes
 from fleet_admin.dashboard.errors import AccountError, DashboardError, Problem
 from fleet_admin.dashboard.gate import API, Gate
@@ -28,6 +27,7 @@ from fleet_admin.dashboard.visit import Page, Visit
 from fleet_admin.steering import SteeringError
 from fleet_common.http_server import HttpServer
 from fleet_common.metrics import ListenAddress
+from fleet_edge.alerts.alerts import NoSuchAlert
 from fleet_edge.store.errors import InvalidQuery, NotFound, StoreError, StoreUnavailable
 from schemas.errors import FleetError
 

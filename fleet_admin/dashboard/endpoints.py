@@ -8,11 +8,11 @@ from typing import Annotated, Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from fleet_admin.alerts.alerts import Alerts
 from fleet_admin.dashboard.errors import Problem
 from fleet_admin.dashboard.settings import AccountRole
 from fleet_admin.dashboard.visit import Visit
 from fleet_admin.steering import CommandResult, DeviceSettingsView, Selection, SetResult, SteeringLog
+from fleet_edge.alerts.alerts import Alerts
 from fleet_edge.session_log import SessionLog
 from fleet_edge.store.views import (
     AlertView,

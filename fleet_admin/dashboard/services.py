@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
-from fleet_admin.alerts.alerts import Alerts
 from fleet_admin.dashboard.accounts import AccountDatabase, Accounts, ApiKeys, Attempts, Logins, Passwords
 from fleet_admin.dashboard.errors import Problem
 from fleet_admin.dashboard.settings import DashboardSettings
 from fleet_admin.steering import DeviceSettingsView, Steering, SteeringLog
+from fleet_edge.alerts.alerts import Alerts
 from fleet_edge.session_log import SessionLog
 from schemas.errors import FleetError
 

@@ -37,9 +37,9 @@ from fleet_cli.options import (
 from fleet_cli.tables import Column, cell, print_json, print_table
 
 if TYPE_CHECKING:
-    from fleet_admin.alerts.alerts import Alerts
     from fleet_admin.settings import PriceList
     from fleet_admin.unmatched import UnmatchedMachine
+    from fleet_edge.alerts.alerts import Alerts
     from fleet_edge.store.views import AlertView
 
 
@@ -124,13 +124,13 @@ def alerts(
 
 def _open_alerts(url: str, *, read_only: bool) -> "Alerts":
     with needs_extra("admin"):
-        from fleet_admin.alerts.alerts import Alerts
+        from fleet_edge.alerts.alerts import Alerts
 
     return Alerts(url, read_only=read_only)
 
 
 def _watch(db: str, config: Path | None, *, as_json: bool) -> None:
-    from fleet_admin.alerts.evaluator import EVERY_S, RunningAlerts
+    from fleet_edge.alerts.evaluator import EVERY_S, RunningAlerts
 
     settings = load_alert_settings(config)
     interruption = Interruption()

@@ -6,7 +6,6 @@ from typing import Final
 
 from starlette.responses import Response
 
-from fleet_admin.alerts.alerts import AlertError, AlertSeverity
 from fleet_admin.columns import Column
 from fleet_admin.dashboard.charts import RANGES, Timeline, range_of
 from fleet_admin.dashboard.errors import Problem
@@ -21,6 +20,7 @@ from fleet_admin.reports import (
     tally_columns,
 )
 from fleet_admin.settings import PriceList
+from fleet_edge.alerts.alerts import AlertError, AlertSeverity
 from fleet_edge.store.views import AlertView, AuditView, UsageView
 from schemas.names import model_name
 

@@ -2,8 +2,8 @@
 
 from datetime import datetime, timedelta
 
-from fleet_admin.alerts import alerts as book
-from fleet_admin.alerts.alerts import AlertSeverity, RuleReading
+from fleet_edge.alerts import alerts as book
+from fleet_edge.alerts.alerts import AlertSeverity, RuleReading
 from fleet_edge.store.database import open_store
 from fleet_edge.store.records import Record, segment_number
 from schemas.policy import Mode

@@ -2,9 +2,9 @@ import re
 
 import pytest
 
-from fleet_admin.alerts.alerts import Alerts
 from fleet_admin.dashboard.services import Services
 from fleet_admin.steering.log import SteeringLog
+from fleet_edge.alerts.alerts import Alerts
 from tests.fleet_admin.dashboard.conftest import Browser
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from fleet_admin.alerts import alerts as book
-from fleet_admin.alerts.alerts import Alerts
 from fleet_admin.dashboard.app import PAGES
+from fleet_edge.alerts import alerts as book
+from fleet_edge.alerts.alerts import Alerts
 from fleet_edge.store.database import open_store
 from tests.fleet_admin.dashboard.conftest import NOW
 from tests.fleet_admin.dashboard.fleet_log import ALERTS, EVIL

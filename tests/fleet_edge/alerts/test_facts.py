@@ -2,11 +2,11 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from fleet_admin.alerts import alerts as book
-from fleet_admin.alerts.alerts import Alerts
-from fleet_admin.alerts.evaluator import Evaluator
-from fleet_admin.alerts.rules import Facts, read_facts
-from fleet_admin.alerts.settings import AlertSettings
+from fleet_edge.alerts import alerts as book
+from fleet_edge.alerts.alerts import Alerts
+from fleet_edge.alerts.evaluator import Evaluator
+from fleet_edge.alerts.rules import Facts, read_facts
+from fleet_edge.alerts.settings import AlertSettings
 from fleet_edge.store.database import Store
 from fleet_edge.store.records import DeviceSeen, EventLogged, Record
 from fleet_edge.store.steering import retire

@@ -16,12 +16,12 @@ from collections.abc import Callable
 from typing import Final
 from urllib.parse import urlunsplit
 
-from fleet_admin.alerts.alerts import DeliveryFailed
-from fleet_admin.alerts.settings import AlertSettings, check_url
 from fleet_common.mqtt.errors import LinkError
 from fleet_common.mqtt.link import Link, publish_confirmed
 from fleet_common.mqtt.paho_link import PahoLink
 from fleet_common.mqtt.settings import LinkSettings
+from fleet_edge.alerts.alerts import DeliveryFailed
+from fleet_edge.alerts.settings import AlertSettings, check_url
 from schemas.control import Alert, encode_json
 from schemas.topics import Topic, build
 

@@ -6,18 +6,18 @@ from pathlib import Path
 
 import pytest
 
-from fleet_admin.alerts.alerts import Alerts, DeliveryFailed
-from fleet_admin.alerts.delivery import BrokerChannel
-from fleet_admin.alerts.evaluator import RunningAlerts
-from fleet_admin.alerts.settings import AlertSettings
 from fleet_common.metrics import MetricsError
 from fleet_common.mqtt.errors import ConnectFailed
 from fleet_common.mqtt.link import Message
 from fleet_common.mqtt.settings import LinkSettings
+from fleet_edge.alerts.alerts import Alerts, DeliveryFailed
+from fleet_edge.alerts.delivery import BrokerChannel
+from fleet_edge.alerts.evaluator import RunningAlerts
+from fleet_edge.alerts.settings import AlertSettings
 from fleet_edge.store.database import open_store
 from schemas.control import Alert, AlertState, decode_json
 from schemas.topics import Topic, build
-from tests.fleet_admin.alerts.test_delivery import ALERT
+from tests.fleet_edge.alerts.test_delivery import ALERT
 from tests.fleet_edge.store import samples
 from tests.support.memory_broker import MemoryBroker
 from tests.support.memory_link import MemoryLink

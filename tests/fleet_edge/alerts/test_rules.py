@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from fleet_admin.alerts.alerts import AlertSeverity, RuleReading
-from fleet_admin.alerts.rules import RULES, Facts, readings
-from fleet_admin.alerts.settings import AlertSettings
+from fleet_edge.alerts.alerts import AlertSeverity, RuleReading
+from fleet_edge.alerts.rules import RULES, Facts, readings
+from fleet_edge.alerts.settings import AlertSettings
 from fleet_edge.store.views import DeviceView, EdgeView, MachineState
 from tests.fleet_edge.store import samples
 

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from fleet_admin.alerts.alerts import DeliveryFailed
-from fleet_admin.alerts.delivery import Webhook
-from fleet_admin.alerts.evaluator import Courier
-from fleet_admin.alerts.settings import check_url
+from fleet_edge.alerts.alerts import DeliveryFailed
+from fleet_edge.alerts.delivery import Webhook
+from fleet_edge.alerts.evaluator import Courier
+from fleet_edge.alerts.settings import check_url
 from schemas.control import Alert, AlertState, decode_json
 
 AT = datetime(2026, 5, 1, 12, tzinfo=UTC)

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from sqlalchemy import create_engine, text
 
-from fleet_admin.alerts.alerts import Alerts, NoSuchAlert
-from fleet_admin.alerts.evaluator import DATABASE_AWAY, Evaluator
-from fleet_admin.alerts.rules import Facts
-from fleet_admin.alerts.settings import AlertSettings
+from fleet_edge.alerts.alerts import Alerts, NoSuchAlert
+from fleet_edge.alerts.evaluator import DATABASE_AWAY, Evaluator
+from fleet_edge.alerts.rules import Facts
+from fleet_edge.alerts.settings import AlertSettings
 from fleet_edge.store.database import open_store
 from fleet_edge.store.errors import StoreUnavailable
 from fleet_edge.store.views import DeviceView, EdgeView, MachineState
@@ -217,7 +217,7 @@ def test_a_database_that_is_away_is_told_though_it_holds_no_alert(world: World) 
 
 
 def test_no_more_are_open_than_there_is_room_for(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fleet_admin.alerts.alerts.MOST_OPEN", 5)
+    monkeypatch.setattr("fleet_edge.alerts.alerts.MOST_OPEN", 5)
     world.look(**{f"edge_{number}": 0.95 for number in range(40)})
     world.look(60)
     assert len(world.alerts.open()) == 5

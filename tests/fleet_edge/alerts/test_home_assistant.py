@@ -6,13 +6,13 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from fleet_admin.alerts.alerts import Alerts
-from fleet_admin.alerts.delivery import BrokerChannel
-from fleet_admin.alerts.evaluator import Evaluator
-from fleet_admin.alerts.home_assistant import HomeAssistant
-from fleet_admin.alerts.settings import AlertSettings
 from fleet_common.mqtt.errors import NotConnected
 from fleet_common.mqtt.link import Message
+from fleet_edge.alerts.alerts import Alerts
+from fleet_edge.alerts.delivery import BrokerChannel
+from fleet_edge.alerts.evaluator import Evaluator
+from fleet_edge.alerts.home_assistant import HomeAssistant
+from fleet_edge.alerts.settings import AlertSettings
 from fleet_edge.store.database import open_store
 from schemas.control import Presence
 from tests.fleet_edge.store import samples

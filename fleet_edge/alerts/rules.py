@@ -14,8 +14,8 @@ from typing import Final
 
 from sqlalchemy import Connection, func, select
 
-from fleet_admin.alerts.alerts import AlertSeverity, RuleReading
-from fleet_admin.alerts.settings import AlertSettings
+from fleet_edge.alerts.alerts import AlertSeverity, RuleReading
+from fleet_edge.alerts.settings import AlertSettings
 from fleet_edge.store import queries
 from fleet_edge.store.event_codes import EventKind
 from fleet_edge.store.tables import EVENTS

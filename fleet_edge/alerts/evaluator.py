@@ -16,14 +16,14 @@ from typing import Final, Protocol, Self
 
 from sqlalchemy import Connection
 
-from fleet_admin.alerts import alerts as book
-from fleet_admin.alerts.alerts import Alerts, AlertSeverity, DeliveryFailed, notice_of
-from fleet_admin.alerts.delivery import BrokerChannel, Webhook
-from fleet_admin.alerts.home_assistant import HomeAssistant
-from fleet_admin.alerts.rules import Facts, read_facts, readings
-from fleet_admin.alerts.settings import AlertSettings
 from fleet_common.closing import Closing
 from fleet_common.metrics import read_token
+from fleet_edge.alerts import alerts as book
+from fleet_edge.alerts.alerts import Alerts, AlertSeverity, DeliveryFailed, notice_of
+from fleet_edge.alerts.delivery import BrokerChannel, Webhook
+from fleet_edge.alerts.home_assistant import HomeAssistant
+from fleet_edge.alerts.rules import Facts, read_facts, readings
+from fleet_edge.alerts.settings import AlertSettings
 from fleet_edge.store import queries
 from fleet_edge.store.errors import StoreUnavailable
 from fleet_edge.store.views import AlertView, DeviceView
