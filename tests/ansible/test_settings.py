@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from fleet_device.settings import DeviceSettings
+from fleet_edge.alerts.settings import AlertSettings
 from fleet_edge.settings import EdgeSettings
 from tests.ansible.local_play import ROOT, play
 
@@ -24,9 +25,9 @@ GIVEN = {
 }
 
 
-def rendered(kind: str, folder: Path, **settings: Any) -> dict[str, Any]:
+def rendered(kind: str, folder: Path, *, file: str = "", **settings: Any) -> dict[str, Any]:
     role = ROOT / "ansible" / "roles" / kind
-    template = role / "templates" / f"{kind}.toml.j2"
+    template = role / "templates" / f"{file or kind}.toml.j2"
     tasks = [
         {"ansible.builtin.include_vars": str(role / "defaults" / "main.yml")},
         {"ansible.builtin.template": {"src": str(template), "dest": str(folder / "out.toml")}},
@@ -72,3 +73,15 @@ def test_an_edges_metrics_are_served_with_the_token_that_the_role_writes(tmp_pat
     assert read["metrics"] == {"listen": "10.0.0.5:9464", "token_file": token}
     assert "0123456789abcdef" not in str(read)
     assert EdgeSettings.model_validate(read).metrics.address is not None
+
+
+def test_an_edges_alerts_are_posted_and_signed_with_the_secret_that_the_role_writes(tmp_path: Path) -> None:
+    secret, given = "0123456789abcdef", {"webhook": "https://hooks.example/fleet", "broker": {"host": "north.example"}}
+    assert "alerts" not in rendered("edge", tmp_path)
+    edge = rendered("edge", tmp_path, edge_alerts=given, edge_alerts_secret=secret)
+    assert str(EdgeSettings(**edge).alerts) == "/etc/fleet/credentials/alerts.toml"
+    found = rendered("edge", tmp_path, file="alerts", edge_alerts=given, edge_alerts_secret=secret)
+    assert secret not in str(found)
+    read = AlertSettings(**found)
+    assert (read.webhook, read.broker.host) == (given["webhook"], "north.example")
+    assert str(read.webhook_secret_file) == "/etc/fleet/credentials/alerts-secret"
