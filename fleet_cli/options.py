@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from fleet_admin.settings import AdminSettings
     from fleet_admin.steering import Actor, Steering, SteeringLog
     from fleet_device.checks.edge_check import Check, CheckReport
-    from fleet_edge.alerts.evaluator import RunningAlerts
-    from fleet_edge.alerts.settings import AlertSettings
     from fleet_edge.session_log import SessionLog
 
 Command = Callable[..., None]
@@ -207,22 +205,6 @@ class Interruption:
         return True
 
 
-def alerts_of(config: Path | None, db: str) -> "RunningAlerts | None":
-    """Return the alerts that a program evaluates next to its work, not started; None without a file."""
-    if config is None:
-        return None
-    from fleet_edge.alerts.alerts import Alerts
-    from fleet_edge.alerts.evaluator import RunningAlerts
-
-    return RunningAlerts(Alerts(db, later=True), load_alert_settings(config.expanduser()))
-
-
-def load_alert_settings(config: Path | None) -> "AlertSettings":
-    from fleet_edge.alerts.settings import AlertSettings
-
-    return load_settings(AlertSettings, config=config, flags={})
-
-
 _PROFILE: Final = "FLEET_ADMIN_CONFIG"
 
 
@@ -334,9 +316,7 @@ _SELECTION: Final[Mapping[str, tuple[object, object]]] = {
     "reachable": (
         Annotated[
             bool | None,
-            typer.Option(
-                "--reachable/--unreachable", help="Of the selected, only devices that are neither silent nor offline."
-            ),
+            typer.Option("--reachable/--unreachable", help="Of the selected, only devices that are not offline."),
         ],
         None,
     ),

@@ -12,6 +12,7 @@ from apscheduler.schedulers.background import BackgroundScheduler
 from sqlalchemy.exc import SQLAlchemyError
 
 from fleet_common.host import give_back_free_memory
+from fleet_edge.alerts.settings import EVERY_S
 from fleet_edge.store import housekeeping
 from fleet_edge.store.database import SessionStore
 from fleet_edge.store.errors import StoreError
@@ -21,12 +22,10 @@ from fleet_edge.store.periods import Grain, floor
 from fleet_edge.store.quarantines import Quarantines
 from fleet_edge.store.records import RETENTION, Retention
 from fleet_edge.store.tables import COMMANDS, EVENTS, ROUNDS
-from fleet_edge.store.views import SILENT_AFTER
 
 _log = logging.getLogger(__name__)
 
 _ABANDONED_CHUNK: Final = 1000
-_MINUTE: Final = timedelta(minutes=1)
 _MINUTES_KEPT: Final = timedelta(days=2)  # each minute's load; pages show half a day by minutes
 _MB: Final = 1e6
 
@@ -65,6 +64,7 @@ class EdgeJobs:
         flush_log: Callable[[], object],
         warn_certificates: Callable[[], object],
         apply_quarantines: Callable[[Quarantines], object],
+        evaluate_alerts: Callable[[], object],
         tell: Callable[..., object] = lambda *_event, **_more: None,
         settings: JobSettings | None = None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
@@ -75,14 +75,13 @@ class EdgeJobs:
         self._stopping = threading.Event()
         self._waiting: set[str] = set()
         self._tell = tell
-        self._silent: frozenset[str] | None = None
         self._chores: Mapping[str, tuple[float, Callable[[], object]]] = {
             "expire-leases": (self._settings.lease_every_s, expire_leases),
             "flush-progress": (self._settings.progress_every_s, flush_progress),
             "flush-log": (10.0, flush_log),
             "read-quarantines": (2.0, lambda: apply_quarantines(store.quarantines(now=now()))),
             "warn-certificates": (600.0, warn_certificates),
-            "mark-silent": (60.0, self._mark_silent),
+            "evaluate-alerts": (EVERY_S, evaluate_alerts),
             "close-abandoned": (300.0, self._close_abandoned),
             "purge": (3600.0, self._purge),
             "give-back-memory": (60.0, give_back_free_memory),
@@ -130,19 +129,6 @@ class EdgeJobs:
             return False
         self._waiting.discard(name)
         return True
-
-    def _mark_silent(self) -> None:
-        engine = self._store.engine
-        marked = housekeeping.mark_silent(engine, now=self._now())
-        if marked:
-            _log.warning("%d online devices have fallen silent.", len(marked))
-        sentence = f"The device has sent nothing for {SILENT_AFTER / _MINUTE:g} minutes, although it is not offline."
-        for device in marked:
-            self._tell(EventKind.DEVICE, "silent", sentence, device, shared=True)
-        before, self._silent = self._silent, housekeeping.silent_devices(engine)
-        for device in sorted((before or frozenset()) - self._silent):
-            sentence = "The silent device has sent a message again."
-            self._tell(EventKind.DEVICE, "heard-again", sentence, device, shared=True)
 
     def _close_abandoned(self) -> None:
         closed = housekeeping.close_abandoned(

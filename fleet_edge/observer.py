@@ -130,6 +130,9 @@ class EdgeObserver:
     def device_states(self) -> Counter[MachineState]:
         return self.figures.device_states(self.orchestrator.handlers.guard.quarantined())
 
+    def active_devices(self) -> int:
+        return self.figures.active_devices(self.orchestrator.handlers.guard.quarantined())
+
     @property
     def _hangs(self) -> str:
         return f"The edge's loop has not answered within {self.answer_s:g} s."
@@ -152,8 +155,9 @@ class EdgeObserver:
         yield named.DOWNLINK_BYTES.by(dict(figures.downlink_bytes))
         states = self.device_states()
         # Only the session log knows about retirement and about devices without a presence.
-        known = (each for each in MachineState if each not in (MachineState.RETIRED, MachineState.UNKNOWN))
+        known = (*CONNECTED, MachineState.QUARANTINED, MachineState.OFFLINE)
         yield named.DEVICES.by({each.value: states[each] for each in known})
+        yield named.DEVICES_ACTIVE.of(self.active_devices())
         yield named.FIRST_TOKEN.spread(figures.first_token)
         yield named.INTER_TOKEN.spread(figures.inter_token)
         yield named.QUEUE_TIME.spread(figures.queue_time)
@@ -241,7 +245,7 @@ class SelfWatch:
                 kv_usage=memory.computed / memory.whole if memory.whole else None,
                 spooled_records=max(0, store.spooled - store.replayed),
                 memory_bytes=resident_memory(),
-                devices_online=devices[MachineState.ONLINE],
+                devices_active=self.observer.active_devices(),
                 devices_connected=sum(devices[state] for state in CONNECTED),
             )
         )

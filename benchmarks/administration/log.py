@@ -195,7 +195,7 @@ def _loads(chance: random.Random, scale: Scale, begin: datetime, now: datetime) 
                 "open_sessions": int(20 * busy * chance.random()),
                 "kv_usage": min(1.0, 0.5 * busy * chance.uniform(0.8, 1.2)),
                 "memory_bytes": int(2e9 * chance.uniform(0.99, 1.01)),
-                "devices_online": int(connected * busy / 1.7),
+                "devices_active": int(connected * busy / 1.7),
                 "devices_connected": int(connected),
             }
 

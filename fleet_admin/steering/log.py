@@ -76,7 +76,7 @@ class SteeringLog(Closing):
         return {device: after.get(device, ()) for device in devices}
 
     def retire(self, device: str, *, undo: bool = False, actor: Actor) -> None:
-        """Retire a device that the log knows, or undo that: it is selected only by name, and never silent."""
+        """Retire a device that the log knows, or undo that: it is selected only by name."""
         now = self._now()
         with self._writing() as connection:
             before = connection.scalar(select(DEVICES.c.retired_at).where(DEVICES.c.device == _checked(device)))

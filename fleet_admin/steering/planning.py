@@ -124,7 +124,7 @@ class KnownDevice:
 
     @property
     def reachable(self) -> bool:
-        return self.state not in (MachineState.SILENT, MachineState.OFFLINE)
+        return self.state is not MachineState.OFFLINE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,7 +137,7 @@ class Selection:
     edge: str | None = None  # served by this edge within a day
     draft_model: str | None = None
     software: str | None = None
-    reachable: bool | None = None  # neither silent nor offline, or with False the others
+    reachable: bool | None = None  # not offline, or with False only those
 
     def __post_init__(self) -> None:
         """Raise `SteeringError` if it selects nothing, or a name is invalid."""

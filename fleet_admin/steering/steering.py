@@ -186,12 +186,8 @@ class Steering:
                 presence=state.presence,
                 software=state.software,
                 draft_model=state.draft_model,
-                # A presence that the log has too is as old as the log says.
-                state=of_log.state
-                if state.presence == of_log.presence
-                else device_state(
+                state=device_state(
                     state.presence,
-                    since_last_sign=timedelta(),
                     quarantined=of_log.state is MachineState.QUARANTINED,
                     retired=of_log.retired_at is not None,
                 ),

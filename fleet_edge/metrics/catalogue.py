@@ -39,7 +39,8 @@ SUCCESS = _counter("request_success_total", "Ended sessions, by reason.", "reaso
 REFUSALS = _counter("refusals_total", "Refused Opens, by code.", "code")
 FAULTS = _counter("faults_total", "Messages of devices that could not be served, by code.", "code")
 DROPPED = _counter("dropped_messages_total", "Messages dropped because the inbox was full.")
-DEVICES = _gauge("devices", "Devices known to this edge, by state.", "state")
+DEVICES = _gauge("devices", "Devices known to this edge, by state of their connection.", "state")
+DEVICES_ACTIVE = _gauge("devices_active", "Connected devices that sent a message within five minutes.")
 
 # Tokens
 

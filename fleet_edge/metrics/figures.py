@@ -16,7 +16,7 @@ from fleet_common.metrics import Histogram
 from fleet_edge.metrics.tracing import Tracing
 from fleet_edge.sessions.drafts import DraftResult, DraftTiming
 from fleet_edge.sessions.machine import EdgeSession
-from fleet_edge.store.views import MachineState, device_state
+from fleet_edge.store.views import CONNECTED, MachineState, device_state, is_active
 from schemas.control import Presence
 from schemas.fields import MAX_DRAFT
 from schemas.reasons import EndReason, FaultCode, RefusalCode
@@ -177,13 +177,18 @@ class Figures:
 
     def device_states(self, quarantined: Collection[str]) -> Counter[MachineState]:
         """Count the devices that have published their presence, by state. From any thread."""
-        now, signs = self.clock(), dict(self.last_sign)
         return Counter(
-            device_state(
-                presence, since_last_sign=timedelta(seconds=now - signs[name]), quarantined=name in quarantined
-            )
+            device_state(presence, quarantined=name in quarantined) for name, presence in dict(self.presence).items()
+        )
+
+    def active_devices(self, quarantined: Collection[str]) -> int:
+        """Count the connected devices that were heard lately. From any thread."""
+        now, signs = self.clock(), dict(self.last_sign)
+        return sum(
+            is_active(timedelta(seconds=now - signs[name]))
             for name, presence in dict(self.presence).items()
-            if name in signs  # not yet, where it comes from another thread just now
+            # Another thread may just have added a device that has no sign yet.
+            if name in signs and device_state(presence, quarantined=name in quarantined) in CONNECTED
         )
 
     def probe(self) -> "Callable[[object], None] | None":

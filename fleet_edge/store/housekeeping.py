@@ -1,4 +1,4 @@
-"""Housekeeping of the session log: purges, lost sessions, silent devices; jobs call these regularly.
+"""Housekeeping of the session log: purges, lost sessions; jobs call these regularly.
 
 All of it may run twice, in two processes, or be interrupted: the next run does the rest. Rows are deleted in short
 transactions with pauses between them, so that a writer never waits for long. With SQLite, deleted pages are also moved
@@ -11,16 +11,14 @@ from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import Any, Final, Required, TypedDict, Unpack
 
-from sqlalchemy import ColumnElement, Connection, Engine, Table, and_, delete, func, or_, select, tuple_, update
+from sqlalchemy import ColumnElement, Connection, Engine, Table, and_, delete, func, or_, select, tuple_
 
 from fleet_edge.store.database import SessionStore
 from fleet_edge.store.engine import insert_into, replacing
 from fleet_edge.store.periods import Grain, ceiling
-from fleet_edge.store.quarantines import read_quarantines
 from fleet_edge.store.records import SessionClosed, minute_of
 from fleet_edge.store.rollups import DISTRIBUTION_GRAINS, Scope
 from fleet_edge.store.tables import (
-    DEVICES,
     DISTRIBUTIONS,
     EDGE_LOADS,
     PURGES,
@@ -31,8 +29,6 @@ from fleet_edge.store.tables import (
     SEGMENTS,
     SESSIONS,
 )
-from fleet_edge.store.views import SILENT_AFTER
-from schemas.control import Presence
 from schemas.reasons import EndReason
 
 Enough = Callable[[], bool]
@@ -136,31 +132,6 @@ def _checkpoint(engine: Engine) -> None:
 def _alone(engine: Engine) -> Iterator[Any]:
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         yield connection
-
-
-def mark_silent(engine: Engine, *, now: datetime) -> list[str]:
-    """Mark devices that have become silent, as `views.device_state` defines it.
-
-    Returns those newly marked: of several processes that look at once, one marks each.
-    """
-    limit = now - SILENT_AFTER
-    recent = select(SESSIONS.c.session).where(SESSIONS.c.device == DEVICES.c.device, SESSIONS.c.last_at >= limit)
-    mark = (
-        update(DEVICES)
-        .where(DEVICES.c.presence != Presence.OFFLINE.value, DEVICES.c.silent_since.is_(None))
-        .where(or_(DEVICES.c.telemetry_at.is_(None), DEVICES.c.telemetry_at < limit))
-        .where(DEVICES.c.seen_at < limit, DEVICES.c.retired_at.is_(None), ~recent.exists())
-        .values(silent_since=now)
-        .returning(DEVICES.c.device)
-    )
-    with engine.begin() as connection:
-        quarantined = read_quarantines(connection, now=now).active
-        return sorted(connection.scalars(mark.where(DEVICES.c.device.not_in(quarantined))))
-
-
-def silent_devices(engine: Engine) -> frozenset[str]:
-    with engine.connect() as connection:
-        return frozenset(connection.scalars(select(DEVICES.c.device).where(DEVICES.c.silent_since.is_not(None))))
 
 
 def close_abandoned(store: SessionStore, *, now: datetime, abandoned_after: timedelta, limit: int = 1000) -> int:

@@ -196,9 +196,6 @@ class _Inserts:
         new = statement.excluded
         changes: dict[str, ColumnElement[Any]] = {name: self._least(table.c[name], new[name]) for name in least}
         changes |= {name: self._greatest(table.c[name], new[name]) for name in greatest}
-        if table is DEVICES:
-            heard = new["seen_at"] > table.c["seen_at"]
-            changes["silent_since"] = case((heard, null()), else_=table.c["silent_since"])
         if table is SESSIONS:
             # A later segment reopens the session: it ends as its last segment does. What its device has ended stays so.
             reopened = and_(new["last_segment"] > table.c["last_segment"], table.c["device_counted_at"].is_(None))

@@ -9,7 +9,7 @@ from datetime import datetime
 from operator import itemgetter
 from typing import Any, Final
 
-from sqlalchemy import Connection, RowMapping, func, select
+from sqlalchemy import ColumnElement, Connection, RowMapping, func, select
 
 from fleet_edge.store import totals
 from fleet_edge.store.errors import NotFound, StoreError
@@ -34,6 +34,7 @@ from fleet_edge.store.views import (
     device_state,
     edge_state,
 )
+from schemas.control import Presence
 
 _ID_LENGTH: Final = 16
 _OF_DEVICE: Final = tuple(DEVICES.c[field.name] for field in fields(DeviceColumns))
@@ -43,9 +44,17 @@ _OF_SEGMENT: Final = tuple(field.name for field in fields(SegmentColumns))
 
 
 def devices(
-    connection: Connection, *, now: datetime, counted: bool = True, only: str | None = None
+    connection: Connection,
+    *,
+    now: datetime,
+    counted: bool = True,
+    only: str | None = None,
+    where: ColumnElement[bool] | None = None,
 ) -> list[DeviceView]:
-    """Return all devices by name, or `only` one; without `counted`, no sums are read."""
+    """Return all devices by name, `only` one, or those for which a condition holds.
+
+    Without `counted`, no sums are read.
+    """
     of_device = SESSIONS.c.device == DEVICES.c.device
     columns: list[Any] = [
         *_OF_DEVICE,
@@ -61,6 +70,8 @@ def devices(
     query = select(*columns).order_by(DEVICES.c.device)
     if only is not None:
         query = query.where(DEVICES.c.device == only)
+    if where is not None:
+        query = query.where(where)
 
     def sums(since: datetime | None, *columns: str) -> dict[str | None, Tally]:
         if not counted:
@@ -72,27 +83,28 @@ def devices(
     ever, today = sums(None), sums(floor(Grain.DAY, now), "tokens")
     hour, day = (sums(now - age, "tested", "accepted") for age in (HOUR, DAY))
     quarantines, labels = read_quarantines(connection, now=now).active, read_labels(connection)
+    at_edges = edges(connection, now=now)
+    observed = not at_edges or any(each.state not in _AWAY for each in at_edges)
+    observed_until = max((each.seen_at for each in at_edges), default=None)
     views = []
     for row in connection.execute(query).mappings():
         name = row["device"]
-        last_sign = max(filter(None, (row["seen_at"], row["telemetry_at"], row["last_verdict_at"])))
         state = device_state(
             row["presence"],
-            since_last_sign=now - last_sign,
             quarantined=name in quarantines,
             retired=row["retired_at"] is not None,
+            observed=observed,
         )
         since = {
             MachineState.QUARANTINED: quarantines[name].since_at if name in quarantines else None,
             MachineState.RETIRED: row["retired_at"],
-            MachineState.LATE: last_sign,
-            MachineState.SILENT: last_sign,
+            MachineState.UNKNOWN: observed_until if row["presence"] else None,
         }
         views.append(
             DeviceView(
                 state=state,
                 state_since=since.get(state, row["presence_since"]),
-                last_sign_at=last_sign,
+                last_sign_at=_last_sign(row),
                 labels=labels.get(name, ()),
                 sessions=ever[name].sessions if name in ever else 0,
                 acceptance_1h=hour[name].acceptance if name in hour else None,
@@ -102,6 +114,21 @@ def devices(
             )
         )
     return views
+
+
+_AWAY: Final = (MachineState.OFFLINE, MachineState.SILENT)
+"""States of an edge that does not observe the broker now, as far as the log knows."""
+
+
+def _last_sign(row: RowMapping) -> datetime:
+    """Return when a device was last heard.
+
+    An edge that starts receives the retained state of an offline device, and records that it has seen the device.
+    """
+    gone = row["presence"] == Presence.OFFLINE and row["presence_since"] is not None
+    signs = (row["presence_since"] if gone else row["seen_at"], row["telemetry_at"], row["last_verdict_at"])
+    latest: datetime = max(each for each in signs if each is not None)
+    return latest
 
 
 def find_session(connection: Connection, prefix: str, *, device: str | None = None) -> RowMapping:

@@ -255,7 +255,8 @@ class TelemetryReported:
 class LoadReported:
     """An edge's load over the last seconds; `views.EdgeColumns` describes the values. None: nothing was measured.
 
-    `memory_bytes` is resident in the edge's process. Connected devices may be late or silent.
+    `memory_bytes` is resident in the edge's process. Connected devices may be idle; active ones are connected and were
+    heard lately.
     """
 
     edge: str
@@ -269,7 +270,7 @@ class LoadReported:
     kv_usage: float | None
     spooled_records: int
     memory_bytes: int | None = None
-    devices_online: int | None = None
+    devices_active: int | None = None
     devices_connected: int | None = None
 
 

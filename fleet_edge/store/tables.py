@@ -183,8 +183,6 @@ DEVICES: Final = Table(
     METADATA,
     *_columns(DeviceColumns, key=("device",)),
     _column("state_at", datetime, nullable=True),
-    # Set by a job, and cleared when the device is seen again.
-    _column("silent_since", datetime, nullable=True),
 )
 
 EDGES: Final = Table(
@@ -363,11 +361,18 @@ ALERTS: Final = Table(
     *_columns(AlertView, key=("id",)),
     _partial_index("uq_alerts_open", "rule", "subject", where="cleared_at IS NULL", unique=True),
     Index(None, "since_at"),
+    # What remains to be delivered is among these.
+    _partial_index("ix_alerts_delivered", "since_at", where="(delivered IS NULL OR delivered <> 'cleared')"),
 )
 
-# The process that evaluates the rules, and until when no other does.
+# The process that evaluates the rules, until when no other does, and when it last did.
 ALERT_LEASES: Final = Table(
-    "alert_leases", METADATA, _key("name"), _column("holder", str), _column("until_at", datetime)
+    "alert_leases",
+    METADATA,
+    _key("name"),
+    _column("holder", str),
+    _column("until_at", datetime),
+    _column("evaluated_at", datetime, nullable=True),
 )
 
 # `password` is an argon2id hash; None: the account is only known by a proxy's header, or by keys.

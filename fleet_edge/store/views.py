@@ -12,20 +12,17 @@ from typing import Final
 from fleet_edge.counters import SegmentCounters, share
 from schemas.control import Presence, SettingValue
 
-LATE_AFTER: Final = timedelta(minutes=5)
-SILENT_AFTER: Final = timedelta(minutes=15)
-"""Time without a sign after which a device is silent. An idle device sends nothing, so it becomes late and then
-silent."""
+ACTIVE_WITHIN: Final = timedelta(minutes=5)
+"""Time since the last message within which a device is active. An idle device sends nothing, and stays online."""
 
 EDGE_SILENT_AFTER: Final = timedelta(minutes=1)
 """Time without a load after which an edge is silent; it writes one every ten seconds."""
 
 
 class MachineState(StrEnum):
-    """State of a device or an edge, in the order in which an administrator wants to see them."""
+    """State of a device or an edge, in the order in which an administrator wants to see them; only edges are silent."""
 
     ONLINE = "online"
-    LATE = "late"
     DRAINING = "draining"
     SILENT = "silent"
     QUARANTINED = "quarantined"
@@ -34,27 +31,27 @@ class MachineState(StrEnum):
     UNKNOWN = "unknown"
 
 
-SERVING: Final = (MachineState.ONLINE, MachineState.DRAINING)
-"""States of an edge whose load is current."""
-
-
-CONNECTED: Final = (*SERVING, MachineState.LATE, MachineState.SILENT)
-"""States of a device that has not left the broker."""
+CONNECTED: Final = (MachineState.ONLINE, MachineState.DRAINING)
+"""States of a device that is connected to the broker, and of an edge whose load is current."""
 
 
 def device_state(
-    presence: str | None, *, since_last_sign: timedelta, quarantined: bool = False, retired: bool = False
+    presence: str | None, *, quarantined: bool = False, retired: bool = False, observed: bool = True
 ) -> MachineState:
-    """Return a device's state; `since_last_sign` is the time since its last presence, telemetry or draft."""
+    """Return a device's state, which follows its connection alone: an idle device is online.
+
+    Without an edge that observes the broker, a device that was connected is unknown.
+    """
     if quarantined:
         return MachineState.QUARANTINED
     if retired:
         return MachineState.RETIRED
-    if gone := _gone(presence):
-        return gone
-    if since_last_sign > SILENT_AFTER:
-        return MachineState.SILENT
-    return MachineState.LATE if since_last_sign > LATE_AFTER else _connected(presence)
+    return _gone(presence) or (_connected(presence) if observed else MachineState.UNKNOWN)
+
+
+def is_active(since_last_sign: timedelta) -> bool:
+    """Return whether a device has been heard lately; its activity says nothing about its connection."""
+    return since_last_sign <= ACTIVE_WITHIN
 
 
 def edge_state(presence: str | None, *, since_load: timedelta | None) -> MachineState:
@@ -120,8 +117,8 @@ class DeviceView(DeviceColumns):
     """A device with its state and its sums.
 
     Attributes:
-        state_since: Start of that state; for a late or silent device, its last sign.
-        last_sign_at: Latest presence, telemetry or draft.
+        state_since: Start of that state; None if it is not known.
+        last_sign_at: Latest message or disconnection that an edge has recorded.
         sessions: Served by edges, purged ones included.
         last_verdict_at: When an edge last recorded a verdict or an end of a session.
         tokens_today: Committed in segments opened since midnight (UTC).
@@ -138,6 +135,11 @@ class DeviceView(DeviceColumns):
     acceptance_1h: float | None
     acceptance_24h: float | None
     tokens_today: int
+
+    @property
+    def connected(self) -> bool:
+        """Return whether what it last reported of itself is current."""
+        return self.state in CONNECTED
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -355,7 +357,7 @@ class LoadView:
     open_sessions: float | None
     kv_usage: float | None
     memory_bytes: float | None
-    devices_online: float | None
+    devices_active: float | None
     devices_connected: float | None
 
 
@@ -466,6 +468,7 @@ class AlertView:
         sentence: What is wrong, as seen last, and what to do.
         value: What was measured last, if it is a number.
         cleared_by: Who cleared it; None if its rule no longer matched.
+        delivered: Its state as all receivers have accepted it last: `warning`, `critical` or `cleared`.
     """
 
     id: str
@@ -482,6 +485,7 @@ class AlertView:
     cleared_by: str | None
     acknowledged_at: datetime | None
     acknowledged_by: str | None
+    delivered: str | None
 
     @property
     def open(self) -> bool:

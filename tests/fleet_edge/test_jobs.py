@@ -8,7 +8,6 @@ import pytest
 from fleet_edge.jobs import EdgeJobs, JobSettings
 from fleet_edge.store.database import ReopeningStore, SessionStore, Store
 from fleet_edge.store.records import Retention, segment_number
-from schemas.control import Presence
 from tests.fleet_edge.store import samples
 from tests.fleet_edge.store.rows import all_rows
 from tests.fleet_edge.store.samples import after
@@ -22,7 +21,7 @@ def _nothing() -> None:
 
 def _jobs(store: SessionStore, **changes: object) -> EdgeJobs:
     given = {"expire_leases": _nothing, "flush_progress": _nothing, "flush_log": _nothing}
-    given["warn_certificates"] = _nothing
+    given |= {"warn_certificates": _nothing, "evaluate_alerts": _nothing}
     arguments = {**given, "apply_quarantines": lambda _quarantines: None, "now": lambda: after(0), **changes}
     return EdgeJobs(store, **arguments)  # type: ignore[arg-type]
 
@@ -35,7 +34,7 @@ def test_each_chore_can_be_done_on_an_empty_store(store: Store) -> None:
         "flush-log",
         "read-quarantines",
         "warn-certificates",
-        "mark-silent",
+        "evaluate-alerts",
         "close-abandoned",
         "purge",
         "give-back-memory",
@@ -58,7 +57,6 @@ def test_chores_go_by_the_clock_and_the_ages_they_are_given(store: Store) -> Non
     jobs = _jobs(store, settings=settings, now=lambda: after(3601))
     assert all(jobs.run(name) for name in jobs.names)
     rows = all_rows(store)
-    assert rows["devices"][0]["silent_since"] == after(3601)
     assert [row["session"] for row in rows["sessions"]] == [samples.SESSION]
     assert (rows["rounds"], rows["events"]) == ([], [])
     assert {(row["scope"], row["start"]) for row in rows["rollups"]} == {
@@ -158,23 +156,6 @@ def test_an_absent_database_is_reported_once_per_outage(tmp_path: Path, caplog: 
     store.close()
     assert not jobs.run("read-quarantines")
     assert len(caplog.records) == 2
-
-
-def test_devices_that_fall_silent_and_are_heard_again_are_told_once(store: Store) -> None:
-    told: list[tuple[str, str, str | None]] = []
-
-    def tell(kind: str, code: str, _sentence: str, device: str | None, *, shared: bool) -> None:
-        assert shared
-        told.append((kind, code, device))
-
-    jobs = _jobs(store, now=lambda: after(901), tell=tell)
-    store.apply([samples.device_seen(device="quiet"), samples.device_seen(device="gone", presence=Presence.OFFLINE)])
-    assert jobs.run("mark-silent")
-    assert jobs.run("mark-silent")
-    store.apply([samples.device_seen(device="quiet", at=after(902))])
-    assert jobs.run("mark-silent")
-    assert jobs.run("mark-silent")
-    assert told == [("device", "silent", "quiet"), ("device", "heard-again", "quiet")]
 
 
 def test_what_a_job_deletes_closes_or_cannot_do_is_told(store: Store) -> None:

@@ -9,7 +9,7 @@ from fleet_edge.metrics.figures import Figures
 from fleet_edge.observer import LoopState, SelfWatch
 from fleet_edge.store.event_codes import EVENT_CODES
 from fleet_edge.store.records import EventLogged, LoadReported
-from fleet_edge.store.views import SILENT_AFTER, MachineState
+from fleet_edge.store.views import ACTIVE_WITHIN, MachineState
 from schemas.control import Presence
 from tests.support.memory_fleet import Clock, Sink
 
@@ -36,6 +36,9 @@ class _Observer:
 
     def device_states(self) -> Counter[MachineState]:
         return self.figures.device_states(())
+
+    def active_devices(self) -> int:
+        return self.figures.active_devices(())
 
 
 class Scene:
@@ -77,14 +80,14 @@ def test_load_is_that_of_the_last_seconds(scene: Scene) -> None:
     assert (idle.step_ms, idle.batch_sessions, idle.queue_ms, idle.tokens_per_s) == (None, None, None, 0.0)
 
 
-def test_load_counts_devices_at_the_broker_and_those_heard_of_them(scene: Scene) -> None:
+def test_load_counts_connected_and_active_devices(scene: Scene) -> None:
     for device, presence in {"idle": Presence.ONLINE, "gone": Presence.OFFLINE, "busy": Presence.ONLINE}.items():
         scene.observer.figures.heard(device, presence)
-    scene.clock.seconds += SILENT_AFTER.total_seconds()
+    scene.clock.seconds += ACTIVE_WITHIN.total_seconds()
     scene.observer.figures.heard("busy")
     scene.look()
     load = scene.sink.of(LoadReported)[-1]
-    assert (load.devices_online, load.devices_connected) == (1, 2)
+    assert (load.devices_active, load.devices_connected) == (1, 2)
     assert load.memory_bytes is not None
     assert load.memory_bytes > 10_000_000
 

@@ -100,7 +100,7 @@ edge_load = partial(
         kv_usage=0.25,
         spooled_records=0,
         memory_bytes=500_000_000,
-        devices_online=2,
+        devices_active=2,
         devices_connected=3,
     ),
 )

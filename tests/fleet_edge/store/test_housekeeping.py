@@ -11,10 +11,8 @@ from fleet_edge.store.database import Store, open_store
 from fleet_edge.store.housekeeping import give_back_space
 from fleet_edge.store.periods import Grain
 from fleet_edge.store.records import Record, segment_number
-from fleet_edge.store.steering import retire
 from fleet_edge.store.tables import COMMANDS, EVENTS, ROUNDS
 from fleet_edge.store.views import LoadView
-from schemas.control import Presence
 from tests.fleet_edge.store import samples
 from tests.fleet_edge.store.rows import all_rows
 from tests.fleet_edge.store.samples import START, after
@@ -29,27 +27,6 @@ def _session(number: int, seconds: float, *, device: str = "sensor-1") -> list[R
         samples.progress(**key, at=after(seconds + 2)),
         samples.judged(**key, at=after(seconds + 1)),
     ]
-
-
-def test_only_online_devices_without_any_sign_are_marked_silent(store: Store) -> None:
-    store.apply(
-        [
-            samples.device_seen(device="quiet"),
-            samples.device_seen(device="retired"),
-            samples.device_seen(device="gone", presence=Presence.OFFLINE),
-            samples.device_seen(device="fresh", at=after(880)),
-            samples.device_seen(device="drafting"),
-            *_session(1, 0, device="drafting"),
-            samples.progress(session=f"{1:016x}", device="drafting", at=after(890)),
-        ]
-    )
-    with store.engine.begin() as connection:
-        assert retire(connection, "retired", START)
-    now = after(901)
-    assert housekeeping.mark_silent(store.engine, now=now) == ["quiet"]
-    assert housekeeping.mark_silent(store.engine, now=now) == []
-    silent = {row["device"]: row["silent_since"] for row in all_rows(store)["devices"]}
-    assert silent == {"quiet": now, "gone": None, "fresh": None, "drafting": None, "retired": None}
 
 
 def test_old_commands_are_purged_and_the_others_stay(store: Store) -> None:
@@ -82,15 +59,6 @@ def test_loads_of_edges_are_kept_by_minute_for_days_then_by_ten_minutes(store: S
     assert found[kept[-1]]["edge-1"] == found[kept[-1]]["edge-2"] == LoadView(19, 0.25, 5e8, 2, 3)
     assert [day["edge-2"].open_sessions for day in by_day.values()] == [5, 9.5]
     assert [month["edge-2"].open_sessions for month in by_month.values()] == [7.25]
-
-
-def test_a_device_that_is_heard_again_is_not_silent(store: Store) -> None:
-    store.apply([samples.device_seen()])
-    housekeeping.mark_silent(store.engine, now=after(901))
-    store.apply([samples.device_seen(at=after(-5))])
-    assert all_rows(store)["devices"][0]["silent_since"] == after(901)
-    store.apply([samples.device_seen(at=after(902))])
-    assert all_rows(store)["devices"][0]["silent_since"] is None
 
 
 def test_a_session_that_no_edge_serves_is_lost_until_its_true_end_arrives(store: Store) -> None:

@@ -1,12 +1,11 @@
 from datetime import datetime, timedelta
-from itertools import product
 
 import pytest
 
 from fleet_edge.metrics.figures import Figures
-from fleet_edge.store import housekeeping, quarantines, queries
-from fleet_edge.store.steering import add_labels, retire
-from fleet_edge.store.views import LATE_AFTER, SILENT_AFTER, EdgeView, MachineState, device_state, edge_state
+from fleet_edge.store import quarantines, queries
+from fleet_edge.store.steering import add_labels
+from fleet_edge.store.views import ACTIVE_WITHIN, EdgeView, MachineState, device_state, edge_state
 from schemas.control import Presence
 from tests.fleet_edge.store import samples
 from tests.fleet_edge.store.conftest import Store
@@ -18,23 +17,21 @@ ONLINE, DRAINING, OFFLINE = Presence
 
 
 @pytest.mark.parametrize(
-    ("presence", "age", "expected"),
+    ("presence", "expected", "unobserved"),
     [
-        (ONLINE, LATE_AFTER, MachineState.ONLINE),
-        (ONLINE, LATE_AFTER + SECOND, MachineState.LATE),
-        (ONLINE, SILENT_AFTER, MachineState.LATE),
-        (ONLINE, SILENT_AFTER + SECOND, MachineState.SILENT),
-        (DRAINING, SECOND, MachineState.DRAINING),
-        (DRAINING, SILENT_AFTER + SECOND, MachineState.SILENT),
-        (OFFLINE, SECOND, MachineState.OFFLINE),
-        (OFFLINE, SILENT_AFTER + SECOND, MachineState.OFFLINE),
-        (None, SILENT_AFTER + SECOND, MachineState.UNKNOWN),
+        (ONLINE, MachineState.ONLINE, MachineState.UNKNOWN),
+        (DRAINING, MachineState.DRAINING, MachineState.UNKNOWN),
+        (OFFLINE, MachineState.OFFLINE, MachineState.OFFLINE),
+        (None, MachineState.UNKNOWN, MachineState.UNKNOWN),
     ],
 )
-def test_states_follow_presence_and_signs(presence: Presence | None, age: timedelta, expected: MachineState) -> None:
-    assert device_state(presence, since_last_sign=age) is expected
-    assert device_state(presence, since_last_sign=age, retired=True) is MachineState.RETIRED
-    assert device_state(presence, since_last_sign=age, retired=True, quarantined=True) is MachineState.QUARANTINED
+def test_states_of_devices_follow_their_connection(
+    presence: Presence | None, expected: MachineState, unobserved: MachineState
+) -> None:
+    assert device_state(presence) is expected
+    assert device_state(presence, observed=False) is unobserved
+    assert device_state(presence, retired=True) is MachineState.RETIRED
+    assert device_state(presence, retired=True, quarantined=True) is MachineState.QUARANTINED
 
 
 @pytest.mark.parametrize(
@@ -51,56 +48,71 @@ def test_states_of_edges_follow_load(presence: Presence | None, age: timedelta |
     assert edge_state(presence, since_load=age) is expected
 
 
-def test_the_job_marks_those_devices_as_silent_that_the_log_shows_as_silent(store: Store) -> None:
-    """Each combination of a presence with the times of the last three signs."""
-    now = after(3600)
-    ages = (None, 60, 1200)
-    devices = []
-    for number, (presence, reported, drafted) in enumerate(product(Presence, ages, reversed(ages))):
-        for state_age in (60, 1200):
-            device = f"d-{number}-{state_age}"
-            devices.append(device)
-            records = [samples.device_seen(device=device, presence=presence, at=after(3600 - state_age))]
-            if reported is not None:
-                records.append(samples.device_told(device=device, at=after(3600 - reported)))
-            if drafted is not None:
-                key = {"session": f"{len(devices):016x}", "device": device}
-                records += [samples.opened(**key), samples.progress(**key, at=after(3600 - drafted))]
-            store.apply(records)
-    with store.engine.begin() as connection:
-        assert retire(connection, devices[0], START)
-        quarantines.quarantine_device(connection, devices[-1], until=None, reason="It floods.", now=START)
-        found = queries.devices(connection, now=now, counted=False)
-    silent = [view.device for view in found if view.state is MachineState.SILENT]
-    assert 0 < len(silent) < len(devices)
-    assert housekeeping.mark_silent(store.engine, now=now) == sorted(silent)
-
-
-def test_metrics_count_devices_by_the_same_states() -> None:
+def test_metrics_count_connected_and_active_devices() -> None:
     clock = Clock()
     figures = Figures(clock)
-    for device, presence in {"on": ONLINE, "off": OFFLINE, "quiet": ONLINE, "shut-out": ONLINE}.items():
+    for device, presence in {"on": ONLINE, "off": OFFLINE, "idle": ONLINE, "shut-out": ONLINE}.items():
         figures.heard(device, presence)
-    clock.seconds += (SILENT_AFTER + SECOND).total_seconds()
-    figures.heard("on")
-    figures.heard("unknown")
-    found = figures.device_states({"shut-out", "nobody"})
-    assert found == dict.fromkeys(("online", "offline", "silent", "quarantined"), 1)
+    clock.seconds += (ACTIVE_WITHIN + SECOND).total_seconds()
+    for device in ("on", "off", "shut-out", "unknown"):
+        figures.heard(device)
+    quarantined = {"shut-out", "nobody"}
+    assert figures.device_states(quarantined) == {"online": 2, "offline": 1, "quarantined": 1}
+    assert figures.active_devices(quarantined) == 1
 
 
-def test_a_view_has_the_state_and_since_when(store: Store) -> None:
+def test_an_idle_device_is_online_for_as_long_as_it_is_connected(store: Store) -> None:
+    days = 3 * 86_400.0
     store.apply(
-        [samples.device_seen(), samples.device_seen(device="shut-out"), samples.edge_seen(), samples.edge_load()]
+        [
+            samples.device_seen(presence_since=START),
+            samples.device_seen(device="shut-out"),
+            samples.edge_seen(at=after(days)),
+            samples.edge_load(at=after(days)),
+        ]
     )
     with store.engine.begin() as connection:
         quarantines.quarantine_device(connection, "shut-out", until=None, reason="It floods.", now=after(30))
         add_labels(connection, {"sensor-1": ["hall_a"]}, who="ada", now=START)
-        late = {view.device: view for view in queries.devices(connection, now=after(301))}
-        [edge] = queries.edges(connection, now=after(301))
-    assert (late["sensor-1"].state, late["sensor-1"].state_since) == (MachineState.LATE, START)
-    assert late["sensor-1"].labels == ("hall_a",)
-    assert (late["shut-out"].state, late["shut-out"].state_since) == (MachineState.QUARANTINED, after(30))
-    assert edge.state is MachineState.SILENT
+        found = {view.device: view for view in queries.devices(connection, now=after(days))}
+    idle, shut_out = found["sensor-1"], found["shut-out"]
+    assert (idle.state, idle.state_since, idle.last_sign_at, idle.connected) == (ONLINE, START, START, True)
+    assert idle.labels == ("hall_a",)
+    assert (shut_out.state, shut_out.state_since) == (MachineState.QUARANTINED, after(30))
+
+
+@pytest.mark.parametrize(
+    ("edges", "expected"),
+    [
+        ([], MachineState.ONLINE),
+        ([("one", ONLINE, 590), ("two", OFFLINE, 500)], MachineState.ONLINE),
+        ([("one", ONLINE, 500), ("two", OFFLINE, 590)], MachineState.UNKNOWN),
+    ],
+    ids=["no edge is known", "one observes", "one is dead and one has stopped"],
+)
+def test_a_device_that_no_edge_observes_is_unknown(
+    store: Store, edges: list[tuple[str, Presence, float]], expected: MachineState
+) -> None:
+    store.apply([samples.device_seen(), samples.device_seen(device="gone", presence=OFFLINE)])
+    for name, presence, seconds in edges:
+        store.apply([samples.edge_seen(edge=name, presence=presence, at=after(seconds))])
+        store.apply([samples.edge_load(edge=name, at=after(seconds))])
+    with store.engine.connect() as connection:
+        found = {view.device: view for view in queries.devices(connection, now=after(600))}
+    assert (found["sensor-1"].state, found["gone"].state) == (expected, MachineState.OFFLINE)
+    if expected is MachineState.UNKNOWN:
+        assert found["sensor-1"].state_since == after(590)
+
+
+def test_an_edge_that_starts_does_not_make_an_offline_device_look_active(store: Store) -> None:
+    """The broker retains the state of a device: every edge that starts receives it again."""
+    store.apply([samples.device_seen(), samples.device_told(at=after(50))])
+    gone = {"presence": OFFLINE, "presence_since": after(60)}
+    store.apply([samples.device_seen(at=after(60), **gone)])
+    store.apply([samples.device_seen(at=after(7200), presence=OFFLINE)])
+    with store.engine.connect() as connection:
+        (found,) = queries.devices(connection, now=after(7300))
+    assert (found.state, found.state_since, found.last_sign_at) == (OFFLINE, after(60), after(60))
 
 
 @pytest.mark.parametrize(("state", "since"), [(MachineState.SILENT, after(60)), (MachineState.ONLINE, START)])
