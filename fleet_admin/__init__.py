@@ -1,1 +1,1 @@
-"""What an administrator runs: remote settings and commands, alerts, the dashboard."""
+"""What an administrator runs: remote settings and commands, the dashboard, advice."""

@@ -14,7 +14,7 @@ import typer
 from fleet_cli.edge_advise import advise_command
 from fleet_cli.errors import CommandError
 from fleet_cli.identities import enroll_command
-from fleet_cli.options import alerts_of, end_checks, ignore_check, show_check, with_events, with_settings
+from fleet_cli.options import end_checks, ignore_check, show_check, with_events, with_settings
 from fleet_common.grammar.compiler import BANNED_FILE, BannedGrammars
 from fleet_common.host import Systemd, use_one_heap
 from fleet_common.identity.certificates import probe_name
@@ -82,7 +82,7 @@ def run_command(settings: EdgeSettings, *, events: EventStream) -> None:
     write_log_as(settings.log_format, fleet=settings.fleet, edge=settings.edge)
     hold_back_repetition()
     use_one_heap()  # before there are threads
-    running, unit, alerts = Edge(settings), Systemd.from_environment(), alerts_of(settings.alerts, settings.db)
+    running, unit = Edge(settings), Systemd.from_environment()
 
     def say(sentence: str) -> None:
         if settings.log_format == "json":
@@ -112,23 +112,17 @@ def run_command(settings: EdgeSettings, *, events: EventStream) -> None:
         if address := start_dashboard():
             say(f"Its dashboard is at {address}.")
         unit.ready(f"{online}.")
-        if alerts is not None:
-            alerts.start()
 
     with edge_dashboard(settings) as start_dashboard:
         running.check()
         events.write(Event.LOADING, target=settings.target)
         say(f"Loading the target model {settings.target} …")
-        try:
-            handed_over = running.run(
-                on_online=tell,
-                on_step=unit.alive,
-                on_end=unit.stopping,
-                on_drain=lambda sessions: events.write(Event.DRAINING, sessions=sessions),
-            )
-        finally:
-            if alerts is not None:
-                alerts.close()
+        handed_over = running.run(
+            on_online=tell,
+            on_step=unit.alive,
+            on_end=unit.stopping,
+            on_drain=lambda sessions: events.write(Event.DRAINING, sessions=sessions),
+        )
         events.write(Event.STOPPED, handed_over=handed_over)
 
 

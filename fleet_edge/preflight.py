@@ -9,6 +9,7 @@ from fleet_common.mqtt.link import Link
 from fleet_common.mqtt.paho_link import PahoLink
 from fleet_common.mqtt.settings import LinkSettings
 from fleet_common.settings import SettingsError, check_all
+from fleet_edge.alerts.settings import load_alert_settings
 from fleet_edge.settings import EdgeSettings
 from fleet_edge.store.database import check_database
 from fleet_edge.store.errors import SpoolInUse
@@ -45,6 +46,7 @@ def preflight(settings: EdgeSettings, *, make_link: Callable[[LinkSettings], Lin
                 "edge_draft": partial(check_draft, settings),
                 "db": partial(check_database, settings.db),
                 "spool": check_spool,
+                "alerts": partial(load_alert_settings, settings.alerts),
             },
         )
     except SettingsError as error:

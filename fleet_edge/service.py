@@ -19,6 +19,8 @@ from fleet_common.mqtt.link import Link, PublishOutcome, Will
 from fleet_common.mqtt.paho_link import PahoLink
 from fleet_common.mqtt.settings import LinkSettings
 from fleet_common.mqtt.tls import certificate_end
+from fleet_edge.alerts.evaluator import RunningAlerts
+from fleet_edge.alerts.settings import load_alert_settings
 from fleet_edge.answers.answers import Responder
 from fleet_edge.assembly import assemble
 from fleet_edge.batching.scheduler import Scheduler
@@ -31,7 +33,7 @@ from fleet_edge.orchestrator import Orchestrator
 from fleet_edge.sessions.machine import EdgeSession
 from fleet_edge.sessions.table import HANDLES, MAX_SESSIONS, SessionTable
 from fleet_edge.settings import EdgeSettings
-from fleet_edge.store.database import ReopeningStore
+from fleet_edge.store.database import ReopeningStore, transaction
 from fleet_edge.store.errors import StoreError, StoreRefused, StoreUnavailable
 from fleet_edge.store.event_codes import EventKind
 from fleet_edge.store.queries import edges
@@ -100,6 +102,7 @@ class EdgeService:
     _standings: KeptStandings = field(init=False)
     _store: ReopeningStore = field(init=False)
     _jobs: EdgeJobs = field(init=False)
+    _alerts: RunningAlerts = field(init=False)
     _since: datetime = field(init=False)
     _availability: Availability = field(init=False)
     _life: LifeEvents = field(init=False)
@@ -113,10 +116,11 @@ class EdgeService:
         """Open the database, connect, and announce that this edge is online.
 
         A database that is away is opened later by the writer; until then records wait in the spool. Raises
-        `StoreError`, `ConnectFailed`, `MetricsError`, or `PublishRejected` if the broker does not let this edge publish
-        in its fleet.
+        `SettingsError`, `StoreError`, `ConnectFailed`, `MetricsError`, or `PublishRejected` if the broker does not let
+        this edge publish in its fleet.
         """
         settings = self.settings
+        alerts = load_alert_settings(settings.alerts)
         self._since = self.now()
         self._store = ReopeningStore(settings.db)
         try:
@@ -164,6 +168,7 @@ class EdgeService:
             flush_log=self._flush_log,
             warn_certificates=partial(call, handlers.warn_certificates),
             apply_quarantines=lambda quarantines: call(partial(handlers.apply_quarantines, quarantines)),
+            evaluate_alerts=self._evaluate_alerts,
             tell=handlers.recorder.events.note,
             settings=JobSettings(lease_every_s=min(2.0, settings.lease_s / 4), keep=keep),
             now=self.now,
@@ -182,6 +187,9 @@ class EdgeService:
             self.writer.close(_CLOSE_S)
             self._store.close()
             raise
+        self._alerts = RunningAlerts(
+            lambda: transaction(self._store.engine), alerts, holder=settings.edge, now=self.now
+        )
         self._jobs.start()
         self._life.started(before)
 
@@ -241,6 +249,7 @@ class EdgeService:
             if not self.writer.close(_CLOSE_S):
                 _log.error("Some records of the session log could be neither written nor spooled.")
             self._jobs.stop()  # last: a hanging job must not delay the devices or the log
+            self._alerts.close()
             self._store.close()
         return left
 
@@ -308,6 +317,9 @@ class EdgeService:
         self._life.link(up=up, why=str(self._link.failure or ""))
         if up:  # publish again: the broker has published our last will meanwhile
             self._announce()
+
+    def _evaluate_alerts(self) -> None:
+        self._alerts.step()
 
     def _flush_log(self) -> None:
         self.orchestrator.handlers.recorder.flush()

@@ -120,6 +120,7 @@ class SessionLog(Closing):
         until: Time | None = None,
         device: str | Sequence[str] | None = None,
         edge: str | None = None,
+        app: str | None = None,
         reason: EndReason | str | None = None,
         mode: Mode | str | None = None,
         open: bool = False,  # noqa: A002 - as the log says it
@@ -134,6 +135,7 @@ class SessionLog(Closing):
             until: Opened before.
             device: Of this device, or of one of these.
             edge: Served, at least once, by this edge.
+            app: Of this application.
             reason: How it ended.
             mode: How it was verified.
             open: Only those that have not ended.
@@ -142,7 +144,7 @@ class SessionLog(Closing):
             limit: Maximum number.
         """
         _check_limit(limit)
-        equal = {"reason": _member(EndReason, reason), "mode": _member(Mode, mode), "draft_model": model}
+        equal = {"app": app, "reason": _member(EndReason, reason), "mode": _member(Mode, mode), "draft_model": model}
         conditions = [SESSIONS.c[name] == value for name, value in equal.items() if value is not None]
         conditions += self._within(SESSIONS.c.opened_at, since, until)
         if devices := _several(device):

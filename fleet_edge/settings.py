@@ -226,7 +226,7 @@ class EdgeSettings(Settings):
     )
     alerts: Path | None = setting(
         None,
-        "TOML file of alert settings (docs/alerts.md); this edge then evaluates alerts, unless another process does.",
+        "TOML file of alert settings, with the webhook (docs/alerts.md).",
         rare=True,
     )
     remote: InferenceServerSettings = Field(default_factory=InferenceServerSettings)

@@ -12,7 +12,7 @@ from fleet_admin.dashboard.errors import Problem
 from fleet_admin.dashboard.settings import AccountRole
 from fleet_admin.dashboard.visit import Visit
 from fleet_admin.steering import CommandResult, DeviceSettingsView, Selection, SetResult, SteeringLog
-from fleet_edge.alerts.alerts import Alerts
+from fleet_edge.alerts.alerts import Alerts, Evaluation
 from fleet_edge.session_log import SessionLog
 from fleet_edge.store.views import (
     AlertView,
@@ -74,6 +74,7 @@ class Where(Between):
 class WhichSessions(Limited, Where):
     """Which sessions; what is left out admits all."""
 
+    app: Text | None = None
     reason: EndReason | None = None
     mode: Mode | None = None
     open: bool = False
@@ -260,8 +261,11 @@ ENDPOINTS: Final = (
     _Act("/devices/{device}/commands", "Command it.", _command, CommandResult, GivenCommand),
     _Read("/labels", "The labels of each device that has any.", _log(SessionLog.labels), dict[str, list[str]]),
     _Read("/alerts", "Alerts, the open ones first.", _alerts(Alerts.list), list[AlertView], WhichAlerts),
-    _Act("/alerts/{alert}/acknowledge", "Take note of it.", _alerts(Alerts.acknowledge, signed=True), AlertView),
-    _Act("/alerts/{alert}/clear", "End it.", _alerts(Alerts.clear, signed=True), AlertView),
+    _Act("/alerts/{alert}/acknowledge", "Acknowledge it, or all of a condition.",
+         _alerts(Alerts.acknowledge, signed=True), list[AlertView]),
+    _Act("/alerts/{alert}/clear", "End it, or all of a condition.", _alerts(Alerts.clear, signed=True),
+         list[AlertView]),
+    _Read("/alerts/evaluation", "When the alerts were last evaluated.", _alerts(Alerts.evaluation), Evaluation),
     _Read("/audit", "What administrators did.", _steering(SteeringLog.audit), list[AuditView], WhichAudit),
     _Read("/quarantines", "Devices that are quarantined now.", _log(SessionLog.quarantines), list[QuarantineView]),
 )  # fmt: skip

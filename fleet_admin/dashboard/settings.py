@@ -61,11 +61,7 @@ class DashboardSettings(AdminSettings):
         "Host names and addresses of the pages, separated by commas, in addition to this machine's own. Requests "
         "under other names are refused.",
     )
-    alerts: Path | None = setting(
-        None,
-        "TOML file of alert settings (docs/alerts.md); the dashboard then evaluates alerts, unless another "
-        "process does.",
-    )
+    alerts: Path | None = setting(None, "TOML file of alert settings, with the webhook (docs/alerts.md).")
     https_certificate: Path | None = setting(
         None,
         "Certificate (PEM, with chain) for HTTPS; without it the pages use HTTP.",

@@ -4,9 +4,9 @@ import json
 import signal
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
@@ -16,7 +16,7 @@ import typer
 
 from fleet_admin.columns import write_csv
 from fleet_admin.dashboard.settings import DashboardSettings
-from fleet_admin.reports import ALERTS, edge_columns
+from fleet_admin.reports import ALERT_GROUPS, ALERTS, edge_columns
 from fleet_cli.errors import CommandError, ExitCode
 from fleet_cli.options import (
     DEFAULT_DB,
@@ -26,8 +26,6 @@ from fleet_cli.options import (
     Interruption,
     Wide,
     actor_of,
-    alerts_of,
-    load_alert_settings,
     load_profile,
     needs_extra,
     open_log,
@@ -49,7 +47,7 @@ class _Release:
     edges: int
     devices: int
     online: int
-    silent: int
+    offline: int
 
 
 def edges(db: Database = DEFAULT_DB, as_json: AsJson = False, wide: Wide = False) -> None:
@@ -66,17 +64,17 @@ def versions(db: Database = DEFAULT_DB, as_json: AsJson = False, wide: Wide = Fa
         devices, at_edges = log.devices(counted=False), log.edges()
     serving = Counter(edge.software for edge in at_edges)
     every = Counter(device.software for device in devices)
-    online, silent = (
-        Counter(device.software for device in devices if device.state.value == state) for state in ("online", "silent")
+    online, offline = (
+        Counter(device.software for device in devices if device.state.value == state) for state in ("online", "offline")
     )
     names = sorted({*every, *serving}, key=lambda name: (-every[name], name or ""))
-    found = [_Release(name, serving[name], every[name], online[name], silent[name]) for name in names]
+    found = [_Release(name, serving[name], every[name], online[name], offline[name]) for name in names]
     columns: list[Column[_Release]] = [
         Column("software", lambda row: row.software),
         Column("edges", lambda row: row.edges, "count"),
         Column("devices", lambda row: row.devices, "count"),
         Column("of these online", lambda row: row.online, "count"),
-        Column("silent", lambda row: row.silent, "count"),
+        Column("offline", lambda row: row.offline, "count"),
     ]
     empty = "No edge and no device has been seen."
     print_table(f"Releases: {len(found)}", columns, found, as_json=as_json, wide=wide, empty=empty)
@@ -87,9 +85,13 @@ _MOST: Final = 1000
 
 def alerts(
     everything: Annotated[bool, typer.Option("--all", help="Include cleared alerts, latest first.")] = False,
-    ack: Annotated[str | None, typer.Option(metavar="ID", help="Acknowledge this alert.")] = None,
+    each: Annotated[bool, typer.Option("--each", help="A line for each alert instead of each condition.")] = False,
+    ack: Annotated[
+        str | None, typer.Option(metavar="REFERENCE", help="Acknowledge this alert, or all of this condition.")
+    ] = None,
     clear: Annotated[
-        str | None, typer.Option(metavar="ID", help="Clear this alert; if its cause persists, a new one opens.")
+        str | None,
+        typer.Option(metavar="REFERENCE", help="Clear likewise; where the cause persists, an alert opens again."),
     ] = None,
     watch: Annotated[bool, typer.Option("--watch", help="Evaluate and deliver alerts until interrupted.")] = False,
     config: Annotated[
@@ -101,7 +103,7 @@ def alerts(
     as_json: AsJson = False,
     wide: Wide = False,
 ) -> None:
-    """List the open alerts; acknowledge or clear one; evaluate them until interrupted."""
+    """List the open alerts by condition; acknowledge or clear some; evaluate them until interrupted."""
     if sum((ack is not None, clear is not None, watch)) > 1:
         raise CommandError("Give one of --ack, --clear and --watch.")
     if watch:
@@ -110,16 +112,26 @@ def alerts(
     actor = actor_of(acting)
     with _open_alerts(db, read_only=ack is None and clear is None) as book:
         if ack is not None:
-            alert = book.acknowledge(ack, who=actor.who, source=actor.source)
-            typer.echo(f"{cell(alert.acknowledged_by)} has acknowledged {alert.id[:8]}: {cell(alert.sentence)}")
+            for alert in book.acknowledge(ack, who=actor.who, source=actor.source):
+                typer.echo(f"{cell(alert.acknowledged_by)} has acknowledged {alert.id}: {cell(alert.sentence)}")
             return
         if clear is not None:
-            alert = book.clear(clear, who=actor.who, source=actor.source)
-            typer.echo(f"{alert.id[:8]} is cleared: {cell(alert.sentence)}")
+            for alert in book.clear(clear, who=actor.who, source=actor.source):
+                typer.echo(f"{alert.id} is cleared: {cell(alert.sentence)}")
             return
         found = book.list(open=None if everything else True, limit=_MOST)
-    empty = "There are no alerts." if everything else "No alert is open."
-    print_table(f"Alerts: {len(found)}", ALERTS, found, as_json=as_json, wide=wide, empty=empty)
+        if outdated := book.evaluation().sentence:
+            typer.secho(outdated, err=True, dim=True)
+    if everything or each or as_json:
+        empty = "There are no alerts." if everything else "No alert is open."
+        print_table(f"Alerts: {len(found)}", ALERTS, found, as_json=as_json, wide=wide, empty=empty)
+        return
+    from fleet_edge.alerts.rules import grouped
+
+    groups = grouped(found)
+    title = f"Alerts: {len(found)}, conditions: {len(groups)}"
+    empty = "No alert is known to be open." if outdated else "No alert is open."
+    print_table(title, ALERT_GROUPS, groups, wide=wide, empty=empty)
 
 
 def _open_alerts(url: str, *, read_only: bool) -> "Alerts":
@@ -130,7 +142,9 @@ def _open_alerts(url: str, *, read_only: bool) -> "Alerts":
 
 
 def _watch(db: str, config: Path | None, *, as_json: bool) -> None:
-    from fleet_edge.alerts.evaluator import EVERY_S, RunningAlerts
+    from fleet_edge.alerts.evaluator import RunningAlerts
+    from fleet_edge.alerts.settings import EVERY_S, load_alert_settings
+    from fleet_edge.store.errors import StoreUnavailable
 
     settings = load_alert_settings(config)
     interruption = Interruption()
@@ -140,17 +154,30 @@ def _watch(db: str, config: Path | None, *, as_json: bool) -> None:
             print_json(alert)
         else:
             state = alert.severity if alert.open else "over"
-            typer.echo(f"{cell(alert.last_at)} {state} {alert.id[:8]} {alert.rule}: {cell(alert.sentence)}")
+            typer.echo(f"{cell(alert.last_at)} {state} {alert.id} {alert.rule}: {cell(alert.sentence)}")
 
-    with _open_alerts(db, read_only=False) as book, RunningAlerts(book, settings) as running:
-        for alert in book.open():
-            show(alert)
-        typer.echo(f"Evaluating every {EVERY_S:g} s until interrupted.", err=True)
+    with _open_alerts(db, read_only=False) as book, RunningAlerts(book.connection, settings) as running:
+        typer.echo(f"Evaluating every {EVERY_S:g} s, unless another process does, until interrupted.", err=True)
+        known: dict[str, AlertView] = {}
         while True:
-            for alert in running.step():
-                show(alert)
+            running.step()
+            with suppress(StoreUnavailable):  # logged
+                known = _show_changes(known, book.open(limit=_MOST), show)
             if interruption.wait(EVERY_S):
                 break
+
+
+def _show_changes(
+    before: "Mapping[str, AlertView]", is_open: "Sequence[AlertView]", show: "Callable[[AlertView], None]"
+) -> "dict[str, AlertView]":
+    """Show alerts that are new, graver or over, whichever process has found that out; return the open ones by id."""
+    now = {each.id: each for each in is_open}
+    for alert in is_open:
+        if alert.id not in before or before[alert.id].severity != alert.severity:
+            show(alert)
+    for name in before.keys() - now.keys():
+        show(replace(before[name], cleared_at=datetime.now(UTC)))
+    return now
 
 
 def unmatched(
@@ -277,18 +304,21 @@ def serve(settings: DashboardSettings) -> None:
 
     # Like Ctrl-C, which finishes the running responses.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(ExitCode.DONE))
-    services, alerts = open_services(settings), alerts_of(settings.alerts, settings.db)
+    from fleet_edge.alerts.evaluator import RunningAlerts
+    from fleet_edge.alerts.settings import load_alert_settings
+
+    alert_settings = load_alert_settings(settings.alerts)
+    services = open_services(settings)
     server = DashboardServer(settings, services=services)
+    alerts = RunningAlerts(services.alerts.connection, alert_settings)
     try:
         print(f"The dashboard is at {server.address}", file=sys.stderr, flush=True)
         if not services.accounts.list():
             print("Nobody can log in yet: fleet admin user add NAME --role operator", file=sys.stderr, flush=True)
-        if alerts is not None:
-            alerts.start()
+        alerts.start()
         server.wait()
     finally:
-        if alerts is not None:
-            alerts.close()
+        alerts.close()
         server.stop()
 
 

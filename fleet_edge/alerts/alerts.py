@@ -7,17 +7,16 @@
             print(alert.severity, alert.subject, alert.sentence)
 """
 
-import threading
-import uuid
-from collections.abc import Callable
+import builtins
+import secrets
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from functools import partial
-from typing import Final, TypedDict, Unpack
+from typing import Any, Final, TypedDict, Unpack
 
-from sqlalchemy import Connection, Engine, delete, insert, or_, select, update
+from sqlalchemy import Connection, Update, and_, bindparam, delete, insert, or_, select, text, update
 from sqlalchemy.exc import IntegrityError
 
 from fleet_common.closing import Closing
@@ -37,7 +36,7 @@ class AlertError(FleetError):
 
 
 class NoSuchAlert(AlertError):  # noqa: N818 - reads as what it says
-    """There is no alert of that id, or several begin with it."""
+    """No alert has that reference, or several ids begin with it."""
 
 
 class DeliveryFailed(AlertError):  # noqa: N818 - likewise
@@ -68,6 +67,8 @@ def notice_of(alert: AlertView, *, fleet: str, at: datetime) -> Alert:
 
 
 _EVALUATOR: Final = "evaluator"
+_RECENT: Final = timedelta(minutes=1)
+_ID_BYTES: Final = 4  # short enough to type
 MOST_OPEN: Final = 10_000
 """Open alerts; a fleet with more has one common problem."""
 
@@ -76,7 +77,8 @@ MOST_OPEN: Final = 10_000
 class RuleReading:
     """What a rule finds about one subject. If neither `wrong` nor `right`, the alert stays as it is.
 
-    `value` was measured, `threshold` is its limit, `device` the subject if it is a device.
+    `value` was measured, `threshold` is its limit, `device` the subject if it is a device. `since` is the begin of the
+    problem if the log has it; otherwise it is as long as it has been read.
     """
 
     subject: str
@@ -87,6 +89,7 @@ class RuleReading:
     value: float | None = None
     threshold: float | None = None
     device: str | None = None
+    since: datetime | None = None
 
 
 class AlertFilter(TypedDict, total=False):
@@ -113,78 +116,134 @@ def list_alerts(connection: Connection, **chosen: Unpack[AlertFilter]) -> list[A
     return [AlertView(**row) for row in connection.execute(ordered).mappings()]
 
 
-def find(connection: Connection, prefix: str) -> AlertView:
-    """Return an alert by a unique prefix of its id; otherwise raises `NoSuchAlert`."""
-    escaped = prefix.lower()
-    if not escaped or not set(escaped) <= set("0123456789abcdef"):
-        raise NoSuchAlert(f"{prefix[:40]!r} is no alert's id; `fleet admin alerts` lists them.")
-    query = select(ALERTS).where(ALERTS.c.id.startswith(escaped)).limit(2)
+def find(connection: Connection, reference: str) -> list[AlertView]:
+    """Return the open alerts of a rule, or one alert by a unique prefix of its id; otherwise raises `NoSuchAlert`."""
+    prefix = reference.lower()
+    if not prefix or not set(prefix) <= set("0123456789abcdef"):
+        of_rule = list_alerts(connection, open=True, rule=reference, limit=MOST_OPEN)
+        if not of_rule:
+            raise NoSuchAlert(
+                f"{reference[:40]!r} is neither an alert's id nor the rule of an open one; `fleet admin alerts` lists "
+                "them."
+            )
+        return of_rule
+    query = select(ALERTS).where(ALERTS.c.id.startswith(prefix)).limit(2)
     found = connection.execute(query).mappings().all()
     if not found:
-        raise NoSuchAlert(f"There is no alert {prefix[:40]!r}; `fleet admin alerts --all` lists them.")
+        raise NoSuchAlert(f"There is no alert {reference[:40]!r}; `fleet admin alerts --all` lists them.")
     if len(found) > 1:
-        raise NoSuchAlert(f"Several alerts begin with {prefix[:40]!r}; give more of the id.")
-    return AlertView(**found[0])
+        raise NoSuchAlert(f"Several alerts begin with {reference[:40]!r}; give more of the id.")
+    return [AlertView(**found[0])]
 
 
-def acknowledge(connection: Connection, alert: AlertView, *, who: str, now: datetime) -> AlertView:
-    """Record who has acknowledged an alert; the first one counts."""
-    changed = connection.execute(
-        update(ALERTS)
-        .where(ALERTS.c.id == alert.id, ALERTS.c.acknowledged_at.is_(None))
-        .values(acknowledged_at=now, acknowledged_by=who)
-    )
-    if changed.rowcount:
-        _log(
-            connection,
-            alert,
-            code="acknowledged",
-            sentence=f"{who} has acknowledged: {alert.sentence}",
-            now=now,
-            who=who,
-        )
-    return find(connection, alert.id)
+def _read_again(connection: Connection, alerts: Sequence[AlertView]) -> list[AlertView]:
+    if not alerts:
+        return []
+    found = connection.execute(select(ALERTS).where(ALERTS.c.id.in_([each.id for each in alerts])))
+    by_id = {row["id"]: AlertView(**row) for row in found.mappings()}
+    return [by_id[each.id] for each in alerts]
 
 
-def clear(connection: Connection, alert: AlertView, *, now: datetime, who: str | None = None) -> AlertView:
-    """End an alert; `who` None: its rule no longer matches."""
-    changed = connection.execute(
-        update(ALERTS)
-        .where(ALERTS.c.id == alert.id, ALERTS.c.cleared_at.is_(None))
-        .values(cleared_at=now, cleared_by=who)
-    )
-    if changed.rowcount:
-        how = "It is over" if who is None else f"{who} has cleared it"
-        _log(connection, alert, code="cleared", sentence=f"{how}: {alert.sentence}", now=now, who=who)
-    return find(connection, alert.id)
+def acknowledge(connection: Connection, alerts: Sequence[AlertView], *, who: str, now: datetime) -> list[AlertView]:
+    """Record who has acknowledged alerts; the first one counts."""
+    fresh = [each for each in alerts if each.acknowledged_at is None]
+    note = update(ALERTS).where(ALERTS.c.id == bindparam("alert"), ALERTS.c.acknowledged_at.is_(None))
+    _for_each(connection, note.values(acknowledged_at=now, acknowledged_by=who), fresh)
+    _log(connection, fresh, "acknowledged", lambda alert: f"{who} has acknowledged: {alert.sentence}", now=now, who=who)
+    return _read_again(connection, alerts)
 
 
-def see(connection: Connection, rule: str, reading: RuleReading, *, since: datetime, now: datetime) -> AlertView | None:
-    """Open an alert, or record that the open one still matches.
+def clear(
+    connection: Connection, alerts: Sequence[AlertView], *, now: datetime, who: str | None = None
+) -> list[AlertView]:
+    """End alerts; `who` None: their rules no longer match."""
+    ending = [each for each in alerts if each.open]
+    end = update(ALERTS).where(ALERTS.c.id == bindparam("alert"), ALERTS.c.cleared_at.is_(None))
+    _for_each(connection, end.values(cleared_at=now, cleared_by=who), ending)
+    how = "It is over" if who is None else f"{who} has cleared it"
+    _log(connection, ending, "cleared", lambda alert: f"{how}: {alert.sentence}", now=now, who=who)
+    return _read_again(connection, alerts)
 
-    Return the alert if it is new or has become critical, else None, also if `MOST_OPEN` alerts are open.
+
+def _for_each(connection: Connection, statement: Update, alerts: Sequence[AlertView]) -> None:
+    if alerts:
+        connection.execute(statement, [{"alert": each.id} for each in alerts])
+
+
+Found = tuple[str, RuleReading, datetime]
+"""Rule, its reading, and since when it has been wrong."""
+
+
+def note_wrong(
+    connection: Connection, found: Sequence[Found], *, held: Sequence[AlertView], now: datetime
+) -> list[AlertView]:
+    """Open alerts for what is wrong, or refresh those of `held`, which are open; return the new and graver ones.
+
+    At most `MOST_OPEN` alerts are open.
     """
-    last = {
-        "last_at": now,
-        "sentence": reading.sentence,
-        "severity": reading.severity,
-        "value": reading.value,
-        "threshold": reading.threshold,
-    }
-    held = (ALERTS.c.rule == rule, ALERTS.c.subject == reading.subject, ALERTS.c.cleared_at.is_(None))
-    before = connection.execute(select(ALERTS.c.id, ALERTS.c.severity).where(*held)).first()
-    if before is not None:
-        connection.execute(update(ALERTS).where(ALERTS.c.id == before.id).values(**last))
-        graver = reading.severity == AlertSeverity.CRITICAL and before.severity != AlertSeverity.CRITICAL
-        return find(connection, before.id) if graver else None
-    crowd = select(ALERTS.c.id).where(ALERTS.c.cleared_at.is_(None)).limit(1).offset(MOST_OPEN - 1)
-    if connection.execute(crowd).first() is not None:
-        return None
-    key = {"id": uuid.uuid4().hex, "rule": rule, "subject": reading.subject, "device": reading.device}
-    connection.execute(insert(ALERTS).values(**key, since_at=since, **last))
-    alert = find(connection, str(key["id"]))
-    _log(connection, alert, code="opened", sentence=alert.sentence, now=now)
-    return alert
+    by_key = {(each.rule, each.subject): each for each in held}
+    refreshed, opened, graver = list[dict[str, Any]](), list[AlertView](), list[AlertView]()
+    for rule, reading, since in found:
+        last: dict[str, Any] = {
+            "last_at": now,
+            "sentence": reading.sentence,
+            "severity": reading.severity.value,
+            "value": reading.value,
+            "threshold": reading.threshold,
+        }
+        before = by_key.get((rule, reading.subject))
+        if before is not None:
+            refreshed.append({"alert": before.id} | {f"new_{name}": value for name, value in last.items()})
+            if reading.severity == AlertSeverity.CRITICAL and before.severity != AlertSeverity.CRITICAL:
+                graver.append(replace(before, **last))
+        elif len(held) + len(opened) < MOST_OPEN:
+            # An id that is in use fails the evaluation, and the next one draws others.
+            opened.append(_new_alert(secrets.token_hex(_ID_BYTES), rule, reading, since=since, last=last))
+    if refreshed:
+        names = ("last_at", "sentence", "severity", "value", "threshold")
+        refresh = update(ALERTS).where(ALERTS.c.id == bindparam("alert"))
+        connection.execute(refresh.values({name: bindparam(f"new_{name}") for name in names}), refreshed)
+    if opened:
+        connection.execute(insert(ALERTS), [asdict(each) for each in opened])
+        _log(connection, opened, "opened", lambda alert: alert.sentence, now=now)
+    return opened + graver
+
+
+def _new_alert(name: str, rule: str, reading: RuleReading, *, since: datetime, last: dict[str, Any]) -> AlertView:
+    return AlertView(
+        id=name,
+        rule=rule,
+        subject=reading.subject,
+        device=reading.device,
+        since_at=since,
+        cleared_at=None,
+        cleared_by=None,
+        acknowledged_at=None,
+        acknowledged_by=None,
+        delivered=None,
+        **last,
+    )
+
+
+CLEARED: Final = "cleared"
+_NOT_OVER: Final = text("(delivered IS NULL OR delivered <> 'cleared')")  # as the partial index has it
+
+
+def undelivered(connection: Connection, *, limit: int) -> list[AlertView]:
+    """Return alerts whose opening, end, or turn to critical was not delivered yet, the oldest first."""
+    is_over = ALERTS.c.cleared_at.is_not(None)
+    graver = and_(ALERTS.c.severity == AlertSeverity.CRITICAL, ALERTS.c.delivered == AlertSeverity.WARNING)
+    query = select(ALERTS).where(_NOT_OVER, or_(ALERTS.c.delivered.is_(None), is_over, graver))
+    ordered = query.order_by(ALERTS.c.since_at, ALERTS.c.id).limit(limit)
+    return [AlertView(**row) for row in connection.execute(ordered).mappings()]
+
+
+def note_delivered(connection: Connection, notices: Sequence[Alert]) -> None:
+    """Record that all receivers have accepted messages about alerts."""
+    if notices:
+        note = update(ALERTS).where(ALERTS.c.id == bindparam("alert")).values(delivered=bindparam("as"))
+        states = [(each.id, CLEARED if each.state is AlertState.CLEARED else each.severity) for each in notices]
+        connection.execute(note, [{"alert": name, "as": state} for name, state in states])
 
 
 def take_lease(connection: Connection, *, holder: str, now: datetime, for_s: float) -> bool:
@@ -210,24 +269,69 @@ def take_lease(connection: Connection, *, holder: str, now: datetime, for_s: flo
     return True
 
 
+def give_up_lease(connection: Connection, *, holder: str, now: datetime) -> None:
+    """Let another process evaluate at once."""
+    mine = update(ALERT_LEASES).where(ALERT_LEASES.c.name == _EVALUATOR, ALERT_LEASES.c.holder == holder)
+    connection.execute(mine.where(ALERT_LEASES.c.until_at > now).values(until_at=now))
+
+
+def note_evaluation(connection: Connection, *, now: datetime) -> None:
+    connection.execute(update(ALERT_LEASES).where(ALERT_LEASES.c.name == _EVALUATOR).values(evaluated_at=now))
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """The latest evaluation of the rules: its time, the process that did it, and whether it is recent."""
+
+    at: datetime | None
+    holder: str | None
+    recent: bool
+
+    @property
+    def sentence(self) -> str:
+        """Return why open alerts say nothing about now; empty if they do."""
+        if self.recent:
+            return ""
+        since = "Never evaluated" if self.at is None else f"Not evaluated since {self.at:%Y-%m-%d %H:%M:%S} UTC"
+        return f"{since}: no edge and no dashboard evaluates the alerts of this database now."
+
+
+def last_evaluation(connection: Connection, *, now: datetime) -> Evaluation:
+    query = select(ALERT_LEASES.c.evaluated_at, ALERT_LEASES.c.holder).where(ALERT_LEASES.c.name == _EVALUATOR)
+    row = connection.execute(query).first()
+    if row is None or row.evaluated_at is None:
+        return Evaluation(None, None, recent=False)
+    return Evaluation(row.evaluated_at, row.holder, recent=now - row.evaluated_at <= _RECENT)
+
+
 def forget(connection: Connection, *, before: datetime) -> int:
     return connection.execute(delete(ALERTS).where(ALERTS.c.cleared_at < before)).rowcount
 
 
 def _log(
-    connection: Connection, alert: AlertView, *, code: str, sentence: str, now: datetime, who: str | None = None
+    connection: Connection,
+    alerts: Sequence[AlertView],
+    code: str,
+    sentence: Callable[[AlertView], str],
+    *,
+    now: datetime,
+    who: str | None = None,
 ) -> None:
-    grave = alert.severity == AlertSeverity.CRITICAL and code == "opened"
-    event = EventLogged(
-        kind=EventKind.ALERT.value,
-        code=code,
-        sentence=sentence,
-        at=now,
-        device=alert.device,
-        who=who,
-        severity=Severity.ERROR if grave else None,
-    )
-    merge_records(connection, [event])
+    grave = AlertSeverity.CRITICAL if code == "opened" else None
+    events = [
+        EventLogged(
+            kind=EventKind.ALERT.value,
+            code=code,
+            sentence=sentence(each),
+            at=now,
+            device=each.device,
+            who=who,
+            severity=Severity.ERROR if each.severity == grave else None,
+        )
+        for each in alerts
+    ]
+    if events:
+        merge_records(connection, events)
 
 
 class Alerts(Closing):
@@ -241,12 +345,9 @@ class Alerts(Closing):
         url: str,
         *,
         read_only: bool = False,
-        later: bool = False,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
-        self._open = partial(open_existing, url, read_only=read_only)
-        self._opening = threading.Lock()
-        self._engine = None if later else self._open()
+        self._engine = open_existing(url, read_only=read_only)
         self._now = now
 
     def open(self, *, limit: int = 1000) -> list[AlertView]:
@@ -256,31 +357,39 @@ class Alerts(Closing):
         with self.connection() as connection:
             return list_alerts(connection, **chosen)
 
-    def acknowledge(self, alert: str, *, who: str, source: str = "") -> AlertView:
-        """Record who has acknowledged an alert, by a unique prefix of its id; the first one counts."""
+    def evaluation(self) -> Evaluation:
+        with self.connection() as connection:
+            return last_evaluation(connection, now=self._now())
+
+    def acknowledge(self, alert: str, *, who: str, source: str = "") -> builtins.list[AlertView]:
+        """Record who has acknowledged alerts, by a prefix of an id or by their rule; the first one counts."""
         return self._act("acknowledge", acknowledge, alert, who=who, source=source)
 
-    def clear(self, alert: str, *, who: str, source: str = "") -> AlertView:
-        """End an alert, by a unique prefix of its id; a problem that remains opens a new one."""
+    def clear(self, alert: str, *, who: str, source: str = "") -> builtins.list[AlertView]:
+        """End alerts, by a prefix of an id or by their rule; a problem that remains opens a new one."""
         return self._act("clear", clear, alert, who=who, source=source)
 
-    def _act(self, word: str, act: Callable[..., AlertView], alert: str, *, who: str, source: str) -> AlertView:
+    def _act(
+        self, word: str, act: Callable[..., builtins.list[AlertView]], reference: str, *, who: str, source: str
+    ) -> builtins.list[AlertView]:
+        now = self._now()
         with self.connection() as connection:
-            found = act(connection, find(connection, alert), who=who, now=self._now())
-            subject = f"{found.id[:8]} {found.subject}"
-            entry = AuditEntry(who=who, action=f"alert {word}", subject=subject, after=found.sentence, source=source)
-            record_audit(connection, [entry], now=self._now())
+            found = act(connection, find(connection, reference), who=who, now=now)
+            entries = [
+                AuditEntry(
+                    who=who,
+                    action=f"alert {word}",
+                    subject=f"{each.id} {each.subject}",
+                    after=each.sentence,
+                    source=source,
+                )
+                for each in found
+            ]
+            record_audit(connection, entries, now=now)
             return found
 
     def connection(self) -> AbstractContextManager[Connection]:
-        return transaction(self._opened())
+        return transaction(self._engine)
 
     def close(self) -> None:
-        if self._engine is not None:
-            self._engine.dispose()
-
-    def _opened(self) -> Engine:
-        with self._opening:
-            if self._engine is None:
-                self._engine = self._open()
-            return self._engine
+        self._engine.dispose()

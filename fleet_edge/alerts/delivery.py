@@ -1,5 +1,7 @@
 """Delivery of alerts: by webhook, and over MQTT on the topic `_alert`, which monitors read.
 
+Alerts of one rule that wait together are one message of the webhook, and one each over MQTT.
+
 A webhook is signed with an HMAC-SHA256 of `<time>.<body>` in hexadecimal. The time, in Unix seconds, has a separate
 header, so that a receiver can reject an old message. Redirects are not followed: an alert and its signature go to the
 configured URL or nowhere. A slow or endless answer is abandoned.
@@ -9,10 +11,11 @@ import contextlib
 import hashlib
 import hmac
 import http.client
+import json
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 from urllib.parse import urlunsplit
 
@@ -20,7 +23,8 @@ from fleet_common.mqtt.errors import LinkError
 from fleet_common.mqtt.link import Link, publish_confirmed
 from fleet_common.mqtt.paho_link import PahoLink
 from fleet_common.mqtt.settings import LinkSettings
-from fleet_edge.alerts.alerts import DeliveryFailed
+from fleet_edge.alerts.alerts import AlertSeverity, DeliveryFailed
+from fleet_edge.alerts.rules import sentence_about
 from fleet_edge.alerts.settings import AlertSettings, check_url
 from schemas.control import Alert, encode_json
 from schemas.topics import Topic, build
@@ -52,16 +56,16 @@ class Webhook:
         """For the log; without the path, which may be a secret."""
         return f"the webhook at {self._parts.hostname}"
 
-    def send(self, alert: Alert) -> None:
-        """Post an alert; raises `DeliveryFailed` if the server does not accept it."""
-        body = encode_json(alert)
+    def send(self, alerts: Sequence[Alert]) -> None:
+        """Post alerts of one rule and state; raises `DeliveryFailed` if the server does not accept them."""
+        body = _message(alerts)
         connection = self._connect()
         ending = threading.Timer(self._longest_s, _cut, [connection])
         ending.daemon = True
         ending.start()
         try:
             target = urlunsplit(("", "", self._parts.path or "/", self._parts.query, ""))
-            connection.request("POST", target, body=body, headers=self._headers(body, alert))
+            connection.request("POST", target, body=body, headers=self._headers(body, alerts))
             answer = connection.getresponse()
             answer.read(_MOST_ANSWER_BYTES)
         except (OSError, http.client.HTTPException) as error:
@@ -80,18 +84,32 @@ class Webhook:
             return http.client.HTTPConnection(host, port, timeout=_TIMEOUT_S)
         return http.client.HTTPSConnection(host, port, timeout=_TIMEOUT_S)
 
-    def _headers(self, body: bytes, alert: Alert) -> dict[str, str]:
+    def _headers(self, body: bytes, alerts: Sequence[Alert]) -> dict[str, str]:
         at = str(int(self._clock()))
+        names = " ".join(f"{each.id}-{each.state}" for each in alerts)
         headers = {
             "Content-Type": "application/json",
             "User-Agent": "dssd-fleet",
-            "X-Fleet-Delivery": f"{alert.id}-{alert.state}",
+            "X-Fleet-Delivery": hashlib.sha256(names.encode()).hexdigest()[:16],
             "X-Fleet-Timestamp": at,
         }
         if self._secret is not None:
             signature = hmac.new(self._secret, at.encode() + b"." + body, hashlib.sha256).hexdigest()
             headers["X-Fleet-Signature"] = f"sha256={signature}"
         return headers
+
+
+def _message(alerts: Sequence[Alert]) -> bytes:
+    severities = {each.severity for each in alerts}
+    critical = AlertSeverity.CRITICAL.value
+    content = {
+        "rule": alerts[0].rule,
+        "state": alerts[0].state,
+        "severity": critical if critical in severities else alerts[0].severity,
+        "sentence": sentence_about(alerts),
+        "alerts": [json.loads(encode_json(each)) for each in alerts],
+    }
+    return json.dumps(content).encode()
 
 
 def _cut(connection: http.client.HTTPConnection) -> None:
@@ -114,14 +132,15 @@ class BrokerChannel:
         self._using = threading.Lock()
         self.name = f"the broker at {settings.broker.host}:{settings.broker.port}"
 
-    def send(self, alert: Alert) -> None:
-        """Publish an alert and wait for the broker's acknowledgement; otherwise raises `DeliveryFailed`."""
+    def send(self, alerts: Sequence[Alert]) -> None:
+        """Publish alerts and wait for the broker's acknowledgements; otherwise raises `DeliveryFailed`."""
         with self._using:
             try:
                 self._start()
-                publish_confirmed(
-                    self._link, self._topic, encode_json(alert), timeout_s=_CONFIRM_S, content_type="application/json"
-                )
+                for payload in map(encode_json, alerts):
+                    publish_confirmed(
+                        self._link, self._topic, payload, timeout_s=_CONFIRM_S, content_type="application/json"
+                    )
             except LinkError as error:
                 raise DeliveryFailed(str(error)) from error
 

@@ -15,8 +15,9 @@ _log = logging.getLogger(__name__)
 _NAME: Final = "dssd-fleet"
 _PERCENT: Final = 100
 
+_STATES: Final = [state.value for state in MachineState if state is not MachineState.SILENT]  # only edges are
 _SENSORS: Final[dict[str, dict[str, Any]]] = {
-    "state": {"name": "State", "device_class": "enum", "options": [state.value for state in MachineState]},
+    "state": {"name": "State", "device_class": "enum", "options": _STATES},
     "acceptance": {"name": "Acceptance, 24 hours", "unit_of_measurement": "%", "state_class": "measurement"},
     "tokens_today": {"name": "Tokens today", "unit_of_measurement": "tokens", "state_class": "total_increasing"},
 }

@@ -12,22 +12,21 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Final
 
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, func, or_, select
 
 from fleet_edge.alerts.alerts import AlertSeverity, RuleReading
 from fleet_edge.alerts.settings import AlertSettings
 from fleet_edge.store import queries
 from fleet_edge.store.event_codes import EventKind
-from fleet_edge.store.tables import EVENTS
-from fleet_edge.store.views import DeviceView, EdgeView, MachineState
+from fleet_edge.store.tables import DEVICES, EVENTS
+from fleet_edge.store.views import AlertView, DeviceView, EdgeView, MachineState
+from schemas.control import Alert, Presence
 
 _LONGEST_CODE: Final = 64
 
-_SILENT: Final = timedelta(hours=24)  # an idle device is silent too
-_GONE: Final = timedelta(days=14)  # silence after which a machine no longer belongs to the fleet
-_EDGE_OFFLINE: Final = timedelta(minutes=1)
+_GONE: Final = timedelta(days=14)  # absence after which a machine no longer belongs to the fleet
+_EDGE_AWAY: Final = timedelta(minutes=1)
 _KV_SHARE: Final = 0.9
-_LAG_S: Final = 120.0
 _CERTIFICATE_DAYS: Final = 30.0
 _CRITICAL_DAYS: Final = 7.0
 _REFUSALS: Final = 20  # of one code at one edge
@@ -38,7 +37,10 @@ _SLACK: Final = 0.1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
-    """Devices and edges in service at `now`; refusals of the latest minutes by edge and code."""
+    """Edges and devices in service at `now`, and refusals of the latest minutes by edge and code.
+
+    Devices are left out to which no rule can apply.
+    """
 
     now: datetime
     devices: Sequence[DeviceView] = ()
@@ -47,7 +49,9 @@ class Facts:
 
 
 def read_facts(connection: Connection, *, now: datetime) -> Facts:
-    known = queries.devices(connection, now=now, counted=False)
+    ending = DEVICES.c.certificate_until < now + timedelta(days=_CERTIFICATE_DAYS)
+    concerned = or_(DEVICES.c.presence == Presence.OFFLINE.value, ending)
+    known = queries.devices(connection, now=now, counted=False, where=concerned)
     return Facts(
         now=now,
         devices=[view for view in known if view.state is not MachineState.RETIRED],
@@ -70,10 +74,13 @@ def _counts(connection: Connection, kind: EventKind, since: datetime) -> dict[tu
 
 @dataclass(frozen=True, slots=True)
 class AlertRule:
-    """A rule. Its `name` is in the log, in messages and in metrics, and never changes."""
+    """A rule. Its `name` is in the log and in messages, and never changes.
+
+    `several` is the sentence about a `{number}` of open alerts.
+    """
 
     name: str
-    meaning: str
+    several: str
     read: Callable[[Facts, AlertSettings], Iterable[RuleReading]]
 
 
@@ -98,69 +105,63 @@ def _above(
     )
 
 
-def _silent(facts: Facts, settings: AlertSettings) -> Iterator[RuleReading]:
+def _device_offline(facts: Facts, settings: AlertSettings) -> Iterator[RuleReading]:
+    threshold = timedelta(minutes=settings.offline_min)
     for device in facts.devices:
-        offline = device.state is MachineState.OFFLINE
-        # An idle device is silent too, and the broker reports one whose connection is gone within seconds.
-        threshold = timedelta(minutes=settings.offline_min) if offline else _SILENT
         if not _belongs(device, facts.now):
             continue
         age = facts.now - device.last_sign_at
-        how = "is offline" if offline else "is connected but sends nothing"
-        wrong = age > threshold and (offline or device.state is MachineState.SILENT)
+        wrong = device.state is MachineState.OFFLINE and age > threshold
         yield RuleReading(
             subject=device.device,
-            sentence=f"The device {device.device} {how} since {_when(device.last_sign_at)}: check its power, its "
+            sentence=f"The device {device.device} is offline since {_when(device.last_sign_at)}: check its power, its "
             "network, and `fleet device doctor` there.",
             wrong=wrong,
             right=not wrong,
             value=age.total_seconds(),
             threshold=threshold.total_seconds(),
             device=device.device,
+            since=device.last_sign_at,
         )
 
 
-def _edge_away(facts: Facts, _settings: AlertSettings) -> Iterator[RuleReading]:
+def _edge_offline(facts: Facts, _settings: AlertSettings) -> Iterator[RuleReading]:
+    sentence = "The edge {} is offline since {}: its service's log says why (journalctl -u fleet-edge)."
+    yield from _edges_away(facts, MachineState.OFFLINE, sentence)
+
+
+def _edge_silent(facts: Facts, _settings: AlertSettings) -> Iterator[RuleReading]:
+    sentence = (
+        "The database has nothing of the edge {} since {}: it has died, or it cannot reach the database and keeps what "
+        "it writes in its spool; look at its service's log (journalctl -u fleet-edge)."
+    )
+    yield from _edges_away(facts, MachineState.SILENT, sentence)
+
+
+def _edges_away(facts: Facts, state: MachineState, sentence: str) -> Iterator[RuleReading]:
     for edge in facts.edges:
         age = facts.now - edge.seen_at
         if _belongs(edge, facts.now):
-            offline = edge.state is MachineState.OFFLINE
             yield RuleReading(
                 subject=edge.edge,
-                sentence=f"The edge {edge.edge} is offline since {_when(edge.seen_at)}: its service's log says why "
-                "(journalctl -u fleet-edge).",
-                wrong=offline and age > _EDGE_OFFLINE,
-                right=not offline,
+                sentence=sentence.format(edge.edge, _when(edge.seen_at)),
+                wrong=edge.state is state and age > _EDGE_AWAY,
+                right=edge.state is not state,
                 severity=AlertSeverity.CRITICAL,
                 value=age.total_seconds(),
-                threshold=_EDGE_OFFLINE.total_seconds(),
+                threshold=_EDGE_AWAY.total_seconds(),
+                since=edge.seen_at,
             )
-
-
-_NO_LOAD: Final = (MachineState.OFFLINE, MachineState.SILENT)
-"""States in which an edge's last load is outdated."""
 
 
 def _kv_full(facts: Facts, _settings: AlertSettings) -> Iterator[RuleReading]:
     for edge in facts.edges:
-        if edge.kv_usage is not None and edge.state not in _NO_LOAD:
+        if edge.kv_usage is not None and edge.state not in (MachineState.OFFLINE, MachineState.SILENT):
             sentence = (
                 f"Sessions hold {edge.kv_usage:.0%} of the memory for keys and values of {edge.edge}: raise "
                 "`kv_bytes`, or add an edge."
             )
             yield _above(edge.edge, edge.kv_usage, _KV_SHARE, sentence)
-
-
-def _database_lags(facts: Facts, _settings: AlertSettings) -> Iterator[RuleReading]:
-    for edge in facts.edges:
-        connected = edge.state is not MachineState.OFFLINE and _belongs(edge, facts.now)
-        if edge.load_at is not None and connected:
-            sentence = (
-                f"{edge.edge} is connected, and the database has nothing of it since {_when(edge.load_at)}: what it "
-                "writes waits in its spool; check its connection to the database."
-            )
-            lag_s = (facts.now - edge.load_at).total_seconds()
-            yield _above(edge.edge, lag_s, _LAG_S, sentence, severity=AlertSeverity.CRITICAL)
 
 
 def _certificate_ends(facts: Facts, _settings: AlertSettings) -> Iterator[RuleReading]:
@@ -184,6 +185,7 @@ def _certificate_ends(facts: Facts, _settings: AlertSettings) -> Iterator[RuleRe
             value=days,
             threshold=_CERTIFICATE_DAYS,
             device=device,
+            since=until - timedelta(days=_CERTIFICATE_DAYS),
         )
 
 
@@ -207,11 +209,106 @@ def _when(at: datetime) -> str:
 
 
 RULES: Final = (
-    AlertRule("device-silent", "A device is offline, or connected and silent for long.", _silent),
-    AlertRule("edge-offline", "An edge is offline.", _edge_away),
-    AlertRule("kv-full", "Open sessions hold nearly all memory for keys and values.", _kv_full),
-    AlertRule("database-lags", "The database has nothing new of an edge that is online.", _database_lags),
-    AlertRule("certificate-ends", "A certificate ends soon, or has ended.", _certificate_ends),
-    AlertRule("refusals", "An edge refuses many sessions with one code.", _refusals),
+    AlertRule(
+        "device-offline",
+        "{number} devices are offline: check their power and their network, then `fleet device doctor` there.",
+        _device_offline,
+    ),
+    AlertRule(
+        "edge-offline",
+        "{number} edges are offline: the logs of their services say why (journalctl -u fleet-edge).",
+        _edge_offline,
+    ),
+    AlertRule(
+        "edge-silent",
+        "The database has nothing new of {number} edges: they have died, or cannot reach the database; look at the "
+        "logs of their services (journalctl -u fleet-edge).",
+        _edge_silent,
+    ),
+    AlertRule(
+        "kv-full",
+        "Sessions hold nearly all memory for keys and values of {number} edges: raise `kv_bytes`, or add an edge.",
+        _kv_full,
+    ),
+    AlertRule(
+        "certificate-ends",
+        f"{{number}} certificates end within {_CERTIFICATE_DAYS:g} days, or have ended: renew them, by "
+        "playbooks/rotate_certs.yml or `fleet broker renew`.",
+        _certificate_ends,
+    ),
+    AlertRule(
+        "refusals",
+        "Edges refuse many sessions, with {number} codes or at as many edges: `fleet admin events --count edge,code "
+        "--kind refused` says which.",
+        _refusals,
+    ),
 )
 """All rules, in the order in which they are evaluated."""
+
+_SEVERAL: Final = {rule.name: rule.several for rule in RULES}
+_NAMED: Final = 3
+
+
+@dataclass(frozen=True, slots=True)
+class AlertGroup:
+    """The alerts of one rule that are open, as one line for people."""
+
+    rule: str
+    alerts: Sequence[AlertView]
+
+    @property
+    def reference(self) -> str:
+        """Return what acknowledges or clears them: the id of a single alert, or the rule."""
+        return self.rule if len(self.alerts) > 1 else self.alerts[0].id
+
+    @property
+    def critical(self) -> int:
+        return sum(each.severity == AlertSeverity.CRITICAL for each in self.alerts)
+
+    @property
+    def severity(self) -> str:
+        return AlertSeverity.CRITICAL if self.critical else AlertSeverity.WARNING
+
+    @property
+    def since_at(self) -> datetime:
+        return min(each.since_at for each in self.alerts)
+
+    @property
+    def acknowledged(self) -> bool:
+        return all(each.acknowledged_at is not None for each in self.alerts)
+
+    @property
+    def state(self) -> str:
+        return "acknowledged" if self.acknowledged else self.severity
+
+    @property
+    def subjects(self) -> str:
+        names = [each.subject for each in self.alerts]
+        rest = len(names) - _NAMED
+        return ", ".join(names if rest <= 1 else [*names[:_NAMED], f"and {rest} more"])
+
+    @property
+    def sentence(self) -> str:
+        return sentence_about(self.alerts)
+
+
+def sentence_about(alerts: Sequence[AlertView] | Sequence[Alert]) -> str:
+    """Return one sentence about alerts of one rule."""
+    number = len(alerts)
+    if number == 1:
+        return alerts[0].sentence
+    several = _SEVERAL.get(alerts[0].rule, "{number} alerts of a rule that this release does not have.")
+    critical = sum(each.severity == AlertSeverity.CRITICAL for each in alerts)
+    return several.format(number=number) + (f" {critical} are critical." if 0 < critical < number else "")
+
+
+def grouped(alerts: Iterable[AlertView]) -> list[AlertGroup]:
+    """Group open alerts by rule: first those with critical ones, acknowledged ones last, then the largest."""
+    by_rule: dict[str, list[AlertView]] = {}
+    for alert in alerts:
+        by_rule.setdefault(alert.rule, []).append(alert)
+    groups = [
+        AlertGroup(rule, sorted(own, key=lambda each: (each.severity != AlertSeverity.CRITICAL, each.subject)))
+        for rule, own in by_rule.items()
+    ]
+    return sorted(groups, key=lambda each: (each.acknowledged, not each.critical, -len(each.alerts), each.rule))

@@ -2,14 +2,18 @@
 
 import ipaddress
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import ClassVar, Final, Self
 from urllib.parse import SplitResult, urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
+from fleet_common.metrics import read_token
 from fleet_common.mqtt.settings import BrokerSettings
-from fleet_common.settings import Settings, setting
+from fleet_common.settings import Settings, load_settings, setting
 from schemas.names import Name
+
+EVERY_S: Final = 10.0
+"""Seconds between two evaluations."""
 
 
 class AlertSettings(Settings):
@@ -40,6 +44,10 @@ class AlertSettings(Settings):
     name: Name = setting("monitor", "Name to publish alerts under.", rare=True)
     broker: BrokerSettings = Field(default_factory=BrokerSettings)
 
+    def secret(self) -> bytes | None:
+        """Read the secret that signs posted alerts; raises `MetricsError` if its file cannot be used."""
+        return None if self.webhook_secret_file is None else read_token(self.webhook_secret_file.expanduser())
+
     @model_validator(mode="after")
     def _require_fleet(self) -> Self:
         if self.home_assistant and self.fleet is None:
@@ -52,6 +60,13 @@ class AlertSettings(Settings):
         if url:
             check_url(url)
         return url
+
+
+def load_alert_settings(config: Path | None) -> AlertSettings:
+    """Read settings from a file, if one is named, and from the environment; also check that the secret can be read."""
+    settings = load_settings(AlertSettings, config=None if config is None else config.expanduser(), flags={})
+    settings.secret()
+    return settings
 
 
 def check_url(url: str) -> SplitResult:

@@ -203,3 +203,13 @@ def test_an_edge_starts_without_its_database_and_logs_all_when_it_is_there(site:
     with open_store(url) as store, store.engine.connect() as connection:
         [session] = connection.exec_driver_sql("SELECT reason, tokens, device_tokens FROM sessions").all()
     assert tuple(session) == ("length", LENGTH, LENGTH)
+
+
+def test_an_edge_evaluates_alerts_and_leaves_them_to_another_when_it_ends(site: Site) -> None:
+    lease = "SELECT holder FROM alert_leases WHERE evaluated_at IS NOT NULL"
+    with site.edge("edge-2") as other:
+        with site.edge() as edge:
+            for each in (edge, other):
+                until(lambda each=each: each.service._jobs.run("evaluate-alerts"))
+            assert site.rows(lease) == [{"holder": "edge-1"}]
+        until(lambda: other.service._jobs.run("evaluate-alerts") and site.rows(lease) == [{"holder": "edge-2"}])

@@ -327,9 +327,10 @@ engine = "llama.cpp"
 target = "models/smollm2-135m/target-Q8_0.gguf"
 threads = 1
 kv_bytes = 200000000
+alerts = "alerts.toml"
 END
 printf 'device = "gateway-17"\ndrafter = "prompt-lookup"\n' > device.toml
-touch alerts.toml
+printf 'hold_s = 0\noffline_min = 0.001\n' > alerts.toml
 cp edge.toml device.toml /opt/fleet/current
 """
 _BROKER: Final = "mosquitto -c /root/site/mosquitto.conf"
@@ -342,10 +343,7 @@ fleet device generate --device gateway-7 --drafter prompt-lookup --max-new-token
 fleet admin label gateway-7 --add hall_a
 (umask 077; echo "correct horse battery staple" > /tmp/password)
 fleet admin user add setup --role operator --password-file /tmp/password
-printf 'hold_s = 0\noffline_min = 0.001\n' > /tmp/alerts.toml
-until fleet admin alerts --all --json | grep -q '"id"'; do
-  timeout -s INT 5 fleet admin alerts --watch --config /tmp/alerts.toml || true
-done
+until fleet admin alerts --all --json | grep -q '"id"'; do sleep 1; done  # the edge evaluates them
 session=$(fleet admin sessions --json | grep -o '"session": "[^"]*' | head -1)
 alert=$(fleet admin alerts --all --json | grep -o '"id": "[^"]*' | head -1)
 key=$(fleet admin key add setup --account setup --role operator | grep -o 'fleet_[[:alnum:]_-]*')

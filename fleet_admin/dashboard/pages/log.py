@@ -15,12 +15,12 @@ from fleet_admin.dashboard.visit import Page, Visit, action
 from fleet_admin.reports import (
     ALERTS,
     AUDIT,
-    alert_state,
     edge_seconds,
     tally_columns,
 )
 from fleet_admin.settings import PriceList
-from fleet_edge.alerts.alerts import AlertError, AlertSeverity
+from fleet_edge.alerts.alerts import MOST_OPEN, AlertError
+from fleet_edge.alerts.rules import grouped
 from fleet_edge.store.views import AlertView, AuditView, UsageView
 from schemas.names import model_name
 
@@ -100,7 +100,8 @@ def show_usage(visit: Visit) -> Response:
 
 _ALERTS_PATH: Final = "/alerts"
 _MAX_ALERTS: Final = 1_000
-_MOST_AT_ONCE: Final = 100
+_MOST_AT_ONCE: Final = 200
+"""Alerts shown of one condition, and chosen at once."""
 
 
 _ALERTS_GRID: Final = Grid[AlertView](ALERTS, sort="-since", links={"subject": about})
@@ -111,13 +112,17 @@ def show_alerts(visit: Visit) -> Response:
     if visit.query("format") == "csv":
         view = _ALERTS_GRID.view(alerts.list(limit=_MAX_ALERTS), visit.admission.query)
         return csv_response("alerts", view.headings, view.lines())
-    is_open = alerts.open(limit=_MAX_ALERTS)
+    is_open = alerts.open(limit=MOST_OPEN)
+    groups = grouped(is_open)
     return visit.page(
         "alerts.html",
         title="Alerts",
-        alerts=[(each, alert_state(each), about(each)) for each in is_open[:_MOST_AT_ONCE]],
+        groups=groups,
+        about=about,
+        most=_MOST_AT_ONCE,
+        outdated=alerts.evaluation().sentence,
         number=len(is_open),
-        critical=sum(each.severity == AlertSeverity.CRITICAL for each in is_open),
+        critical=sum(each.critical for each in groups),
         waiting=sum(each.acknowledged_at is None for each in is_open),
         view=_ALERTS_GRID.view(alerts.list(open=False, limit=_MAX_ALERTS), visit.admission.query),
     )
@@ -132,19 +137,20 @@ def clear(visit: Visit) -> Response:
     return _each(visit, visit.services.alerts.clear, "cleared")
 
 
-def _each(visit: Visit, act: Callable[..., AlertView], word: str) -> Response:
-    """Act on the ticked alerts, or on the one whose button was pressed."""
-    chosen = visit.forms("alert")[:_MOST_AT_ONCE]
-    done, why = 0, "None is chosen."
-    for alert in chosen:
+def _each(visit: Visit, act: Callable[..., list[AlertView]], word: str) -> Response:
+    """Act on the selected conditions and alerts."""
+    done, why = set[str](), ""
+    # Conditions first: their names are not hexadecimal.
+    chosen = sorted(visit.forms("alert"), key=lambda each: set(each) <= set("0123456789abcdef"))
+    for reference in chosen[:_MOST_AT_ONCE]:
         try:
-            act(alert, who=visit.visitor.name, source=visit.visitor.address)
-            done += 1
+            done |= {each.id for each in act(reference, who=visit.visitor.name, source=visit.visitor.address)}
         except AlertError as error:
-            why = str(error)
-    if done < len(chosen) or not chosen:
-        return visit.redirect(_ALERTS_PATH, said=f"{done} of {len(chosen)} {word}. {why}")
-    return visit.redirect(_ALERTS_PATH, said=f"{done} {word}.")
+            # A selected condition may include, and have cleared, an alert that is selected too.
+            why = f" {error}"
+    if not done and not why:
+        why = " Select some alerts first."
+    return visit.redirect(_ALERTS_PATH, said=f"{len(done)} {word}.{why}")
 
 
 _MAX_ACTIONS: Final = 2_000

@@ -15,8 +15,10 @@ HOSTILE = (
 )
 EVIL = "ee" * 8
 ALERTS = {
-    "device-silent": RuleReading(subject="evil", device="evil", sentence=HOSTILE, value=20.0),
-    "edge-away": RuleReading(subject="edge-2", severity=AlertSeverity.CRITICAL, sentence="The edge edge-2 is offline."),
+    "device-offline": RuleReading(subject="evil", device="evil", sentence=HOSTILE, value=20.0),
+    "edge-offline": RuleReading(
+        subject="edge-2", severity=AlertSeverity.CRITICAL, sentence="The edge edge-2 is offline."
+    ),
 }
 DEVICES = ("gateway-1", "gateway-2", "gateway-3", "gateway-4")
 
@@ -25,8 +27,10 @@ def fill(url: str, *, now: datetime) -> None:
     with open_store(url) as store:
         store.apply(records(now))
         with store.engine.begin() as connection:
-            for rule, reading in ALERTS.items():
-                book.see(connection, rule, reading, since=now - timedelta(minutes=20), now=now - timedelta(minutes=1))
+            found = [(rule, reading, now - timedelta(minutes=20)) for rule, reading in ALERTS.items()]
+            book.note_wrong(connection, found, held=[], now=now - timedelta(minutes=1))
+            assert book.take_lease(connection, holder="edge-1", now=now, for_s=30.0)
+            book.note_evaluation(connection, now=now)
 
 
 def records(now: datetime) -> list[Record]:

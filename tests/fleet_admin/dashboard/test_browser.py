@@ -185,10 +185,10 @@ def test_a_ticked_alert_stays_ticked_on_reload(log_in_tab: Callable[..., Tab], s
     tab.until("document.getElementById('pulse').textContent.startsWith('Live')")
     tab.evaluate("document.querySelector('#live [name=alert]').click(); window.here = true")
     with Alerts(url) as alerts, alerts.connection() as connection:
-        reading = replace(ALERTS["edge-away"], subject="edge-9")
-        book.see(connection, "edge-away", reading, since=NOW - timedelta(hours=1), now=NOW)
+        reading = replace(ALERTS["edge-offline"], subject="edge-9")
+        book.note_wrong(connection, [("edge-silent", reading, NOW - timedelta(hours=1))], held=[], now=NOW)
     with open_store(url) as store:
         store.apply([samples.device_seen(device="newcomer", at=NOW)])
     tab.until("document.querySelector('#live').innerText.includes('edge-9')")
     ticked = "[...document.querySelectorAll('#live [name=alert]')].filter((each) => each.checked)"
-    assert tab.evaluate(f"{ticked}.map((each) => each.ariaLabel).join()") == "edge-2: edge-away"
+    assert tab.evaluate(f"{ticked}.map((each) => each.ariaLabel).join()") == "edge-offline: edge-2"

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from fleet_edge.alerts import alerts as book
+from fleet_edge.alerts.alerts import Alerts, RuleReading
 from fleet_edge.store.database import open_store
 from schemas.control import Presence
 from tests.fleet_edge.store import samples
@@ -32,24 +34,44 @@ def watch(url: str, folder: Path) -> None:
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=30)
     assert process.returncode == 0
-    assert sorted(line.split()[4].rstrip(":") for line in lines) == ["device-silent", "edge-offline"]
+    assert sorted(line.split()[4].rstrip(":") for line in lines) == ["device-offline", "edge-offline"]
 
 
 def test_from_nothing_through_watching_to_acknowledged_and_cleared(admin: Run, url: str, tmp_path: Path) -> None:
-    assert admin("alerts") == (0, "No alert is open.\n", "")
+    code, output, complaint = admin("alerts")
+    assert (code, output) == (0, "No alert is known to be open.\n")
+    assert "Never evaluated" in complaint
     assert admin("alerts", "--all")[1] == "There are no alerts.\n"
     watch(url, tmp_path)
+    assert admin("alerts")[2] == "", "evaluated less than a minute ago"
     found = as_json(admin("alerts", "--json"))
     assert {(each["rule"], each["subject"]) for each in found} == {
-        ("device-silent", "sensor-1"),
+        ("device-offline", "sensor-1"),
         ("edge-offline", "edge-1"),
     }
     assert "Alerts: 2" in admin("alerts")[1]
-    alert = found[0]["id"][:10]
+    alert = found[0]["id"]
     assert "ada" in admin("alerts", "--ack", alert, "--as", "ada")[1]
     assert "is cleared" in admin("alerts", "--clear", alert)[1]
     assert len(as_json(admin("alerts", "--json"))) == 1
     assert len(as_json(admin("alerts", "--all", "--json"))) == 2
+
+
+def test_60_certificates_are_one_line_that_is_acknowledged_at_once(admin: Run, url: str) -> None:
+    now = datetime.now(UTC)
+    with Alerts(url) as alerts, alerts.connection() as connection:
+        readings = [RuleReading(subject=f"gateway-{number:02}", sentence="It ends.") for number in range(60)]
+        book.note_wrong(connection, [("certificate-ends", each, now) for each in readings], held=[], now=now)
+    _, output, _ = admin("alerts")
+    (line,) = [line for line in output.splitlines() if "certificate" in line]
+    assert line.startswith("certificate-ends")
+    assert "60 certificates" in line
+    assert "gateway-00, gateway-01, gateway-02, and 57 more" in line
+    _, each, _ = admin("alerts", "--each")
+    assert sum("certificate-ends" in line for line in each.splitlines()) == 60
+    reference = line.split()[0]
+    assert len(admin("alerts", "--ack", reference, "--as", "ada")[1].splitlines()) == 60
+    assert {each["acknowledged_by"].split()[0] for each in as_json(admin("alerts", "--json"))} == {"ada"}
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@ import hmac
 import json
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -16,6 +16,7 @@ from fleet_edge.alerts.delivery import Webhook
 from fleet_edge.alerts.evaluator import Courier
 from fleet_edge.alerts.settings import check_url
 from schemas.control import Alert, AlertState, decode_json
+from tests.support.waiting import until
 
 AT = datetime(2026, 5, 1, 12, tzinfo=UTC)
 ALERT = Alert(
@@ -91,22 +92,40 @@ def hostile(talk: Callable[[socket.socket], None]) -> Iterator[int]:
 def test_an_alert_is_posted_as_json_with_a_signature_that_whoever_has_the_secret_can_check() -> None:
     received = Received()
     with server(received) as port:
-        Webhook(f"http://127.0.0.1:{port}/fleet?x=1", secret=SECRET, clock=lambda: 1_777_777_777.9).send(ALERT)
+        Webhook(f"http://127.0.0.1:{port}/fleet?x=1", secret=SECRET, clock=lambda: 1_777_777_777.9).send([ALERT])
     ((path, headers, body),) = received.requests
     assert path == "/fleet?x=1"
-    assert decode_json(Alert, body) == ALERT
-    assert json.loads(body)["since"] == "2026-05-01T12:00:00Z"
+    message = json.loads(body)
+    assert (message["rule"], message["state"], message["severity"]) == ("kv-full", "open", "warning")
+    assert message["sentence"] == ALERT.sentence
+    assert [decode_json(Alert, json.dumps(each).encode()) for each in message["alerts"]] == [ALERT]
+    assert message["alerts"][0]["since"] == "2026-05-01T12:00:00Z"
     assert headers["X-Fleet-Timestamp"] == "1777777777"
-    assert headers["X-Fleet-Delivery"] == "5e551001-open"
     expected = hmac.new(SECRET, b"1777777777." + body, hashlib.sha256).hexdigest()
     assert headers["X-Fleet-Signature"] == f"sha256={expected}"
     assert SECRET.decode() not in str(headers)
 
 
+def test_alerts_of_one_rule_are_one_message_with_one_sentence() -> None:
+    received = Received()
+    critical = ALERT.model_copy(update={"id": "2", "subject": "edge-2", "severity": "critical"})
+    with server(received) as port:
+        hook = Webhook(f"http://127.0.0.1:{port}/")
+        hook.send([ALERT, critical])
+        hook.send([ALERT, critical])
+        hook.send([critical])
+    messages = [json.loads(body) for _, _, body in received.requests]
+    assert messages[0]["severity"] == "critical"
+    assert "2 edges" in messages[0]["sentence"]
+    assert [each["subject"] for each in messages[0]["alerts"]] == ["edge-1", "edge-2"]
+    one, again, other = (headers["X-Fleet-Delivery"] for _, headers, _ in received.requests)
+    assert one == again != other
+
+
 def test_without_a_secret_nothing_is_signed() -> None:
     received = Received()
     with server(received) as port:
-        Webhook(f"http://127.0.0.1:{port}/").send(ALERT)
+        Webhook(f"http://127.0.0.1:{port}/").send([ALERT])
     assert "X-Fleet-Signature" not in received.requests[0][1]
 
 
@@ -115,7 +134,7 @@ def test_what_is_not_taken_failed(status: int) -> None:
     received = Received()
     received.answers = [status]
     with server(received) as port, pytest.raises(DeliveryFailed, match=f"{status}"):
-        Webhook(f"http://127.0.0.1:{port}/").send(ALERT)
+        Webhook(f"http://127.0.0.1:{port}/").send([ALERT])
 
 
 def test_a_redirect_leads_nowhere() -> None:
@@ -123,7 +142,7 @@ def test_a_redirect_leads_nowhere() -> None:
     with server(elsewhere) as other, server(received) as port:
         received.answers, received.location = [307], f"http://127.0.0.1:{other}/"
         with pytest.raises(DeliveryFailed, match="redirects"):
-            Webhook(f"http://127.0.0.1:{port}/", secret=SECRET).send(ALERT)
+            Webhook(f"http://127.0.0.1:{port}/", secret=SECRET).send([ALERT])
     assert not elsewhere.requests
 
 
@@ -160,17 +179,17 @@ def _silence(client: socket.socket) -> None:
 )
 def test_a_server_that_means_harm_ends_in_a_sentence(talk: Callable[[socket.socket], None]) -> None:
     with hostile(talk) as port, pytest.raises(DeliveryFailed, match="reached"):
-        Webhook(f"http://127.0.0.1:{port}/", longest_s=0.5).send(ALERT)
+        Webhook(f"http://127.0.0.1:{port}/", longest_s=0.5).send([ALERT])
 
 
 def test_an_endless_body_is_not_read() -> None:
     with hostile(_endless_body) as port:
-        Webhook(f"http://127.0.0.1:{port}/", longest_s=5.0).send(ALERT)
+        Webhook(f"http://127.0.0.1:{port}/", longest_s=5.0).send([ALERT])
 
 
 def test_a_certificate_of_nobody_is_not_trusted() -> None:
     with hostile(lambda client: client.sendall(b"HTTP/1.1 200 OK\r\n\r\n")) as port, pytest.raises(DeliveryFailed):
-        Webhook(f"https://127.0.0.1:{port}/").send(ALERT)
+        Webhook(f"https://127.0.0.1:{port}/").send([ALERT])
 
 
 @pytest.mark.parametrize(
@@ -208,19 +227,21 @@ class Fussy:
         self.refuses = refuses
         self.attempts = 0
         self.taken: list[str] = []
+        self.together: list[int] = []
         self.done = threading.Event()
 
-    def send(self, alert: Alert) -> None:
+    def send(self, alerts: Sequence[Alert]) -> None:
         self.attempts += 1
         if self.attempts <= self.refuses:
             raise DeliveryFailed("Not now.")
-        self.taken.append(alert.id)
-        if alert.id == "last":
+        self.taken += [alert.id for alert in alerts]
+        self.together.append(len(alerts))
+        if "last" in self.taken:
             self.done.set()
 
 
-def numbered(name: str) -> Alert:
-    return ALERT.model_copy(update={"id": name})
+def numbered(name: str, rule: str = "kv-full") -> Alert:
+    return ALERT.model_copy(update={"id": name, "rule": rule})
 
 
 def test_what_is_not_taken_is_told_again_in_order_and_later_each_time() -> None:
@@ -233,35 +254,62 @@ def test_what_is_not_taken_is_told_again_in_order_and_later_each_time() -> None:
 
     courier = Courier([fussy], pause=pause)
     for name in ("first", "second", "last"):
-        courier.tell(numbered(name))
+        courier.send(numbered(name, rule=name))
     assert fussy.done.wait(10)
     courier.close()
     assert fussy.taken == ["first", "second", "last"]
     assert pauses == [1.0, 2.0, 4.0]
+    accepted, refused = courier.settled()
+    assert ([each.id for each in accepted], refused) == (["first", "second", "last"], [])
+    assert courier.settled() == ([], [])
+
+
+def test_alerts_of_one_rule_that_wait_together_are_delivered_together() -> None:
+    may_go = threading.Event()
+
+    class Slow(Fussy):
+        def send(self, alerts: Sequence[Alert]) -> None:
+            assert may_go.wait(10)
+            super().send(alerts)
+
+    slow = Slow(0)
+    courier = Courier([slow])
+    courier.send(numbered("first"))
+    until(lambda: slow.attempts == 0 and not courier._rounds[0]._waiting)
+    for number in range(150):
+        courier.send(numbered(f"{number}", rule="other" if number % 2 else "kv-full"))
+    courier.send(numbered("last", rule="other"))
+    may_go.set()
+    assert slow.done.wait(10)
+    courier.close()
+    assert slow.together == [1, 75, 76]
 
 
 def test_what_is_never_taken_is_given_up_and_delays_nobody_else(caplog: pytest.LogCaptureFixture) -> None:
     never, other = Fussy(10**9), Fussy(0)
     courier = Courier([never, other], pause=lambda _seconds: False)
-    courier.tell(numbered("one"))
-    courier.tell(numbered("last"))
+    courier.send(numbered("one", rule="a"))
+    courier.send(numbered("last", rule="b"))
     assert other.done.wait(10)
     courier.close()
     assert never.attempts <= 40
-    assert "is not sent again: Not now." in caplog.text
+    assert "were not delivered: Not now." in caplog.text
+    accepted, refused = courier.settled()
+    assert accepted == [], "by one channel alone"
+    assert [each.id for each in refused] == ["one", "last"]
 
 
 def test_a_channel_that_breaks_is_logged_and_goes_on(caplog: pytest.LogCaptureFixture) -> None:
     class Broken(Fussy):
-        def send(self, alert: Alert) -> None:
-            if alert.id == "one":
+        def send(self, alerts: Sequence[Alert]) -> None:
+            if alerts[0].id == "one":
                 raise RuntimeError
-            super().send(alert)
+            super().send(alerts)
 
     broken = Broken(0)
     courier = Courier([broken])
-    courier.tell(numbered("one"))
-    courier.tell(numbered("last"))
+    courier.send(numbered("one", rule="a"))
+    courier.send(numbered("last", rule="b"))
     assert broken.done.wait(10)
     courier.close()
     assert "could not be delivered to fussy" in caplog.text
@@ -270,6 +318,6 @@ def test_a_channel_that_breaks_is_logged_and_goes_on(caplog: pytest.LogCaptureFi
 def test_the_end_does_not_wait_for_the_next_attempt() -> None:
     fussy = Fussy(10**9)
     courier = Courier([fussy])
-    courier.tell(numbered("one"))
+    courier.send(numbered("one"))
     courier.close(10)
     assert fussy.attempts >= 1

@@ -1,14 +1,15 @@
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import create_engine, text
+from sqlalchemy import Connection, create_engine, text
 
-from fleet_edge.alerts.alerts import Alerts, NoSuchAlert
+from fleet_edge.alerts.alerts import Alerts, Evaluation, NoSuchAlert
 from fleet_edge.alerts.evaluator import DATABASE_AWAY, Evaluator
 from fleet_edge.alerts.rules import Facts
 from fleet_edge.alerts.settings import AlertSettings
@@ -30,7 +31,8 @@ class World:
     kv: dict[str, float] = field(default_factory=dict)
     certificate: timedelta | None = None
     told: list[Alert] = field(default_factory=list)
-    broken: bool = False
+    away: bool = False
+    silent_since: datetime | None = None
 
     def __post_init__(self) -> None:
         self.alerts = Alerts(self.url, now=lambda: self.at)
@@ -38,13 +40,20 @@ class World:
 
     def another(self, holder: str, **settings: Any) -> Evaluator:
         return Evaluator(
-            self.alerts,
+            self.connect,
             SETTINGS.model_copy(update=settings),
-            tell=self.told.append,
+            send=self.told.append,
             holder=holder,
             now=lambda: self.at,
             read=self._read,
         )
+
+    @contextmanager
+    def connect(self) -> Iterator[Connection]:
+        if self.away:
+            raise StoreUnavailable("It is away.")
+        with self.alerts.connection() as connection:
+            yield connection
 
     def look(self, seconds: float = 0.0, **kv: float) -> list[tuple[str, bool]] | None:
         """Let time pass and evaluate; return the changed alerts, and whether they are open."""
@@ -62,10 +71,10 @@ class World:
             engine.dispose()
 
     def _read(self, _connection: object, *, now: datetime) -> Facts:
-        if self.broken:
-            raise StoreUnavailable("It is away.")
+        state = MachineState.ONLINE if self.silent_since is None else MachineState.SILENT
+        load = {"state": state, "seen_at": self.silent_since or now}
         edges = [
-            samples.view(EdgeView, edge=name.replace("_", "-"), state=MachineState.ONLINE, seen_at=now, kv_usage=value)
+            samples.view(EdgeView, edge=name.replace("_", "-"), kv_usage=value, **load)
             for name, value in self.kv.items()
         ]
         until = None if self.certificate is None else now + self.certificate
@@ -146,11 +155,49 @@ def test_one_evaluates_at_a_time_and_another_takes_over(world: World) -> None:
     assert second.step() is None
     world.look(30)
     world.at += timedelta(seconds=61)
-    assert second.step() == []  # the first has not looked for more than four times 15 s
+    assert second.step() == []  # the first has not evaluated for more than three times 10 s
     assert world.look() is None
-    world.at += timedelta(seconds=30)
+    world.at += timedelta(seconds=20)
     second.step()
     assert len(world.alerts.list()) == len(world.told) == 1
+
+
+def test_a_process_that_ends_lets_another_evaluate_at_once(world: World) -> None:
+    second = world.another("second")
+    world.look()
+    second.give_up()
+    world.at += timedelta(seconds=1)
+    assert second.step() is None, "it did not hold the lease"
+    world.evaluator.give_up()
+    world.at += timedelta(seconds=1)
+    assert second.step() == []
+    world.away = True
+    second.give_up()  # what cannot be given up expires
+
+
+def test_the_last_evaluation_is_known_and_old_after_a_minute(world: World) -> None:
+    assert world.alerts.evaluation() == Evaluation(None, None, recent=False)
+    assert "Never evaluated" in world.alerts.evaluation().sentence
+    world.look()
+    world.at += timedelta(seconds=60)
+    assert world.alerts.evaluation() == Evaluation(START, "first", recent=True)
+    assert world.alerts.evaluation().sentence == ""
+    world.at += timedelta(seconds=1)
+    assert "Not evaluated since 2026-05-01 12:00:00 UTC" in world.alerts.evaluation().sentence
+    world.another("second").step()
+    assert world.alerts.evaluation() == Evaluation(world.at, "second", recent=True)
+
+
+def test_all_alerts_of_a_condition_are_acknowledged_and_cleared_together(world: World) -> None:
+    world.look(edge_1=0.95, edge_2=0.95)
+    world.look(60)
+    assert {each.subject for each in world.alerts.acknowledge("kv-full", who="ada")} == {"edge-1", "edge-2"}
+    assert {each.acknowledged_by for each in world.alerts.open()} == {"ada"}
+    assert len(world.alerts.clear("kv-full", who="bob")) == 2
+    assert world.alerts.open() == []
+    with pytest.raises(NoSuchAlert):
+        world.alerts.clear("kv-full", who="bob")
+    assert len(world.rows("SELECT id FROM audit")) == 4
 
 
 def test_a_lease_of_a_holder_whose_clock_was_far_ahead_does_not_hold(world: World) -> None:
@@ -166,12 +213,12 @@ def test_somebody_takes_care_and_somebody_clears(world: World) -> None:
     world.look(60)
     (alert,) = world.alerts.open()
     world.at += timedelta(minutes=1)
-    noted = world.alerts.acknowledge(alert.id[:6], who="ada")
+    (noted,) = world.alerts.acknowledge(alert.id[:6], who="ada")
     assert (noted.acknowledged_by, noted.acknowledged_at, noted.open) == ("ada", world.at, True)
-    assert world.alerts.acknowledge(alert.id, who="bob").acknowledged_by == "ada"
-    cleared = world.alerts.clear(alert.id, who="bob")
+    assert world.alerts.acknowledge(alert.id, who="bob")[0].acknowledged_by == "ada"
+    (cleared,) = world.alerts.clear(alert.id, who="bob")
     assert (cleared.cleared_by, cleared.open) == ("bob", False)
-    assert world.alerts.clear(alert.id, who="eve").cleared_by == "bob"
+    assert world.alerts.clear(alert.id, who="eve")[0].cleared_by == "bob"
     assert world.rows("SELECT who, action FROM audit ORDER BY at")[0] == ("ada", "alert acknowledge")
     assert ("bob", "alert clear") in world.rows("SELECT who, action FROM audit")
     assert world.look(15) == [("edge-1", True)]  # it is wrong still
@@ -184,7 +231,7 @@ def test_somebody_takes_care_and_somebody_clears(world: World) -> None:
 def test_an_id_that_names_none_or_several_is_refused_in_a_sentence(world: World) -> None:
     world.look(**{f"edge_{number}": 0.95 for number in range(40)})
     world.look(60)
-    for wrong in ("", "%", "_", "zz", "'; DROP TABLE alerts; --", "0" * 32):
+    for wrong in ("", "%", "_", "zz", "refusals", "'; DROP TABLE alerts; --", "0" * 32):
         with pytest.raises(NoSuchAlert):
             world.alerts.clear(wrong, who="ada")
     with pytest.raises(NoSuchAlert, match="Several"):
@@ -204,16 +251,85 @@ def test_what_is_long_over_is_forgotten(world: World) -> None:
 
 
 def test_a_database_that_is_away_is_told_though_it_holds_no_alert(world: World) -> None:
-    world.broken = True
+    world.away = True
     assert world.look() is None
     assert world.look(59) is None
     assert world.told == []
     world.look(1)
     world.look(60)
-    world.broken = False
+    world.away = False
     world.look(60)
     assert [(each.rule, each.state) for each in world.told] == [(DATABASE_AWAY, OPEN), (DATABASE_AWAY, CLEARED)]
     assert world.told[0].id == world.told[1].id
+
+
+def test_of_several_processes_one_reports_that_the_database_is_away(world: World) -> None:
+    second = world.another("second")
+    world.look()
+    assert second.step() is None
+    world.away = True
+    for _ in range(4):
+        world.look(30)
+        second.step()
+    assert [each.rule for each in world.told] == [DATABASE_AWAY]
+
+
+def test_what_an_evaluator_has_not_delivered_the_next_one_sends(world: World) -> None:
+    world.look(edge_1=0.95)
+    lost = list[Alert]()
+    dying = world.another("first")
+    dying.send, dying.settled = lost.append, lambda: ([], [])
+    world.evaluator = dying
+    world.look()
+    world.look(60)
+    world.look(10)
+    assert [each.subject for each in lost] == ["edge-1"], "once, while it may still be accepted"
+    world.evaluator = world.another("second")
+    world.at += timedelta(seconds=31)
+    world.look()
+    world.look(10)
+    assert [(each.id, each.state) for each in world.told] == [(lost[0].id, OPEN)]
+    assert [each.delivered for each in world.alerts.open()] == ["warning"]
+
+
+def test_what_no_receiver_accepts_is_sent_again_and_what_one_accepts_is_not(world: World) -> None:
+    sent, answers = list[Alert](), list[tuple[list[Alert], list[Alert]]]()
+    world.evaluator.send = sent.append
+    world.evaluator.settled = lambda: answers.pop() if answers else ([], [])
+    world.look(edge_1=0.95)
+    world.look(60)
+    assert len(sent) == 1
+    answers.append(([], sent[:1]))
+    world.look(10)
+    assert len(sent) == 2
+    answers.append((sent[1:], []))
+    world.look(10)
+    world.look(10, edge_1=0.5)
+    world.look(120)
+    assert [each.state for each in sent] == [OPEN, OPEN, CLEARED]
+    answers.append((sent[2:], []))
+    world.look(10)
+    world.look(10)
+    assert len(sent) == 3
+    assert [each.delivered for each in world.alerts.list()] == ["cleared"]
+
+
+def test_what_has_lasted_by_the_log_is_an_alert_at_once(world: World) -> None:
+    world.kv, world.silent_since = {"edge_1": 0.5}, START - timedelta(minutes=2)
+    assert world.look() == [("edge-1", True)]
+    (alert,) = world.alerts.open()
+    assert (alert.rule, alert.since_at) == ("edge-silent", START - timedelta(minutes=2))
+
+
+def test_after_an_outage_of_the_database_edges_have_time_to_write_again(world: World) -> None:
+    world.kv = {"edge_1": 0.5}
+    world.look()
+    world.away = True
+    world.look(10)
+    world.away, world.silent_since = False, START
+    assert world.look(120) == []
+    assert world.look(59) == []
+    assert world.look(1) == [("edge-1", True)]
 
 
 def test_no_more_are_open_than_there_is_room_for(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

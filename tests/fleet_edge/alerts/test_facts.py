@@ -66,18 +66,18 @@ def test_refusals_by_code_within_the_window(store: Store) -> None:
 def test_from_the_log_to_an_alert_and_back(store: Store, database_url: str) -> None:
     store.apply([samples.edge_load(at=NOW, kv_usage=0.95), samples.edge_seen(at=NOW)])
     with Alerts(database_url, now=lambda: NOW) as alerts:
-        evaluator = Evaluator(alerts, SETTINGS, now=lambda: NOW)
+        evaluator = Evaluator(alerts.connection, SETTINGS, now=lambda: NOW)
         opened = evaluator.step()
         assert [(each.rule, each.subject) for each in opened] == [("kv-full", "edge-1")]
         assert evaluator.step() == []
-        noted = alerts.acknowledge(opened[0].id, who="ada")
+        (noted,) = alerts.acknowledge(opened[0].id, who="ada")
         assert noted.acknowledged_by == "ada"
         store.apply([samples.edge_load(at=NOW + MINUTE, kv_usage=0.5)])
         cleared = evaluator.step()
         assert cleared is not None
         assert [each.open for each in cleared] == [False]
         assert alerts.open() == []
-        other = Evaluator(alerts, SETTINGS, now=lambda: NOW, holder="another")
+        other = Evaluator(alerts.connection, SETTINGS, now=lambda: NOW, holder="another")
         assert other.step() is None
 
 
@@ -85,9 +85,9 @@ def test_from_the_log_to_an_alert_and_back(store: Store, database_url: str) -> N
 def test_hostile_names_in_the_log_break_nothing(store: Store, database_url: str, hostile: str) -> None:
     store.apply([event("refused", hostile, 100)])
     with Alerts(database_url, now=lambda: NOW) as alerts:
-        (opened,) = Evaluator(alerts, SETTINGS, now=lambda: NOW).step() or []
+        (opened,) = Evaluator(alerts.connection, SETTINGS, now=lambda: NOW).step() or []
         assert opened.rule == "refusals"
-        assert alerts.list(subject=opened.subject) == [opened]
+        assert [each.id for each in alerts.list(subject=opened.subject)] == [opened.id]
 
 
 def test_a_device_that_is_out_of_service_is_no_alert(store: Store) -> None:
@@ -107,5 +107,13 @@ def test_what_cannot_wait_is_listed_first_while_it_is_open(store: Store) -> None
             (1, "c", book.AlertSeverity.WARNING),
         ):
             reading = book.RuleReading(subject=subject, severity=severity, sentence="It is away.")
-            book.see(connection, "edge-away", reading, since=NOW - hours * HOUR, now=NOW)
+            book.note_wrong(connection, [("edge-offline", reading, NOW - hours * HOUR)], held=[], now=NOW)
         assert [each.subject for each in book.list_alerts(connection, open=True)] == ["old", "c", "b"]
+
+
+def test_only_devices_that_a_rule_may_concern_are_read(store: Store) -> None:
+    ends = {"soon": NOW + timedelta(days=29), "later": NOW + timedelta(days=31)}
+    for name, until in ends.items():
+        store.apply([samples.device_seen(device=name, at=NOW, certificate_until=until)])
+    store.apply([samples.device_seen(device="away", at=NOW, presence=Presence.OFFLINE)])
+    assert [each.device for each in facts(store).devices] == ["away", "soon"]

@@ -34,7 +34,7 @@ class Home:
         self.seen: dict[str, bytes] = {}
         self.messages = 0
         self.home = HomeAssistant(fleet, publish or self.publish)
-        self.evaluator = Evaluator(Alerts(url), SETTINGS, show=self.home.show, now=lambda: NOW)
+        self.evaluator = Evaluator(Alerts(url).connection, SETTINGS, show=self.home.show, now=lambda: NOW)
 
     def publish(self, topic: str, payload: bytes) -> None:
         self.seen[topic] = payload

@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 
 from fleet_edge.alerts.alerts import AlertSeverity, RuleReading
-from fleet_edge.alerts.rules import RULES, Facts, readings
+from fleet_edge.alerts.rules import RULES, Facts, grouped, readings
 from fleet_edge.alerts.settings import AlertSettings
-from fleet_edge.store.views import DeviceView, EdgeView, MachineState
+from fleet_edge.store.views import AlertView, DeviceView, EdgeView, MachineState
 from tests.fleet_edge.store import samples
 
 NOW = datetime(2026, 5, 1, 12, tzinfo=UTC)
@@ -37,13 +37,10 @@ def refused(count: int) -> Facts:
 
 
 WRONG = {
-    "device-silent": [
-        device(state=MachineState.OFFLINE, last_sign_at=NOW - 16 * MINUTE),
-        device(state=MachineState.SILENT, last_sign_at=NOW - 1.1 * DAY),
-    ],
+    "device-offline": [device(state=MachineState.OFFLINE, last_sign_at=NOW - 16 * MINUTE)],
     "edge-offline": [edge(state=MachineState.OFFLINE, seen_at=NOW - 2 * MINUTE)],
+    "edge-silent": [edge(state=MachineState.SILENT, seen_at=NOW - 2 * MINUTE)],
     "kv-full": [edge(kv_usage=0.91)],
-    "database-lags": [edge(load_at=NOW - 3 * MINUTE)],
     "certificate-ends": [
         edge(certificate_until=NOW + 29 * DAY),
         device(certificate_until=NOW + 6 * DAY),
@@ -52,28 +49,29 @@ WRONG = {
     "refusals": [refused(20)],
 }
 RIGHT = {
-    "device-silent": [
+    "device-offline": [
         device(),
         device(state=MachineState.OFFLINE, last_sign_at=NOW - 14 * MINUTE),
-        device(state=MachineState.SILENT, last_sign_at=NOW - 16 * MINUTE),  # it may be idle
+        device(last_sign_at=NOW - 3 * DAY),  # connected and idle
+        device(state=MachineState.UNKNOWN, last_sign_at=NOW - 3 * DAY),
     ],
-    "edge-offline": [edge(), edge(state=MachineState.DRAINING)],
+    "edge-offline": [edge(), edge(state=MachineState.DRAINING), edge(state=MachineState.SILENT, seen_at=NOW - DAY)],
+    "edge-silent": [edge(), edge(state=MachineState.OFFLINE, seen_at=NOW - DAY)],
     "kv-full": [edge(kv_usage=0.8)],
-    "database-lags": [edge(load_at=NOW - MINUTE)],
     "certificate-ends": [device(certificate_until=NOW + 31 * DAY)],
     "refusals": [refused(5)],
 }
 BETWEEN = {
     "edge-offline": [edge(state=MachineState.OFFLINE, seen_at=NOW - MINUTE / 2)],
+    "edge-silent": [edge(state=MachineState.SILENT, seen_at=NOW - MINUTE / 2)],
     "kv-full": [edge(kv_usage=0.88)],
-    "database-lags": [edge(load_at=NOW - 115 * MINUTE / 60)],
     "refusals": [refused(18)],
 }
-SILENT = {
-    "device-silent": [device(state=MachineState.OFFLINE, last_sign_at=NOW - 15 * DAY)],
+NO_READING = {
+    "device-offline": [device(state=MachineState.OFFLINE, last_sign_at=NOW - 15 * DAY)],
     "edge-offline": [edge(state=MachineState.OFFLINE, seen_at=NOW - 15 * DAY)],
+    "edge-silent": [edge(state=MachineState.SILENT, seen_at=NOW - 15 * DAY)],
     "kv-full": [edge(), edge(kv_usage=1.0, state=MachineState.OFFLINE)],
-    "database-lags": [edge(), edge(load_at=NOW - DAY, state=MachineState.OFFLINE)],
     "certificate-ends": [device(), device(certificate_until=NOW, last_sign_at=NOW - 15 * DAY)],
 }
 
@@ -105,7 +103,7 @@ def test_it_is_not_wrong(table: dict[str, list[Facts]], right: bool) -> None:
             assert (rule, reading.wrong, reading.right) == (rule, False, right)
 
 
-@each(SILENT)
+@each(NO_READING)
 def test_nothing_can_be_said(rule: str, facts: Facts) -> None:
     assert read(rule, facts) is None
 
@@ -121,3 +119,33 @@ def test_a_hostile_name_or_code_stays_what_it_is() -> None:
     hostile = "x'; DROP TABLE alerts; --\n\x1b[31m{value}"
     reading = read("refusals", Facts(now=NOW, refusals={("edge-1", hostile): 100}))
     assert repr(hostile) in reading.sentence
+
+
+def opened(rule: str, subject: str, **changed: Any) -> AlertView:
+    given = {"severity": "warning", "sentence": f"{subject} is away.", "since_at": NOW, "last_at": NOW}
+    return samples.view(AlertView, id=f"{subject}-{rule}", rule=rule, subject=subject, **{**given, **changed})
+
+
+def test_alerts_of_a_condition_are_one_line_and_the_gravest_come_first() -> None:
+    certificates = [
+        opened("certificate-ends", f"gateway-{number:02}", since_at=NOW - number * DAY) for number in range(60)
+    ]
+    certificates[7] = replace(certificates[7], severity="critical")
+    noted = opened("edge-offline", "edge-1", severity="critical", acknowledged_at=NOW)
+    groups = grouped([opened("kv-full", "edge-9"), noted, *certificates])
+    assert [each.rule for each in groups] == ["certificate-ends", "kv-full", "edge-offline"]
+    many, one, last = groups
+    assert (many.reference, many.severity, many.critical) == ("certificate-ends", "critical", 1)
+    assert many.alerts[0].subject == "gateway-07"
+    assert many.since_at == NOW - 59 * DAY
+    assert many.subjects == "gateway-07, gateway-00, gateway-01, and 57 more"
+    assert "60 certificates" in many.sentence
+    assert (one.reference, one.sentence, one.subjects) == ("edge-9-kv-full", "edge-9 is away.", "edge-9")
+    assert last.state == "acknowledged"
+
+
+def test_a_sentence_with_braces_stays_what_it_is() -> None:
+    (one,) = grouped([opened("no-such-rule", "a", sentence="{number} {0} {x}")])
+    assert one.sentence == "{number} {0} {x}"
+    (two,) = grouped([opened("no-such-rule", name, sentence="{x}") for name in "ab"])
+    assert two.sentence.startswith("2 alerts")

@@ -1,5 +1,5 @@
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,8 +13,8 @@ from fleet_common.mqtt.settings import LinkSettings
 from fleet_edge.alerts.alerts import Alerts, DeliveryFailed
 from fleet_edge.alerts.delivery import BrokerChannel
 from fleet_edge.alerts.evaluator import RunningAlerts
-from fleet_edge.alerts.settings import AlertSettings
-from fleet_edge.store.database import open_store
+from fleet_edge.alerts.settings import AlertSettings, load_alert_settings
+from fleet_edge.store.database import ReopeningStore, open_store, transaction
 from schemas.control import Alert, AlertState, decode_json
 from schemas.topics import Topic, build
 from tests.fleet_edge.alerts.test_delivery import ALERT
@@ -30,8 +30,8 @@ class Ears:
     def __init__(self) -> None:
         self.heard: list[tuple[str, AlertState]] = []
 
-    def send(self, alert: Alert) -> None:
-        self.heard.append((alert.rule, alert.state))
+    def send(self, alerts: Sequence[Alert]) -> None:
+        self.heard += [(alert.rule, alert.state) for alert in alerts]
 
 
 @contextmanager
@@ -55,8 +55,7 @@ def test_an_alert_is_published_and_confirmed() -> None:
         channel = BrokerChannel(
             AlertSettings(fleet="north"), make_link=lambda link: MemoryLink(broker, link.client_id, will=link.will)
         )
-        channel.send(ALERT)
-        channel.send(ALERT.model_copy(update={"state": AlertState.CLEARED}))
+        channel.send([ALERT, ALERT.model_copy(update={"state": AlertState.CLEARED})])
         until(lambda: len(heard) == 2)
         channel.close()
     assert [each.state for each in heard] == [AlertState.OPEN, AlertState.CLEARED]
@@ -73,23 +72,24 @@ def test_a_broker_that_is_away_fails_and_is_tried_again() -> None:
     channel = BrokerChannel(AlertSettings(fleet="north"), make_link=make)
     for _ in range(2):
         with pytest.raises(DeliveryFailed):
-            channel.send(ALERT)
+            channel.send([ALERT])
     channel.close()
 
 
 def test_a_database_that_comes_later_is_opened_when_it_is_there(tmp_path: Path) -> None:
     url, ears = f"sqlite:///{tmp_path / 'fleet.sqlite3'}", Ears()
-    running = RunningAlerts(Alerts(url, later=True), AlertSettings(hold_s=0), channels=[ears])
+    store = ReopeningStore(url)
+    running = RunningAlerts(lambda: transaction(store.engine), AlertSettings(hold_s=0), channels=[ears])
     try:
         assert running.step() == []
         until(lambda: ears.heard == [("database-away", AlertState.OPEN)])
-        with open_store(url) as store:
-            store.apply([samples.edge_load(at=datetime.now(UTC), kv_usage=0.95)])
+        store.apply([samples.edge_load(at=datetime.now(UTC), kv_usage=0.95)])
         assert [each.rule for each in running.step()] == ["kv-full"]
         until(lambda: len(ears.heard) == 3)
         assert ears.heard[1:] == [("database-away", AlertState.CLEARED), ("kv-full", AlertState.OPEN)]
     finally:
         running.close()
+        store.close()
 
 
 def test_it_looks_on_a_thread_until_it_is_closed(tmp_path: Path) -> None:
@@ -97,14 +97,15 @@ def test_it_looks_on_a_thread_until_it_is_closed(tmp_path: Path) -> None:
     with open_store(url) as store:
         store.apply([samples.edge_load(at=datetime.now(UTC), kv_usage=0.95)])
     before = threading.active_count()
-    running = RunningAlerts(Alerts(url), AlertSettings(hold_s=0), channels=[ears]).start()
-    until(lambda: ("kv-full", AlertState.OPEN) in ears.heard)
-    running.close()
+    with Alerts(url) as alerts:
+        running = RunningAlerts(alerts.connection, AlertSettings(hold_s=0), channels=[ears]).start()
+        until(lambda: ("kv-full", AlertState.OPEN) in ears.heard)
+        running.close()
     assert threading.active_count() == before
 
 
 def test_a_secret_that_cannot_be_read_is_told_before_anything_runs(tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path / 'fleet.sqlite3'}"
-    settings = AlertSettings(webhook="https://hooks.example/", webhook_secret_file=tmp_path / "nowhere")
+    config = tmp_path / "alerts.toml"
+    config.write_text(f'webhook = "https://hooks.example/"\nwebhook_secret_file = "{tmp_path}/nowhere"\n')
     with pytest.raises(MetricsError, match="cannot be read"):
-        RunningAlerts(Alerts(url, later=True), settings)
+        load_alert_settings(config)

@@ -1,0 +1,70 @@
+"""Two edges on one database: one evaluates the alerts, and the other when that one has been killed."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+
+from broker_config.broker import Broker
+from fleet_common.logs import Event, read_events
+from fleet_edge.alerts.alerts import Alerts
+from tests.fleet_edge.alerts.test_delivery import Received, server
+from tests.support.brokers import StartBroker
+from tests.support.offset_clock import VARIABLE, OffsetClock
+from tests.support.waiting import until
+
+PATIENCE_S = 120.0  # an edge evaluates every ten seconds
+LEASE_S = 30.0
+FLEET = "north"
+
+
+@contextmanager
+def edge(name: str, folder: Path, *, url: str, port: int, clock: Path) -> Iterator["subprocess.Popen[str]"]:
+    """Run an edge with a scripted target until the end of the block, or until it is killed."""
+    config = folder / f"{name}.toml"
+    config.write_text(
+        f'fleet = "{FLEET}"\nedge = "{name}"\ndb = "{url}"\nspool = "{folder / name}"\n'
+        f'alerts = "{folder / "alerts.toml"}"\ndrain_s = 0.1\n[broker]\nport = {port}\n'
+    )
+    command = [sys.executable, "-m", "tests.support.scripted_edge_process", str(config)]
+    environment = os.environ | {VARIABLE: str(clock)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        try:
+            assert process.stdout is not None
+            assert next(event for event in read_events(process.stdout))["event"] == Event.ONLINE
+            yield process
+        finally:
+            process.terminate()
+
+
+@pytest.mark.broker
+@pytest.mark.slow
+def test_a_killed_edge_is_an_alert_of_the_other(
+    start_mosquitto: StartBroker, database_url: str, tmp_path: Path
+) -> None:
+    received, clock = Received(), tmp_path / "clock"
+    broker = start_mosquitto(Broker(fleet=FLEET, edges=("edge-1", "edge-2")))
+    with ExitStack() as stack:
+        hook = stack.enter_context(server(received))
+        (tmp_path / "alerts.toml").write_text(f'hold_s = 0\nwebhook = "http://127.0.0.1:{hook}/"\n')
+        site = {"url": database_url, "port": broker.port, "clock": clock}
+        edges = {name: stack.enter_context(edge(name, tmp_path, **site)) for name in ("edge-1", "edge-2")}
+        alerts = stack.enter_context(Alerts(database_url))
+        until(lambda: alerts.evaluation().recent, patience_s=PATIENCE_S)
+        killed = alerts.evaluation().holder
+        assert killed in edges
+        (other,) = edges.keys() - {killed}
+        edges[killed].kill()
+        edges[killed].wait()
+        OffsetClock(clock).set(1.5 * LEASE_S)
+        until(lambda: alerts.evaluation().holder == other, patience_s=PATIENCE_S)
+        until(lambda: bool(received.requests), patience_s=PATIENCE_S)
+        told = json.loads(received.requests[0][2])
+        assert (told["rule"], told["severity"], told["state"]) == ("edge-silent", "critical", "open")
+        assert [each["subject"] for each in told["alerts"]] == [killed]
+        assert [each.subject for each in alerts.open()] == [killed]
