@@ -14,7 +14,7 @@ T = TypeVar("T")
 Kind = Literal[
     "text", "sentence", "state", "id",
     "count", "figure", "ratio", "money", "percent", "ms", "bytes", "days", "number",
-    "moment", "day", "ago",
+    "moment", "day", "month", "ago",
 ]  # fmt: skip
 """How a value is shown. `number` is text that holds a number with its unit; the others are described by `shown`."""
 
@@ -63,8 +63,8 @@ def shown(value: Any, kind: Kind = "text", *, now: datetime | None = None) -> st
     """Return a value as people read it; None and empty text as a dash.
 
     `count` is a whole number, `figure` has one digit after the point, `ratio` and `money` two; `percent` takes a share
-    from 0 to 1, `ms` milliseconds, `bytes` bytes and `days` days; `moment`, `day` and `ago` take aware times. `ago` is
-    an age given `now`, otherwise a time.
+    from 0 to 1, `ms` milliseconds, `bytes` bytes and `days` days; `moment`, `day`, `month` and `ago` take aware times.
+    `ago` is an age given `now`, otherwise a time.
     """
     if value is None or value == "":
         return ABSENT
@@ -131,6 +131,7 @@ _FORMS: Final[Mapping[str, Callable[[Any], str]]] = {
     "days": lambda value: f"{value:,.0f} d",
     "moment": moment,
     "day": lambda value: f"{value:%Y-%m-%d}",
+    "month": lambda value: f"{value:%Y-%m}",
 }
 
 

@@ -2,15 +2,16 @@
 
 from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from fleet_admin.columns import Column, Kind, plain, shown
-from fleet_edge.store.views import SERVING
+from fleet_edge.store.views import CONNECTED
 from schemas.names import model_name
 
 if TYPE_CHECKING:
     from fleet_admin.settings import PriceList
     from fleet_admin.steering import DeviceSettingsView
+    from fleet_edge.alerts.rules import AlertGroup
     from fleet_edge.store.views import (
         AlertView,
         AuditView,
@@ -32,30 +33,39 @@ _DAY: Final = timedelta(days=1)
 # Devices and edges
 
 
-def device_columns(now: datetime) -> "list[Column[DeviceView]]":
-    """Return the columns of devices; `now` is aware."""
+def device_columns(now: datetime, *, past: bool = False) -> "list[Column[DeviceView]]":
+    """Return the columns of devices; `now` is aware.
+
+    What a device that is away reported last is left out, or marked as `past`.
+    """
+
+    def reported(name: str) -> "Callable[[DeviceView], Any]":
+        return lambda row: getattr(row, name) if past or row.connected else None
+
+    last = "last " if past else ""
     return [
         Column("device", lambda row: row.device, rank=0),
         Column("state", lambda row: row.state.value, "state", rank=0),
         Column("since", lambda row: row.state_since, "ago", rank=2),
-        Column("last seen", lambda row: row.last_sign_at, "ago", key="seen", rank=1,
-               meaning="Its latest presence, telemetry or draft."),
+        Column("last active", lambda row: row.last_sign_at, "ago", key="seen", rank=1,
+               meaning="Its latest message; an idle device sends none, and stays online."),
         Column("draft model", lambda row: model_name(row.draft_model, row.quantization), key="draft", rank=1),
         Column("tokens today", lambda row: row.tokens_today, "count", rank=1),
         Column("acceptance 24 h", lambda row: row.acceptance_24h, "percent", key="acceptance_24h", rank=1),
-        Column("round trip", lambda row: row.round_trip_ms, "ms", rank=1, meaning="From a draft to its verdict."),
+        Column(f"{last}round trip", reported("round_trip_ms"), "ms", key="round_trip", rank=1,
+               meaning="From a draft to its verdict."),
         Column("edge", lambda row: row.last_edge, rank=2, meaning="The edge of its latest session."),
         Column("release", lambda row: row.software, rank=2, meaning="The version that the device reports."),
         Column("acceptance 1 h", lambda row: row.acceptance_1h, "percent", key="acceptance_1h", rank=2),
-        Column("draft time per token", lambda row: row.draft_ms_per_token, "ms", key="draft_time", rank=3,
+        Column(f"{last}draft time per token", reported("draft_ms_per_token"), "ms", key="draft_time", rank=3,
                meaning="Of its draft model."),
-        Column("plan", lambda row: row.plan, rank=2),
+        Column(f"{last}plan", reported("plan"), key="plan", rank=2),
         Column("sessions", lambda row: row.sessions, "count", rank=2),
         Column("certificate", lambda row: days_left(row.certificate_until, now), "days", rank=2, meaning="Days left."),
         Column("certificate until", lambda row: row.certificate_until, "moment", rank=3),
         Column("labels", lambda row: " ".join(row.labels) or None, rank=2),
         Column("last verdict", lambda row: row.last_verdict_at, "ago", key="verdict", rank=3),
-        Column("acceptance reported", lambda row: row.told_acceptance, "percent", key="told", rank=3,
+        Column(f"{last}acceptance reported", reported("told_acceptance"), "percent", key="told", rank=3,
                meaning="By the device, since it started."),
         Column("telemetry", lambda row: row.telemetry_at, "ago", rank=3),
         Column("first seen", lambda row: row.first_seen_at, "moment", rank=3),
@@ -67,7 +77,7 @@ def edge_columns(now: datetime) -> "list[Column[EdgeView]]":
 
     def loaded(name: str) -> "Callable[[EdgeView], float | None]":
         # The last load of a silent or offline edge is outdated.
-        return lambda row: getattr(row, name) if row.state in SERVING else None
+        return lambda row: getattr(row, name) if row.state in CONNECTED else None
 
     def free(row: "EdgeView") -> int | None:
         return 0 if row.state.value == "draining" else row.free_sessions if row.state.value == "online" else None
@@ -79,8 +89,8 @@ def edge_columns(now: datetime) -> "list[Column[EdgeView]]":
         Column("open sessions", loaded("open_sessions"), "count", key="open", rank=1),
         Column("free sessions", free, "count", key="free", rank=1, meaning="Sessions that the edge can still open."),
         Column("tokens/s", loaded("tokens_per_s"), "figure", key="tokens", rank=1),
-        Column("mean batch", loaded("batch_sessions"), "figure", key="batch", rank=1,
-               meaning="Mean number of sessions verified in one step."),
+        Column("sessions per step", loaded("batch_sessions"), "figure", key="batch", rank=1,
+               meaning="Sessions verified in one step, on average."),
         Column("step", loaded("step_ms"), "ms", rank=1),
         Column("queue", loaded("queue_ms"), "ms", rank=1, meaning="Mean wait of a draft for its step."),
         Column("KV use", loaded("kv_usage"), "percent", key="kv", rank=1,
@@ -134,11 +144,12 @@ SESSIONS: "Final[list[Column[SessionView]]]" = [
     Column("prefilled", lambda row: row.counted.prefill_tokens, "count", rank=3),
     Column("reused", lambda row: row.counted.reused_tokens, "count", rank=3),
     Column("streamed", lambda row: row.counted.streamed, "count", rank=3, meaning="Tokens of edge-only decoding."),
-    Column("guessed", lambda row: row.counted.guessed, "count", rank=3),
-    Column("guessed right", lambda row: row.counted.guessed_right, "count", rank=3),
+    Column("speculated", lambda row: row.counted.guessed, "count", rank=3,
+           meaning="Tokens that the edge proposed in edge-only decoding, by n-grams or its draft model."),
+    Column("speculated and accepted", lambda row: row.counted.guessed_right, "count", rank=3),
     Column("forced", lambda row: row.counted.forced, "count", rank=3),
     Column("rounds", lambda row: row.counted.rounds, "count", rank=3),
-    Column("mean batch", lambda row: row.counted.mean_batch, "figure", rank=3),
+    Column("sessions per step", lambda row: row.counted.mean_batch, "figure", rank=3),
     Column("up per token", lambda row: row.counted.uplink_bytes_per_token, "bytes", rank=3),
     Column("down per token", lambda row: row.counted.downlink_bytes_per_token, "bytes", rank=3),
 ]  # fmt: skip
@@ -170,7 +181,7 @@ def compared(session: "SessionView") -> list[tuple[str, str, str]]:
         ("tokens", edge.tokens, session.device_tokens, "count"),
         ("rounds", edge.rounds, session.device_rounds, "count"),
         ("drafted tokens", edge.drafted, session.device_drafted, "count"),
-        ("tested tokens", edge.tested, session.device_tested, "count"),
+        ("verified draft tokens", edge.tested, session.device_tested, "count"),
         ("accepted tokens", edge.accepted, session.device_accepted, "count"),
         ("acceptance", edge.acceptance, session.device_acceptance, "percent"),
         ("uplink", edge.uplink_bytes, session.device_uplink_bytes, "bytes"),
@@ -207,7 +218,7 @@ ROUNDS: "Final[list[Column[RoundView]]]" = [
     Column("round", lambda row: row.round, "count", rank=0),
     Column("judged", lambda row: f"{row.at:%H:%M:%S}", rank=0),
     Column("drafted", lambda row: row.drafted, "count", rank=1),
-    Column("tested", lambda row: row.tested, "count", rank=1),
+    Column("verified", lambda row: row.tested, "count", rank=1, meaning="Draft tokens that were accepted or rejected."),
     Column("accepted", lambda row: row.accepted, "count", rank=0),
     Column("batch", lambda row: row.batch, "count", rank=2),
     Column("up", lambda row: row.uplink_bytes, "bytes", rank=1),
@@ -252,9 +263,9 @@ def tally_columns(take: "Callable[[T], Tally]", prices: "PriceList | None" = Non
         Column("acceptance", lambda row: take(row).acceptance, "percent", rank=1),
         Column("up", lambda row: take(row).uplink_bytes, "bytes", rank=1),
         Column("down", lambda row: take(row).downlink_bytes, "bytes", rank=1),
-        Column("edge seconds", lambda row: edge_seconds(take(row)), "figure", key="edge_s", rank=2,
-               meaning="Steps, each shared equally by its sessions."),
-        Column("mean batch", lambda row: take(row).mean_batch, "figure", rank=2),
+        Column("edge time (s)", lambda row: edge_seconds(take(row)), "figure", key="edge_s", rank=2,
+               meaning="Time of the steps, each shared equally by its sessions."),
+        Column("sessions per step", lambda row: take(row).mean_batch, "figure", rank=2),
         Column("queue per round", lambda row: take(row).queue_ms_per_round, "ms", key="queue", rank=2),
         Column("step per round", lambda row: take(row).compute_ms_per_round, "ms", key="step", rank=2),
         Column("prompt tokens computed", lambda row: take(row).prefill_tokens, "count", key="prompt", rank=2),
@@ -263,11 +274,13 @@ def tally_columns(take: "Callable[[T], Tally]", prices: "PriceList | None" = Non
         Column("resumes", lambda row: take(row).segments - take(row).sessions, "count", rank=3),
         Column("streamed tokens", lambda row: take(row).streamed, "count", key="streamed", rank=3,
                meaning="Of edge-only decoding."),
-        Column("guessed tokens", lambda row: take(row).guessed, "count", key="guessed", rank=3),
-        Column("guessed right", lambda row: take(row).guessed_right, "count", rank=3),
+        Column("speculated tokens", lambda row: take(row).guessed, "count", key="speculated", rank=3,
+               meaning="Proposed by the edge in edge-only decoding, by n-grams or its draft model."),
+        Column("speculated and accepted", lambda row: take(row).guessed_right, "count", rank=3),
         Column("forced tokens", lambda row: take(row).forced, "count", key="forced", rank=3),
         Column("drafted tokens", lambda row: take(row).drafted, "count", key="drafted", rank=3),
-        Column("tested tokens", lambda row: take(row).tested, "count", key="tested", rank=3),
+        Column("verified tokens", lambda row: take(row).tested, "count", key="verified", rank=3,
+               meaning="Draft tokens that were accepted or rejected; those after a rejection are discarded."),
         Column("accepted tokens", lambda row: take(row).accepted, "count", key="accepted", rank=3),
         Column("up per token", lambda row: take(row).uplink_bytes_per_token, "bytes", rank=3),
         Column("down per token", lambda row: take(row).downlink_bytes_per_token, "bytes", rank=3),
@@ -280,9 +293,12 @@ def cost_column(take: "Callable[[T], Tally]", prices: "PriceList") -> Column[T]:
                   meaning="By the prices of the settings.")  # fmt: skip
 
 
+_START_KINDS: "Final[Mapping[str, Kind]]" = {"hour": "moment", "day": "day", "month": "month"}
+
+
 def start_column(grain: str, take: "Callable[[T], datetime | None]") -> Column[T]:
     """Return the column of a row's start time."""
-    return Column(grain, take, "moment" if grain == "hour" else "day", key="start", rank=0)
+    return Column(grain, take, _START_KINDS[grain], key="start", rank=0)
 
 
 # What administrators did
@@ -332,6 +348,17 @@ def setting_columns(view: "DeviceSettingsView") -> list[Column[str]]:
         Column("note", note, "sentence", rank=0),
     ]
 
+
+ALERT_GROUPS: "Final[list[Column[AlertGroup]]]" = [
+    Column("reference", lambda row: row.reference, rank=0),
+    Column("state", lambda row: row.state, "state", rank=0),
+    Column("alerts", lambda row: len(row.alerts), "count", rank=1),
+    Column("condition", lambda row: row.rule, rank=2),
+    Column("since", lambda row: row.since_at, "ago", rank=1),
+    Column("subjects", lambda row: row.subjects, rank=1),
+    Column("what is wrong", lambda row: row.sentence, "sentence", key="sentence", rank=0),
+]  # fmt: skip
+"""Columns of open alerts by condition."""
 
 ALERTS: "Final[list[Column[AlertView]]]" = [
     Column("alert", lambda row: row.id, "id", key="id", rank=0),

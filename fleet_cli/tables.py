@@ -24,7 +24,7 @@ T = TypeVar("T")
 _GAP: Final = "  "
 _ID_DIGITS: Final = 8  # of an id: enough to find its row again
 _FOLDED: Final = frozenset({"text", "sentence"})
-_TIMES: Final = frozenset({"moment", "day", "ago"})
+_TIMES: Final = frozenset({"moment", "day", "month", "ago"})
 _COMFORTABLE: Final = 24
 """Narrowest width to which text is folded to show one more column."""
 

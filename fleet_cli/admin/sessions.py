@@ -46,6 +46,8 @@ _LATEST_HOURS: Final = 24
 _NO_DEVICES: Final = "No device has been seen: start one with `fleet device run` while an edge is online."
 _GROUPINGS: Final = ("device", "draft", "edge", "app", "hour", "day", "month")  # of `totals`, which loads SQLAlchemy
 
+_DEVICE_STATES: Final = ("online", "draining", "offline", "quarantined", "retired", "unknown")
+
 # Each by a column's key, with `-` for descending order; the most urgent rows come first.
 _DEVICE_ORDERS: Final = {
     "name": "device",
@@ -71,9 +73,9 @@ def devices(
     since: Annotated[
         str | None, typer.Option(help="Devices seen since: 2h or 7d ago, or an ISO 8601 time (UTC).")
     ] = None,
-    silent: Annotated[
-        bool, typer.Option("--silent", help="Only silent devices: online at the broker, but without messages.")
-    ] = False,
+    state: Annotated[
+        str | None, typer.Option(metavar="|".join(_DEVICE_STATES), help="Only devices in this state.")
+    ] = None,
     model: Annotated[str | None, typer.Option(help="Only devices with this draft model.")] = None,
     version: Annotated[str | None, typer.Option(help="Only devices with this release.")] = None,
     label: Annotated[list[str] | None, typer.Option(help="Only devices with this label; repeatable.")] = None,
@@ -85,13 +87,15 @@ def devices(
 ) -> None:
     """List the devices with state, draft model, acceptance and tokens."""
     order = _order("--sort", sort, _DEVICE_ORDERS)
+    if state not in {None, *_DEVICE_STATES}:
+        raise CommandError(f"--state takes {', '.join(_DEVICE_STATES)}, not {cell(state)!r}.")
     after = time_of("--since", since)
     with open_log(db) as log:
         found = [
             view
             for view in log.devices()
             if (after is None or view.last_sign_at >= after)
-            and (not silent or view.state.value == "silent")
+            and (state is None or view.state.value == state)
             and (model is None or view.draft_model == model)
             and (version is None or view.software == version)
             and (not label or set(view.labels) & set(label))
@@ -103,7 +107,7 @@ def devices(
         return
     rows = found[: limit or SHOWN]
     title = f"Devices: {shown_of(len(rows), len(found))}"
-    empty = "No device matches." if silent or after or model or version or label else _NO_DEVICES
+    empty = "No device matches." if state or after or model or version or label else _NO_DEVICES
     print_table(title, columns, rows, sort=order.removeprefix("-"), wide=wide, empty=empty)
 
 
@@ -122,7 +126,8 @@ def device(
     if as_json:
         print_json({"device": found, "hours": hours, "sessions": latest, "events": events})
         return
-    describe(f"Device {cell(found.device)}", device_columns(datetime.now(UTC))[1:], found)
+    columns = device_columns(datetime.now(UTC), past=not found.connected)
+    describe(f"Device {cell(found.device)}", columns[1:], found)
     print_table("Latest hours", _HOURS, hours, wide=wide, empty="No hours: no edge has served it.\n")
     print_table("Latest sessions", SESSIONS, latest, wide=wide, empty="No sessions, or they were purged.\n")
     print_table("Latest events", EVENTS, events, wide=wide, empty="No events.\n")
@@ -131,6 +136,7 @@ def device(
 def sessions(
     device: Annotated[list[str] | None, typer.Option(help="Only this device; repeatable.")] = None,
     edge: Annotated[str | None, typer.Option(help="Only sessions at this edge.")] = None,
+    app: Annotated[str | None, typer.Option(help="Only sessions of this application.")] = None,
     reason: Annotated[EndReason | None, typer.Option(help="Only sessions with this end reason.")] = None,
     mode: Annotated[Mode | None, typer.Option(help="Only sessions with this verification mode.")] = None,
     since: Since = None,
@@ -158,6 +164,7 @@ def sessions(
             until=before,
             device=device,
             edge=edge,
+            app=app,
             reason=reason,
             mode=mode,
             open=only_open,

@@ -12,7 +12,7 @@ import typer
 from fleet_admin.columns import ABSENT, Kind, in_order, shown, write_csv
 from fleet_admin.reports import start_column, tally_columns
 from fleet_cli.errors import CommandError
-from fleet_cli.options import DEFAULT_DB, AsJson, Database, Wide, load_profile, open_log, time_of
+from fleet_cli.options import DEFAULT_DB, AsJson, Database, Wide, load_profile, open_log
 from fleet_cli.tables import Column, cell, print_json, print_table
 from fleet_common.validation import read_time
 from schemas.names import model_name
@@ -99,9 +99,9 @@ _DIMENSIONS: Final = ("app", "device", "edge", "model", "label")
 _GRAINS: Final = ("hour", "day", "month")
 _NOTHING: Final = "No sessions in this period."
 _LEAST: Final = 100
-"""Fewest tokens, or tested draft tokens, for a meaningful speed or acceptance rate."""
+"""Fewest tokens, or verified draft tokens, for a meaningful speed or acceptance rate."""
 
-_LOWEST: Final = {"speed": "tokens", "acceptance": "tested draft tokens"}
+_LOWEST: Final = {"speed": "tokens", "acceptance": "verified draft tokens"}
 """Figures of which the lowest comes first, and what a row needs enough of."""
 
 
@@ -136,8 +136,10 @@ def usage(
         ),
     ] = None,
     between: Annotated[str | None, typer.Option(metavar="PERIOD,PERIOD", help=f"Compare two periods: {_HELP}.")] = None,
-    since: Annotated[str | None, typer.Option(help="Begin: 90s, 30m, 2h or 7d ago, or an ISO 8601 time (UTC).")] = None,
-    until: Annotated[str | None, typer.Option(help="End, in the same format as --since.")] = None,
+    since: Annotated[
+        str | None, typer.Option(help="Begin: 90s, 30m, 2h or 7d ago, an ISO 8601 time (UTC), or last-week, 2026-11 …")
+    ] = None,
+    until: Annotated[str | None, typer.Option(help="End, like --since; of a period its begin.")] = None,
     device: Annotated[list[str] | None, typer.Option(help="Only this device; repeatable.")] = None,
     edge: Annotated[str | None, typer.Option(help="Only this edge.")] = None,
     label: Annotated[list[str] | None, typer.Option(help="Only devices with this label.")] = None,
@@ -156,7 +158,11 @@ def usage(
     names = _names("app" if by is None and per is None else by or "")
     if per not in {None, *_GRAINS}:
         raise CommandError(f"--per takes hour, day or month, not {cell(per)!r}.")
-    period: dict[str, Any] = {"since": time_of("--since", since), "until": time_of("--until", until)}
+    now = datetime.now(UTC)
+    period: dict[str, Any] = {
+        "since": None if since is None else _limits(since.strip(), now)[0],
+        "until": None if until is None else _limits(until.strip(), now)[0],
+    }
     prices = load_profile().prices
     with open_log(db) as log:
         chosen = _labelled(log, device, label)

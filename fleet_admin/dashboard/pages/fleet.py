@@ -19,13 +19,14 @@ from fleet_admin.dashboard.rendering import csv_response
 from fleet_admin.dashboard.settings import AccountRole
 from fleet_admin.dashboard.visit import Page, Visit, action
 from fleet_admin.reports import COMMANDS, device_columns, edge_columns, setting_columns
+from fleet_edge.alerts.alerts import MOST_OPEN
+from fleet_edge.alerts.rules import grouped
 from fleet_edge.store.periods import Grain, floor
 from fleet_edge.store.totals import Distribution
-from fleet_edge.store.views import SERVING, DeviceView, LoadView, MachineState, UsageView
+from fleet_edge.store.views import CONNECTED, DeviceView, LoadView, MachineState, UsageView
 from schemas.errors import InvalidName
 from schemas.names import check_name, model_name
 
-_ALERTS: Final = 8
 _CODES: Final = 4
 """Most lines of failures; the rarest codes share the last."""
 
@@ -40,7 +41,8 @@ _FAILED: Final = ("failed", "lost")
 def show_overview(visit: Visit) -> Response:
     log, line = visit.services.log, Timeline.of(visit)
     total = log.stats(since=line.begin)["all"]
-    edges, alerts = log.edges(), visit.services.alerts.open(limit=200)
+    edges, alerts = log.edges(), visit.services.alerts
+    groups, evaluation = grouped(alerts.open(limit=MOST_OPEN)), alerts.evaluation()
     charts, failures = _charts(visit, line), _failures(visit, line)
     ends = log.ends(since=line.begin)
     return visit.page(
@@ -50,14 +52,16 @@ def show_overview(visit: Visit) -> Response:
         range=line.range,
         states=Counter(each.state.value for each in log.devices(counted=False)),
         edges=Counter(each.state.value for each in edges),
-        now_per_s=sum(each.tokens_per_s or 0.0 for each in edges if each.state in SERVING),
+        now_per_s=sum(each.tokens_per_s or 0.0 for each in edges if each.state in CONNECTED),
         total=total,
         tokens_per_s=total.tokens / line.seconds,
         first_token=log.latencies(since=line.begin)["first_token"],
         failed=sum(ends.get(reason, 0) for reason in _FAILED),
-        alerts=[(each, about(each)) for each in alerts[:_ALERTS]],
-        alerts_open=len(alerts),
-        critical=sum(each.severity == "critical" for each in alerts),
+        groups=groups,
+        about=about,
+        alerts_open=sum(len(each.alerts) for each in groups),
+        critical=sum(each.critical for each in groups),
+        evaluation=evaluation,
         by_draft=list(log.stats(since=line.begin, by="draft").items())[:10],
         by_edge=list(log.stats(since=line.begin, by="edge").items())[:10],
         charts={
@@ -121,8 +125,8 @@ def _connected(visit: Visit, line: Timeline) -> dict[str, Any]:
     """Return the chart of the devices at the broker, as the edge that knows most of them counts them."""
     rows = visit.services.log.edge_loads(line.grain, since=line.begin)
     lines: dict[str, Callable[[Mapping[str, LoadView]], float | None]] = {
-        "online": lambda edges: max((each.devices_online or 0.0 for each in edges.values()), default=None),
         "connected": lambda edges: max((each.devices_connected or 0.0 for each in edges.values()), default=None),
+        "active": lambda edges: max((each.devices_active or 0.0 for each in edges.values()), default=None),
     }
     return line.chart(rows, lines, kind="count")
 
@@ -212,7 +216,7 @@ def show_device(visit: Visit) -> Response:
         "device.html",
         title=name,
         device=device,
-        columns=device_columns(visit.now)[1:],
+        columns=device_columns(visit.now, past=not device.connected)[1:],
         links=_DEVICE_LINKS,
         **_acts(visit),
         quarantine=quarantine,
@@ -296,7 +300,7 @@ def show_edges(visit: Visit) -> Response:
     view = grid.view(rows, visit.admission.query)
     if visit.query("format") == "csv":
         return csv_response("edges", view.headings, view.lines())
-    serving = [row for row in rows if row.state in SERVING]
+    serving = [row for row in rows if row.state in CONNECTED]
     return visit.page(
         "edges.html",
         title="Edges",

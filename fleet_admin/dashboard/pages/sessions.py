@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from starlette.responses import Response
 
-from fleet_admin.columns import Column
+from fleet_admin.columns import Column, in_order
 from fleet_admin.dashboard.errors import Problem
 from fleet_admin.dashboard.grid import number_from_one
 from fleet_admin.dashboard.rendering import csv_response
@@ -31,7 +31,7 @@ _MOST_CSV: Final = 200_000
 
 _MOST_SKIPPED: Final = 10_000
 _INSTANT: Final = timedelta(microseconds=1)
-_CHOICES: Final = ("device", "edge", "reason", "mode", "since", "until")
+_CHOICES: Final = ("device", "edge", "app", "reason", "mode", "since", "until")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,16 +72,22 @@ def show_sessions(visit: Visit) -> Response:
         headings = [column.key for column in SESSIONS]
         return csv_response("sessions", headings, _lines(visit.services.log, chosen))
     place = _PageStart.read(visit.query("from"))
+    sort = visit.query("sort")
+    column = next((each for each in SESSIONS if each.key == sort.removeprefix("-")), None)
+    if sort and column is None:
+        raise Problem(400, f"There is no column {sort[:40]!r} to sort by.")
     found = _sessions(visit.services.log, chosen, place, limit=_PAGE + 1)
-    rows = found[:_PAGE]
+    page = found[:_PAGE]
+    rows = page if column is None else in_order(page, column, falling=sort.startswith("-"))
     return visit.page(
         "sessions.html",
         title="Sessions",
         rows=rows,
+        sort=sort,
         chosen=chosen,
         reasons=[RUNNING, *EndReason],
         modes=list(Mode),
-        older=_PageStart.after(rows, place).text() if len(found) > _PAGE else "",
+        older=_PageStart.after(page, place).text() if len(found) > _PAGE else "",
         first=place is None,
     )
 

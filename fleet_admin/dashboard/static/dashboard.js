@@ -27,7 +27,7 @@ function widest(labels) {
   return Math.max(0, ...labels.flatMap((each) => each.split("\n")).map((each) => measure.measureText(each).width));
 }
 function stamp(seconds) { return new Date(seconds * 1e3).toISOString().replace("T", " ").slice(0, 16); }
-function figure(value) { return value == null ? "—" : value.toLocaleString("en", { maximumSignificantDigits: 4 }); }
+function figure(value) { return value == null ? "—" : value.toLocaleString("en", { maximumSignificantDigits: 3 }); }
 
 // Ticks from zero to above the highest value, and their labels: at most seven characters.
 function scaleY(highest, percent) {
@@ -92,7 +92,7 @@ function draw(element) {
       const alone = line.values.flatMap((each, at) => each != null && line.values[at - 1] == null && line.values[at + 1] == null ? [at] : []);
       return {
         label: line.name, stroke: colour(`--series-${number % 5 + 1}`), width: 2, spanGaps: false,
-        value: (_plot, value) => figure(value), points: { show: alone.length > 0, filter: () => alone },
+        value: (_plot, value) => figure(value) + (data.percent && value != null ? " %" : ""), points: { show: alone.length > 0, filter: () => alone },
       };
     })],
   }, [data.times, ...data.lines.map((line) => line.values)], element);
@@ -129,4 +129,9 @@ document.addEventListener("change", (event) => {
   for (const each of document.getElementsByName(name)) if (each.type === "checkbox") each.checked = event.target.checked;
 });
 
-document.addEventListener("DOMContentLoaded", () => { drawAll(); watch(); });
+document.addEventListener("DOMContentLoaded", () => {
+  drawAll();
+  watch();
+  // On a phone the navigation is one line that scrolls.
+  document.querySelector(".top nav [aria-current]")?.scrollIntoView({ block: "nearest", inline: "center" });
+});

@@ -90,13 +90,50 @@ EMPTY_PAGES = {
     "/devices": "when it first connects",
     "/sessions": "when an application asks",
     "/usage": "when applications generate",
-    "/alerts": "when a rule of",
+    "/alerts": "no edge and no dashboard evaluates",
     "/account": "a program needs one",
 }
 
 
 def test_an_empty_page_says_how_its_content_comes_to_be(newcomer: Browser) -> None:
     assert [path for path, how in EMPTY_PAGES.items() if how not in newcomer.get(path).text] == []
+
+
+def test_a_new_fleet_is_not_red(newcomer: Browser) -> None:
+    found = {
+        path: re.findall(r'"tile bad"|"tile warn"|"state critical"', newcomer.get(path).text) for path in EMPTY_PAGES
+    }
+    assert {path: marks for path, marks in found.items() if marks} == {}
+
+
+def test_what_a_device_reported_before_it_went_away_is_marked(viewer: Browser, url: str) -> None:
+    told = samples.device_told(device="gateway-1", at=NOW - timedelta(hours=3), plan="4 ahead")
+    write(url, [told])
+    page = viewer.get("/devices/gateway-1").text
+    assert "4 ahead" in page
+    assert "last plan" not in page
+    assert (
+        next(each["plan"] for each in lines(viewer, "/devices?format=csv") if each["device"] == "gateway-1")
+        == "4 ahead"
+    )
+    gone = {"presence": Presence.OFFLINE, "presence_since": NOW, "at": NOW}
+    write(url, [samples.device_seen(device="gateway-1", **gone)])
+    page = viewer.get("/devices/gateway-1").text
+    assert "last plan" in page
+    assert "4 ahead" in page
+    assert next(each["plan"] for each in lines(viewer, "/devices?format=csv") if each["device"] == "gateway-1") == ""
+
+
+def test_a_page_of_sessions_is_sorted_and_filtered_by_application(viewer: Browser, url: str) -> None:
+    at = NOW - timedelta(minutes=30)
+    own = {"session": "ab" * 8, "segment": segment_number(at), "device": "gateway-1"}
+    write(url, [samples.opened(**own, at=at, app="meter"), samples.progress(**own, at=at, tokens=4711)])
+    assert [line["session"] for line in lines(viewer, "/sessions?app=meter&format=csv")] == ["ab" * 8]
+    latest, longest = f"/sessions/{999:016x}?", "/sessions/" + "ab" * 8
+    by_time, by_tokens = (viewer.get(f"/sessions{query}").text for query in ("", "?sort=-tokens"))
+    assert by_time.index(latest) < by_time.index(longest)
+    assert by_tokens.index(longest) < by_tokens.index(latest)
+    assert viewer.get("/sessions?sort=nonsense").status_code == 400
 
 
 def drawn(page: str) -> list[dict[str, Any]]:
@@ -238,7 +275,7 @@ def test_usage_has_a_cost_where_there_are_prices(make_services: Callable[..., Se
 
 def test_loads_are_drawn_over_time(viewer: Browser, url: str) -> None:
     at = NOW - timedelta(minutes=3)
-    write(url, [samples.edge_load(edge="edge-1", at=at, devices_online=4711, memory_bytes=4_711_000_000)])
+    write(url, [samples.edge_load(edge="edge-1", at=at, devices_connected=4711, memory_bytes=4_711_000_000)])
     assert "4,711" in viewer.get("/?range=1h").text
     page = viewer.get("/edges/edge-1?range=1h").text
     assert "Process memory" in page

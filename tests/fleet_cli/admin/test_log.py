@@ -40,7 +40,7 @@ def url(tmp_path: Path) -> str:
 
 def test_a_label_from_a_device_can_neither_style_nor_move_the_terminal(admin: Run) -> None:
     _, output, _ = admin("devices")
-    assert "last seen (UTC)" in output
+    assert "last active (UTC)" in output
     assert "[bold]\ufffd[2Jmodel" in output
     assert "\x1b[2J" not in output
 
@@ -89,7 +89,7 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     ("arguments", "together"),
     [
         (("sessions",), (SESSION[:8], "sensor-1", "2026-03-04 10:30", "20", "75.0 %", "stop")),
-        (("devices",), ("sensor-1", "silent", "2026-03-04 10:30")),
+        (("devices",), ("sensor-1", "online", "2026-03-04 10:30")),
         (("stats", "--by", "device"), ("sensor-1", "20", "75.0 %")),
         (("session", SESSION, "--rounds"), ("2026-03-04 10:30", "edge-1", "20", "75.0 %", "stop")),
         (("session", SESSION, "--rounds"), ("10:30:01", "48 B", "32 B", "2.0 ms", "40 ms")),

@@ -13,11 +13,13 @@ from fleet_admin.columns import csv_cell
 from fleet_cli import tables
 from fleet_cli.admin.sessions import follow
 from fleet_cli.admin.usage import equal_parts, read_period
+from fleet_edge.alerts import alerts as book
 from fleet_edge.session_log import SessionLog
 from fleet_edge.store.database import open_store
 from fleet_edge.store.event_codes import Severity
 from fleet_edge.store.records import LeaveReason, segment_number
 from fleet_edge.store.steering import add_labels
+from schemas.control import Presence
 from schemas.reasons import EndReason
 from tests.fleet_edge.store import samples
 from tests.support.command import Run, refused
@@ -55,7 +57,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> str:
                 samples.device_seen(device="gateway-8", at=before, certificate_until=NOW + timedelta(days=3)),
                 samples.device_told(device="gateway-7", at=fresh),
                 samples.device_told(device="gateway-8", at=fresh),
-                samples.device_seen(device="gateway-9", at=before),
+                samples.device_seen(device="gateway-9", at=before, presence=Presence.OFFLINE, presence_since=before),
                 samples.edge_seen(at=lately),
                 samples.edge_load(at=fresh, kv_usage=0.5),
                 *_session(FAILED, lately, device="gateway-7", app="chat"),
@@ -76,12 +78,14 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> str:
                 samples.event(**event, id="1", device="gateway-7", kind="refused", code="busy", count=4),
                 samples.event(**event, id="2", device="gateway-7", code="internal", severity=Severity.ERROR),
                 samples.event(**event, id="3", device="gateway-8", kind="session", code="handed-over"),
-                samples.event(**event, id="4", device="gateway-8", kind="device", code="silent"),
+                samples.event(**event, id="4", device="gateway-8", kind="device", code="clock-wrong"),
                 samples.event(**event, id="5", device=None, kind="config", code="wanted", who="ada"),
             ]
         )
         with store.engine.begin() as connection:
             add_labels(connection, {"gateway-8": ["hall_a", "north"]}, who="ada", now=NOW)
+            assert book.take_lease(connection, holder="edge-1", now=fresh, for_s=30.0)
+            book.note_evaluation(connection, now=fresh)
     return url
 
 
@@ -113,18 +117,19 @@ def test_what_the_page_names_can_be_run(admin: Run, command: str) -> None:
     ("command", "expected", "absent"),
     [
         ("devices --label hall_a", ["gateway-8"], ["gateway-7"]),
-        ("devices --silent", ["gateway-9", "silent"], ["gateway-7", "gateway-8"]),
+        ("devices --state offline", ["gateway-9", "offline"], ["gateway-7", "gateway-8"]),
         ("devices --version 0.2.0", ["gateway-7"], ["gateway-8"]),
         ("devices --since 1h", ["gateway-7"], []),
         ("sessions --label hall_a", [MOVED, WHOLE], [FAILED]),
         ("sessions --reason failed", [FAILED, "The draft model is gone."], [MOVED]),
         ("sessions --model nobodys", ["No session"], [MOVED]),
+        ("sessions --app chat", [FAILED], [MOVED, WHOLE]),
         (f"session {FAILED}", ["The draft model is gone. (drafter-error)", "350 ms", "90 ms"], []),
         ("edges", ["edge-1", "50.0 %", "4,093"], []),
         ("versions", ["0.2.0", "0.1.0"], []),
         ("usage --by label", ["hall_a", "north", "—"], ["gateway-8"]),
         ("usage --by app,device", ["chat", "gateway-7"], []),
-        ("usage --per month", [f"{NOW:%Y-%m}-01"], []),
+        ("usage --per month", [f"{NOW:%Y-%m} "], []),
         ("usage --by device --label hall_a", ["gateway-8"], ["gateway-7"]),
         ("usage --per day --since 20d", ["75.0 %", "first token p95"], []),
         ("usage --by device --sort refusals --since 1h", ["gateway-7"], []),
@@ -132,7 +137,7 @@ def test_what_the_page_names_can_be_run(admin: Run, command: str) -> None:
         ("usage --between 14d..7d,7d", ["+100.0 %", "sessions failed"], []),
         ("events --kind refused", ["busy", "gateway-7"], ["internal"]),
         ("events --severity error", ["internal"], ["busy"]),
-        ("events --device gateway-8", ["handed-over", "silent"], ["busy"]),
+        ("events --device gateway-8", ["handed-over", "clock-wrong"], ["busy"]),
         ("events --who ada --wide", ["wanted", "ada"], ["busy"]),
         ("events --count kind,code --severity error", ["fault", "internal"], ["busy"]),
         ("events --count device --kind refused", ["gateway-7"], ["gateway-8"]),
@@ -142,6 +147,16 @@ def test_answers_hold_what_was_asked_for(admin: Run, command: str, expected: lis
     output = _said(admin, command)
     assert [word for word in expected if word not in output] == [], output
     assert [word for word in absent if word in output] == [], output
+
+
+def test_a_period_of_usage_begins_and_ends_where_named_ones_begin(admin: Run) -> None:
+    def tokens(options: str) -> int:
+        return sum(each["counted"]["tokens"] for each in json.loads(_said(admin, f"usage --json {options}")))
+
+    month = f"{NOW - timedelta(days=400):%Y-%m}"
+    assert tokens(f"--since {month}") == tokens("") > 0
+    assert tokens(f"--until {month}") == 0
+    assert tokens("--since 12d --until 7d") + tokens("--since 7d") == tokens("")
 
 
 def _numbers(output: str) -> list[str]:
@@ -226,6 +241,8 @@ def test_what_is_to_be_looked_at_first_comes_first(admin: Run, command: str, fir
         ("usage --by day", "for times see --per"),
         ("usage --per week", "--per takes hour, day or month, not 'week'"),
         ("usage --sort size", "--sort takes app, tokens"),
+        ("usage --since next-week", "'next-week' is no period: take today"),
+        ("devices --state silent", "--state takes online"),
         ("usage --between 7d", "--between takes two periods"),
         ("usage --between 14d,7d --by app", "--between goes with --edge alone"),
         ("events --severity dreadful", "--severity takes info, warning or error, not 'dreadful'"),
@@ -288,5 +305,5 @@ def test_events_are_followed_each_once_the_earliest_first(url: str) -> None:
     with pytest.raises(KeyboardInterrupt):
         seen += [seen.append(event) for event in follow(log, since=NOW - timedelta(hours=1), pause=pause)]
     codes = [event.code for event in seen]
-    assert sorted(codes) == sorted(["busy", "internal", "handed-over", "silent", "wanted", "sent"])
+    assert sorted(codes) == sorted(["busy", "internal", "handed-over", "clock-wrong", "wanted", "sent"])
     assert codes[-1] == "sent"
