@@ -88,7 +88,7 @@ def row(field: SettingField) -> str:
 
 
 def table(title: str, prefix: str, fields: Iterable[SettingField]) -> str:
-    head = f"| {' | '.join(COLUMNS)} |\n|{' --- |' * len(COLUMNS)}"
+    head = f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}"
     return "\n".join([f"\n## {title}\n", f"Environment: {prefix}\n", head, *map(row, fields), ""])
 
 
