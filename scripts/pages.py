@@ -43,7 +43,8 @@ where they apply, also device, session and user. `edge` is the edge that logged 
     fleet admin events --count kind,code --since 7d     # counts
 
 Repetitions of an event of one device within a minute are counted in one row: a device that floods adds at most 16 rows a minute. What all edges see (a
-device connects) is one event. Events are kept as long as sessions (`keep_sessions_days`).
+device connects) is one event. Events are kept as long as sessions (`keep_sessions_days`). The codes of `refused` and `fault` are those of
+[the protocol](protocol.md#refused-down).
 """  # noqa: E501
 SEVERITIES = {
     Severity.ERROR: "Errors: something failed or was lost",
@@ -107,13 +108,13 @@ def settings_page() -> str:
 
 
 def events_page() -> str:
-    """Return the page of events; what is expected needs no explanation."""
+    """Return the page of events; what is expected, or explained by the protocol, is a list of codes."""
     parts = [EVENTS_HEAD]
     for severity, title in SEVERITIES.items():
         rows = []
         for kind in EventKind:
             found = [each for each in EVENT_CODES if each.kind is kind and each.severity is severity]
-            if severity is not Severity.INFO:
+            if severity is not Severity.INFO and kind not in {EventKind.REFUSED, EventKind.FAULT}:
                 rows += [f"- `{kind}/{each.code}`: {each.meaning}" for each in found]
             elif found:
                 rows.append(f"- `{kind}`: {', '.join(f'`{each.code}`' for each in found)}")
