@@ -26,5 +26,3 @@ def test_a_conversation_goes_through_broker_and_edge_and_remembers_what_was_said
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert re.search(r"tokens +\d+ (drafted and accepted|written by the edge)", done.stderr), done.stderr
-    assert "all answers     2 with" in done.stderr
-    assert "conversation    2 turns" in done.stderr
