@@ -25,8 +25,9 @@ from fleet_admin.models.prompts import built_in, some
 from fleet_device.client.agent import Agent
 from fleet_device.drafters.llama_cpp import LlamaCppDrafter, LlamaCppSettings
 from fleet_device.pacing.contract import FixedPacing, Pacing
-from fleet_device.requests.chat import ChatMessage, encode_chat
+from fleet_device.requests.chat import encode_chat
 from fleet_device.requests.generate import GenerateRequest, RequestContext
+from fleet_device.requests.structured import ChatMessage
 from schemas.policy import SamplingPolicy
 from tests.support.relay import Relay
 

@@ -23,7 +23,8 @@ from dssd.sampling import coupled_token
 from fleet_admin.models.acceptance import write_texts
 from fleet_admin.models.prompts import Prompt
 from fleet_device.drafters.llama_cpp import LlamaCppDrafter, LlamaCppSettings
-from fleet_device.requests.chat import ChatMessage, encode_chat
+from fleet_device.requests.chat import encode_chat
+from fleet_device.requests.structured import ChatMessage
 from fleet_edge.settings import EdgeSettings
 from fleet_edge.verifiers.registry import load_verifier
 from schemas.errors import FleetError

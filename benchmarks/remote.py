@@ -29,8 +29,9 @@ from fleet_device.client.agent import Agent
 from fleet_device.drafters.llama_cpp import LlamaCppDrafter, LlamaCppSettings
 from fleet_device.drafters.model_file import GgufModel
 from fleet_device.pacing.contract import FixedPacing
-from fleet_device.requests.chat import ChatMessage, encode_chat
+from fleet_device.requests.chat import encode_chat
 from fleet_device.requests.generate import GenerateRequest, Generation
+from fleet_device.requests.structured import ChatMessage
 from fleet_edge.settings import EdgeSettings, InferenceServerSettings
 from fleet_edge.verifiers.contract import Item, RunsElsewhere, Verifier, VerifierError
 from fleet_edge.verifiers.registry import load_verifier

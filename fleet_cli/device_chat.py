@@ -16,9 +16,10 @@ from fleet_device.checks.doctor import refuse_beside_running
 from fleet_device.device import Device
 from fleet_device.drafters.contract import Drafter
 from fleet_device.errors import PromptTooLong, SessionRefused
-from fleet_device.requests.chat import ChatHistory, ChatMessage
+from fleet_device.requests.chat import ChatHistory
 from fleet_device.requests.generate import GeneratedText, Piece
 from fleet_device.requests.queue import TextStream
+from fleet_device.requests.structured import ChatMessage
 from fleet_device.session.sequence import TokenOrigin
 from fleet_device.settings import DeviceSettings
 from schemas.errors import FleetError

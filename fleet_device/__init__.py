@@ -25,11 +25,11 @@ if TYPE_CHECKING:
         SessionRefused,
         TextCancelled,
     )
-    from fleet_device.requests.chat import ChatError, ChatMessage
+    from fleet_device.requests.chat import ChatError
     from fleet_device.requests.generate import GeneratedText
     from fleet_device.requests.prompt import Prompt, TextOptions
     from fleet_device.requests.queue import AsyncTextStream, TextStream
-    from fleet_device.requests.structured import ToolCall
+    from fleet_device.requests.structured import ChatMessage, ToolCall
     from fleet_device.session.sequence import TokenOrigin
     from fleet_device.settings import DeviceSettings
     from schemas.errors import FleetError

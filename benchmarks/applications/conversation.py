@@ -21,8 +21,9 @@ from fleet_common.mqtt.settings import BrokerSettings
 from fleet_device.device import Device
 from fleet_device.drafters.llama_cpp import LlamaCppDrafter, LlamaCppSettings
 from fleet_device.drafters.model_file import GgufModel
-from fleet_device.requests.chat import ChatMessage, encode_chat
+from fleet_device.requests.chat import encode_chat
 from fleet_device.requests.generate import GenerateRequest
+from fleet_device.requests.structured import ChatMessage
 from fleet_device.settings import DeviceSettings
 from fleet_edge.session_log import SessionLog
 from schemas.policy import Mode, SamplingPolicy

@@ -20,8 +20,9 @@ from dssd.distribution import Dist, Ids
 from fleet_device.client.agent import Agent
 from fleet_device.drafters.llama_cpp import LlamaCppDrafter, LlamaCppSettings
 from fleet_device.pacing.adaptive import make_pacing
-from fleet_device.requests.chat import ChatMessage, encode_chat
+from fleet_device.requests.chat import encode_chat
 from fleet_device.requests.generate import GeneratedText, GenerateRequest, generate_text
+from fleet_device.requests.structured import ChatMessage
 from fleet_device.session.sequence import TokenOrigin
 from fleet_device.settings import DeviceSettings
 from schemas.policy import Grammar, Mode, SamplingPolicy

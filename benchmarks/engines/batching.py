@@ -16,8 +16,9 @@ from benchmarks.harness import Bench, Report, at_least, connected, number_of, sa
 from fleet_admin.models.prompts import PROMPTS
 from fleet_device.drafters.model_file import GgufModel
 from fleet_device.pacing.contract import FixedPacing
-from fleet_device.requests.chat import ChatMessage, encode_chat
+from fleet_device.requests.chat import encode_chat
 from fleet_device.requests.generate import GenerateRequest
+from fleet_device.requests.structured import ChatMessage
 from schemas.policy import Mode, SamplingPolicy
 from tests.support.replay_drafter import ReplayDrafter
 

@@ -22,7 +22,8 @@ from dssd.sampling import Proposal
 from dssd.verification import Judgement
 from fleet_admin.models.prompts import built_in, some
 from fleet_device.drafters.model_file import GgufModel
-from fleet_device.requests.chat import ChatMessage, encode_chat
+from fleet_device.requests.chat import encode_chat
+from fleet_device.requests.structured import ChatMessage
 from fleet_edge.batching.judging import Case
 from fleet_edge.batching.shaping import shape_rows
 from fleet_edge.verifiers.contract import Logits

@@ -17,8 +17,9 @@ from benchmarks.processes import Ending, Identity, tell
 from fleet_device.drafters.contract import TextCodec
 from fleet_device.drafters.model_file import GgufModel
 from fleet_device.drafters.without_model import WordCodec
-from fleet_device.requests.chat import ChatMessage, encode_chat
+from fleet_device.requests.chat import encode_chat
 from fleet_device.requests.generate import GenerateRequest, RequestContext
+from fleet_device.requests.structured import ChatMessage
 from fleet_device.service import DeviceService
 from fleet_device.settings import DeviceSettings
 from schemas.errors import FleetError

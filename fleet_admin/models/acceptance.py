@@ -19,7 +19,8 @@ from fleet_admin.models.prompts import Prompt
 from fleet_device.drafters.contract import Drafter, TextCodec
 from fleet_device.drafters.llama_cpp import LlamaCppDrafter, LlamaCppSettings
 from fleet_device.drafters.unlike import wrap
-from fleet_device.requests.chat import ChatMessage, encode_chat
+from fleet_device.requests.chat import encode_chat
+from fleet_device.requests.structured import ChatMessage
 from fleet_device.settings import DeviceSettings
 from fleet_edge.settings import AUTO, EdgeSettings
 from fleet_edge.step_time import CurveMeasurement, StepCurve

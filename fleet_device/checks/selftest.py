@@ -15,8 +15,9 @@ from fleet_device.client.messaging import EdgePresences
 from fleet_device.drafters.contract import Drafter
 from fleet_device.drafters.model_file import load_drafter
 from fleet_device.errors import EdgeUnavailable, SessionFailed
-from fleet_device.requests.chat import ChatMessage, encode_chat
+from fleet_device.requests.chat import encode_chat
 from fleet_device.requests.generate import GeneratedText, GenerateRequest, RequestContext
+from fleet_device.requests.structured import ChatMessage
 from fleet_device.service import DeviceService
 from fleet_device.settings import AUTO, DeviceSettings
 from schemas.names import VERSION

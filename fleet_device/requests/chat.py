@@ -21,6 +21,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from fleet_device.drafters.contract import DrafterError, TextCodec
 from fleet_device.errors import PromptTooLong
+from fleet_device.requests.structured import ChatMessage
 
 _MAX_TEMPLATE = 1 << 18
 _MAX_PROMPT = 1 << 22
@@ -28,18 +29,8 @@ _MAX_REPEAT = 1 << 16
 _PRIVATE_USE = range(0xF0000, 0xFFFFE)
 
 
-PLAIN_ROLES: Final = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
-"""Roles of messages, and their names in chat templates."""
-
-
 class ChatError(DrafterError):
     """The messages cannot be made into a prompt; one sentence for the user."""
-
-
-@dataclass(frozen=True, slots=True)
-class ChatMessage:
-    role: str
-    content: str
 
 
 class _Refusal(Exception):  # noqa: N818

@@ -11,9 +11,9 @@ from pydantic import ValidationError
 from fleet_common.validation import field_at, plain_sentence
 from fleet_device.drafters.contract import TextCodec
 from fleet_device.errors import InvalidRequest
-from fleet_device.requests.chat import ChatMessage, encode_chat
+from fleet_device.requests.chat import encode_chat
 from fleet_device.requests.generate import GenerateRequest
-from fleet_device.requests.structured import RequestMessage, ToolOffer, ToolOptions, UnusableParameter
+from fleet_device.requests.structured import ChatMessage, RequestMessage, ToolOffer, ToolOptions, UnusableParameter
 from fleet_device.settings import MAX_TEMPERATURE, DeviceSettings, OfflinePolicy, Outages, Truncate
 from schemas.fields import MAX_TOKENS, MAX_TOP_LOGPROBS
 from schemas.policy import Grammar, Mode, SamplingPolicy

@@ -10,8 +10,19 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from pydantic_core import to_json
 
 from fleet_device.errors import DeviceError
-from fleet_device.requests.chat import PLAIN_ROLES, ChatMessage
 from schemas.policy import MAX_GRAMMAR_BYTES, Grammar, GrammarKind
+
+PLAIN_ROLES: Final = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+"""Roles of messages, and their names in chat templates."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChatMessage:
+    """Message as a chat template gets it."""
+
+    role: str
+    content: str
+
 
 _NAME: Final = r"^[A-Za-z0-9_-]{1,64}$"
 _ANY_OBJECT: Final[dict[str, Any]] = {"type": "object", "properties": {}, "additionalProperties": False}

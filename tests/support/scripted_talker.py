@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from functools import partial
 
-from fleet_device.requests.chat import ChatMessage
 from fleet_device.requests.generate import generate_text
 from fleet_device.requests.prompt import prepare_request
 from fleet_device.requests.queue import RequestQueue, TextStream
+from fleet_device.requests.structured import ChatMessage
 from tests.support.memory_device import ScriptedAgent, TalkingDrafter, settings
 
 

@@ -10,8 +10,9 @@ from dssd.distribution import TOTAL, quantize, shape
 from fleet_admin.models.prompts import PROMPTS
 from fleet_device.client.agent import Agent
 from fleet_device.drafters.llama_cpp import LlamaCppDrafter
-from fleet_device.requests.chat import ChatMessage, encode_chat
+from fleet_device.requests.chat import encode_chat
 from fleet_device.requests.generate import GenerateRequest, Generation
+from fleet_device.requests.structured import ChatMessage
 from schemas.policy import Mode, SamplingPolicy
 from tests.support.long_texts import first_long
 from tests.support.whole import Whole

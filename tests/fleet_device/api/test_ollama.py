@@ -8,8 +8,8 @@ from starlette.applications import Starlette
 from fleet_device.api.ollama import OllamaChatRequest, OllamaGenerateRequest, OllamaReply
 from fleet_device.api.requests import ChatRequest, read_request
 from fleet_device.errors import SessionFailed
-from fleet_device.requests.chat import ChatMessage
 from fleet_device.requests.generate import Piece
+from fleet_device.requests.structured import ChatMessage
 from schemas.policy import Grammar
 from schemas.reasons import EndReason
 from tests.fleet_device.api.client import ask

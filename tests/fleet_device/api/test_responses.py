@@ -10,8 +10,8 @@ from fleet_device.api.problems import ApiProblem
 from fleet_device.api.requests import ChatRequest, read_request
 from fleet_device.api.responses import ResponseReply, ResponsesRequest
 from fleet_device.errors import SessionFailed
-from fleet_device.requests.chat import ChatMessage
 from fleet_device.requests.generate import GeneratedText, GenerateRequest, Piece, generate_text
+from fleet_device.requests.structured import ChatMessage
 from schemas.policy import SamplingPolicy
 from schemas.reasons import EndReason
 from tests.fleet_device.api.client import ask, error

@@ -10,15 +10,8 @@ from fleet_device.drafters.model_file import GgufModel
 from fleet_device.drafters.without_model import WordCodec
 from fleet_device.errors import PromptTooLong
 from fleet_device.requests import chat
-from fleet_device.requests.chat import (
-    ChatError,
-    ChatHistory,
-    ChatMessage,
-    ChatTemplate,
-    ConversationCodec,
-    chat_prefix,
-    encode_chat,
-)
+from fleet_device.requests.chat import ChatError, ChatHistory, ChatTemplate, ConversationCodec, chat_prefix, encode_chat
+from fleet_device.requests.structured import ChatMessage
 from fleet_edge.verifiers.llama_cpp.slab import GgufTarget
 from fleet_edge.verifiers.tokens import encode
 from tests.support.memory_device import settings

@@ -8,9 +8,10 @@ from fleet_device.api.requests import ChatRequest
 from fleet_device.drafters.llama_cpp import LlamaCppDrafter, LlamaCppSettings
 from fleet_device.drafters.without_model import WordCodec
 from fleet_device.errors import InvalidRequest, PromptTooLong
-from fleet_device.requests.chat import ChatError, ChatMessage, encode_chat
+from fleet_device.requests.chat import ChatError, encode_chat
 from fleet_device.requests.generate import GenerateRequest, fit_prompt
 from fleet_device.requests.prompt import Prompt, TextOptions, prepare_request, shorten_chat, shorten_tokens
+from fleet_device.requests.structured import ChatMessage
 from fleet_device.settings import DeviceSettings, Truncate
 from schemas.policy import Grammar, Mode, SamplingPolicy
 from tests.support.memory_device import TalkingDrafter, settings
