@@ -23,7 +23,7 @@ times = st.none() | st.datetimes(datetime(2000, 1, 1), datetime(2100, 1, 1), tim
 
 
 def values(kind: Kind) -> st.SearchStrategy[Any]:
-    if kind in ("moment", "day", "ago"):
+    if kind in ("moment", "day", "month", "ago"):
         return times
     return numbers if kind in NUMBERS else st.none() | words
 
