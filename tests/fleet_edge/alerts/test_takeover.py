@@ -13,6 +13,7 @@ import pytest
 from broker_config.broker import Broker
 from fleet_common.logs import Event, read_events
 from fleet_edge.alerts.alerts import Alerts
+from fleet_edge.session_log import SessionLog
 from tests.fleet_edge.alerts.test_delivery import Received, server
 from tests.support.brokers import StartBroker
 from tests.support.offset_clock import VARIABLE, OffsetClock
@@ -55,6 +56,9 @@ def test_a_killed_edge_is_an_alert_of_the_other(
         site = {"url": database_url, "port": broker.port, "clock": clock}
         edges = {name: stack.enter_context(edge(name, tmp_path, **site)) for name in ("edge-1", "edge-2")}
         alerts = stack.enter_context(Alerts(database_url))
+        log = stack.enter_context(SessionLog(database_url))
+        # An edge is missed once it has reported its load.
+        until(lambda: [each.edge for each in log.edges() if each.load_at] == sorted(edges), patience_s=PATIENCE_S)
         until(lambda: alerts.evaluation().recent, patience_s=PATIENCE_S)
         killed = alerts.evaluation().holder
         assert killed in edges
