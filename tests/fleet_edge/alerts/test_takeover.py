@@ -68,7 +68,7 @@ def test_a_killed_edge_is_an_alert_of_the_other(
         OffsetClock(clock).set(1.5 * LEASE_S)
         until(lambda: alerts.evaluation().holder == other, patience_s=PATIENCE_S)
         until(lambda: bool(received.requests), patience_s=PATIENCE_S)
-        told = json.loads(received.requests[0][2])
-        assert (told["rule"], told["severity"], told["state"]) == ("edge-silent", "critical", "open")
-        assert [each["subject"] for each in told["alerts"]] == [killed]
+        notice = json.loads(received.requests[0][2])
+        assert (notice["rule"], notice["severity"], notice["state"]) == ("edge-silent", "critical", "open")
+        assert [each["subject"] for each in notice["alerts"]] == [killed]
         assert [each.subject for each in alerts.open()] == [killed]
