@@ -82,7 +82,7 @@ OLD_CONNACK = b"\x20\x02\x00\x01"  # MQTT 3.1.1: "unacceptable protocol version"
 )
 def test_a_refusal_that_will_not_change_is_reported_at_once(answer: bytes, fault: LinkFault) -> None:
     with ScriptedBroker(answer) as broker:
-        error = failure(settings_for(broker.port), timeout_s=LONG_S)
+        error = failure(replace(settings_for(broker.port), handshake_s=LONG_S), timeout_s=LONG_S)
         assert len(broker.packets) == 1
     assert (error.final, error.fault) == (True, fault)
     assert "hunter2" not in str(error)
