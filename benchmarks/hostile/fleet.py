@@ -128,7 +128,7 @@ class Fleet:
         lines: list[str] = []
         if self.target is not None:
             self._metrics = free_address()
-            settings |= {"target": str(self.target.resolve()), "dtype": "float32", "kv_bytes": _KV_BYTES}
+            settings |= {"target": str(self.target.resolve()), "kv_bytes": _KV_BYTES}
             lines = ["[metrics]", f"listen = {json.dumps(self._metrics)}"]
         else:
             # With a scripted target the honest devices generate far more than with a real one.
