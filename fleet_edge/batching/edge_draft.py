@@ -10,6 +10,7 @@ steps with as many sessions and by each session's acceptance rate. Under load th
 """
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
@@ -30,9 +31,13 @@ _FIRST: Final = 3
 _SMOOTHING: Final = 0.2
 """Weight of the latest step in the mean time of its kind."""
 
-_EXPLORED_EVERY: Final = 32
+_PAUSE: Final = 29
+_LONGEST_PAUSE: Final = 2048
+"""Steps between two explorations; longer and longer while drafts do not pay."""
+
 _EXPLORED: Final = 3
-"""Steps in a row, out of those, that measure a neighbour of the best number again: the first catches up."""
+_EXPLORED_BEHIND: Final = 8
+"""Steps of an exploration, which measures a neighbour of the best number again; in the first of them, sessions catch up."""
 
 _VERIFIED: Final = 2.0
 """Tokens that a step is assumed to commit of a session whose device drafts."""
@@ -47,51 +52,74 @@ _CHUNK: Final = 256
 
 
 @dataclass(slots=True)
-class DraftLengths:
-    """Choose the number of proposed tokens by the measured times of steps."""
+class _Load:
+    """What is known of steps with about as many sessions."""
 
-    _seconds: dict[tuple[int, int], float] = field(default_factory=dict)  # by load and number
-    _steps: int = 0
+    seconds: dict[int, float] = field(default_factory=dict)  # by number of proposed tokens
+    pause: int = _PAUSE
+    """Steps between two explorations."""
+    left: int = 0
+    """Steps until the next exploration."""
+    explored: int = 0
+    """Steps of the present exploration."""
+    side: int = 1
 
-    def choose(self, rates: Sequence[float], others: int = 0) -> int:
-        """Return the number of tokens to propose for sessions with these acceptance rates, next to `others`."""
-        load = _load(len(rates) + others)
-        self._steps += 1
-        if (load, 0) not in self._seconds:
+    def choose(self, speeds: Mapping[int, float]) -> int:
+        """Return the number with the most tokens per second, or one to be measured (again)."""
+        if 0 not in self.seconds:
             return 0
-        if all((load, length) not in self._seconds for length in LENGTHS[1:]):
-            return LENGTHS[_FIRST]
-        speeds = {length: self._speed(load, length, rates, others) for length in LENGTHS}
-        best = max(speeds, key=lambda length: speeds[length])
-        if self._steps % _EXPLORED_EVERY >= _EXPLORED:
+        known = len(self.seconds) > 1
+        best = max(LENGTHS, key=lambda length: speeds[length]) if known else 0
+        if self.left:
+            self.left -= 1
             return best
-        side = 1 if self._steps // _EXPLORED_EVERY % 2 else -1
-        return LENGTHS[min(max(LENGTHS.index(best) + side, 0), len(LENGTHS) - 1)]
+        self.explored += 1
+        if self.explored > (_EXPLORED if best else _EXPLORED_BEHIND):
+            # Where drafts do not pay, sessions have to catch up first each time, so that looking is dear.
+            self.pause = _PAUSE if best else min(2 * self.pause, _LONGEST_PAUSE)
+            self.left, self.explored, self.side = self.pause, 0, -self.side
+            return best
+        if not known:
+            return LENGTHS[_FIRST]
+        return LENGTHS[min(max(LENGTHS.index(best) + (self.side if best else 1), 0), len(LENGTHS) - 1)]
 
-    def add_step(self, sessions: int, length: int, seconds: float) -> None:
-        """Record the time of a step, drafting included."""
-        key = _load(sessions), length
-        before = self._seconds.get(key, seconds)
-        self._seconds[key] = before + _SMOOTHING * (seconds - before)
+    def add_step(self, length: int, seconds: float) -> None:
+        before = self.seconds.get(length, seconds)
+        self.seconds[length] = before + _SMOOTHING * (seconds - before)
 
-    def _speed(self, load: int, length: int, rates: Sequence[float], others: int) -> float:
-        tokens = _VERIFIED * others + sum(_expected(rate, length) for rate in rates)
-        return tokens / self._time(load, length)
-
-    def _time(self, load: int, length: int) -> float:
+    def time(self, length: int) -> float:
         """Return the time of a step, on the line through the two nearest numbers that were measured."""
-        if (found := self._seconds.get((load, length))) is not None:
-            return found
-        known = sorted(
-            (abs(each - length), each, seconds) for (of, each), seconds in self._seconds.items() if of == load
-        )
+        if (found := self.seconds.get(length)) is not None or len(self.seconds) < 2:
+            return found or math.inf
+        known = sorted((abs(each - length), each, seconds) for each, seconds in self.seconds.items())
         (_, left, first_s), (_, right, second_s) = known[:2]
         slope = max(0.0, (second_s - first_s) / (right - left))
         return first_s + slope * (length - left)
 
 
-def _load(sessions: int) -> int:
-    return sessions.bit_length()
+@dataclass(slots=True)
+class DraftLengths:
+    """Choose the number of proposed tokens by the measured times of steps."""
+
+    _loads: dict[int, _Load] = field(default_factory=dict)
+
+    def choose(self, rates: Sequence[float], others: int = 0) -> int:
+        """Return the number of tokens to propose for sessions with these acceptance rates, next to `others`."""
+        load = self._load(len(rates) + others)
+        verified = _VERIFIED * others
+        return load.choose(
+            {
+                length: (verified + sum(_expected(rate, length) for rate in rates)) / load.time(length)
+                for length in LENGTHS
+            }
+        )
+
+    def add_step(self, sessions: int, length: int, seconds: float) -> None:
+        """Record the time of a step, drafting included."""
+        self._load(sessions).add_step(length, seconds)
+
+    def _load(self, sessions: int) -> _Load:
+        return self._loads.setdefault(sessions.bit_length(), _Load())
 
 
 def _expected(rate: float, length: int) -> float:
@@ -137,9 +165,12 @@ class EdgeDrafter:
         """Return what to draft for a step."""
         works = {work.session.handle: work for work in batch.works if _draftable(work)}
         seen = {handle: self._follow(work.session) for handle, work in works.items()}
-        ready = [work for handle, work in works.items() if len(work.session.tokens) - seen[handle] <= _CHUNK]
-        rates = [its.right / its.tested for its in (self._sequences[work.session.handle] for work in ready)]
-        length = self._lengths.choose(rates, others=len(batch.works) - len(works)) if ready else 0
+        if not works:
+            return []
+        rates = [its.right / its.tested for its in (self._sequences[handle] for handle in works)]
+        length = self._lengths.choose(rates, others=len(batch.works) - len(works))
+        if not length:
+            return []  # the draft model does not even follow: that would cost it a pass over each token
         orders, left = list[DraftOrder](), _CHUNK
         for handle, work in works.items():
             session, start = work.session, seen[handle]
@@ -148,7 +179,7 @@ class EdgeDrafter:
             whole = start + len(tokens) == len(session.tokens)
             room = min(_room(session), self._verifier.info.context - len(session.tokens) - 1)
             most = max(0, min(length, room)) if whole else 0
-            # Without proposals the draft model follows in larger pieces: a pass for each token would cost as much.
+            # A session far behind follows in large pieces.
             if tokens and (most or len(session.tokens) - start > _CHUNK // 4):
                 ends = frozenset(session.limits.end_tokens)
                 orders.append(DraftOrder(handle, tokens, session.policy, session.committed, most, ends))

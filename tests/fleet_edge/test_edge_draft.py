@@ -89,6 +89,15 @@ def test_a_draft_model_that_fails_costs_nothing_but_its_drafts(monkeypatch: pyte
     assert decoded(DRAFT, MODES, 0.8)[0] == expected
 
 
+def test_a_draft_model_whose_tokens_are_not_proposed_computes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fleet_edge.batching.edge_draft._CHUNK", 16)  # these requests are short
+    monkeypatch.setattr(DraftLengths, "choose", lambda *_args, **_others: 0)
+    computed = list[object]()
+    monkeypatch.setattr("fleet_edge.batching.edge_draft.EdgeDrafter._score", lambda _, items: computed.append(items))
+    decoded(DRAFT, MODES, 0.8)
+    assert not computed
+
+
 class TestLengths:
     """The number of proposed tokens, by step times in seconds."""
 
@@ -114,6 +123,25 @@ class TestLengths:
 
     def test_unlikely_drafts_are_not_made(self) -> None:
         assert self.chosen(1.0, 0.2, rate=0.1) == 0
+
+    @pytest.mark.parametrize("measured", [True, False], ids=["measured", "never caught up"])
+    def test_where_drafts_do_not_pay_they_are_tried_less_and_less(self, *, measured: bool) -> None:
+        lengths, tried = DraftLengths(), list[bool]()
+        for _ in range(8000):
+            length = lengths.choose([0.8])
+            if measured or not length:
+                lengths.add_step(1, length, 1.0 + 0.9 * length)
+            tried.append(length > 0)
+        assert 0 < sum(tried[4000:]) <= 40
+
+    def test_drafts_are_made_once_they_pay(self) -> None:
+        lengths, choices = DraftLengths(), list[int]()
+        for step in range(12_000):
+            length = lengths.choose([0.8])
+            lengths.add_step(1, length, 1.0 + (0.9 if step < 4000 else 0.01) * length)
+            choices.append(length)
+        assert choices[3000] == 0
+        assert min(choices[-20:]) >= LENGTHS[-2]
 
     def test_a_load_is_measured_by_itself(self) -> None:
         lengths = DraftLengths()
