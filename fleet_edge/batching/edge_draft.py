@@ -37,7 +37,7 @@ _LONGEST_PAUSE: Final = 2048
 
 _EXPLORED: Final = 3
 _EXPLORED_BEHIND: Final = 8
-"""Steps of an exploration, which measures a neighbour of the best number again; in the first of them, sessions catch up."""
+"""Steps of an exploration, which measures a neighbour of the best number again, once sessions have caught up."""
 
 _VERIFIED: Final = 2.0
 """Tokens that a step is assumed to commit of a session whose device drafts."""
@@ -68,7 +68,7 @@ class _Load:
         """Return the number with the most tokens per second, or one to be measured (again)."""
         if 0 not in self.seconds:
             return 0
-        known = len(self.seconds) > 1
+        known = set(self.seconds) != {0}
         best = max(LENGTHS, key=lambda length: speeds[length]) if known else 0
         if self.left:
             self.left -= 1
@@ -89,10 +89,12 @@ class _Load:
 
     def time(self, length: int) -> float:
         """Return the time of a step, on the line through the two nearest numbers that were measured."""
-        if (found := self.seconds.get(length)) is not None or len(self.seconds) < 2:
-            return found or math.inf
-        known = sorted((abs(each - length), each, seconds) for each, seconds in self.seconds.items())
-        (_, left, first_s), (_, right, second_s) = known[:2]
+        if (found := self.seconds.get(length)) is not None:
+            return found
+        nearest = sorted((abs(each - length), each, seconds) for each, seconds in self.seconds.items())[:2]
+        if not nearest[1:]:
+            return math.inf
+        (_, left, first_s), (_, right, second_s) = nearest
         slope = max(0.0, (second_s - first_s) / (right - left))
         return first_s + slope * (length - left)
 
