@@ -36,7 +36,7 @@ _LONGEST_PAUSE: Final = 2048
 """Steps between two explorations; longer and longer while drafts do not pay."""
 
 _EXPLORED: Final = 3
-_EXPLORED_BEHIND: Final = 8
+_EXPLORED_BEHIND: Final = 5
 """Steps of an exploration, which measures a neighbour of the best number again, once sessions have caught up."""
 
 _VERIFIED: Final = 2.0
@@ -64,7 +64,7 @@ class _Load:
     """Steps of the present exploration."""
     side: int = 1
 
-    def choose(self, speeds: Mapping[int, float]) -> int:
+    def choose(self, speeds: Mapping[int, float], behind: int) -> int:
         """Return the number with the most tokens per second, or one to be measured (again)."""
         if 0 not in self.seconds:
             return 0
@@ -73,9 +73,10 @@ class _Load:
         if self.left:
             self.left -= 1
             return best
+        # Where drafts do not pay, sessions have to catch up first each time.
+        affordable = best or self.explored or behind <= 2 * _CHUNK
         self.explored += 1
-        if self.explored > (_EXPLORED if best else _EXPLORED_BEHIND):
-            # Where drafts do not pay, sessions have to catch up first each time, so that looking is dear.
+        if not affordable or self.explored > (_EXPLORED if best else _EXPLORED_BEHIND):
             self.pause = _PAUSE if best else min(2 * self.pause, _LONGEST_PAUSE)
             self.left, self.explored, self.side = self.pause, 0, -self.side
             return best
@@ -105,15 +106,19 @@ class DraftLengths:
 
     _loads: dict[int, _Load] = field(default_factory=dict)
 
-    def choose(self, rates: Sequence[float], others: int = 0) -> int:
-        """Return the number of tokens to propose for sessions with these acceptance rates, next to `others`."""
+    def choose(self, rates: Sequence[float], *, others: int = 0, behind: int = 0) -> int:
+        """Return the number of tokens to propose for sessions with these acceptance rates, next to `others`.
+
+        `behind` are the tokens that the draft model has not computed yet.
+        """
         load = self._load(len(rates) + others)
         verified = _VERIFIED * others
         return load.choose(
             {
                 length: (verified + sum(_expected(rate, length) for rate in rates)) / load.time(length)
                 for length in LENGTHS
-            }
+            },
+            behind,
         )
 
     def add_step(self, sessions: int, length: int, seconds: float) -> None:
@@ -170,7 +175,8 @@ class EdgeDrafter:
         if not works:
             return []
         rates = [its.right / its.tested for its in (self._sequences[handle] for handle in works)]
-        length = self._lengths.choose(rates, others=len(batch.works) - len(works))
+        behind = sum(len(work.session.tokens) - seen[handle] for handle, work in works.items())
+        length = self._lengths.choose(rates, others=len(batch.works) - len(works), behind=behind)
         if not length:
             return []  # the draft model does not even follow: that would cost it a pass over each token
         orders, left = list[DraftOrder](), _CHUNK

@@ -134,6 +134,12 @@ class TestLengths:
             tried.append(length > 0)
         assert 0 < sum(tried[4000:]) <= 40
 
+    def test_sessions_far_behind_do_not_catch_up_for_an_exploration(self) -> None:
+        lengths = DraftLengths()
+        for _ in range(1000):
+            assert lengths.choose([0.8] * 64, behind=6400) == 0
+            lengths.add_step(64, 0, 1.0)
+
     def test_drafts_are_made_once_they_pay(self) -> None:
         lengths, choices = DraftLengths(), list[int]()
         for step in range(12_000):
