@@ -9,6 +9,7 @@ from fleet_edge.store.views import CONNECTED
 from schemas.names import model_name
 
 if TYPE_CHECKING:
+    from fleet_admin.diagnosis import Conclusion, PartTime
     from fleet_admin.settings import PriceList
     from fleet_admin.steering import DeviceSettingsView
     from fleet_edge.alerts.rules import AlertGroup
@@ -60,6 +61,7 @@ def device_columns(now: datetime, *, past: bool = False) -> "list[Column[DeviceV
         Column(f"{last}draft time per token", reported("draft_ms_per_token"), "ms", key="draft_time", rank=3,
                meaning="Of its draft model."),
         Column(f"{last}plan", reported("plan"), key="plan", rank=2),
+        Column("reason of the plan", reported("plan_reason"), "sentence", key="plan_reason", rank=3),
         Column("sessions", lambda row: row.sessions, "count", rank=2),
         Column("certificate", lambda row: days_left(row.certificate_until, now), "days", rank=2, meaning="Days left."),
         Column("certificate until", lambda row: row.certificate_until, "moment", rank=3),
@@ -148,6 +150,8 @@ SESSIONS: "Final[list[Column[SessionView]]]" = [
            meaning="Tokens that the edge proposed in edge-only decoding, by n-grams or its draft model."),
     Column("speculated and accepted", lambda row: row.counted.guessed_right, "count", rank=3),
     Column("forced", lambda row: row.counted.forced, "count", rank=3),
+    Column("grammar", lambda row: row.counted.grammar_ms or None, "ms", rank=3,
+           meaning="Compiling it, and its masks in steps."),
     Column("rounds", lambda row: row.counted.rounds, "count", rank=3),
     Column("sessions per step", lambda row: row.counted.mean_batch, "figure", rank=3),
     Column("up per token", lambda row: row.counted.uplink_bytes_per_token, "bytes", rank=3),
@@ -189,8 +193,10 @@ def compared(session: "SessionView") -> list[tuple[str, str, str]]:
         ("queue", edge.queue_ms, None, "ms"),
         ("prompt", edge.prefill_ms, None, "ms"),
         ("steps", edge.compute_ms, None, "ms"),
+        ("grammar", edge.grammar_ms, None, "ms"),
         ("drafting", None, session.device_draft_ms, "ms"),
         ("waiting", None, session.device_wait_ms, "ms"),
+        ("of that for a quota", None, session.device_quota_wait_ms, "ms"),
         ("of that network", None, session.network_ms, "ms"),
         ("total", edge.duration_ms, session.device_wall_ms, "ms"),
     ]
@@ -245,6 +251,21 @@ EVENTS: "Final[list[Column[EventView]]]" = [
 ]
 
 
+PART_TIMES: "Final[list[Column[PartTime]]]" = [
+    Column("a token's time", lambda row: row.part.value, key="part", rank=0),
+    Column("per token", lambda row: row.ms, "ms", rank=0),
+    Column("share", lambda row: row.share, "percent", rank=0),
+    Column("median of the others", lambda row: row.usual_ms, "ms", key="usual", rank=0,
+           meaning="Of the fleet's other devices, or other edges."),
+]  # fmt: skip
+
+CONCLUSIONS: "Final[list[Column[Conclusion]]]" = [
+    Column("cause", lambda row: row.cause.value, rank=0),
+    Column("share", lambda row: row.share, "percent", rank=0, meaning="Of the time."),
+    Column("why", lambda row: row.sentence, "sentence", rank=0),
+    Column("what to do", lambda row: row.advice, "sentence", key="advice", rank=0),
+]
+
 # Totals
 
 
@@ -278,6 +299,8 @@ def tally_columns(take: "Callable[[T], Tally]", prices: "PriceList | None" = Non
                meaning="Proposed by the edge in edge-only decoding, by n-grams or its draft model."),
         Column("speculated and accepted", lambda row: take(row).guessed_right, "count", rank=3),
         Column("forced tokens", lambda row: take(row).forced, "count", key="forced", rank=3),
+        Column("grammar time", lambda row: take(row).grammar_ms, "ms", key="grammar", rank=3,
+               meaning="Of compilations, and of masks in steps."),
         Column("drafted tokens", lambda row: take(row).drafted, "count", key="drafted", rank=3),
         Column("verified tokens", lambda row: take(row).tested, "count", key="verified", rank=3,
                meaning="Draft tokens that were accepted or rejected; those after a rejection are discarded."),

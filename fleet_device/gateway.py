@@ -36,7 +36,6 @@ class Journal:
         self._lock = threading.Lock()
         self._totals = DeviceTotals()
         self._latest: Telemetry | None = None
-        self._plan_reason: str | None = None
         self._day: date | None = None
         self._texts_today = self._tokens_today = 0
 
@@ -46,7 +45,6 @@ class Journal:
             self._texts_today += 1
             self._tokens_today += len(text.tokens)
             self._latest = self._totals.add(text.generation)
-            self._plan_reason = text.generation.choice.reason if text.generation.choice is not None else None
 
     def json(self) -> dict[str, Any]:
         today = self._now().astimezone().date()
@@ -61,7 +59,7 @@ class Journal:
                 "mean_draft": latest.get("mean_draft"),
                 "draft_ms_per_token": latest.get("draft_ms_per_token"),
                 "plan": latest.get("plan"),
-                "plan_reason": self._plan_reason,
+                "plan_reason": latest.get("plan_reason"),
             }
 
     def _begin_day(self, today: date) -> None:

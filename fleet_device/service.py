@@ -27,6 +27,7 @@ from fleet_device.requests.chat import ConversationCodec
 from fleet_device.requests.generate import GeneratedText, GenerateRequest, Generation, RequestContext, generate_text
 from fleet_device.settings import DeviceSettings
 from schemas.control import DeviceState, Presence, Telemetry, encode_json
+from schemas.fields import MAX_SENTENCE
 from schemas.names import VERSION
 from schemas.topics import Topic, build
 
@@ -50,7 +51,7 @@ class DeviceTotals:
     _round_trip_ms: float | None = None
 
     def add(self, generation: Generation) -> Telemetry:
-        counters = generation.counters
+        counters, choice = generation.counters, generation.choice
         self.sessions += 1
         self.tokens += len(generation.tokens)
         self._tested += counters.tested
@@ -70,7 +71,8 @@ class DeviceTotals:
             round_trip_ms=self._round_trip_ms,
             streamed=self._streamed,
             unverified=self._unverified or None,
-            plan=generation.choice and generation.choice.plan,
+            plan=choice and choice.plan,
+            plan_reason=choice and choice.reason[:MAX_SENTENCE],
         )
 
     def _smooth(self, new: RoundTrips) -> None:

@@ -37,6 +37,7 @@ class SegmentCounters:
         guessed: Speculated tokens in edge-only decoding.
         guessed_right: Speculated tokens that were right, each of which saved a step.
         forced: Tokens forced by the grammar, without corrections.
+        grammar_ms: Time for the grammar: compiling it before the grant, and its masks as part of the steps.
     """
 
     tokens: int = 0
@@ -57,6 +58,7 @@ class SegmentCounters:
     guessed: int = 0
     guessed_right: int = 0
     forced: int = 0
+    grammar_ms: float = 0.0
 
     def __add__(self, other: "SegmentCounters") -> "SegmentCounters":
         sums = map(add, _values(self), _values(other))

@@ -8,6 +8,7 @@ from datetime import timedelta
 from fleet_edge.answers.answers import Responder
 from fleet_edge.answers.recorder import EndCause, Recorder
 from fleet_edge.batching.scheduler import Scheduler
+from fleet_edge.counters import SegmentCounters
 from fleet_edge.errors import DraftFault, OpenRefused
 from fleet_edge.guard import DeviceGuard, OverQuota, QuarantineBegun, SharedQuarantines
 from fleet_edge.intake import Malformed, ReceivedMessage
@@ -155,10 +156,17 @@ class MessageHandlers:
         elif self.draining or self.away:
             self.answers.refuse(device, message, OpenRefused(RefusalCode.DRAINING, _ENDING))
         else:
-            self._begin(device, message, size, limits, found)
+            self._begin(device, message, size, limits, found, compile_s=prepared.seconds)
 
     def _begin(
-        self, device: str, message: Open, size: int, limits: SessionLimits, constraint: Constraint | None
+        self,
+        device: str,
+        message: Open,
+        size: int,
+        limits: SessionLimits,
+        constraint: Constraint | None,
+        *,
+        compile_s: float = 0.0,
     ) -> None:
         old = self.sessions.by_name(device, message.session)
         try:
@@ -169,6 +177,7 @@ class MessageHandlers:
         except OpenRefused as error:
             self.answers.refuse(device, message, error)
             return
+        session.counters += SegmentCounters(grammar_ms=compile_s * 1e3)
         if message.resume is not None:
             self._resumed(session, here=old is not None)
         self.scheduler.on_open(session)

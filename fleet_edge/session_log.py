@@ -31,6 +31,7 @@ from fleet_edge.store.event_codes import EventKind, Severity
 from fleet_edge.store.periods import BEGINNING, DAY, HOUR, MINUTES, Grain, floor
 from fleet_edge.store.records import ADMINISTRATOR, EventLogged, minute_of
 from fleet_edge.store.rollups import Dimension, Measure, Scope
+from fleet_edge.store.spent_time import SpentTime, spent_times
 from fleet_edge.store.steering import read_labels, record_audit
 from fleet_edge.store.tables import (
     DEVICES,
@@ -376,6 +377,24 @@ class SessionLog(Closing):
         """Return all edges with their latest load, by name."""
         with self._reading() as connection:
             return queries.edges(connection, now=self._now())
+
+    def edge(self, name: str) -> EdgeView:
+        """Return one edge with its latest load; raises `NotFound` if there is none of that name."""
+        with self._reading() as connection:
+            found = queries.edges(connection, now=self._now(), only=name)
+        if not found:
+            raise NotFound(f"There is no edge {name!r} in the session log; 'edges' lists those there are.")
+        return found[0]
+
+    def spent_times(self, by: str, *, since: Time) -> dict[str, SpentTime]:
+        """Return how the time of ended sessions was spent, by `device` or `edge`.
+
+        Counts the latest 20,000 sessions opened since a time. A session counts for the edge that it was at last.
+        """
+        opened_after = self._time("since", since)
+        assert opened_after is not None
+        with self._reading() as connection:
+            return spent_times(connection, by=_known(Dimension, by), since=opened_after)
 
     def stats(self, *, since: Time | None = None, until: Time | None = None, by: str | None = None) -> dict[str, Tally]:
         """Add up what the edges counted, including what is purged.

@@ -112,6 +112,7 @@ class Telemetry(ControlMessage):
         unverified: Of the tokens, those at the end of a generation that do not follow the target distribution:
             generated while no edge answered, or after such tokens.
         plan: How the device generates now, or None before the first request.
+        plan_reason: Why, with the estimate for each plan.
     """
 
     sessions: Annotated[int, Field(ge=0, strict=True)]
@@ -122,6 +123,7 @@ class Telemetry(ControlMessage):
     round_trip_ms: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     streamed: Annotated[int, Field(ge=0, strict=True)] | None = None
     plan: Annotated[str, Field(max_length=16)] | None = None
+    plan_reason: Sentence | None = None
     unverified: Annotated[int, Field(ge=0, strict=True)] | None = None
 
 

@@ -270,6 +270,7 @@ class Close(_Message):
         draft_ms: Time in the draft model.
         wait_ms: Time waiting for verdicts.
         wall_ms: From Open to Close.
+        quota_wait_ms: Part of `wait_ms` that edges asked for because a quota was used up. None for none.
         unverified: Tokens at the end that do not follow the target distribution: generated on the device without an
             edge, or by an edge after such tokens. None if all were verified.
         age_s: Seconds since the request ended, if this is sent later.
@@ -295,6 +296,7 @@ class Close(_Message):
     draft_ms: Milliseconds
     wait_ms: Milliseconds
     wall_ms: Milliseconds
+    quota_wait_ms: Milliseconds | None = None
     unverified: U32 | None = None
     age_s: Seconds | None = None
     code: Code | None = None

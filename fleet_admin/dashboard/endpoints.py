@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from fleet_admin.dashboard.errors import Problem
 from fleet_admin.dashboard.settings import AccountRole
 from fleet_admin.dashboard.visit import Visit
+from fleet_admin.diagnosis import Diagnosis, diagnose_device, diagnose_edge
 from fleet_admin.steering import CommandResult, DeviceSettingsView, Selection, SetResult, SteeringLog
 from fleet_edge.alerts.alerts import Alerts, Evaluation
 from fleet_edge.session_log import SessionLog
@@ -239,6 +240,7 @@ _Act = partial(ApiEndpoint, method="POST", role=AccountRole.OPERATOR)
 ENDPOINTS: Final = (
     _Read("/devices", "All devices, by name.", _log(SessionLog.devices), list[DeviceView]),
     _Read("/devices/{device}", "One device.", _log(SessionLog.device), DeviceView),
+    _Read("/devices/{device}/diagnosis", "Why it is slow.", _log(diagnose_device), Diagnosis),
     _Read("/devices/{device}/hours", "Its hours, the latest first.", _log(SessionLog.hours), list[HourView], Limited),
     _Act("/devices/{device}/quarantine", "Quarantine a device.", _log(SessionLog.quarantine, signed=True),
          QuarantineView, WhyQuarantined),
@@ -253,6 +255,7 @@ ENDPOINTS: Final = (
           WhichOfDevice),
     _Read("/events", "What happened, the latest first.", _log(SessionLog.events), list[EventView], WhichEvents),
     _Read("/edges", "All edges with their latest load.", _log(SessionLog.edges), list[EdgeView]),
+    _Read("/edges/{edge}/diagnosis", "Why its sessions are slow.", _log(diagnose_edge), Diagnosis),
     _Read("/stats", "What the edges counted, added up.", _log(SessionLog.stats), dict[str, Tally], WhichStats),
     _Read("/usage", "Totals that outlive the sessions.", _usage, list[PricedUsage], WhichUsage),
     _Read("/devices/{device}/settings", "Wanted and in force.", _settings, DeviceSettingsView),

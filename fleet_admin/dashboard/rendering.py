@@ -18,7 +18,7 @@ from starlette.routing import Route
 from fleet_admin.columns import Column, moment, shown, write_csv
 from fleet_admin.dashboard.errors import Problem
 from fleet_admin.dashboard.grid import LINKS, MOST_SHOWN, address
-from fleet_admin.reports import EVENTS, SESSIONS
+from fleet_admin.reports import CONCLUSIONS, EVENTS, PART_TIMES, SESSIONS
 from schemas.printable import printable
 
 _PACKAGE: Final = "fleet_admin.dashboard"
@@ -96,7 +96,12 @@ def _environment() -> Environment:
     )
     environment.filters |= {"shown": shown, "moment": moment}
     environment.globals |= {"asset": asset_url, "address": address, "row_links": LINKS}
-    columns: dict[str, list[Column[Any]]] = {"session_columns": SESSIONS, "event_columns": EVENTS}
+    columns: dict[str, list[Column[Any]]] = {
+        "session_columns": SESSIONS,
+        "event_columns": EVENTS,
+        "conclusion_columns": CONCLUSIONS,
+        "part_columns": PART_TIMES,
+    }
     environment.globals |= {name: [each for each in of if each.rank <= MOST_SHOWN] for name, of in columns.items()}
     return environment
 

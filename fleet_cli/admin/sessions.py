@@ -13,13 +13,16 @@ import typer
 from fleet_admin.columns import in_order
 from fleet_admin.reports import (
     COMPARED,
+    CONCLUSIONS,
     EVENTS,
+    PART_TIMES,
     ROUNDS,
     SEGMENTS,
     SESSION_FACTS,
     SESSIONS,
     compared,
     device_columns,
+    edge_columns,
     tally_columns,
 )
 from fleet_cli.errors import CommandError
@@ -31,6 +34,7 @@ from schemas.reasons import EndReason
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from fleet_admin.diagnosis import Diagnosis
     from fleet_edge.session_log import SessionLog
     from fleet_edge.store.views import EventCount, EventView, HourView, Tally
 
@@ -117,20 +121,53 @@ def device(
     as_json: AsJson = False,
     wide: Wide = False,
 ) -> None:
-    """Show a device with its latest hours, sessions and events."""
+    """Show a device, why it is slow, and its latest hours, sessions and events."""
+    from fleet_admin.diagnosis import diagnose_device
+
     with open_log(db) as log:
         found = log.device(name)
+        diagnosis = diagnose_device(log, name)
         hours = log.hours(name, limit=_LATEST_HOURS)
         latest = log.sessions(device=name, limit=10)
         events = log.events(device=name, limit=_EVENTS)
     if as_json:
-        print_json({"device": found, "hours": hours, "sessions": latest, "events": events})
+        print_json({"device": found, "diagnosis": diagnosis, "hours": hours, "sessions": latest, "events": events})
         return
     columns = device_columns(datetime.now(UTC), past=not found.connected)
     describe(f"Device {cell(found.device)}", columns[1:], found)
+    _print_diagnosis(diagnosis, wide=wide)
     print_table("Latest hours", _HOURS, hours, wide=wide, empty="No hours: no edge has served it.\n")
     print_table("Latest sessions", SESSIONS, latest, wide=wide, empty="No sessions, or they were purged.\n")
     print_table("Latest events", EVENTS, events, wide=wide, empty="No events.\n")
+
+
+def edge(
+    name: Annotated[str, typer.Argument(metavar="ID")],
+    db: Database = DEFAULT_DB,
+    as_json: AsJson = False,
+    wide: Wide = False,
+) -> None:
+    """Show an edge, why its sessions are slow, and its latest sessions and events."""
+    from fleet_admin.diagnosis import diagnose_edge
+
+    with open_log(db) as log:
+        found = log.edge(name)
+        diagnosis = diagnose_edge(log, name)
+        latest = log.sessions(edge=name, limit=10)
+        events = log.events(edge=name, limit=_EVENTS)
+    if as_json:
+        print_json({"edge": found, "diagnosis": diagnosis, "sessions": latest, "events": events})
+        return
+    describe(f"Edge {cell(found.edge)}", edge_columns(datetime.now(UTC))[1:], found)
+    _print_diagnosis(diagnosis, wide=wide)
+    print_table("Latest sessions", SESSIONS, latest, wide=wide, empty="No sessions, or they were purged.\n")
+    print_table("Latest events", EVENTS, events, wide=wide, empty="No events.\n")
+
+
+def _print_diagnosis(diagnosis: "Diagnosis", *, wide: bool) -> None:
+    print_table(diagnosis.sentence, CONCLUSIONS, diagnosis.conclusions, wide=wide, empty=f"{diagnosis.sentence}\n")
+    if diagnosis.parts:
+        print_table("A token's time", PART_TIMES, diagnosis.parts, wide=wide)
 
 
 def sessions(
@@ -357,5 +394,5 @@ def _line(event: "EventView") -> str:
 
 
 def register(app: typer.Typer) -> None:
-    for command in (devices, device, sessions, session, stats, events):
+    for command in (devices, device, edge, sessions, session, stats, events):
         app.command()(command)

@@ -296,7 +296,7 @@ class _Api:
                     texts = await text.end()
                     verified = all(each.verified for each in texts)
                     headers = {VERIFIED_HEADER: str(verified).lower(), **_waited(tickets), **_ignored(asked)}
-                    if (held_ms := max(each.generation.quota_wait_ms for each in texts)) > 0.0:
+                    if (held_ms := max(each.generation.counters.quota_wait_ms for each in texts)) > 0.0:
                         headers[QUOTA_HEADER] = f"{held_ms:.0f}"
                     return JSONResponse(whole(texts), headers=headers)
                 first = await text.first()

@@ -107,7 +107,7 @@ def session_summary(text: GeneratedText) -> dict[str, Any]:
         "uplink_bytes": counters.uplink_bytes,
         "downlink_bytes": counters.downlink_bytes,
         "resumes": text.generation.resumes,
-        "quota_wait_ms": round(text.generation.quota_wait_ms),
+        "quota_wait_ms": round(counters.quota_wait_ms),
     }
 
 

@@ -286,7 +286,6 @@ class Agent:
                 round_trips=driver.drafting.pacing.round_trips,
                 choice=pacing.choice(),
                 unverified=session.sequence.unverified,
-                quota_wait_ms=retry.quota_wait_s * 1e3,
             )
             _log_end(generation)
             return generation

@@ -217,7 +217,6 @@ class RetryState:
     phase: RetryPhase = RetryPhase.ASKING
     resumes: int = 0
     refusal: SessionRefused | None = None
-    quota_wait_s: float = 0.0
     budget: RetryBudget = field(default_factory=RetryBudget)
     _unanswered: int = 0  # messages since the last answer
     _sent_at: float = field(init=False)  # the last message
@@ -298,7 +297,7 @@ class RetryState:
     def hold_for_quota(self, seconds: float, reason: str) -> None:
         """Send nothing for a time, because the device has used up a quota at the edge."""
         _log.warning("A request waits %.1f s: %s", seconds, reason)
-        self.quota_wait_s += seconds
+        self.session.counters.quota_wait_ms += seconds * 1e3
         self.hold(seconds)
 
     # How long to wait

@@ -154,7 +154,6 @@ class Generation:
     round_trips: RoundTrips = field(default_factory=RoundTrips)
     choice: Choice | None = None
     unverified: int = 0
-    quota_wait_ms: float = 0.0
 
     @property
     def mean_draft(self) -> float | None:

@@ -317,6 +317,7 @@ class DeviceSession:
         reason = EndReason.FAILED if if_lost else self.ended
         if reason is None:
             raise ValueError("the session has not ended")
+        counted = {name: value for name, value in asdict(self.counters).items() if name in Close.model_fields}
         return Close(
             session=self.request.session,
             handle=self.opened.handle if self.opened else None,
@@ -328,7 +329,7 @@ class DeviceSession:
             wall_ms=wall_ms,
             unverified=self.sequence.unverified or None,
             app=None if self.granted else self.request.app,
-            **{name: value for name, value in asdict(self.counters).items() if name in Close.model_fields},
+            **counted | {"quota_wait_ms": self.counters.quota_wait_ms or None},
         )
 
     # Private

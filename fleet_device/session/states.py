@@ -98,6 +98,7 @@ class SessionCounters:
 
     Attributes:
         streamed: Tokens of edge-only decoding.
+        quota_wait_ms: Delay that edges asked for because a quota was used up; part of `wait_ms`.
         suffix_drafted: Of the drafted tokens, those that the suffix index proposed; likewise the two below.
         histogram: Number of verified drafts of which 0, 1, 2, … tokens were accepted, up to the longest draft's length.
     """
@@ -110,6 +111,7 @@ class SessionCounters:
     downlink_bytes: int = 0
     draft_ms: float = 0.0
     wait_ms: float = 0.0
+    quota_wait_ms: float = 0.0
     streamed: int = 0
     suffix_drafted: int = 0
     suffix_tested: int = 0

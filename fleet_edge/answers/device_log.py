@@ -253,7 +253,7 @@ class StateRecorder:
 
     def telemetry(self, device: str, telemetry: Telemetry) -> None:
         """Write a device's telemetry, at most once in half a minute."""
-        reported = telemetry.model_dump(include={"plan", "round_trip_ms", "draft_ms_per_token"})
+        reported = telemetry.model_dump(include={"plan", "plan_reason", "round_trip_ms", "draft_ms_per_token"})
         acceptance = telemetry.acceptance
         self._telemetry.note(TelemetryReported(device=device, at=self.now(), told_acceptance=acceptance, **reported))
 

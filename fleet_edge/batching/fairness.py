@@ -12,6 +12,7 @@ from typing import Final
 
 from fleet_common.limits import TokenBucket
 from fleet_edge.batching.steps import StepReport
+from fleet_edge.counters import SegmentCounters
 from fleet_edge.sessions.ngrams import MAX_SPECULATED
 
 _HALF_LIFE_S: Final = 2.0
@@ -138,7 +139,9 @@ class DeviceShares:
             if not work.background:
                 self.spend(device, now, prompts_s=token_s * work.prefilled)
             if (constraint := work.session.constraint) is not None:
-                self.spend(device, now, masks_s=constraint.take_spent_s(), rows_s=row_s * work.speculated)
+                masks_s = constraint.take_spent_s()
+                work.session.counters += SegmentCounters(grammar_ms=masks_s * 1e3)
+                self.spend(device, now, masks_s=masks_s, rows_s=row_s * work.speculated)
 
     def note_served(self, devices: Iterable[str], now: float) -> None:
         for device in devices:

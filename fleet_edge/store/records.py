@@ -82,6 +82,7 @@ class DeviceCounters:
     draft_ms: float
     wait_ms: float
     wall_ms: float
+    quota_wait_ms: float
     unverified: int
 
     @classmethod
@@ -249,6 +250,7 @@ class TelemetryReported:
     round_trip_ms: float | None
     told_acceptance: float | None
     draft_ms_per_token: float | None
+    plan_reason: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -109,6 +109,7 @@ class DeviceColumns:
     round_trip_ms: float | None
     told_acceptance: float | None
     draft_ms_per_token: float | None
+    plan_reason: str | None
     retired_at: datetime | None
 
 
@@ -177,6 +178,7 @@ class SessionColumns:
     device_draft_ms: float | None
     device_wait_ms: float | None
     device_wall_ms: float | None
+    device_quota_wait_ms: float | None
     device_unverified: int | None
     end_code: str | None
     end_sentence: str | None

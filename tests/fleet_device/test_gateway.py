@@ -57,3 +57,4 @@ def test_a_gateway_s_status_has_what_its_texts_have_shown() -> None:
     assert status["today"]["tokens"] == len(written.tokens)
     assert (status["plan"], status["status"], status["device"]) == ("draft", "ok", "device-1")
     assert 0.0 <= status["acceptance"] <= 1.0
+    assert status["plan_reason"]

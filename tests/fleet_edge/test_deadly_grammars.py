@@ -131,6 +131,7 @@ def test_what_a_grammar_forces_is_guessed_where_the_edge_decodes(scene: Scene) -
     assert tuple(token for token in device.session.committed if token) in TEXTS
     (session,) = (each for (name, _, _), each in scene.fleet.known.items() if name == "bad")
     assert session.counters.guessed_right == session.counters.guessed
+    assert session.counters.grammar_ms > 0.0
 
 
 def test_an_edge_whose_grammars_are_off_refuses_them(tmp_path: Path) -> None:

@@ -388,7 +388,7 @@ def test_telemetry_is_kept_of_each_device_the_first_and_the_last_of_half_a_minut
     link = MemoryLink(scene.fleet.broker, "told")
     link.start(timeout_s=1.0)
     for number in range(20):
-        told = Telemetry(sessions=number, tokens=0, round_trip_ms=float(number), plan="ahead")
+        told = Telemetry(sessions=number, tokens=0, round_trip_ms=float(number), plan="ahead", plan_reason="Faster.")
         link.publish(build(Topic.TELEMETRY, fleet=FLEET, device="bad"), encode_json(told))
         scene.fleet.settle()
     scene.fleet.edge.handlers.recorder.flush()
@@ -396,6 +396,7 @@ def test_telemetry_is_kept_of_each_device_the_first_and_the_last_of_half_a_minut
         ("bad", 0.0),
         ("bad", 19.0),
     ]
+    assert {record.plan_reason for record in scene.fleet.sink.of(TelemetryReported)} == {"Faster."}
 
 
 def test_a_flush_logs_what_has_been_counted_so_far(scene: Scene) -> None:

@@ -178,6 +178,7 @@ def closes() -> st.SearchStrategy[Close]:
         draft_ms=MILLISECONDS,
         wait_ms=MILLISECONDS,
         wall_ms=MILLISECONDS,
+        quota_wait_ms=st.none() | MILLISECONDS,
         unverified=st.none() | U32,
         age_s=st.none() | MILLISECONDS,
         code=st.none() | st.from_regex(r"[a-z][a-z0-9-]{0,39}", fullmatch=True),

@@ -18,6 +18,7 @@ from fleet_admin.dashboard.grid import Grid, GridView, Link, about, address
 from fleet_admin.dashboard.rendering import csv_response
 from fleet_admin.dashboard.settings import AccountRole
 from fleet_admin.dashboard.visit import Page, Visit, action
+from fleet_admin.diagnosis import diagnose_device, diagnose_edge
 from fleet_admin.reports import COMMANDS, device_columns, edge_columns, setting_columns
 from fleet_edge.alerts.alerts import MOST_OPEN
 from fleet_edge.alerts.rules import grouped
@@ -219,6 +220,7 @@ def show_device(visit: Visit) -> Response:
         columns=device_columns(visit.now, past=not device.connected)[1:],
         links=_DEVICE_LINKS,
         **_acts(visit),
+        diagnosis=diagnose_device(log, name),
         quarantine=quarantine,
         settings=settings,
         setting_columns=settings and setting_columns(settings),
@@ -315,13 +317,11 @@ def show_edges(visit: Visit) -> Response:
 
 def show_edge(visit: Visit) -> Response:
     log, name, line = visit.services.log, visit.path("edge"), Timeline.of(visit)
-    edge = next((each for each in log.edges() if each.edge == name), None)
-    if edge is None:
-        raise Problem(404, f"There is no edge {name[:63]!r} in the session log.")
     return visit.page(
         "edge.html",
         title=name,
-        edge=edge,
+        edge=log.edge(name),
+        diagnosis=diagnose_edge(log, name),
         columns=edge_columns(visit.now)[1:],
         ranges=RANGES,
         range=line.range,

@@ -50,7 +50,7 @@ def test_a_device_is_shown_with_hours_sessions_and_events(admin: Run) -> None:
     for expected in ("sensor-1", "Latest hours", SESSION, "desync", "The prefix differs."):
         assert expected in output
     shown = as_json(admin("device", "sensor-1", "--json"))
-    assert set(shown) == {"device", "hours", "sessions", "events"}
+    assert set(shown) == {"device", "diagnosis", "hours", "sessions", "events"}
     assert shown["hours"][0]["counted"]["tokens"] == 20
     assert shown["sessions"][0]["counted"]["acceptance"] == 0.75
 

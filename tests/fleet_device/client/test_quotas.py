@@ -84,7 +84,7 @@ def test_a_draft_that_waits_is_sent_again_when_its_time_has_come_and_not_before(
     done = device.generate(most=4)
     assert (done.reason, done.resumes) == (EndReason.LENGTH, 0)
     assert [times[1] - times[0]] == [2.5]
-    assert done.quota_wait_ms == 2500.0
+    assert done.counters.quota_wait_ms == 2500.0
 
 
 def test_a_request_says_how_long_it_waited_for_the_quota_of_the_last_one() -> None:
@@ -95,9 +95,10 @@ def test_a_request_says_how_long_it_waited_for_the_quota_of_the_last_one() -> No
         opens.append(message)
         return [refusal(message, RefusalCode.QUOTA, 2.0) if len(opens) == 1 else opened(message)]
 
-    ScriptedEdge(device.broker, on_open=answer, on_draft=accept)
-    assert device.generate(most=4).quota_wait_ms == 2000.0
-    assert device.generate(most=4).quota_wait_ms == 0.0
+    edge = ScriptedEdge(device.broker, on_open=answer, on_draft=accept)
+    assert device.generate(most=4).counters.quota_wait_ms == 2000.0
+    assert device.generate(most=4).counters.quota_wait_ms == 0.0
+    assert [close.quota_wait_ms for close in edge.closes] == [2000.0, None]
 
 
 def test_a_device_that_sends_too_much_of_everything_waits_with_everything() -> None:

@@ -44,6 +44,7 @@ COUNTERS = DeviceCounters(
     draft_ms=600.0,
     wait_ms=900.0,
     wall_ms=1600.0,
+    quota_wait_ms=0.0,
     unverified=0,
 )
 
@@ -82,7 +83,13 @@ edge_seen = partial(
 device_told = partial(
     replace,
     TelemetryReported(
-        device="sensor-1", at=START, plan="ahead", round_trip_ms=42.0, told_acceptance=0.7, draft_ms_per_token=13.0
+        device="sensor-1",
+        at=START,
+        plan="ahead",
+        plan_reason="Drafting ahead 31.0 tokens/s with 5 a draft.",
+        round_trip_ms=42.0,
+        told_acceptance=0.7,
+        draft_ms_per_token=13.0,
     ),
 )
 

@@ -1,4 +1,5 @@
 from collections import Counter
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 import pytest
@@ -27,6 +28,18 @@ def test_a_session_sums_its_segments_and_stands_beside_its_devices_count(fleet_l
     assert (view.edge, view.reason, view.final_tokens, view.seed) == ("edge-2", "stop", 40, 2**64 - 1)
     assert (view.device_tokens, view.device_acceptance) == (40, 30 / 45)
     assert view.network_ms == 900.0 - 20.0 - 400.0
+
+
+@pytest.mark.parametrize(("by", "name"), [("device", "sensor-1"), ("edge", "edge-2")])
+def test_time_is_added_up_of_sessions_that_device_and_edge_have_counted(
+    fleet_log: SessionLog, store: Store, by: str, name: str
+) -> None:
+    alone = {"session": THIRD, "device": "sensor-2", "at": after(7300)}
+    store.apply([samples.reported(**alone, counters=replace(samples.COUNTERS, unverified=3))])
+    [(found, spent)] = fleet_log.spent_times(by, since=samples.START).items()
+    assert (found, spent.reported) == (name, samples.COUNTERS)
+    assert (spent.counted.sessions, spent.counted.segments, spent.counted.compute_ms) == (1, 2, 400.0)
+    assert fleet_log.spent_times(by, since=after(1)) == {}
 
 
 def test_segments_and_rounds_of_a_session_come_in_order(fleet_log: SessionLog) -> None:
