@@ -1,4 +1,3 @@
-from collections.abc import Callable
 from dataclasses import fields, replace
 from typing import Any
 
@@ -225,11 +224,11 @@ FIGURES: st.SearchStrategy[float] = st.floats(0.0, 1e6)
 
 
 @st.composite
-def any_times(draw: Callable[[st.SearchStrategy[Any]], Any]) -> SpentTime:
+def any_times(draw: st.DrawFn) -> SpentTime:
     def any_of(kind: type) -> dict[str, Any]:
         return {each.name: draw(FIGURES if each.type is float else st.integers(0, 10_000)) for each in fields(kind)}
 
-    return SpentTime(DeviceCounters(**any_of(DeviceCounters)), Tally(**any_of(Tally)))
+    return SpentTime(DeviceCounters(**any_of(DeviceCounters)), Tally(**any_of(Tally) | {"resampled": 0}))
 
 
 @given(own=any_times(), other=any_times(), busiest=st.floats(0.0, 1.0), kv=st.floats(0.0, 1.0), rtt=st.none() | FIGURES)
@@ -245,9 +244,9 @@ def test_shares_add_up_to_one_at_most_and_fall(
         "others": [each for each in [token_time(other)] if each],
         "busiest": Busiest("gateway-1", busiest, 3),
     }
-    of_device = conclude_device(DeviceFacts(name="gateway-1", edge="edge-1", plan="stream", **given_ones))
-    of_edge = conclude_edge(EdgeFacts(name="edge-1", edge="edge-1", kv_usage=kv, **given_ones))
-    for found in (of_device, of_edge):
+    device = conclude_device(DeviceFacts(name="gateway-1", edge="edge-1", plan="stream", **given_ones))
+    edge = conclude_edge(EdgeFacts(name="edge-1", edge="edge-1", kv_usage=kv, **given_ones))
+    for found in (device, edge):
         shares = [each.share for each in found]
         assert shares == sorted(shares, reverse=True)
         assert sum(shares) <= 1.0 + 1e-6
