@@ -15,7 +15,7 @@ from tests.fleet_admin.dashboard.conftest import ACTOR, BASE, Browser, Clock
 
 READ = [each for each in ENDPOINTS if each.method == "GET"]
 WRITTEN = [each for each in ENDPOINTS if each.method != "GET"]
-NAMES = {"device": "gateway-1", "session": f"{1:016x}", "alert": "0"}
+NAMES = {"device": "gateway-1", "edge": "edge-1", "session": f"{1:016x}", "alert": "0"}
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import io
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,16 @@ def test_a_new_fleet_is_not_red(newcomer: Browser) -> None:
         path: re.findall(r'"tile bad"|"tile warn"|"state critical"', newcomer.get(path).text) for path in EMPTY_PAGES
     }
     assert {path: marks for path, marks in found.items() if marks} == {}
+
+
+def test_the_pages_say_which_part_of_a_tokens_time_is_long(viewer: Browser, url: str) -> None:
+    at = NOW - timedelta(minutes=10)
+    own = {"session": f"{7:016x}", "segment": segment_number(at), "device": "gateway-2"}
+    counters = replace(samples.COUNTERS, wait_ms=9000.0, wall_ms=9700.0)
+    write(url, [samples.opened(**own, at=at), samples.closed(**own, counters=counters, at=NOW)])
+    assert "The link takes" in viewer.get("/devices/gateway-2").text
+    assert "No cause stands out" in viewer.get("/devices/gateway-1").text
+    assert "median of the others" in viewer.get("/edges/edge-1").text
 
 
 def test_what_a_device_reported_before_it_went_away_is_marked(viewer: Browser, url: str) -> None:
