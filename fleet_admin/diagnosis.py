@@ -16,7 +16,6 @@ from fleet_admin.columns import shown
 from fleet_admin.token_time import Part, TokenTime, token_time
 from fleet_edge.counters import SegmentCounters
 from fleet_edge.session_log import SessionLog
-from fleet_edge.store.spent_time import SpentTime
 from schemas.reasons import RefusalCode
 
 
@@ -237,7 +236,7 @@ def _grammar(facts: Facts) -> Conclusion:
 def _prompts(facts: Facts) -> Conclusion | None:
     if facts.own.share(Part.PROMPT) < _PROMPTS or facts.recomputes:
         return None
-    tokens = facts.own.session_tokens
+    tokens = facts.own.tokens / facts.own.sessions
     what = f"Answers are short ({tokens:.0f} tokens), so that prompts" if tokens < _SHORT else "Prompts are long: they"
     advice = "Put the common part first, so that it is computed once (`shared_prefixes`); shorten the rest."
     return Conclusion(Cause.PROMPTS, facts.share(Part.PROMPT), f"{what} take much of the time.", advice)
@@ -421,67 +420,64 @@ def diagnose_device(log: SessionLog, device: str) -> Diagnosis:
     """Return why a device is slow; raises `NotFound` if there is none of that name."""
     view = log.device(device)
     known = {each.device: each for each in log.devices(counted=False)}
-    for hours in _PERIODS:
-        spent, age = log.spent_times("device", since=timedelta(hours=hours)), timedelta(hours=hours)
-        times = {
-            name: time
-            for name, each in spent.items()
-            if (time := token_time(each, round_trip_ms=known[name].round_trip_ms if name in known else None))
-        }
-        own = times.pop(device, None)
-        if own is None:
-            continue
-        edge = view.last_edge or ""
-        model = attrgetter("draft_model", "quantization")
-        facts = DeviceFacts(
-            name=device,
-            edge=edge or "the edge",
-            own=own,
-            others=list(times.values()),
-            alike=[time for name, time in times.items() if name in known and model(known[name]) == model(view)],
-            refused=_refused(log, age, device=device),
-            busiest=_busiest(log, edge, age),
-            earlier_step_ms=_earlier_step_ms(log, edge, own, age),
-            plan=view.plan,
-            plan_reason=view.plan_reason,
-        )
-        return _diagnosis(facts, conclude_device(facts), hours, spent[device])
-    return Diagnosis(hours=_PERIODS[-1], sessions=0)
+    hours, times = _latest_times(log, "device", device, {name: each.round_trip_ms for name, each in known.items()})
+    if device not in times:
+        return Diagnosis(hours=hours, sessions=0)
+    own, age, edge = times.pop(device), timedelta(hours=hours), view.last_edge or ""
+    model = attrgetter("draft_model", "quantization")
+    facts = DeviceFacts(
+        name=device,
+        edge=edge,
+        own=own,
+        others=list(times.values()),
+        alike=[time for name, time in times.items() if name in known and model(known[name]) == model(view)],
+        refused=_refused(log, age, device=device),
+        busiest=_busiest(log, edge, age),
+        earlier_step_ms=_earlier_step_ms(log, edge, own, age),
+        plan=view.plan,
+        plan_reason=view.plan_reason,
+    )
+    return _diagnosis(facts, conclude_device(facts), hours)
 
 
 def diagnose_edge(log: SessionLog, edge: str) -> Diagnosis:
     """Return why the sessions of an edge are slow; raises `NotFound` if there is none of that name."""
     view = log.edge(edge)
+    hours, times = _latest_times(log, "edge", edge, {})
+    if edge not in times:
+        return Diagnosis(hours=hours, sessions=0)
+    own, age = times.pop(edge), timedelta(hours=hours)
+    facts = EdgeFacts(
+        name=edge,
+        edge=edge,
+        own=own,
+        others=list(times.values()),
+        refused=_refused(log, age, edge=edge),
+        busiest=_busiest(log, edge, age),
+        earlier_step_ms=_earlier_step_ms(log, edge, own, age),
+        kv_usage=view.kv_usage,
+    )
+    return _diagnosis(facts, conclude_edge(facts), hours)
+
+
+def _latest_times(
+    log: SessionLog, by: str, name: str, round_trips: Mapping[str, float | None]
+) -> tuple[int, dict[str, TokenTime]]:
+    """Return the times by device or edge in the shortest period in which `name` has any, and its hours."""
     for hours in _PERIODS:
-        spent, age = log.spent_times("edge", since=timedelta(hours=hours)), timedelta(hours=hours)
-        times = {name: time for name, each in spent.items() if (time := token_time(each))}
-        own = times.pop(edge, None)
-        if own is None:
-            continue
-        facts = EdgeFacts(
-            name=edge,
-            edge=edge,
-            own=own,
-            others=list(times.values()),
-            refused=_refused(log, age, edge=edge),
-            busiest=_busiest(log, edge, age),
-            earlier_step_ms=_earlier_step_ms(log, edge, own, age),
-            kv_usage=view.kv_usage,
-        )
-        return _diagnosis(facts, conclude_edge(facts), hours, spent[edge])
-    return Diagnosis(hours=_PERIODS[-1], sessions=0)
+        spent = log.spent_times(by, since=timedelta(hours=hours))
+        divided = ((each, token_time(own, round_trip_ms=round_trips.get(each))) for each, own in spent.items())
+        times = {each: time for each, time in divided if time is not None}
+        if name in times:
+            break
+    return hours, times
 
 
-def _diagnosis(facts: Facts, conclusions: Sequence[Conclusion], hours: int, spent: SpentTime) -> Diagnosis:
-    parts = (
-        PartTime(part, ms, facts.own.share(part), facts.usual(_part(part))) for part, ms in facts.own.parts.items()
-    )
-    return Diagnosis(
-        hours=hours,
-        sessions=spent.counted.sessions,
-        parts=tuple(sorted(parts, key=attrgetter("share"), reverse=True)),
-        conclusions=tuple(conclusions),
-    )
+def _diagnosis(facts: Facts, conclusions: Sequence[Conclusion], hours: int) -> Diagnosis:
+    own = facts.own
+    parts = [PartTime(part, ms, own.share(part), facts.usual(_part(part))) for part, ms in own.parts.items()]
+    in_order = tuple(sorted(parts, key=attrgetter("share"), reverse=True))
+    return Diagnosis(hours=hours, sessions=own.sessions, parts=in_order, conclusions=tuple(conclusions))
 
 
 def _refused(log: SessionLog, age: timedelta, *, device: str | None = None, edge: str | None = None) -> dict[str, int]:

@@ -41,9 +41,10 @@ class TokenTime:
         batch: Sessions per step.
         acceptance: None if little was drafted.
         draft_tokens: Length of a draft; 0 if most tokens are from edge-only decoding.
-        session_tokens: New tokens of a session.
     """
 
+    sessions: int
+    tokens: int
     parts: Mapping[Part, float]
     draft_ms: float | None = None
     queue_ms: float | None = None
@@ -52,7 +53,6 @@ class TokenTime:
     batch: float | None = None
     acceptance: float | None = None
     draft_tokens: float = 0.0
-    session_tokens: float = 0.0
 
     @property
     def total_ms(self) -> float:
@@ -100,6 +100,8 @@ def token_time(spent: SpentTime, *, round_trip_ms: float | None = None) -> Token
         Part.REST: own.wall_ms - wait_ms - drafting_ms,
     }
     return TokenTime(
+        sessions=counted.sessions,
+        tokens=own.tokens,
         parts={part: ms / own.tokens for part, ms in parts.items()},
         draft_ms=share(own.draft_ms, own.drafted),
         queue_ms=counted.queue_ms_per_round,
@@ -108,5 +110,4 @@ def token_time(spent: SpentTime, *, round_trip_ms: float | None = None) -> Token
         batch=counted.mean_batch,
         acceptance=counted.acceptance if counted.tested >= _LEAST_TESTED else None,
         draft_tokens=0.0 if streams else share(own.drafted, own.rounds) or 0.0,
-        session_tokens=share(own.tokens, counted.sessions) or 0.0,
     )

@@ -228,7 +228,7 @@ def any_times(draw: st.DrawFn) -> SpentTime:
     def any_of(kind: type) -> dict[str, Any]:
         return {each.name: draw(FIGURES if each.type is float else st.integers(0, 10_000)) for each in fields(kind)}
 
-    return SpentTime(DeviceCounters(**any_of(DeviceCounters)), Tally(**any_of(Tally) | {"resampled": 0}))
+    return SpentTime(DeviceCounters(**any_of(DeviceCounters)), Tally(**any_of(Tally) | {"sessions": 4, "resampled": 0}))
 
 
 @given(own=any_times(), other=any_times(), busiest=st.floats(0.0, 1.0), kv=st.floats(0.0, 1.0), rtt=st.none() | FIGURES)
