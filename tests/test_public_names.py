@@ -59,9 +59,9 @@ def test_the_public_names_are_these_and_each_is_documented(package: str, names: 
         (
             "fleet_edge.SessionLog",
             (
-                "active_devices beginning close device devices edge_loads edges ends event_counts events "
+                "active_devices beginning close device devices edge edge_loads edges ends event_counts events "
                 "export_columns export_rows failures hours labels latencies latencies_over_time latest quarantine "
-                "quarantines record_event rounds segments session sessions "
+                "quarantines record_event rounds segments session sessions spent_times "
                 "stats unquarantine usage"
             ),
         ),
