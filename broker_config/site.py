@@ -93,6 +93,7 @@ def _description(fleet: str, edges: Sequence[str], port: int, edge_port: int) ->
         {
             "fleet": fleet,
             "edges": tuple(edges),
+            "monitors": ("monitor", "dashboard"),  # an operator's commands, and pages that steer
             "host": "127.0.0.1",
             "port": port,
             "edge_port": edge_port,

@@ -14,6 +14,9 @@ import psycopg
 import pytest
 import yaml
 
+from fleet_admin.dashboard.settings import DashboardSettings
+from fleet_common.mqtt.tls import certificate_name
+from fleet_common.settings import load_settings
 from fleet_edge.session_log import SessionLog
 from fleet_edge.store.database import open_store
 from fleet_edge.store.errors import StoreError
@@ -96,6 +99,10 @@ def test_a_rehearsal_on_one_machine_works_as_written(
             log.quarantine("sensor-1")
     with psycopg.connect(reader) as connection, pytest.raises(psycopg.errors.InsufficientPrivilege):
         connection.execute(b"DELETE FROM sessions")
+    pages = load_settings(DashboardSettings, config=folder / "dashboard.toml", flags={}, environment={})
+    assert pages.steer
+    assert pages.broker.certificate is not None
+    assert certificate_name(pages.broker.certificate) == pages.name
     code, output, complaint = fleet("broker", "check", folder / "site")
     assert code == 0, output + complaint
 

@@ -61,11 +61,12 @@ def test_what_is_retained_outlives_a_restart(made: Path) -> None:
         publish_confirmed(device, topic, b"here", timeout_s=START_S, retain=True)
         device.stop()
         broker.restart()
-        monitor, inbox = link_to(broker, "monitor"), Inbox()
-        monitor.subscribe(topic, inbox)
-        monitor.start(timeout_s=START_S)
-        until(lambda: inbox.payloads == [b"here"])
-        monitor.stop()
+        for name in ("monitor", "dashboard"):
+            monitor, inbox = link_to(broker, name), Inbox()
+            monitor.subscribe(topic, inbox)
+            monitor.start(timeout_s=START_S)
+            until(lambda inbox=inbox: inbox.payloads == [b"here"])  # type: ignore[misc]
+            monitor.stop()
 
 
 def test_its_own_check_finds_nothing(made: Path) -> None:
@@ -74,7 +75,7 @@ def test_its_own_check_finds_nothing(made: Path) -> None:
 
 def test_no_secret_is_open_to_others(made: Path) -> None:
     keys = [*made.rglob("*.key")]
-    assert len(keys) == 7  # authority, broker, edge, its probe, monitor and two devices
+    assert len(keys) == 8  # authority, broker, edge, its probe, two monitors and two devices
     assert {stat.S_IMODE(key.stat().st_mode) for key in keys} == {0o600}
 
 
