@@ -36,6 +36,6 @@ class DraftFault(EdgeError):  # noqa: N818
         self.retry_s = retry_s
 
 
-def desync(sentence: str) -> DraftFault:
+def tokens_differ(sentence: str) -> DraftFault:
     """Return the fault of a draft that does not fit the edge's tokens, though it may fit others."""
-    return DraftFault(FaultCode.DESYNC, Action.RESUME, sentence + " The device resumes with its whole text.")
+    return DraftFault(FaultCode.TOKENS_DIFFER, Action.RESUME, sentence + " The device resumes with its whole text.")

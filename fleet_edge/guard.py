@@ -28,7 +28,7 @@ from schemas.topics import Topic, parse
 _WEIGHTS: Final[Mapping[FaultCode, float]] = {
     FaultCode.MALFORMED: 10.0,  # a sound device never sends one
     FaultCode.UNKNOWN_SESSION: 1.0,
-    FaultCode.DESYNC: 1.0,
+    FaultCode.TOKENS_DIFFER: 1.0,
     FaultCode.TOO_LONG: 3.0,
     FaultCode.TOKEN: 10.0,
     FaultCode.COUNTS: 10.0,

@@ -46,7 +46,7 @@ class RefusalCode(StrEnum):
     DRAINING = "draining"
     QUOTA = "over-quota"  # of the device, not of the edge; see `retry_s`
     LOGPROBS = "logprobs"  # the edge cannot compute them exactly
-    QUARANTINED = "fenced"  # quarantined for misbehaviour or by an administrator; see `retry_s`
+    QUARANTINED = "quarantined"  # for misbehaviour or by an administrator; see `retry_s`
     GRAMMAR = "grammar"  # invalid, too expensive, violated by the resumed tokens, or unsupported
     OTHER = "other"  # of a newer release, or explained by the sentence only
 
@@ -59,7 +59,7 @@ class FaultCode(StrEnum):
 
     MALFORMED = "malformed"
     UNKNOWN_SESSION = "unknown-session"
-    DESYNC = "desync"
+    TOKENS_DIFFER = "tokens-differ"
     TOO_LONG = "draft-too-long"
     TOKEN = "token-out-of-vocabulary"  # noqa: S105
     COUNTS = "counts"

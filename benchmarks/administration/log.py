@@ -384,7 +384,7 @@ def questions(now: datetime, devices: int) -> Mapping[str, Question]:
         "segments of a session": lambda log: log.segments(log.sessions(limit=1)[0].session),
         "events": lambda log: log.events(),
         "events of a device": lambda log: log.events(device=device),
-        "events of a code": lambda log: log.events(code="desync"),
+        "events of a code": lambda log: log.events(code="tokens-differ"),
         "events of a day in the middle": lambda log: log.events(since=middle, until=middle + timedelta(days=1)),
         "events counted, of a day": lambda log: log.event_counts(since=now - timedelta(days=1)),
         "events counted, of a week": lambda log: log.event_counts(since=now - timedelta(days=7)),

@@ -35,7 +35,7 @@ _FIRST_NEWCOMER_S: Final = 2.0
 _EVERY_NEWCOMER_S: Final = 5.0
 _BACK_S: Final = 2.0  # from the end of an attack by requests to what honest devices get after it
 _CODES_SLOWED: Final = ("over-quota", "busy")
-_CODE_QUARANTINED: Final = "fenced"
+_CODE_QUARANTINED: Final = "quarantined"
 
 
 @dataclass(frozen=True, slots=True)

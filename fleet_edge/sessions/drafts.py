@@ -9,7 +9,7 @@ from dssd.block import RejectedBlock
 from dssd.distribution import Dist
 from dssd.verification import Judgement
 from fleet_edge.counters import SegmentCounters
-from fleet_edge.errors import desync
+from fleet_edge.errors import tokens_differ
 from fleet_edge.sessions.admission import SessionLimits
 from schemas.fields import TokenLogprobs
 from schemas.messages import Draft
@@ -70,7 +70,7 @@ class WaitingDrafts:
                 if chain:
                     break
                 self.remove(arrived)
-                raise desync("The draft starts from other tokens than the edge has.")
+                raise tokens_differ("The draft starts from other tokens than the edge has.")
             if chain and len(draft.tokens) > left:
                 break
             chain.append(arrived)

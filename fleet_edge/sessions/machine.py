@@ -14,7 +14,7 @@ from typing import Final
 from dssd.block import RejectedBlock
 from dssd.verification import Judgement
 from fleet_edge.counters import SegmentCounters
-from fleet_edge.errors import DraftFault, desync
+from fleet_edge.errors import DraftFault, tokens_differ
 from fleet_edge.sessions.admission import SessionLimits
 from fleet_edge.sessions.drafts import (
     BlockVerdict,
@@ -210,7 +210,7 @@ class EdgeSession:
         if self.finished or answered or draft.epoch < self._epoch:
             return DraftReceipt()  # answered long ago, voided by a rejection, or delivered twice
         if draft.epoch > self._epoch:
-            raise desync("The draft's epoch is ahead of the edge's.")
+            raise tokens_differ("The draft's epoch is ahead of the edge's.")
         if draft.tried is not None:
             return self._admit_request(draft)
         self._check_place(draft)
@@ -377,7 +377,7 @@ class EdgeSession:
         if draft.fix is not None or draft.base == self.committed:
             self._check_prefix(draft)
         elif draft.base < self.committed:
-            raise desync(f"The draft starts at {draft.base} tokens, the edge has {self.committed}.")
+            raise tokens_differ(f"The draft starts at {draft.base} tokens, the edge has {self.committed}.")
         if self._waiting.at(draft.base) is None and len(self._waiting) >= self.limits.window:
             raise DraftFault(FaultCode.TOO_LONG, Action.RESUME, f"More than {self.limits.window} drafts are in flight.")
 
@@ -385,13 +385,13 @@ class EdgeSession:
         """Compare position and digest, including a correction."""
         new = self._corrected(draft.fix, draft.base)
         if new and self.rejection is None:
-            raise desync("The draft corrects a position that was not rejected.")
+            raise tokens_differ("The draft corrects a position that was not rejected.")
         if draft.base != self.committed + len(new) or draft.digest != extend_digest(self._digest, new):
-            raise desync("The draft starts from other tokens than the edge has.")
+            raise tokens_differ("The draft starts from other tokens than the edge has.")
         if self.rejection is not None and not new:
-            raise desync("The draft lacks the correction of the rejected position.")
+            raise tokens_differ("The draft lacks the correction of the rejected position.")
         if new and not self._may_follow(new):
-            raise desync("The correction is a token that the edge has not offered.")
+            raise tokens_differ("The correction is a token that the edge has not offered.")
 
     def _corrected(self, fix: int | None, length: int) -> tuple[int, ...]:
         """Return what a device of `length` tokens has committed since the rejection: the correction ends it."""
@@ -423,9 +423,9 @@ class EdgeSession:
     def _admit_request(self, draft: Draft) -> DraftReceipt:
         rejection = self.rejection
         if rejection is None or draft.base != self.committed:
-            raise desync("Samples are requested, but nothing was rejected.")
+            raise tokens_differ("Samples are requested, but nothing was rejected.")
         if isinstance(rejection.p, RejectedBlock) and draft.tried != len(rejection.p.offered):
-            raise desync("The rest of a race is requested, but not after the tries that were sent.")
+            raise tokens_differ("The rest of a race is requested, but not after the tries that were sent.")
         rejection.requests += 1
         if rejection.requests > _SAMPLE_REQUESTS:
             raise DraftFault(
@@ -443,13 +443,13 @@ class EdgeSession:
         if draft.round != latest and self._rounds.passed(draft.round):
             return DraftReceipt()
         if draft.epoch > self._epoch:
-            raise desync("The request's epoch is ahead of the edge's.")
+            raise tokens_differ("The request's epoch is ahead of the edge's.")
         block = None
         if self.rejection is not None:
             self._check_prefix(draft)
             block = self._correct(draft.fix, draft.base)
         elif draft.base > self.committed or draft.digest != self._digest_at(draft.base):
-            raise desync("The request for edge-only decoding starts from other tokens than the edge has.")
+            raise tokens_differ("The request for edge-only decoding starts from other tokens than the edge has.")
         self._move(SessionEvent.DECODING_REQUESTED)
         self._waiting.void()
         until = min(draft.base + write, self.limits.max_new_tokens)

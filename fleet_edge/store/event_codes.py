@@ -71,7 +71,7 @@ _REFUSALS: Final = {
 _FAULTS: Final = {
     FaultCode.MALFORMED: (_WARNING, "The message does not follow the protocol."),
     FaultCode.UNKNOWN_SESSION: (_INFO, "A draft named a session that the edge does not know; the device resumes it."),
-    FaultCode.DESYNC: (_WARNING, "The committed tokens of device and edge differ; the device resumes with its own."),
+    FaultCode.TOKENS_DIFFER: (_WARNING, "Device and edge have different tokens; the device resumes with its own."),
     FaultCode.TOO_LONG: (_WARNING, "The draft was longer than granted."),
     FaultCode.TOKEN: (_WARNING, "The draft contains a token that is not in the vocabulary."),
     FaultCode.COUNTS: (_WARNING, "The draft's probabilities are impossible."),

@@ -196,7 +196,7 @@ def test_what_concerns_others_changes_nothing(link: Any, other: dict[str, Any]) 
 @pytest.mark.parametrize(
     "lost",
     [
-        {"kind": "fault", "handle": 7, "action": "resume", "code": "desync", "sentence": "Another text."},
+        {"kind": "fault", "handle": 7, "action": "resume", "code": "tokens-differ", "sentence": "Another text."},
         {"kind": "closed", "session": OURS["session"], "attempt": 1, "reason": "lost"},
         {"edge": "edge-1", "presence": "offline"},
         {"kind": "nobody"},

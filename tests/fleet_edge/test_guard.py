@@ -123,7 +123,7 @@ def test_a_device_behind_a_bad_line_is_never_shut_out() -> None:
             for _ in range(32):
                 scene.guard.strike("device-1", FaultCode.UNKNOWN_SESSION)
             for _ in range(8):
-                scene.guard.strike("device-1", FaultCode.DESYNC)
+                scene.guard.strike("device-1", FaultCode.TOKENS_DIFFER)
     assert [each for each in scene.guard.take_notices() if isinstance(each, QuarantineBegun)] == []
 
 

@@ -125,10 +125,10 @@ HOSTILE_DRAFTS = {
     "longer than agreed": ({"tokens": (1,) * 5, "counts": (9,) * 5}, FaultCode.TOO_LONG),
     "beyond the end of the text": ({"base": 20}, FaultCode.TOO_LONG),
     "far beyond it": ({"base": (1 << 20) - 1}, FaultCode.TOO_LONG),
-    "another text": ({"digest": 7}, FaultCode.DESYNC),
-    "an epoch to come": ({"epoch": 9}, FaultCode.DESYNC),
-    "a correction of nothing": ({"fix": 1, "base": 1}, FaultCode.DESYNC),
-    "samples of nothing": ({"tokens": (), "counts": None, "tried": 16}, FaultCode.DESYNC),
+    "another text": ({"digest": 7}, FaultCode.TOKENS_DIFFER),
+    "an epoch to come": ({"epoch": 9}, FaultCode.TOKENS_DIFFER),
+    "a correction of nothing": ({"fix": 1, "base": 1}, FaultCode.TOKENS_DIFFER),
+    "samples of nothing": ({"tokens": (), "counts": None, "tried": 16}, FaultCode.TOKENS_DIFFER),
 }
 
 

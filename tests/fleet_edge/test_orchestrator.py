@@ -174,7 +174,7 @@ def test_a_draft_that_was_void_in_its_turn_is_answered_and_logged() -> None:
     fleet.broker.pump()
     (fault,) = device.messages
     assert isinstance(fault, Fault)
-    assert (fault.code, fault.action, fault.round) == (FaultCode.DESYNC, Action.RESUME, 0)
+    assert (fault.code, fault.action, fault.round) == (FaultCode.TOKENS_DIFFER, Action.RESUME, 0)
 
 
 class SlowSteps:

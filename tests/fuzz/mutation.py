@@ -20,9 +20,9 @@ _INTEGERS: Final = (
 )  # fmt: skip
 _FLOATS: Final = (0.0, -0.0, 0.5, 1.0, -1.0, 1e-300, 1e308, float("inf"), float("nan"), 65_504.0, 1.000001)
 _TEXTS: Final = (
-    "", "open", "opened", "refused", "closed", "fault", "close", "busy", "draining", "over-quota", "fenced", "stop",
-    "length", "failed", "resume", "wait", "give-up", "residual", "coupled", "online", "offline", "a-new-word", "é",
-    "x" * 41, "x" * 201, "x" * 501, "edge-1", "\x00", "\x1b[2J", "😀",
+    "", "open", "opened", "refused", "closed", "fault", "close", "busy", "draining", "over-quota", "quarantined",
+    "stop", "length", "failed", "resume", "wait", "give-up", "residual", "coupled", "online", "offline", "a-new-word",
+    "é", "x" * 41, "x" * 201, "x" * 501, "edge-1", "\x00", "\x1b[2J", "😀",
 )  # fmt: skip
 
 

@@ -47,7 +47,7 @@ def test_a_label_from_a_device_can_neither_style_nor_move_the_terminal(admin: Ru
 
 def test_a_device_is_shown_with_hours_sessions_and_events(admin: Run) -> None:
     _, output, _ = admin("device", "sensor-1")
-    for expected in ("sensor-1", "Latest hours", SESSION, "desync", "The prefix differs."):
+    for expected in ("sensor-1", "Latest hours", SESSION, "tokens-differ", "The prefix differs."):
         assert expected in output
     shown = as_json(admin("device", "sensor-1", "--json"))
     assert set(shown) == {"device", "diagnosis", "hours", "sessions", "events"}

@@ -360,7 +360,7 @@ def test_a_late_end_of_a_segment_resumed_elsewhere_is_ignored() -> None:
 
 def test_an_edge_that_never_gets_on_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     def again(*_: object) -> DraftReceipt:
-        raise DraftFault(FaultCode.DESYNC, Action.RESUME, "Again, please.")
+        raise DraftFault(FaultCode.TOKENS_DIFFER, Action.RESUME, "Again, please.")
 
     monkeypatch.setattr(EdgeSession, "admit", again)
     scene = Scene()

@@ -13,7 +13,7 @@ from tests.support.drafts import close
     [
         (EdgeUnavailable("No edge answers."), "edge-unavailable", "No edge answers."),
         (SessionFailed("It was resumed 8 times."), "session-failed", "It was resumed 8 times."),
-        (SessionRefused(RefusalCode.QUARANTINED, "It is shut out."), "fenced", "It is shut out."),
+        (SessionRefused(RefusalCode.QUARANTINED, "It is shut out."), "quarantined", "It is shut out."),
         (SessionFailed("One\nline " + 600 * "x"), "session-failed", "One\N{REPLACEMENT CHARACTER}line " + 491 * "x"),
         (KeyError("a secret"), "key-error", "The device's program has failed (KeyError); its own log says more."),
     ],

@@ -50,7 +50,7 @@ def one_token_and_again() -> OnDraft:
 
     def answer(_message: Open, draft: Draft) -> Answers:
         if next(turns):
-            return [fault(draft, Action.RESUME, code=FaultCode.DESYNC)]
+            return [fault(draft, Action.RESUME, code=FaultCode.TOKENS_DIFFER)]
         return [accepted(draft, accepted=0, next=_law()) if draft.tokens else accepted(draft)]
 
     return answer
@@ -69,7 +69,7 @@ EDGES: Final[dict[str, tuple[OnOpen, OnDraft]]] = {
     "samples that never pass": (lambda m: [opened(m)], hopeless),
     "a limit above the one asked for": (lambda m: [opened(m, max_new_tokens=1000)], lambda _m, d: [accepted(d)]),
     "a token behind the last": (lambda m: [opened(m)], lambda _m, d: [accepted(d, next=1)]),
-    "a text that is always another": (lambda m: [opened(m)], faulted(FaultCode.DESYNC, Action.RESUME)),
+    "a text that is always another": (lambda m: [opened(m)], faulted(FaultCode.TOKENS_DIFFER, Action.RESUME)),
     "a session that is always unknown": (lambda m: [opened(m)], faulted(FaultCode.UNKNOWN_SESSION, Action.RESUME)),
     "a token, and the text is another": (lambda m: [opened(m)], one_token_and_again()),
     "a session that is over at once": (lambda m: [opened(m), closed(m)], lambda _m, _d: ()),
@@ -161,7 +161,7 @@ def mixed(mode: Mode) -> dict[str, OnDraft]:
         "accept": lambda _m, d: [accepted(d)],
         "reject": rejected_with(law),
         "samples": lambda _m, d: [accepted(d, accepted=0, next=Samples(start=d.tried or 0, ids=(1,), probs=(RARE,)))],
-        "desync": faulted(FaultCode.DESYNC, Action.RESUME),
+        "tokens-differ": faulted(FaultCode.TOKENS_DIFFER, Action.RESUME),
         "unknown": faulted(FaultCode.UNKNOWN_SESSION, Action.RESUME),
         "wait": faulted(FaultCode.QUOTA, Action.WAIT, 0.1),
         "closed": lambda m, _d: [closed(m)],

@@ -60,7 +60,7 @@ def test_sentences_are_cut_to_what_a_message_holds() -> None:
     refused = exchange.listen()[-1]
     assert isinstance(refused, Refused)
     assert len(refused.sentence) == 500
-    error = DraftFault(FaultCode.DESYNC, Action.RESUME, "x" * 5000)
+    error = DraftFault(FaultCode.TOKENS_DIFFER, Action.RESUME, "x" * 5000)
     assert len(fault_reply(draft(), error).sentence) == 500
 
 
@@ -169,7 +169,7 @@ def exchange() -> Exchange:
 
 
 def test_a_fault_is_told_and_logged_with_its_session(exchange: Exchange) -> None:
-    error = DraftFault(FaultCode.DESYNC, Action.RESUME, "Another text.")
+    error = DraftFault(FaultCode.TOKENS_DIFFER, Action.RESUME, "Another text.")
     exchange.answers.send_fault("device-1", error, session=exchange.session, draft=draft(round_=4))
     exchange.answers.send_fault("device-1", DraftFault(FaultCode.MALFORMED, Action.GIVE_UP, "No message."))
     of_draft, of_nothing = exchange.listen()[-2:]

@@ -21,7 +21,7 @@ class Scene:
         )
 
     def note(self, times: int = 1, **changes: object) -> None:
-        usual = {"kind": "fault", "code": "desync", "sentence": "The prefix differs.", "device": "sensor-1"}
+        usual = {"kind": "fault", "code": "tokens-differ", "sentence": "The prefix differs.", "device": "sensor-1"}
         for _ in range(times):
             self.events.note(**{**usual, **changes})  # type: ignore[arg-type]
 
@@ -51,7 +51,7 @@ def test_a_new_minute_is_a_new_event_and_completes_the_old_one() -> None:
     scene.at += timedelta(minutes=1)
     scene.note(2)
     scene.events.flush()
-    assert scene.last == [("sensor-1", "desync", 3), ("sensor-1", "desync", 2)]
+    assert scene.last == [("sensor-1", "tokens-differ", 3), ("sensor-1", "tokens-differ", 2)]
 
 
 def test_a_clock_that_is_set_back_loses_no_count() -> None:
@@ -68,7 +68,7 @@ def test_a_clock_that_is_set_back_loses_no_count() -> None:
 def test_devices_kinds_and_codes_are_counted_apart() -> None:
     scene = Scene()
     for device in ("sensor-1", "sensor-2"):
-        for kind, code in (("fault", "desync"), ("refused", "desync"), ("fault", "counts")):
+        for kind, code in (("fault", "tokens-differ"), ("refused", "tokens-differ"), ("fault", "counts")):
             scene.note(2, device=device, kind=kind, code=code)
     scene.events.flush()
     assert [count for _, _, count in scene.last] == [2] * 6
@@ -83,7 +83,7 @@ def test_one_devices_many_codes_are_bounded_and_cost_others_nothing() -> None:
     assert scene.last == [
         *(("sensor-1", f"code-{number}", 1) for number in range(3)),
         ("sensor-1", "other", 997),
-        ("sensor-2", "desync", 1),
+        ("sensor-2", "tokens-differ", 1),
     ]
 
 
@@ -92,7 +92,7 @@ def test_many_devices_are_bounded_and_every_event_is_counted() -> None:
     for number in range(1000):
         scene.note(device=f"sensor-{number}")
     scene.events.flush()
-    assert scene.last == [*((f"sensor-{number}", "desync", 1) for number in range(4)), (None, "other", 996)]
+    assert scene.last == [*((f"sensor-{number}", "tokens-differ", 1) for number in range(4)), (None, "other", 996)]
 
 
 def test_the_database_holds_the_counts_whatever_the_order_and_repetition(store: Store) -> None:
@@ -115,7 +115,7 @@ def test_the_database_holds_the_counts_whatever_the_order_and_repetition(store: 
 def test_two_runs_of_an_edge_in_one_minute_do_not_overwrite_each_other(store: Store) -> None:
     for count in (5, 3):
         EventCounts(lambda record: store.apply([record]), "edge-1", lambda: START).note(
-            kind="fault", code="desync", sentence="It differs.", device="sensor-1", times=count
+            kind="fault", code="tokens-differ", sentence="It differs.", device="sensor-1", times=count
         )
     with store.engine.connect() as connection:
         assert connection.scalar(text("SELECT sum(count) FROM events")) == 8

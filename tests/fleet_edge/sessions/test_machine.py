@@ -142,7 +142,7 @@ def test_an_early_draft_on_another_text_is_void_in_its_turn() -> None:
     judged(session, Judgement(2, rejected=False))
     with pytest.raises(DraftFault) as caught:
         session.chain(100)
-    assert (caught.value.code, caught.value.action) == (FaultCode.DESYNC, Action.RESUME)
+    assert (caught.value.code, caught.value.action) == (FaultCode.TOKENS_DIFFER, Action.RESUME)
     assert session.ready is None
 
 
@@ -175,10 +175,10 @@ def test_a_resumed_session_goes_on_from_the_whole_text() -> None:
     ("message", "code", "action"),
     [
         (draft((4, 10)), FaultCode.TOKEN, Action.GIVE_UP),
-        (draft((4, 5), epoch=1), FaultCode.DESYNC, Action.RESUME),
-        (draft((4, 5), digest=1), FaultCode.DESYNC, Action.RESUME),
-        (draft((4,), fix=6, text=(6,)), FaultCode.DESYNC, Action.RESUME),
-        (draft((), counted=False, tried=16), FaultCode.DESYNC, Action.RESUME),
+        (draft((4, 5), epoch=1), FaultCode.TOKENS_DIFFER, Action.RESUME),
+        (draft((4, 5), digest=1), FaultCode.TOKENS_DIFFER, Action.RESUME),
+        (draft((4,), fix=6, text=(6,)), FaultCode.TOKENS_DIFFER, Action.RESUME),
+        (draft((), counted=False, tried=16), FaultCode.TOKENS_DIFFER, Action.RESUME),
     ],
     ids=["contents", "epoch", "digest", "no rejection", "samples"],
 )
@@ -192,7 +192,7 @@ def test_a_draft_that_cannot_be_judged_changes_nothing(message: Draft, code: Fau
 
 def test_a_draft_on_less_text_than_the_edge_has_is_out_of_step() -> None:
     session = edge_session(resume=(4, 5))
-    assert fault_of(session, draft((6,), text=(4,))).code is FaultCode.DESYNC
+    assert fault_of(session, draft((6,), text=(4,))).code is FaultCode.TOKENS_DIFFER
 
 
 @pytest.mark.parametrize(
@@ -206,7 +206,7 @@ def test_a_draft_on_less_text_than_the_edge_has_is_out_of_step() -> None:
     ],
 )
 def test_a_wrong_correction_is_out_of_step(message: Draft) -> None:
-    assert fault_of(after_rejection(), message).code is FaultCode.DESYNC
+    assert fault_of(after_rejection(), message).code is FaultCode.TOKENS_DIFFER
 
 
 def test_more_drafts_than_the_window_are_refused() -> None:
@@ -222,7 +222,7 @@ def test_samples_may_be_asked_for_until_the_correction() -> None:
     session.remember(1, b"more")
     assert admitted(session, request) == [DraftReceipt(repeat=b"more")]
     admitted(session, draft((7,), text=(4, 6), fix=6, round_=2, epoch=1))
-    assert fault_of(session, request.model_copy(update={"round": 3})).code is FaultCode.DESYNC
+    assert fault_of(session, request.model_copy(update={"round": 3})).code is FaultCode.TOKENS_DIFFER
 
 
 def test_a_close_may_bring_the_last_correction() -> None:
@@ -411,7 +411,7 @@ def test_a_request_for_another_text_is_refused(base: int, epoch: int) -> None:
     session = session_of()
     with pytest.raises(DraftFault) as caught:
         ask(session, 0, base=base, write=3, epoch=epoch)
-    assert caught.value.code is FaultCode.DESYNC
+    assert caught.value.code is FaultCode.TOKENS_DIFFER
     ask(session, 1, base=0, write=3)
     write(session, 4)
     taken(session)
@@ -457,7 +457,7 @@ def test_a_rejected_block_waits_for_what_the_device_takes_of_it(head: tuple[int,
 def test_what_no_try_has_offered_is_refused(text: tuple[int, ...], fix: int | None) -> None:
     session = after_rejected_block()
     fault = fault_of(session, draft((), text=text, fix=fix, round_=1, epoch=1))
-    assert (fault.code, fault.action) == (FaultCode.DESYNC, Action.RESUME)
+    assert (fault.code, fault.action) == (FaultCode.TOKENS_DIFFER, Action.RESUME)
 
 
 def test_after_the_rest_of_a_race_any_token_of_its_rows_may_follow() -> None:
@@ -475,7 +475,7 @@ def test_the_rest_of_a_race_is_asked_for_after_all_tries() -> None:
     session = after_rejected_block()
     assert admitted(session, draft((), round_=1, epoch=1, counted=False, tried=3)) == [DraftReceipt(request=True)]
     fault = fault_of(session, draft((), round_=2, epoch=1, counted=False, tried=2))
-    assert fault.code is FaultCode.DESYNC
+    assert fault.code is FaultCode.TOKENS_DIFFER
 
 
 @pytest.mark.parametrize(

@@ -169,7 +169,7 @@ def event_log(store: Store, log: SessionLog) -> SessionLog:
         ({"edge": "edge-2"}, "b"),
         ({"session": SESSION}, "a"),
         ({"kind": "fault"}, "ba"),
-        ({"kind": "fault", "code": "desync"}, "a"),
+        ({"kind": "fault", "code": "tokens-differ"}, "a"),
         ({"severity": Severity.ERROR}, "b"),
         ({"severity": Severity.WARNING}, "ba"),
         ({"severity": Severity.INFO}, "dcba"),
@@ -195,7 +195,7 @@ def _counted(log: SessionLog, *by: str, kind: str | None = None) -> list[tuple[o
 
 
 def test_events_are_counted_by_what_is_asked_for(event_log: SessionLog) -> None:
-    assert _counted(event_log, "code")[0] == ("desync", 1, 3)
+    assert _counted(event_log, "code")[0] == ("tokens-differ", 1, 3)
     assert sorted(_counted(event_log, "kind", "device"), key=str) == [
         ("fault", "sensor-1", 2, 4),
         ("quarantine", None, 1, 1),
@@ -210,7 +210,7 @@ def test_events_are_counted_by_what_is_asked_for(event_log: SessionLog) -> None:
 @pytest.mark.parametrize("grain", [Grain.MINUTE, Grain.FIVE_MINUTES, Grain.HOUR, Grain.DAY])
 def test_failures_are_counted_by_time_and_code(event_log: SessionLog, grain: Grain) -> None:
     expected: dict[datetime, Counter[str]] = {}
-    for seconds, code, times in ((0, "fault desync", 3), (100, "fault internal", 1), (200, "refused busy", 1)):
+    for seconds, code, times in ((0, "fault tokens-differ", 3), (100, "fault internal", 1), (200, "refused busy", 1)):
         expected.setdefault(floor(grain, after(seconds)), Counter())[code] += times
     assert event_log.failures(grain) == expected
     assert event_log.failures(grain, edge="edge-2").keys() == {floor(grain, after(100))}
