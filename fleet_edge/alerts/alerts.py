@@ -9,14 +9,14 @@
 
 import builtins
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from typing import Any, Final, TypedDict, Unpack
+from typing import Any, Final, NamedTuple, TypedDict, Unpack
 
-from sqlalchemy import Connection, Update, and_, bindparam, delete, insert, or_, select, text, update
+from sqlalchemy import Connection, Row, Update, and_, bindparam, delete, func, insert, or_, select, text, update
 from sqlalchemy.exc import IntegrityError
 
 from fleet_common.closing import Closing
@@ -73,8 +73,7 @@ MOST_OPEN: Final = 10_000
 """Open alerts; a fleet with more has one common problem."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RuleReading:
+class RuleReading(NamedTuple):
     """What a rule finds about one subject. If neither `wrong` nor `right`, the alert stays as it is.
 
     `value` was measured, `threshold` is its limit, `device` the subject if it is a device. `since` is the begin of the
@@ -136,7 +135,26 @@ def find(connection: Connection, reference: str) -> list[AlertView]:
     return [AlertView(**found[0])]
 
 
-def _read_again(connection: Connection, alerts: Sequence[AlertView]) -> list[AlertView]:
+@dataclass(frozen=True, slots=True)
+class OpenAlerts:
+    """What an evaluation needs of the open alerts, by rule and subject; `seen_at`: its time, if it changed nothing."""
+
+    by_key: Mapping[tuple[str, str], Row[Any]]
+    seen_at: datetime | None = None
+
+
+def open_alerts(connection: Connection, known: OpenAlerts) -> Mapping[tuple[str, str], Row[Any]]:
+    """Return the open alerts; the known ones if nobody has changed them since, because there may be thousands."""
+    is_open = ALERTS.c.cleared_at.is_(None)
+    number, seen_at = connection.execute(select(func.count(), func.max(ALERTS.c.last_at)).where(is_open)).one()
+    if (number, seen_at) == (len(known.by_key), known.seen_at):
+        return known.by_key
+    names = ("rule", "subject", "id", "severity", "sentence", "threshold")
+    query = select(*(ALERTS.c[name] for name in names)).where(is_open)
+    return {row[:2]: row for row in connection.execute(query).all()}
+
+
+def read_again(connection: Connection, alerts: Sequence[AlertView | Row[Any]]) -> list[AlertView]:
     if not alerts:
         return []
     found = connection.execute(select(ALERTS).where(ALERTS.c.id.in_([each.id for each in alerts])))
@@ -150,7 +168,7 @@ def acknowledge(connection: Connection, alerts: Sequence[AlertView], *, who: str
     note = update(ALERTS).where(ALERTS.c.id == bindparam("alert"), ALERTS.c.acknowledged_at.is_(None))
     _for_each(connection, note.values(acknowledged_at=now, acknowledged_by=who), fresh)
     _log(connection, fresh, "acknowledged", lambda alert: f"{who} has acknowledged: {alert.sentence}", now=now, who=who)
-    return _read_again(connection, alerts)
+    return read_again(connection, alerts)
 
 
 def clear(
@@ -162,7 +180,7 @@ def clear(
     _for_each(connection, end.values(cleared_at=now, cleared_by=who), ending)
     how = "It is over" if who is None else f"{who} has cleared it"
     _log(connection, ending, "cleared", lambda alert: f"{how}: {alert.sentence}", now=now, who=who)
-    return _read_again(connection, alerts)
+    return read_again(connection, alerts)
 
 
 def _for_each(connection: Connection, statement: Update, alerts: Sequence[AlertView]) -> None:
@@ -175,53 +193,70 @@ Found = tuple[str, RuleReading, datetime]
 
 
 def note_wrong(
-    connection: Connection, found: Sequence[Found], *, held: Sequence[AlertView], now: datetime
+    connection: Connection,
+    found: Sequence[Found],
+    *,
+    held: Mapping[tuple[str, str], Row[Any]],
+    quiet: Sequence[Row[Any]] = (),
+    now: datetime,
 ) -> list[AlertView]:
-    """Open alerts for what is wrong, or refresh those of `held`, which are open; return the new and graver ones.
+    """Open alerts, at most `MOST_OPEN`, or change open ones; return the new and graver ones.
 
-    At most `MOST_OPEN` alerts are open.
+    `found` is new or says something new about an alert of `held`, the open ones. Thousands may only remain wrong: all
+    of `held` but those of `quiet`.
     """
-    by_key = {(each.rule, each.subject): each for each in held}
-    refreshed, opened, graver = list[dict[str, Any]](), list[AlertView](), list[AlertView]()
+    changed, opened, graver = list[dict[str, Any]](), list[AlertView](), list[Row[Any]]()
     for rule, reading, since in found:
-        last: dict[str, Any] = {
-            "last_at": now,
-            "sentence": reading.sentence,
-            "severity": reading.severity.value,
-            "value": reading.value,
-            "threshold": reading.threshold,
-        }
-        before = by_key.get((rule, reading.subject))
-        if before is not None:
-            refreshed.append({"alert": before.id} | {f"new_{name}": value for name, value in last.items()})
+        before = held.get((rule, reading.subject))
+        if before is None:
+            if len(held) + len(opened) < MOST_OPEN:
+                opened.append(_new_alert(rule, reading, since=since, now=now))
+        else:
+            changed.append({"alert": before.id} | {f"new_{name}": value for name, value in _columns(reading).items()})
             if reading.severity == AlertSeverity.CRITICAL and before.severity != AlertSeverity.CRITICAL:
-                graver.append(replace(before, **last))
-        elif len(held) + len(opened) < MOST_OPEN:
-            # An id that is in use fails the evaluation, and the next one draws others.
-            opened.append(_new_alert(secrets.token_hex(_ID_BYTES), rule, reading, since=since, last=last))
-    if refreshed:
-        names = ("last_at", "sentence", "severity", "value", "threshold")
+                graver.append(before)
+    if changed:
         refresh = update(ALERTS).where(ALERTS.c.id == bindparam("alert"))
-        connection.execute(refresh.values({name: bindparam(f"new_{name}") for name in names}), refreshed)
+        values: dict[str, Any] = {name.removeprefix("new_"): bindparam(name) for name in changed[0] if name != "alert"}
+        connection.execute(refresh.values(values), changed)
+    if len(quiet) < len(held):
+        still_wrong = ALERTS.c.cleared_at.is_(None), ALERTS.c.id.not_in([each.id for each in quiet])
+        connection.execute(update(ALERTS).where(*still_wrong).values(last_at=now))
     if opened:
         connection.execute(insert(ALERTS), [asdict(each) for each in opened])
         _log(connection, opened, "opened", lambda alert: alert.sentence, now=now)
-    return opened + graver
+    return opened + read_again(connection, graver)
 
 
-def _new_alert(name: str, rule: str, reading: RuleReading, *, since: datetime, last: dict[str, Any]) -> AlertView:
+def is_news(reading: RuleReading, alert: Row[Any]) -> bool:
+    """Return whether a reading says something that its open alert does not."""
+    return (reading.severity, reading.sentence, reading.threshold) != (alert.severity, alert.sentence, alert.threshold)
+
+
+def _columns(reading: RuleReading) -> dict[str, Any]:
+    """Return the columns that a reading writes if it says something new."""
+    return {
+        "severity": reading.severity.value,
+        "sentence": reading.sentence,
+        "value": reading.value,
+        "threshold": reading.threshold,
+    }
+
+
+def _new_alert(rule: str, reading: RuleReading, *, since: datetime, now: datetime) -> AlertView:
     return AlertView(
-        id=name,
+        id=secrets.token_hex(_ID_BYTES),  # one that is in use fails the evaluation, and the next one draws others
         rule=rule,
         subject=reading.subject,
         device=reading.device,
         since_at=since,
+        last_at=now,
         cleared_at=None,
         cleared_by=None,
         acknowledged_at=None,
         acknowledged_by=None,
         delivered=None,
-        **last,
+        **_columns(reading),
     )
 
 

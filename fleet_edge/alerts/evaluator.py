@@ -78,6 +78,7 @@ class Evaluator:
     read: Callable[..., Facts] = read_facts
     _wrong_since: dict[_Key, datetime] = field(default_factory=dict)
     _right_since: dict[_Key, datetime] = field(default_factory=dict)
+    _held: book.OpenAlerts = field(default_factory=lambda: book.OpenAlerts({}))
     _sending: set[_Notice] = field(default_factory=set)
     _other_holds: bool = False
     _away_since: datetime | None = None
@@ -152,29 +153,27 @@ class Evaluator:
         return fresh
 
     def _apply(self, connection: Connection, facts: Facts) -> list[AlertView]:
-        now = facts.now
-        is_open = book.list_alerts(connection, open=True, limit=book.MOST_OPEN)
-        held = {(each.rule, each.subject): each for each in is_open}
-        read, wrong, over = set[_Key](), list[book.Found](), list[AlertView]()
+        now, hold = facts.now, timedelta(seconds=self.settings.hold_s)
+        held = book.open_alerts(connection, self._held)
+        unread, quiet = dict(held), list[tuple[_Key, bool]]()
+        found, wrong_since = list[book.Found](), dict[_Key, datetime]()
         for rule, reading in readings(facts, self.settings):
             key = (rule, reading.subject)
-            read.add(key)
+            alert = unread.pop(key, None)
             if reading.wrong:
                 self._right_since.pop(key, None)
-                since = self._wrong_since.setdefault(key, self._begin(reading, now))
-                if key in held or now - since >= timedelta(seconds=self.settings.hold_s):
-                    wrong.append((rule, reading, since))
-            else:
-                self._wrong_since.pop(key, None)
-                if key in held and self._is_over(key, now, right=reading.right):
-                    over.append(held[key])
-        for key in held.keys() - read:  # without data there is no alert
-            self._wrong_since.pop(key, None)
-            if self._is_over(key, now, right=True):
-                over.append(held[key])
-        changed = book.note_wrong(connection, wrong, held=is_open, now=now) + book.clear(connection, over, now=now)
-        for key in self._wrong_since.keys() - read:
-            del self._wrong_since[key]
+                since = wrong_since[key] = self._wrong_since.get(key) or self._begin(reading, now)
+                if now - since >= hold if alert is None else book.is_news(reading, alert):
+                    found.append((rule, reading, since))
+            elif alert is not None:
+                quiet.append((key, reading.right))
+        self._wrong_since = wrong_since
+        quiet += [(key, True) for key in unread]  # without data there is no alert
+        over = [held[key] for key, right in quiet if self._is_over(key, now, right=right)]
+        ending = book.read_again(connection, over)
+        changed = book.note_wrong(connection, found, held=held, quiet=[held[key] for key, _ in quiet], now=now)
+        changed += book.clear(connection, ending, now=now)
+        self._held = book.OpenAlerts(held, None if found or over else now)
         for key in self._right_since.keys() - held.keys():
             del self._right_since[key]
         if self._forgotten_at is None or now - self._forgotten_at >= _FORGET_EVERY:

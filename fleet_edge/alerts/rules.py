@@ -12,18 +12,19 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Final
 
-from sqlalchemy import Connection, func, or_, select
+from sqlalchemy import Connection, func, select
 
 from fleet_edge.alerts.alerts import AlertSeverity, RuleReading
 from fleet_edge.alerts.settings import AlertSettings
 from fleet_edge.store import queries
 from fleet_edge.store.event_codes import EventKind
-from fleet_edge.store.tables import DEVICES, EVENTS
-from fleet_edge.store.views import AlertView, DeviceView, EdgeView, MachineState
-from schemas.control import Alert, Presence
+from fleet_edge.store.tables import EVENTS
+from fleet_edge.store.views import AlertView, DeviceSigns, EdgeView, MachineState
+from schemas.control import Alert
 
 _LONGEST_CODE: Final = 64
 
+_DAY: Final = timedelta(days=1)
 _GONE: Final = timedelta(days=14)  # absence after which a machine no longer belongs to the fleet
 _EDGE_AWAY: Final = timedelta(minutes=1)
 _KV_SHARE: Final = 0.9
@@ -43,18 +44,16 @@ class Facts:
     """
 
     now: datetime
-    devices: Sequence[DeviceView] = ()
+    devices: Sequence[DeviceSigns] = ()
     edges: Sequence[EdgeView] = ()
     refusals: Mapping[tuple[str, str], int] = field(default_factory=dict)
 
 
 def read_facts(connection: Connection, *, now: datetime) -> Facts:
-    ending = DEVICES.c.certificate_until < now + timedelta(days=_CERTIFICATE_DAYS)
-    concerned = or_(DEVICES.c.presence == Presence.OFFLINE.value, ending)
-    known = queries.devices(connection, now=now, counted=False, where=concerned)
+    until = now + _CERTIFICATE_DAYS * _DAY
     return Facts(
         now=now,
-        devices=[view for view in known if view.state is not MachineState.RETIRED],
+        devices=queries.offline_or_expiring(connection, now=now, until=until),
         edges=queries.edges(connection, now=now),
         refusals=_counts(connection, EventKind.REFUSED, now - _WINDOW),
     )
@@ -111,7 +110,7 @@ def _device_offline(facts: Facts, settings: AlertSettings) -> Iterator[RuleReadi
         if not _belongs(device, facts.now):
             continue
         age = facts.now - device.last_sign_at
-        wrong = device.state is MachineState.OFFLINE and age > threshold
+        wrong = device.offline and age > threshold
         yield RuleReading(
             subject=device.device,
             sentence=f"The device {device.device} is offline since {_when(device.last_sign_at)}: check its power, its "
@@ -165,16 +164,16 @@ def _kv_full(facts: Facts, _settings: AlertSettings) -> Iterator[RuleReading]:
 
 
 def _certificate_ends(facts: Facts, _settings: AlertSettings) -> Iterator[RuleReading]:
-    machines: list[DeviceView | EdgeView] = [*facts.edges, *facts.devices]
+    machines: list[DeviceSigns | EdgeView] = [*facts.edges, *facts.devices]
     for machine in machines:
-        device = machine.device if isinstance(machine, DeviceView) else None
+        device = machine.device if isinstance(machine, DeviceSigns) else None
         name = machine.edge if isinstance(machine, EdgeView) else machine.device
         until = machine.certificate_until
         if until is None or not _belongs(machine, facts.now):
             continue
-        days = (until - facts.now) / timedelta(days=1)
+        days = (until - facts.now) / _DAY
         wrong = days < _CERTIFICATE_DAYS
-        when = f"has ended on {until:%Y-%m-%d}" if days < 0 else f"ends in {math.floor(days)} days, on {until:%Y-%m-%d}"
+        when = f"has ended on {until.date()}" if days < 0 else f"ends in {math.floor(days)} days, on {until.date()}"
         yield RuleReading(
             subject=name,
             sentence=f"The certificate of {name} {when}: renew it, by playbooks/rotate_certs.yml or `fleet broker "
@@ -185,7 +184,7 @@ def _certificate_ends(facts: Facts, _settings: AlertSettings) -> Iterator[RuleRe
             value=days,
             threshold=_CERTIFICATE_DAYS,
             device=device,
-            since=until - timedelta(days=_CERTIFICATE_DAYS),
+            since=until - _CERTIFICATE_DAYS * _DAY,
         )
 
 
@@ -198,9 +197,9 @@ def _refusals(facts: Facts, _settings: AlertSettings) -> Iterator[RuleReading]:
         yield _above(f"{edge} {code}", count, _REFUSALS - 1, sentence)
 
 
-def _belongs(machine: DeviceView | EdgeView, now: datetime) -> bool:
+def _belongs(machine: DeviceSigns | EdgeView, now: datetime) -> bool:
     """Return whether a machine still counts as part of the fleet."""
-    last = machine.last_sign_at if isinstance(machine, DeviceView) else machine.seen_at
+    last = machine.last_sign_at if isinstance(machine, DeviceSigns) else machine.seen_at
     return now - last <= _GONE
 
 

@@ -9,7 +9,7 @@ from datetime import datetime
 from operator import itemgetter
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Connection, RowMapping, func, select
+from sqlalchemy import ColumnElement, Connection, RowMapping, and_, case, func, or_, select
 
 from fleet_edge.store import totals
 from fleet_edge.store.errors import NotFound, StoreError
@@ -22,6 +22,7 @@ from fleet_edge.store.tables import DEVICES, EDGES, SEGMENTS, SESSIONS
 from fleet_edge.store.totals import tally
 from fleet_edge.store.views import (
     DeviceColumns,
+    DeviceSigns,
     DeviceView,
     EdgeColumns,
     EdgeView,
@@ -41,6 +42,8 @@ _OF_DEVICE: Final = tuple(DEVICES.c[field.name] for field in fields(DeviceColumn
 _OF_EDGE: Final = tuple(EDGES.c[field.name] for field in fields(EdgeColumns))
 _OF_SESSION: Final = tuple(field.name for field in fields(SessionColumns))
 _OF_SEGMENT: Final = tuple(field.name for field in fields(SegmentColumns))
+_BY_DEVICE: Final = SESSIONS.c.device == DEVICES.c.device
+_LAST_VERDICT: Final = select(func.max(SESSIONS.c.last_at)).where(_BY_DEVICE).scalar_subquery()
 
 
 def devices(
@@ -49,19 +52,15 @@ def devices(
     now: datetime,
     counted: bool = True,
     only: str | None = None,
-    where: ColumnElement[bool] | None = None,
 ) -> list[DeviceView]:
-    """Return all devices by name, `only` one, or those for which a condition holds.
-
-    Without `counted`, no sums are read.
-    """
-    of_device = SESSIONS.c.device == DEVICES.c.device
+    """Return all devices by name, or `only` one. Without `counted`, no sums are read."""
     columns: list[Any] = [
         *_OF_DEVICE,
-        select(func.max(SESSIONS.c.opened_at)).where(of_device).scalar_subquery().label("last_session_at"),
-        select(func.max(SESSIONS.c.last_at)).where(of_device).scalar_subquery().label("last_verdict_at"),
+        select(func.max(SESSIONS.c.opened_at)).where(_BY_DEVICE).scalar_subquery().label("last_session_at"),
+        _LAST_VERDICT.label("last_verdict_at"),
+        _last_sign(connection.dialect.name),
         select(SESSIONS.c.edge)
-        .where(of_device)
+        .where(_BY_DEVICE)
         .order_by(SESSIONS.c.opened_at.desc())
         .limit(1)
         .scalar_subquery()
@@ -70,8 +69,6 @@ def devices(
     query = select(*columns).order_by(DEVICES.c.device)
     if only is not None:
         query = query.where(DEVICES.c.device == only)
-    if where is not None:
-        query = query.where(where)
 
     def sums(since: datetime | None, *columns: str) -> dict[str | None, Tally]:
         if not counted:
@@ -104,7 +101,6 @@ def devices(
             DeviceView(
                 state=state,
                 state_since=since.get(state, row["presence_since"]),
-                last_sign_at=_last_sign(row),
                 labels=labels.get(name, ()),
                 sessions=ever[name].sessions if name in ever else 0,
                 acceptance_1h=hour[name].acceptance if name in hour else None,
@@ -120,15 +116,30 @@ _AWAY: Final = (MachineState.OFFLINE, MachineState.SILENT)
 """States of an edge that does not observe the broker now, as far as the log knows."""
 
 
-def _last_sign(row: RowMapping) -> datetime:
-    """Return when a device was last heard.
+def offline_or_expiring(connection: Connection, *, now: datetime, until: datetime) -> list[DeviceSigns]:
+    """Return the devices in service that are offline, or whose certificate ends before `until`, by name."""
+    presence, ends = DEVICES.c.presence, DEVICES.c.certificate_until
+    concerned = or_(presence == Presence.OFFLINE.value, ends < until)
+    query = select(DEVICES.c.device, presence, _last_sign(connection.dialect.name), ends)
+    query = query.where(DEVICES.c.retired_at.is_(None), concerned).order_by(DEVICES.c.device)
+    quarantined = read_quarantines(connection, now=now).active.keys()
+    return [
+        DeviceSigns(name, of_broker == Presence.OFFLINE and name not in quarantined, last_sign_at, certificate_until)
+        for name, of_broker, last_sign_at, certificate_until in connection.execute(query).all()
+    ]
+
+
+def _last_sign(dialect: str) -> ColumnElement[datetime]:
+    """Return the column `last_sign_at`: when a device was last heard.
 
     An edge that starts receives the retained state of an offline device, and records that it has seen the device.
     """
-    gone = row["presence"] == Presence.OFFLINE and row["presence_since"] is not None
-    signs = (row["presence_since"] if gone else row["seen_at"], row["telemetry_at"], row["last_verdict_at"])
-    latest: datetime = max(each for each in signs if each is not None)
-    return latest
+    greatest = func.max if dialect == "sqlite" else func.greatest
+    presence, since, telemetry_at = (DEVICES.c[name] for name in ("presence", "presence_since", "telemetry_at"))
+    gone = and_(presence == Presence.OFFLINE.value, since.is_not(None))
+    sign = case((gone, since), else_=DEVICES.c.seen_at)
+    signs = sign, func.coalesce(telemetry_at, sign), func.coalesce(_LAST_VERDICT, sign)
+    return greatest(*signs, type_=sign.type).label("last_sign_at")
 
 
 def find_session(connection: Connection, prefix: str, *, device: str | None = None) -> RowMapping:
@@ -188,8 +199,7 @@ def edges(connection: Connection, *, now: datetime, only: str | None = None) -> 
     query = select(*_OF_EDGE).order_by(EDGES.c.edge)
     if only is not None:
         query = query.where(EDGES.c.edge == only)
-    views = []
-    for row in connection.execute(query).mappings():
-        since_load = None if row["load_at"] is None else now - row["load_at"]
-        views.append(EdgeView(state=edge_state(row["presence"], since_load=since_load), **row))
-    return views
+    return [
+        EdgeView(state=edge_state(row["presence"], since_last_sign=now - row["seen_at"]), **row)
+        for row in connection.execute(query).mappings()
+    ]

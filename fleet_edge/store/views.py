@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import Final
+from typing import Final, NamedTuple
 
 from fleet_edge.counters import SegmentCounters, share
 from schemas.control import Presence, SettingValue
@@ -16,7 +16,7 @@ ACTIVE_WITHIN: Final = timedelta(minutes=5)
 """Time since the last message within which a device is active. An idle device sends nothing, and stays online."""
 
 EDGE_SILENT_AFTER: Final = timedelta(minutes=1)
-"""Time without a load after which an edge is silent; it writes one every ten seconds."""
+"""Time without a record of an edge after which it is silent; it writes its load every ten seconds."""
 
 
 class MachineState(StrEnum):
@@ -32,7 +32,7 @@ class MachineState(StrEnum):
 
 
 CONNECTED: Final = (MachineState.ONLINE, MachineState.DRAINING)
-"""States of a device that is connected to the broker, and of an edge whose load is current."""
+"""States of a device that is connected to the broker, and of an edge that writes to the log."""
 
 
 def device_state(
@@ -54,9 +54,9 @@ def is_active(since_last_sign: timedelta) -> bool:
     return since_last_sign <= ACTIVE_WITHIN
 
 
-def edge_state(presence: str | None, *, since_load: timedelta | None) -> MachineState:
-    """Return an edge's state; `since_load` is the time since it last wrote its load, None if it never has."""
-    quiet = since_load is not None and since_load > EDGE_SILENT_AFTER
+def edge_state(presence: str | None, *, since_last_sign: timedelta) -> MachineState:
+    """Return an edge's state; its start is a sign, as are its loads and the sessions that it opens."""
+    quiet = since_last_sign > EDGE_SILENT_AFTER
     return _gone(presence) or (MachineState.SILENT if quiet else _connected(presence))
 
 
@@ -141,6 +141,15 @@ class DeviceView(DeviceColumns):
     def connected(self) -> bool:
         """Return whether what it last reported of itself is current."""
         return self.state in CONNECTED
+
+
+class DeviceSigns(NamedTuple):
+    """What alerts read of a device: a fraction of a `DeviceView`, since they read thousands often."""
+
+    device: str
+    offline: bool
+    last_sign_at: datetime
+    certificate_until: datetime | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -342,8 +351,8 @@ class EdgeView(EdgeColumns):
 
     @property
     def state_since(self) -> datetime | None:
-        """Start of the state; a silent edge has been so since its latest load."""
-        return self.load_at if self.state is MachineState.SILENT else self.presence_since
+        """Start of the state; a silent edge has been so since its last sign."""
+        return self.seen_at if self.state is MachineState.SILENT else self.presence_since
 
     @property
     def free_sessions(self) -> int | None:
@@ -468,7 +477,8 @@ class AlertView:
         subject: A device, an edge, or an edge and a code.
         severity: `warning` or `critical`.
         sentence: What is wrong, as seen last, and what to do.
-        value: What was measured last, if it is a number.
+        value: What was measured when the sentence last changed, if it is a number.
+        last_at: When its rule last found it wrong.
         cleared_by: Who cleared it; None if its rule no longer matched.
         delivered: Its state as all receivers have accepted it last: `warning`, `critical` or `cleared`.
     """

@@ -28,7 +28,7 @@ def fill(url: str, *, now: datetime) -> None:
         store.apply(records(now))
         with store.engine.begin() as connection:
             found = [(rule, reading, now - timedelta(minutes=20)) for rule, reading in ALERTS.items()]
-            book.note_wrong(connection, found, held=[], now=now - timedelta(minutes=1))
+            book.note_wrong(connection, found, held={}, now=now - timedelta(minutes=1))
             assert book.take_lease(connection, holder="edge-1", now=now, for_s=30.0)
             book.note_evaluation(connection, now=now)
 
@@ -45,7 +45,7 @@ def records(now: datetime) -> list[Record]:
         found.append(samples.device_seen(device=device, software=f"0.{number}.0", at=seen))
         for hour in range(1, 24, 5):
             found += session(device, at=now - timedelta(hours=hour, minutes=number), number=number * 100 + hour)
-    found += session("gateway-1", at=now - timedelta(minutes=1), number=999, ended=False)
+    found += session("gateway-1", at=now - timedelta(seconds=90), number=999, ended=False)
     found += hostile(now)
     return found
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, create_engine, text
+from sqlalchemy import Connection, create_engine, event, text
 
 from fleet_edge.alerts.alerts import Alerts, Evaluation, NoSuchAlert
 from fleet_edge.alerts.evaluator import DATABASE_AWAY, Evaluator
@@ -15,7 +15,7 @@ from fleet_edge.alerts.rules import Facts
 from fleet_edge.alerts.settings import AlertSettings
 from fleet_edge.store.database import open_store
 from fleet_edge.store.errors import StoreUnavailable
-from fleet_edge.store.views import DeviceView, EdgeView, MachineState
+from fleet_edge.store.views import DeviceSigns, EdgeView, MachineState
 from schemas.control import Alert, AlertState
 from tests.fleet_edge.store import samples
 
@@ -78,8 +78,7 @@ class World:
             for name, value in self.kv.items()
         ]
         until = None if self.certificate is None else now + self.certificate
-        online = {"state": MachineState.ONLINE, "last_sign_at": now, "certificate_until": until}
-        return Facts(now=now, edges=edges, devices=[samples.view(DeviceView, device="gateway-1", **online)])
+        return Facts(now=now, edges=edges, devices=[DeviceSigns("gateway-1", False, now, until)])  # noqa: FBT003
 
 
 @pytest.fixture
@@ -330,6 +329,33 @@ def test_after_an_outage_of_the_database_edges_have_time_to_write_again(world: W
     assert world.look(120) == []
     assert world.look(59) == []
     assert world.look(1) == [("edge-1", True)]
+
+
+def test_alerts_about_which_nothing_is_new_are_refreshed_by_one_statement(world: World) -> None:
+    world.look(**{f"edge_{number}": 0.95 for number in range(40)})
+    world.look(60)
+    written = list[Any]()
+
+    @contextmanager
+    def watched() -> Iterator[Connection]:
+        with world.alerts.connection() as connection:
+
+            def note(_connection: Any, _cursor: Any, statement: str, parameters: Any, *_more: Any) -> None:
+                if statement.startswith("UPDATE alerts "):
+                    written.append(parameters)
+
+            event.listen(connection, "before_cursor_execute", note)
+            yield connection
+
+    world.evaluator.connect = watched
+    world.look(10, **world.kv | {"edge_6": 0.97, "edge_7": 0.97, "edge_8": 0.85})
+    changed, refreshed = written
+    assert len(changed) == 2, "only edge-6 and edge-7 say something new"
+    assert not isinstance(refreshed, list), "one statement for all"
+    by_subject = {each.subject: each for each in world.alerts.open()}
+    assert by_subject.pop("edge-8").last_at == world.at - timedelta(seconds=10)
+    assert {each.last_at for each in by_subject.values()} == {world.at}
+    assert (by_subject["edge-7"].value, by_subject["edge-9"].value) == (0.97, 0.95)
 
 
 def test_no_more_are_open_than_there_is_room_for(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

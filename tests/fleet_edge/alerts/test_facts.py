@@ -8,6 +8,7 @@ from fleet_edge.alerts.evaluator import Evaluator
 from fleet_edge.alerts.rules import Facts, read_facts
 from fleet_edge.alerts.settings import AlertSettings
 from fleet_edge.store.database import Store
+from fleet_edge.store.quarantines import quarantine_device
 from fleet_edge.store.records import DeviceSeen, EventLogged, Record
 from fleet_edge.store.steering import retire
 from schemas.control import Presence
@@ -47,7 +48,7 @@ def test_devices_and_edges_with_their_certificates_and_load(store: Store) -> Non
         samples.edge_load(at=NOW - MINUTE, kv_usage=0.95, spooled_records=7),
     )
     (device,), (edge,) = found.devices, found.edges
-    assert (device.device, device.state, device.last_sign_at) == ("sensor-1", "offline", NOW - HOUR)
+    assert (device.device, device.offline, device.last_sign_at) == ("sensor-1", True, NOW - HOUR)
     assert device.certificate_until == edge.certificate_until == until
     assert (edge.edge, edge.kv_usage, edge.spooled_records, edge.load_at) == ("edge-1", 0.95, 7, NOW - MINUTE)
 
@@ -99,6 +100,20 @@ def test_a_device_that_is_out_of_service_is_no_alert(store: Store) -> None:
     assert [each.device for each in facts(store).devices] == ["in-service"]
 
 
+def test_a_quarantined_device_is_not_offline(store: Store) -> None:
+    store.apply([samples.device_seen(device=name, at=NOW, presence=Presence.OFFLINE) for name in ("shut-out", "away")])
+    with store.engine.begin() as connection:
+        quarantine_device(connection, "shut-out", until=None, reason="It floods.", now=NOW - MINUTE)
+    assert {each.device: each.offline for each in facts(store).devices} == {"away": True, "shut-out": False}
+
+
+def test_an_edge_that_died_before_its_first_load_is_missed(store: Store, database_url: str) -> None:
+    store.apply([samples.edge_seen(at=NOW - 2 * MINUTE)])
+    with Alerts(database_url, now=lambda: NOW) as alerts:
+        (missed,) = Evaluator(alerts.connection, SETTINGS, now=lambda: NOW).step() or []
+    assert (missed.rule, missed.subject, missed.since_at) == ("edge-silent", "edge-1", NOW - 2 * MINUTE)
+
+
 def test_what_cannot_wait_is_listed_first_while_it_is_open(store: Store) -> None:
     with store.engine.begin() as connection:
         for hours, subject, severity in (
@@ -107,7 +122,7 @@ def test_what_cannot_wait_is_listed_first_while_it_is_open(store: Store) -> None
             (1, "c", book.AlertSeverity.WARNING),
         ):
             reading = book.RuleReading(subject=subject, severity=severity, sentence="It is away.")
-            book.note_wrong(connection, [("edge-offline", reading, NOW - hours * HOUR)], held=[], now=NOW)
+            book.note_wrong(connection, [("edge-offline", reading, NOW - hours * HOUR)], held={}, now=NOW)
         assert [each.subject for each in book.list_alerts(connection, open=True)] == ["old", "c", "b"]
 
 

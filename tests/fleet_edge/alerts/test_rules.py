@@ -7,14 +7,14 @@ import pytest
 from fleet_edge.alerts.alerts import AlertSeverity, RuleReading
 from fleet_edge.alerts.rules import RULES, Facts, grouped, readings
 from fleet_edge.alerts.settings import AlertSettings
-from fleet_edge.store.views import AlertView, DeviceView, EdgeView, MachineState
+from fleet_edge.store.views import AlertView, DeviceSigns, EdgeView, MachineState
 from tests.fleet_edge.store import samples
 
 NOW = datetime(2026, 5, 1, 12, tzinfo=UTC)
 MINUTE, DAY = timedelta(minutes=1), timedelta(days=1)
 SETTINGS = AlertSettings()
 
-DEVICE = samples.view(DeviceView, device="gateway-1", state=MachineState.ONLINE, last_sign_at=NOW)
+DEVICE = DeviceSigns("gateway-1", offline=False, last_sign_at=NOW, certificate_until=None)
 EDGE = samples.view(EdgeView, edge="edge-1", state=MachineState.ONLINE, seen_at=NOW)
 
 
@@ -25,7 +25,7 @@ def read(rule: str, facts: Facts, settings: AlertSettings = SETTINGS) -> RuleRea
 
 
 def device(**changed: Any) -> Facts:
-    return Facts(now=NOW, devices=[replace(DEVICE, **changed)])
+    return Facts(now=NOW, devices=[DEVICE._replace(**changed)])
 
 
 def edge(**changed: Any) -> Facts:
@@ -37,7 +37,7 @@ def refused(count: int) -> Facts:
 
 
 WRONG = {
-    "device-offline": [device(state=MachineState.OFFLINE, last_sign_at=NOW - 16 * MINUTE)],
+    "device-offline": [device(offline=True, last_sign_at=NOW - 16 * MINUTE)],
     "edge-offline": [edge(state=MachineState.OFFLINE, seen_at=NOW - 2 * MINUTE)],
     "edge-silent": [edge(state=MachineState.SILENT, seen_at=NOW - 2 * MINUTE)],
     "kv-full": [edge(kv_usage=0.91)],
@@ -51,9 +51,8 @@ WRONG = {
 RIGHT = {
     "device-offline": [
         device(),
-        device(state=MachineState.OFFLINE, last_sign_at=NOW - 14 * MINUTE),
+        device(offline=True, last_sign_at=NOW - 14 * MINUTE),
         device(last_sign_at=NOW - 3 * DAY),  # connected and idle
-        device(state=MachineState.UNKNOWN, last_sign_at=NOW - 3 * DAY),
     ],
     "edge-offline": [edge(), edge(state=MachineState.DRAINING), edge(state=MachineState.SILENT, seen_at=NOW - DAY)],
     "edge-silent": [edge(), edge(state=MachineState.OFFLINE, seen_at=NOW - DAY)],
@@ -68,7 +67,7 @@ BETWEEN = {
     "refusals": [refused(18)],
 }
 NO_READING = {
-    "device-offline": [device(state=MachineState.OFFLINE, last_sign_at=NOW - 15 * DAY)],
+    "device-offline": [device(offline=True, last_sign_at=NOW - 15 * DAY)],
     "edge-offline": [edge(state=MachineState.OFFLINE, seen_at=NOW - 15 * DAY)],
     "edge-silent": [edge(state=MachineState.SILENT, seen_at=NOW - 15 * DAY)],
     "kv-full": [edge(), edge(kv_usage=1.0, state=MachineState.OFFLINE)],

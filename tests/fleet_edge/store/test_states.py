@@ -37,15 +37,32 @@ def test_states_of_devices_follow_their_connection(
 @pytest.mark.parametrize(
     ("presence", "age", "expected"),
     [
-        (ONLINE, None, MachineState.ONLINE),
         (ONLINE, 60 * SECOND, MachineState.ONLINE),
         (DRAINING, 61 * SECOND, MachineState.SILENT),
         (OFFLINE, 61 * SECOND, MachineState.OFFLINE),
-        (None, None, MachineState.UNKNOWN),
+        (None, SECOND, MachineState.UNKNOWN),
     ],
 )
-def test_states_of_edges_follow_load(presence: Presence | None, age: timedelta | None, expected: MachineState) -> None:
-    assert edge_state(presence, since_load=age) is expected
+def test_states_of_edges_follow_their_last_sign(
+    presence: Presence | None, age: timedelta, expected: MachineState
+) -> None:
+    assert edge_state(presence, since_last_sign=age) is expected
+
+
+def test_an_edge_that_dies_before_its_first_load_is_silent(store: Store) -> None:
+    store.apply([samples.edge_seen(presence_since=START)])
+    with store.engine.connect() as connection:
+        (starting,) = queries.edges(connection, now=after(60))
+        (dead,) = queries.edges(connection, now=after(61))
+    assert starting.state is MachineState.ONLINE
+    assert (dead.state, dead.state_since) == (MachineState.SILENT, START)
+
+
+def test_an_edge_that_starts_again_is_not_silent(store: Store) -> None:
+    store.apply([samples.edge_seen(), samples.edge_load(), samples.edge_seen(at=after(3600))])
+    with store.engine.connect() as connection:
+        (found,) = queries.edges(connection, now=after(3605))
+    assert found.state is MachineState.ONLINE
 
 
 def test_metrics_count_connected_and_active_devices() -> None:
@@ -116,6 +133,6 @@ def test_an_edge_that_starts_does_not_make_an_offline_device_look_active(store: 
 
 
 @pytest.mark.parametrize(("state", "since"), [(MachineState.SILENT, after(60)), (MachineState.ONLINE, START)])
-def test_a_silent_edge_is_silent_since_its_latest_load(state: MachineState, since: datetime) -> None:
-    edge = samples.view(EdgeView, edge="edge-1", state=state, presence_since=START, load_at=after(60))
+def test_a_silent_edge_is_silent_since_its_last_sign(state: MachineState, since: datetime) -> None:
+    edge = samples.view(EdgeView, edge="edge-1", state=state, presence_since=START, seen_at=after(60))
     assert edge.state_since == since
