@@ -226,7 +226,7 @@ ROUNDS: "Final[list[Column[RoundView]]]" = [
     Column("drafted", lambda row: row.drafted, "count", rank=1),
     Column("verified", lambda row: row.tested, "count", rank=1, meaning="Draft tokens that were accepted or rejected."),
     Column("accepted", lambda row: row.accepted, "count", rank=0),
-    Column("batch", lambda row: row.batch, "count", rank=2),
+    Column("sessions in its step", lambda row: row.batch, "count", key="batch", rank=2),
     Column("up", lambda row: row.uplink_bytes, "bytes", rank=1),
     Column("down", lambda row: row.downlink_bytes, "bytes", rank=1),
     Column("queue", lambda row: row.queue_ms, "ms", rank=1),

@@ -29,6 +29,7 @@ class Act:
 
     Attributes:
         run: Applies it to devices, and yields their outcomes.
+        example: Of the value that it takes; empty: it takes none.
         dangerous: Whether it takes something away.
         live: Whether the devices have to be online.
         check: Raises a `FleetError` for an invalid argument, before anything is done.
@@ -37,7 +38,6 @@ class Act:
     key: str
     words: str
     run: Run
-    argument: str = ""
     example: str = ""
     required: bool = False
     dangerous: bool = False
@@ -123,17 +123,17 @@ def _unquarantine(services: Services, device: str, _argument: str, actor: Actor)
 
 
 ACTS: Final = (
-    Act("set", "Set", _set, "KEY=VALUE …", "draft_length=4", required=True, live=True, check=_check_set),
-    Act("unset", "Unset", _unset, "KEY …", "draft_length", required=True, live=True, check=_check_unset),
+    Act("set", "Change settings", _set, "draft_length=4", required=True, live=True, check=_check_set),
+    Act("unset", "Reset settings", _unset, "draft_length", required=True, live=True, check=_check_unset),
     Act("drain", "Drain", partial(_command, "drain"), live=True),
     Act("pause", "Pause", partial(_command, "pause"), live=True),
     Act("resume", "Resume", partial(_command, "resume"), live=True),
     Act("reload", "Reload the model", partial(_command, "reload"), live=True),
     Act("self-test", "Self-test", partial(_command, "self-test"), live=True),
     Act("log-tail", "Show log tail", partial(_command, "log-tail"), live=True),
-    Act("label", "Add labels", partial(_label, "add"), "labels", "hall_a", required=True),
-    Act("unlabel", "Remove labels", partial(_label, "remove"), "labels", "hall_a", required=True),
-    Act("quarantine", "Quarantine", _each(_quarantine), "duration", "2h", dangerous=True, check=_check_duration),
+    Act("label", "Add labels", partial(_label, "add"), "hall_a", required=True),
+    Act("unlabel", "Remove labels", partial(_label, "remove"), "hall_a", required=True),
+    Act("quarantine", "Quarantine", _each(_quarantine), "2h", dangerous=True, check=_check_duration),
     Act("unquarantine", "End quarantine", _each(_unquarantine)),
     Act("retire", "Retire", _each(_retire), dangerous=True),
     Act("restore", "Restore", _each(partial(_retire, undo=True))),

@@ -43,6 +43,9 @@ def range_of(visit: Visit, default: str = "24h") -> tuple[str, timedelta]:
     return name, RANGES[name][1]
 
 
+_WORDS: Final = {"B": "bytes", "B/s": "bytes per second"}
+
+
 @dataclass(frozen=True, slots=True)
 class Timeline:
     """Time axis of a page's charts: the visitor's range, or what there is of it where the fleet is younger."""
@@ -80,9 +83,10 @@ class Timeline:
     ) -> dict[str, Any]:
         """Return the data of a template's chart of `rows` by their start.
 
-        `kind` is as in `columns.shown`; shares are drawn in percent. Where a time has no row, sums are zero, and other
-        lines have a gap.
+        `kind` is as in `columns.shown`; shares are drawn in percent. `unit` follows a value. Where a time has no row,
+        sums are zero, and other lines have a gap.
         """
+        unit = "%" if kind == "percent" else unit
         starts = [self.begin]
         while (start := following(self.grain, starts[-1])) < self.end:
             starts.append(start)
@@ -98,8 +102,8 @@ class Timeline:
                 {"name": name, "values": [None if each is None else float(f"{each * factor:.6g}") for each in values]}
                 for name, values in found.items()
             ],
-            "unit": f"{unit}, by {self.grain.replace('5-', '5 ')}".lstrip(", "),
-            "percent": kind == "percent",
+            "unit": unit,
+            "caption": f"{_WORDS.get(unit, unit)}, by {self.grain.replace('5-', '5 ')}".lstrip(", "),
             "between": [int(self.begin.timestamp()), int(self.end.timestamp())],
             "table": [
                 [moment(start)[:16], *(shown(values[number], kind) for values in found.values())]

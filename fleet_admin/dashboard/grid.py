@@ -101,14 +101,14 @@ class Grid(Generic[T]):
         """Filter, sort and page rows by a query; raises `Problem` if it is invalid."""
         filters = {column.key: text for column in self.columns if (text := _last(query, f"f_{column.key}"))}
         if (other := _last(query, "column")) and (text := _last(query, "value")):
-            filters[self._column(other).key] = text
+            filters[self.column(other).key] = text
         found = [row for row in rows if all(matches(self._by_key[key], row, text) for key, text in filters.items())]
         sort = _last(query, "sort") or self._sort
-        found = in_order(found, self._column(sort.removeprefix("-")), falling=sort.startswith("-"))
+        found = in_order(found, self.column(sort.removeprefix("-")), falling=sort.startswith("-"))
         pages = max(1, -(-len(found) // _PAGE))
         page = min(number_from_one(_last(query, "page") or "1", "page"), pages)
         return GridView(
-            columns=self._chosen(query.get("columns", ())),
+            columns=self.chosen(query),
             every=self.columns,
             rows=found[(page - 1) * _PAGE : page * _PAGE],
             found=found,
@@ -120,15 +120,17 @@ class Grid(Generic[T]):
             links=self._links,
         )
 
-    def _column(self, key: str) -> Column[T]:
+    def column(self, key: str) -> Column[T]:
+        """Return a column by its key; raises `Problem` if there is none."""
         if key not in self._by_key:
             raise Problem(400, f"There is no column {key[:40]!r}; there are {', '.join(self._by_key)}.")
         return self._by_key[key]
 
-    def _chosen(self, asked: Sequence[str]) -> tuple[Column[T], ...]:
-        keys = {key for text in asked for key in text.split(",") if key}
+    def chosen(self, query: Mapping[str, tuple[str, ...]]) -> tuple[Column[T], ...]:
+        """Return the columns that a query chooses; raises `Problem` if it names one that is not there."""
+        keys = {key for text in query.get("columns", ()) for key in text.split(",") if key}
         for key in keys:
-            self._column(key)
+            self.column(key)
         first = self.columns[0].key
         keys = keys or {each.key for each in self.columns if each.rank <= MOST_SHOWN}
         return tuple(each for each in self.columns if each.key in {first, *keys})

@@ -80,7 +80,7 @@ def versions(db: Database = DEFAULT_DB, as_json: AsJson = False, wide: Wide = Fa
     print_table(f"Releases: {len(found)}", columns, found, as_json=as_json, wide=wide, empty=empty)
 
 
-_MOST: Final = 1000
+_MOST: Final = 10_000  # as many as can be open
 
 
 def alerts(

@@ -34,7 +34,6 @@ _CODES: Final = 4
 _MODELS: Final = 4
 """Most draft models whose acceptance is drawn."""
 
-_MB: Final = 1e6
 _HOURLY_S: Final = 2 * 86_400.0
 _FAILED: Final = ("failed", "lost")
 
@@ -89,7 +88,7 @@ def _charts(visit: Visit, line: Timeline, *, device: str | None = None, edge: st
         "Tokens": drawn(
             {"tokens": lambda each: line.per_second(each.start, each.counted.tokens)}, unit="per second", sums=True
         ),
-        "Acceptance": drawn({"acceptance": lambda each: each.counted.acceptance}, unit="%", kind="percent"),
+        "Acceptance": drawn({"acceptance": lambda each: each.counted.acceptance}, kind="percent"),
     }
     if device is None:
         latencies = log.latencies_over_time(line.grain, since=line.begin, edge=edge)
@@ -102,13 +101,14 @@ def _charts(visit: Visit, line: Timeline, *, device: str | None = None, edge: st
     }
     return charts | {
         "Round time": drawn(waits, unit="ms"),
-        "Batch": drawn({"sessions": lambda each: each.counted.mean_batch}, unit="sessions per step"),
+        "Batch": drawn({"sessions": lambda each: each.counted.mean_batch}, unit="per step"),
         "Traffic": drawn(
             {
                 "up": lambda each: line.per_second(each.start, each.counted.uplink_bytes),
                 "down": lambda each: line.per_second(each.start, each.counted.downlink_bytes),
             },
-            unit="bytes per second",
+            unit="B/s",
+            kind="bytes",
             sums=True,
         ),
     }
@@ -140,10 +140,8 @@ def _load(visit: Visit, line: Timeline, edge: str) -> dict[str, Any]:
     }
     return {
         "Open sessions": line.chart(rows, {"sessions": lambda each: each.open_sessions}),
-        "KV memory use": line.chart(rows, {"use": lambda each: each.kv_usage}, unit="%", kind="percent"),
-        "Process memory": line.chart(
-            rows, {"memory": lambda each: each.memory_bytes and each.memory_bytes / _MB}, unit="MB"
-        ),
+        "KV memory use": line.chart(rows, {"use": lambda each: each.kv_usage}, kind="percent"),
+        "Process memory": line.chart(rows, {"memory": lambda each: each.memory_bytes}, unit="B", kind="bytes"),
     }
 
 
@@ -160,7 +158,7 @@ def _acceptance(visit: Visit, line: Timeline) -> dict[str, Any]:
         rows.setdefault(each.start, {})[name] = each.counted.acceptance
         tokens[name] += each.counted.tokens
     shown = [name for name, _ in tokens.most_common(_MODELS)]
-    return line.chart(rows, {name: methodcaller("get", name) for name in shown}, unit="%", kind="percent")
+    return line.chart(rows, {name: methodcaller("get", name) for name in shown}, kind="percent")
 
 
 def _failures(visit: Visit, line: Timeline, *, device: str | None = None, edge: str | None = None) -> dict[str, Any]:
@@ -252,8 +250,8 @@ def preview(visit: Visit) -> Response:
         raise Problem(400, "No device is chosen; select some, or choose all that match the filter.")
     argument = " ".join(visit.form("argument").split())
     if act.required and not argument:
-        raise Problem(400, f"{act.words} needs a value ({act.argument}), such as {act.example}.")
-    if not act.argument and argument:
+        raise Problem(400, f"{act.words} needs a value, such as {act.example}.")
+    if not act.example and argument:
         raise Problem(400, f"{act.words} takes no value; leave that field empty.")
     act.check(argument)
     absence = visit.services.steering.absence if act.live else ""

@@ -88,18 +88,16 @@ def show_usage(visit: Visit) -> Response:
         charts={
             "Tokens": drawn({"tokens": lambda each: each.counted.tokens}),
             "Traffic": drawn(
-                {
-                    "up": lambda each: each.counted.uplink_bytes / 1e6,
-                    "down": lambda each: each.counted.downlink_bytes / 1e6,
-                },
-                unit="MB",
+                {"up": lambda each: each.counted.uplink_bytes, "down": lambda each: each.counted.downlink_bytes},
+                unit="B",
+                kind="bytes",
             ),
         },
     )
 
 
 _ALERTS_PATH: Final = "/alerts"
-_MAX_ALERTS: Final = 1_000
+_MAX_ALERTS: Final = 1_000  # that are over
 _MOST_AT_ONCE: Final = 200
 """Alerts shown of one condition, and chosen at once."""
 
@@ -110,7 +108,7 @@ _ALERTS_GRID: Final = Grid[AlertView](ALERTS, sort="-since", links={"subject": a
 def show_alerts(visit: Visit) -> Response:
     alerts = visit.services.alerts
     if visit.query("format") == "csv":
-        view = _ALERTS_GRID.view(alerts.list(limit=_MAX_ALERTS), visit.admission.query)
+        view = _ALERTS_GRID.view(alerts.list(limit=MOST_OPEN + _MAX_ALERTS), visit.admission.query)
         return csv_response("alerts", view.headings, view.lines())
     is_open = alerts.open(limit=MOST_OPEN)
     groups = grouped(is_open)

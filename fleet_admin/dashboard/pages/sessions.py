@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from fleet_admin.columns import Column, in_order
 from fleet_admin.dashboard.errors import Problem
-from fleet_admin.dashboard.grid import number_from_one
+from fleet_admin.dashboard.grid import Grid, number_from_one
 from fleet_admin.dashboard.rendering import csv_response
 from fleet_admin.dashboard.visit import Page, Visit
 from fleet_admin.reports import COMPARED, ROUNDS, RUNNING, SEGMENTS, SESSION_FACTS, SESSIONS, compared
@@ -32,6 +32,7 @@ _MOST_CSV: Final = 200_000
 _MOST_SKIPPED: Final = 10_000
 _INSTANT: Final = timedelta(microseconds=1)
 _CHOICES: Final = ("device", "edge", "app", "reason", "mode", "since", "until")
+_GRID: Final = Grid(SESSIONS, sort="-opened")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +74,7 @@ def show_sessions(visit: Visit) -> Response:
         return csv_response("sessions", headings, _lines(visit.services.log, chosen))
     place = _PageStart.read(visit.query("from"))
     sort = visit.query("sort")
-    column = next((each for each in SESSIONS if each.key == sort.removeprefix("-")), None)
-    if sort and column is None:
-        raise Problem(400, f"There is no column {sort[:40]!r} to sort by.")
+    column = _GRID.column(sort.removeprefix("-")) if sort else None
     found = _sessions(visit.services.log, chosen, place, limit=_PAGE + 1)
     page = found[:_PAGE]
     rows = page if column is None else in_order(page, column, falling=sort.startswith("-"))
@@ -83,6 +82,8 @@ def show_sessions(visit: Visit) -> Response:
         "sessions.html",
         title="Sessions",
         rows=rows,
+        every=SESSIONS,
+        columns=_GRID.chosen(visit.admission.query),
         sort=sort,
         chosen=chosen,
         reasons=[RUNNING, *EndReason],

@@ -20,6 +20,7 @@ const drawn = new WeakMap();
 const HEIGHT = 150, RIGHT = 12, FONT = "12px system-ui, sans-serif", MINUTE = 60, HOUR = 3600, DAY = 86400;
 const STEPS = [1, 2, 5, 10, 15, 30].map((each) => each * MINUTE)
   .concat([1, 2, 3, 6, 12].map((each) => each * HOUR), [1, 2, 7, 14].map((each) => each * DAY));
+const SIZES = [[1e9, "G"], [1e6, "M"], [1e3, "k"]];
 const measure = document.createElement("canvas").getContext("2d");
 function colour(name) { return getComputedStyle(document.documentElement).getPropertyValue(name).trim(); }
 function widest(labels) {
@@ -27,7 +28,15 @@ function widest(labels) {
   return Math.max(0, ...labels.flatMap((each) => each.split("\n")).map((each) => measure.measureText(each).width));
 }
 function stamp(seconds) { return new Date(seconds * 1e3).toISOString().replace("T", " ").slice(0, 16); }
-function figure(value) { return value == null ? "—" : value.toLocaleString("en", { maximumSignificantDigits: 3 }); }
+
+// A value of a legend: three digits, and its unit.
+function figure(value, unit) {
+  if (value == null) return "—";
+  const bytes = unit.startsWith("B");
+  const [size, letter] = SIZES.find((each) => value >= (bytes ? 1 : 10) * each[0]) || [1, ""];
+  const digits = (value / size).toLocaleString("en", { maximumSignificantDigits: 3 });
+  return (bytes ? `${digits} ${letter}${unit}` : `${digits}${letter} ${unit}`).trim();
+}
 
 // Ticks from zero to above the highest value, and their labels: at most seven characters.
 function scaleY(highest, percent) {
@@ -36,7 +45,7 @@ function scaleY(highest, percent) {
   const step = power * [1, 2, 5, 10].find((each) => each * power >= wanted * 0.999999);
   const ticks = [];
   do ticks.push(ticks.length * step); while (ticks.at(-1) < wanted * 3.999999);
-  const [unit, letter] = [[1e9, "G"], [1e6, "M"], [1e3, "k"]].find((each) => ticks.at(-1) >= 10 * each[0]) || [1, ""];
+  const [unit, letter] = SIZES.find((each) => ticks.at(-1) >= 10 * each[0]) || [1, ""];
   const digits = Math.max(0, -Math.floor(Math.log10(step / unit) + 1e-9));
   const said = { minimumFractionDigits: digits, maximumFractionDigits: digits };
   return { top: ticks.at(-1), ticks, labels: ticks.map((each) => (each / unit).toLocaleString("en", said) + (each ? letter : "")) };
@@ -72,7 +81,7 @@ function draw(element) {
   if (kept && kept.text === text && kept.width === width) return;
   const data = JSON.parse(text);
   if (kept) kept.plot.destroy();
-  const y = scaleY(Math.max(0, ...data.lines.map((line) => line.values.reduce((most, each) => Math.max(most, each || 0), 0))), data.percent);
+  const y = scaleY(Math.max(0, ...data.lines.map((line) => line.values.reduce((most, each) => Math.max(most, each || 0), 0))), data.unit === "%");
   const left = Math.ceil(widest(y.labels)) + 18;
   const x = scaleX(data.between, left, width - left - RIGHT);
   const grid = { stroke: colour("--line"), width: 1 }, axis = { stroke: colour("--quiet"), font: FONT, grid, ticks: grid };
@@ -92,7 +101,7 @@ function draw(element) {
       const alone = line.values.flatMap((each, at) => each != null && line.values[at - 1] == null && line.values[at + 1] == null ? [at] : []);
       return {
         label: line.name, stroke: colour(`--series-${number % 5 + 1}`), width: 2, spanGaps: false,
-        value: (_plot, value) => figure(value) + (data.percent && value != null ? " %" : ""), points: { show: alone.length > 0, filter: () => alone },
+        value: (_plot, value) => figure(value, data.unit), points: { show: alone.length > 0, filter: () => alone },
       };
     })],
   }, [data.times, ...data.lines.map((line) => line.values)], element);

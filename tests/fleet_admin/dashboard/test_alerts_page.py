@@ -34,7 +34,7 @@ def test_alerts_of_a_condition_are_one_row_and_chosen_together(operator: Browser
         ending = [
             ("certificate-ends", RuleReading(subject=name, device=name, sentence="It ends."), NOW) for name in names
         ]
-        book.note_wrong(connection, ending, held=[], now=NOW)
+        book.note_wrong(connection, ending, held={}, now=NOW)
     page = operator.get("/alerts").text
     assert page.count("<td>certificate-ends</td>") == 1
     assert "250 certificates" in page

@@ -1,6 +1,5 @@
 import os
 from collections.abc import Callable
-from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -31,6 +30,14 @@ SHOTS = os.environ.get("FLEET_SCREENSHOTS")
 """Folder for screenshots of all pages."""
 
 
+_CHOSEN_IN_SIGHT = """[...document.querySelectorAll(".top nav [aria-current]")].every((each) => {
+  const [own, nav] = [each, each.parentElement].map((one) => one.getBoundingClientRect());
+  return own.left >= nav.left - 1 && own.right <= nav.right + 1;
+})"""
+_CLIPPED = """[...document.querySelectorAll("td.wrap")].filter((each) => each.scrollWidth > each.clientWidth + 1)
+  .map((each) => each.innerText)"""
+
+
 def keep(tab: Tab, path: str, name: str) -> None:
     if SHOTS:
         page = path.partition("?")[0].strip("/").replace("/", "-") or "overview"
@@ -47,6 +54,8 @@ def test_a_page_is_as_it_should_be(log_in_tab: Callable[..., Tab], served: str, 
         keep(tab, path, name)
         assert tab.axe() == []
         assert tab.evaluate("document.documentElement.scrollWidth") <= width
+        assert tab.evaluate(_CHOSEN_IN_SIGHT), "the navigation scrolls to the chosen page"
+        assert tab.evaluate(_CLIPPED) == []
     assert tab.evaluate("document.title") != "broken"
     assert [text for text in tab.complaints if "[DOM]" not in text] == []
     assert [url for url in tab.requested if not url.startswith((served, "about:", "data:"))] == []
@@ -185,8 +194,8 @@ def test_a_ticked_alert_stays_ticked_on_reload(log_in_tab: Callable[..., Tab], s
     tab.until("document.getElementById('pulse').textContent.startsWith('Live')")
     tab.evaluate("document.querySelector('#live [name=alert]').click(); window.here = true")
     with Alerts(url) as alerts, alerts.connection() as connection:
-        reading = replace(ALERTS["edge-offline"], subject="edge-9")
-        book.note_wrong(connection, [("edge-silent", reading, NOW - timedelta(hours=1))], held=[], now=NOW)
+        reading = ALERTS["edge-offline"]._replace(subject="edge-9")
+        book.note_wrong(connection, [("edge-silent", reading, NOW - timedelta(hours=1))], held={}, now=NOW)
     with open_store(url) as store:
         store.apply([samples.device_seen(device="newcomer", at=NOW)])
     tab.until("document.querySelector('#live').innerText.includes('edge-9')")

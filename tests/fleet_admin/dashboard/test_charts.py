@@ -62,7 +62,7 @@ def generated() -> Iterator[dict[str, Any]]:
     many = [{"name": "many", "values": [chance.random() * 1e4 for _ in range(10_000)]}]
     begin = int(END.timestamp()) - 10_000 * 60
     times = [begin + 60 * number for number in range(10_000)]
-    yield {"times": times, "lines": many, "percent": False, "between": [begin, times[-1]]}
+    yield {"times": times, "lines": many, "unit": "", "between": [begin, times[-1]]}
     for number in (1, 2):
         line = timeline(Grain.MINUTE, 10)
         at = [line.begin + each * timedelta(minutes=1) for each in range(number)]
@@ -159,6 +159,30 @@ def test_labels_are_round_figures_and_times(log_in_tab: Callable[..., Tab], serv
     ):
         found = {each["text"] for each in tab.evaluate(f"rendered({json.dumps(data)}, 600)")["labels"]}
         assert texts <= found, found
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("chromium")
+@pytest.mark.parametrize(
+    ("value", "options", "legend"),
+    [
+        (12_345.6, {"unit": "ms"}, "12.3k ms"),
+        (1_234.5, {"unit": "ms"}, "1,230 ms"),
+        (0.98765, {"kind": "percent"}, "98.8 %"),
+        (12_345.6, {"unit": "B/s", "kind": "bytes"}, "12.3 kB/s"),
+        (2.34567, {"unit": "per step"}, "2.35 per step"),
+        (7.0, {}, "7"),
+    ],
+)
+def test_a_legend_has_three_digits_and_a_unit(
+    log_in_tab: Callable[..., Tab], served: str, value: float, options: dict[str, Any], legend: str
+) -> None:
+    tab = log_in_tab()
+    tab.goto(f"{served}/audit")
+    tab.evaluate(_RECORD)
+    data = chart(timeline(Grain.DAY, 30), {floor(Grain.DAY, END): value}, **options)
+    tab.evaluate(f"rendered({json.dumps(data)}, 600)")
+    assert tab.evaluate("document.querySelector('.u-series:last-child .u-value').textContent") == legend
 
 
 def test_idle_times_are_zero_for_sums_and_gaps_for_means() -> None:

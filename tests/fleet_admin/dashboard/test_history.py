@@ -144,7 +144,21 @@ def test_a_page_of_sessions_is_sorted_and_filtered_by_application(viewer: Browse
     by_time, by_tokens = (viewer.get(f"/sessions{query}").text for query in ("", "?sort=-tokens"))
     assert by_time.index(latest) < by_time.index(longest)
     assert by_tokens.index(longest) < by_tokens.index(latest)
-    assert viewer.get("/sessions?sort=nonsense").status_code == 400
+    for query in ("sort=nonsense", "columns=nonsense"):
+        assert viewer.get(f"/sessions?{query}").status_code == 400
+
+
+def test_sessions_have_the_form_of_all_tables(viewer: Browser) -> None:
+    """A form filters, chooses columns and saves; a second CSV by time is one of its buttons."""
+    for path in ("/sessions", "/devices", "/edges", "/usage", "/audit"):
+        form = re.search(r'<form class="filters".*?</form>', viewer.get(path).text, re.DOTALL)
+        assert form, path
+        found = set(re.findall(r"<summary>(\w+)|>(CSV[^<]*|Apply)<", form[0]))
+        expected = {("Filter", ""), ("Columns", ""), ("", "Apply"), ("", "CSV")}
+        assert found - {("", "CSV by hour")} == expected, path
+        assert (("", "CSV by hour") in found) == (path == "/usage")
+    page = viewer.get("/sessions?columns=tokens").text
+    assert re.findall(r'<th scope="col"[^>]*><a[^>]*>([^<]*)</a>', page) == ["session", "tokens"]
 
 
 def drawn(page: str) -> list[dict[str, Any]]:
@@ -290,7 +304,7 @@ def test_loads_are_drawn_over_time(viewer: Browser, url: str) -> None:
     assert "4,711" in viewer.get("/?range=1h").text
     page = viewer.get("/edges/edge-1?range=1h").text
     assert "Process memory" in page
-    assert "4,711.0" in page
+    assert "4.71 GB" in page
     assert "4,711" not in viewer.get("/edges/edge-2?range=1h").text
 
 

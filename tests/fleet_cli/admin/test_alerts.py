@@ -2,6 +2,7 @@ import signal
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -61,7 +62,7 @@ def test_60_certificates_are_one_line_that_is_acknowledged_at_once(admin: Run, u
     now = datetime.now(UTC)
     with Alerts(url) as alerts, alerts.connection() as connection:
         readings = [RuleReading(subject=f"gateway-{number:02}", sentence="It ends.") for number in range(60)]
-        book.note_wrong(connection, [("certificate-ends", each, now) for each in readings], held=[], now=now)
+        book.note_wrong(connection, [("certificate-ends", each, now) for each in readings], held={}, now=now)
     _, output, _ = admin("alerts")
     (line,) = [line for line in output.splitlines() if "certificate" in line]
     assert line.startswith("certificate-ends")
@@ -72,6 +73,16 @@ def test_60_certificates_are_one_line_that_is_acknowledged_at_once(admin: Run, u
     reference = line.split()[0]
     assert len(admin("alerts", "--ack", reference, "--as", "ada")[1].splitlines()) == 60
     assert {each["acknowledged_by"].split()[0] for each in as_json(admin("alerts", "--json"))} == {"ada"}
+
+
+def test_thousands_of_open_alerts_are_all_counted(admin: Run, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = (f"{number:08x}" for number in count())
+    monkeypatch.setattr("secrets.token_hex", lambda _bytes: next(ids))  # drawn ones may collide
+    now = datetime.now(UTC)
+    with Alerts(url) as alerts, alerts.connection() as connection:
+        readings = [RuleReading(subject=f"gateway-{number}", sentence="It ends.") for number in range(1001)]
+        book.note_wrong(connection, [("certificate-ends", each, now) for each in readings], held={}, now=now)
+    assert "Alerts: 1001, conditions: 1" in admin("alerts")[1]
 
 
 @pytest.mark.parametrize(
