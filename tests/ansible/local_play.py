@@ -10,8 +10,11 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 
 
-def play(folder: Path, *tasks: dict[str, Any], **given: Any) -> tuple[bool, str]:
-    """Run tasks with variables; return whether they passed, and what Ansible said, in one line."""
+def play(folder: Path, *tasks: dict[str, Any], check: bool = False, **given: Any) -> tuple[bool, str]:
+    """Run tasks with variables; return whether they passed, and what Ansible said, in one line.
+
+    With `check` they change nothing.
+    """
     book = [{"hosts": "localhost", "connection": "local", "gather_facts": False, "tasks": tasks}]
     (folder / "play.yml").write_text(json.dumps(book))
     program = Path(sys.executable).parent / "ansible-playbook"
@@ -23,7 +26,7 @@ def play(folder: Path, *tasks: dict[str, Any], **given: Any) -> tuple[bool, str]
         "ANSIBLE_NOCOLOR": "1",
     }
     done = subprocess.run(
-        [program, "-i", "localhost,", folder / "play.yml", "-e", variables],
+        [program, "-i", "localhost,", folder / "play.yml", "-e", variables, *(["--check"] if check else [])],
         env={**os.environ, **environment},
         capture_output=True,
         text=True,

@@ -1,0 +1,108 @@
+"""What the role `host` closes on a machine: its rules in the kernel, and the check before they are loaded."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import uuid
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.ansible.local_play import ROOT, play
+from tests.system.test_firewall import DEVICE, EDGE, KNOCK, SERVE, Cable, addresses, ip
+
+pytestmark = pytest.mark.slow  # each starts Ansible
+
+ROLE = ROOT / "ansible" / "roles" / "host"
+DEFAULTS: dict[str, Any] = yaml.safe_load((ROLE / "defaults" / "main.yml").read_text())
+BROKER_PORTS = {"fleet_broker_port": 8883, "fleet_broker_edge_port": 8884}
+
+
+def of_host(tasks: str) -> dict[str, Any]:
+    return {"ansible.builtin.include_role": {"name": "host", "tasks_from": tasks}}
+
+
+def in_group(name: str) -> dict[str, Any]:
+    return {"ansible.builtin.group_by": {"key": name}}
+
+
+def rules(folder: Path, group: str, **given: Any) -> str:
+    """Return the rules that the role writes for a machine of a group."""
+    template = {"src": str(ROLE / "templates" / "firewall.nft.j2"), "dest": str(folder / "rules")}
+    read = [{"ansible.builtin.include_vars": str(ROLE / part / "main.yml")} for part in ("defaults", "vars")]
+    passed, said = play(folder, in_group(group), *read, {"ansible.builtin.template": template}, **given)
+    assert passed, said
+    return (folder / "rules").read_text()
+
+
+@pytest.fixture
+def cable() -> Iterator[Cable]:
+    if os.geteuid() != 0 or not (shutil.which("nft") and shutil.which("ip")):
+        pytest.skip("needs root, nft and ip")
+    with ExitStack() as stack:
+        made = Cable(f"host-{uuid.uuid4().hex[:8]}", stack)
+        for side in "bd":
+            try:
+                ip("netns", "add", f"{made.name}-{side}")
+            except subprocess.CalledProcessError as error:
+                pytest.skip(f"no network namespaces here: {error.stderr!r}")
+            stack.callback(ip, "netns", "delete", f"{made.name}-{side}")
+        ends = ["to-b", "netns", f"{made.name}-b", "type", "veth", "peer", "name", "to-d", "netns", f"{made.name}-d"]
+        ip("link", "add", *ends)
+        addresses(made, "b", [EDGE])
+        addresses(made, "d", [DEVICE])
+        yield made
+
+
+PORTS = (22, 502, 8321, 8883, 9464)
+
+
+@pytest.mark.parametrize(
+    ("group", "given", "reached"),
+    [
+        ("devices", {}, [22]),
+        ("devices", {"device_settings": {"api_listen": "0.0.0.0:8321"}, "host_open": ["502/tcp"]}, [22, 502, 8321]),
+        ("devices", {"device_settings": {"api_listen": "/run/fleet/api.sock"}, "ansible_port": 502}, [502]),
+        ("edges", {"edge_settings": {"metrics": {"listen": "127.0.0.1:9464"}}}, [22]),
+        ("edges", {"edge_metrics_listen": "192.0.2.2:9464"}, [22, 9464]),
+        ("broker", BROKER_PORTS, [22, 8883]),
+    ],
+)
+def test_others_reach_what_the_settings_have_listen_and_no_more(
+    group: str, given: dict[str, Any], reached: list[int], cable: Cable, tmp_path: Path
+) -> None:
+    cable.on_broker("nft", "-f", "-", text=rules(tmp_path, group, **given))
+    assert cable.start("b", SERVE, *PORTS) == "ready\n"
+    found = [port for port in PORTS if json.loads(cable.start("d", KNOCK, DEVICE, EDGE, port, 1, 0)) == ["open"]]
+    assert found == reached
+    # The machine reaches itself, and others.
+    assert json.loads(cable.start("b", KNOCK, "127.0.0.1", "127.0.0.1", 502, 1, 0)) == ["open"]
+    assert cable.start("d", SERVE, 1883) == "ready\n"
+    assert json.loads(cable.start("b", KNOCK, EDGE, DEVICE, 1883, 1, 0)) == ["open"]
+
+
+@pytest.mark.parametrize("opened", [True, False])
+def test_the_firewall_is_refused_where_it_would_close_what_is_in_use(opened: bool, tmp_path: Path) -> None:
+    with socket.create_server(("0.0.0.0", 0)) as listening, socket.create_server(("127.0.0.1", 0)) as local:
+        ports = [str(each.getsockname()[1]) for each in (listening, local)]
+        others = subprocess.run(["ss", "-Hltn"], capture_output=True, text=True, check=True).stdout.splitlines()
+        known = {f"{line.split()[3].rpartition(':')[2]}/tcp" for line in others}
+        known -= {f"{port}/tcp" for port in (ports if not opened else ports[1:])}
+        passed, said = play(tmp_path, of_host("listening.yml"), host_open=sorted(known))
+    assert passed is opened, said
+    if not opened:
+        assert f"would close {ports[0]}/tcp, where" in said
+
+
+def test_a_clock_is_set_by_one_program_alone(tmp_path: Path) -> None:
+    passed, said = play(tmp_path, of_host("time.yml"), {"ansible.builtin.debug": {"var": "host_clock"}}, check=True)
+    assert passed, said
+    expected = "chrony" if Path("/usr/sbin/chronyd").exists() else "systemd-timesyncd"
+    if not Path("/usr/sbin/ntpd").exists():
+        assert f'"host_clock": "{expected}"' in said
