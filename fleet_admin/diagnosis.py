@@ -418,8 +418,8 @@ _LEAST_ROUNDS: Final = 20  # of an hour that steps are compared with
 
 def diagnose_device(log: SessionLog, device: str) -> Diagnosis:
     """Return why a device is slow; raises `NotFound` if there is none of that name."""
-    view = log.device(device)
     known = {each.device: each for each in log.devices(counted=False)}
+    view = known.get(device) or log.device(device)
     hours, times = _latest_times(log, "device", device, {name: each.round_trip_ms for name, each in known.items()})
     if device not in times:
         return Diagnosis(hours=hours, sessions=0)
