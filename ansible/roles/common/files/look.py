@@ -10,6 +10,7 @@ import os
 import platform
 import subprocess
 import sys
+from ctypes.util import find_library
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ def main(files: list[str]) -> None:
         "architecture": platform.machine(),
         "glibc": platform.libc_ver()[1],
         "features": _features(),
+        "openmp": find_library("gomp") is not None,
         "memory_bytes": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
         "gpu_bytes": _gpu_bytes(),
         "free": {path: _free(Path(path)) for path in ("/opt", "/var")},
