@@ -40,6 +40,11 @@ def library() -> Any:  # noqa: ANN401 - the binding is untyped
             "Drafting, and an edge's engine llama.cpp, need llama-cpp-python; install it with: "
             f"{install_command('device')}"
         ) from None
+    except RuntimeError as error:
+        raise LlamaError(
+            f"llama.cpp cannot be loaded ({error}): install what is missing (libgomp1 on Debian), or a wheel that was "
+            "built on a system as old as this one."
+        ) from error
     if not hasattr(llama_cpp, "LLAMA_FLASH_ATTN_TYPE_ENABLED"):
         # Older structures would silently ignore our settings.
         raise LlamaError(
@@ -49,8 +54,23 @@ def library() -> Any:  # noqa: ANN401 - the binding is untyped
     # The callback must outlive the library's use of it: the module holds it.
     llama_cpp.fleet_log_callback = llama_cpp.llama_log_callback(_on_log)
     llama_cpp.llama_log_set(llama_cpp.fleet_log_callback, ctypes.c_void_p(0))
+    _load_kernels(llama_cpp.llama_cpp)
     llama_cpp.llama_backend_init()
     return llama_cpp
+
+
+def _load_kernels(binding: Any) -> None:  # noqa: ANN401 - likewise
+    """Load the kernels for this processor, if the package has several (scripts/llama-wheel); otherwise they are there.
+
+    llama.cpp itself looks for them in the folder of the program, which is Python's.
+    """
+    native, folder = binding._lib, binding._base_path  # noqa: SLF001 - the binding has no function for it
+    if native.ggml_backend_reg_count() == 0:
+        native.ggml_backend_load_all_from_path(os.fsencode(folder))
+    if native.ggml_backend_reg_count() == 0:
+        raise LlamaError(
+            f"The package llama-cpp-python in {folder} has no kernels for this processor: build it on this machine."
+        )
 
 
 def native_reason() -> str:

@@ -1,11 +1,13 @@
 import mmap
+import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from fleet_common import llama
-from fleet_common.llama import FairLock, give_back_mapped
+from fleet_common.llama import FairLock, LlamaError, give_back_mapped
 from tests.support.waiting import until
 
 SIZE = 8 << 20
@@ -91,3 +93,67 @@ def test_an_error_gives_it_back() -> None:
         raise ZeroDivisionError
     with turns:
         pass
+
+
+PACKAGE = """
+import pathlib
+
+LLAMA_FLASH_ATTN_TYPE_ENABLED = 1
+llama_log_callback, loaded = str, []
+
+
+def llama_log_set(*_): pass
+
+
+def llama_backend_init(): assert _lib.registered
+
+
+class llama_cpp:
+    _base_path = pathlib.Path("/somewhere/lib")
+
+
+class _lib:
+    registered = REGISTERED
+
+    @classmethod
+    def ggml_backend_reg_count(cls): return cls.registered
+
+    @classmethod
+    def ggml_backend_load_all_from_path(cls, folder):
+        loaded.append(folder)
+        cls.registered = FOUND
+
+
+llama_cpp._lib = _lib
+"""
+
+
+@pytest.fixture
+def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Return a function that loads a package `llama_cpp` with the given source."""
+
+    def load(source: str) -> Any:
+        (tmp_path / "llama_cpp.py").write_text(source)
+        monkeypatch.syspath_prepend(tmp_path)
+        monkeypatch.setattr("sys.dont_write_bytecode", True)
+        monkeypatch.setitem(sys.modules, "llama_cpp", None)
+        del sys.modules["llama_cpp"]
+        return llama.library.__wrapped__()
+
+    return load
+
+
+def test_a_package_with_kernels_for_many_processors_loads_those_for_this_one(library: Any) -> None:
+    assert library(PACKAGE.replace("REGISTERED", "0").replace("FOUND", "1")).loaded == [b"/somewhere/lib"]
+
+
+def test_a_package_that_was_compiled_for_this_processor_loads_nothing(library: Any) -> None:
+    assert library(PACKAGE.replace("REGISTERED", "1").replace("FOUND", "1")).loaded == []
+
+
+@pytest.mark.parametrize(
+    "source", [PACKAGE.replace("REGISTERED", "0").replace("FOUND", "0"), "raise RuntimeError('libgomp.so.1')"]
+)
+def test_a_package_that_cannot_compute_here_is_an_error(library: Any, source: str) -> None:
+    with pytest.raises(LlamaError):
+        library(source)
