@@ -408,7 +408,7 @@ class Diagnosis:
             return "No session with enough tokens has ended within 24 hours."
         period = "the last hour" if self.hours == 1 else f"the last {self.hours} hours"
         found = "Main causes" if self.conclusions else "No cause stands out"
-        return f"{found}, from {self.sessions:,} sessions of {period}."
+        return f"{found}; sessions of {period}: {self.sessions:,}."
 
 
 _PERIODS: Final = (1, 24)  # hours
