@@ -141,6 +141,6 @@ document.addEventListener("change", (event) => {
 document.addEventListener("DOMContentLoaded", () => {
   drawAll();
   watch();
-  // On a phone the navigation is one line that scrolls.
-  document.querySelector(".top nav [aria-current]")?.scrollIntoView({ block: "nearest", inline: "center" });
+  // On a phone the navigation and the time ranges are lines that scroll.
+  for (const each of document.querySelectorAll("nav [aria-current]")) each.scrollIntoView({ block: "nearest", inline: "center" });
 });

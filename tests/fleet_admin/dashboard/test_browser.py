@@ -30,7 +30,7 @@ SHOTS = os.environ.get("FLEET_SCREENSHOTS")
 """Folder for screenshots of all pages."""
 
 
-_CHOSEN_IN_SIGHT = """[...document.querySelectorAll(".top nav [aria-current]")].every((each) => {
+_CHOSEN_IN_SIGHT = """[...document.querySelectorAll("nav [aria-current]")].every((each) => {
   const [own, nav] = [each, each.parentElement].map((one) => one.getBoundingClientRect());
   return own.left >= nav.left - 1 && own.right <= nav.right + 1;
 })"""
