@@ -12,6 +12,7 @@ import typer
 from pydantic import ValidationError
 
 from fleet_cli.device_chat import EDGE_S, TELLS_WAITS, chat_command
+from fleet_cli.device_update import update_command
 from fleet_cli.errors import CommandError, ExitCode
 from fleet_cli.identities import enroll_command
 from fleet_cli.options import (
@@ -442,4 +443,5 @@ def _path(settings: DeviceSettings) -> Path:
 
 
 app.command("chat")(chat_command)
+app.command("update")(update_command)
 app.command("enroll")(enroll_command)

@@ -243,6 +243,9 @@ class DeviceSettings(Settings):
         "`$XDG_STATE_HOME/dssd-fleet`, or `~/.local/state/dssd-fleet`.",
         rare=True,
     )
+    update_dir: Path | None = setting(
+        None, "Folder that the service shares with its updater; without it, no release can be set remotely.", rare=True
+    )
     log_format: Literal["plain", "json"] = setting(
         "plain",
         "Format of the log: `plain` lines, or `json`, one object per line, including messages below a warning.",
@@ -266,7 +269,7 @@ class DeviceSettings(Settings):
     @classmethod
     def _known(cls, names: str) -> str:
         for name in filter(None, map(str.strip, names.split(","))):
-            if name not in cls.model_fields and not name.startswith("quota."):
+            if name not in cls.model_fields and not name.startswith(("quota.", "update.")):
                 raise ValueError(f"it must be names of settings with commas between, and none is called {name[:60]!r}")
         return names
 

@@ -233,6 +233,40 @@ class DesiredSettings(ControlMessage):
     at: Instant | None = None
 
 
+class UpdateStage(StrEnum):
+    """Stage of an update. An unknown value is read as `WAITING`."""
+
+    WAITING = "waiting"  # for the time window, the repository or the network; the sentence says for which
+    FETCHING = "fetching"
+    INSTALLING = "installing"
+    TESTING = "testing"
+    DONE = "done"
+    FAILED = "failed"  # the previous release runs
+
+
+Release = Annotated[int, Field(ge=1, le=_EXACT, strict=True)]
+"""Number of a release: a device installs only newer ones."""
+
+
+class UpdateReport(ControlMessage):
+    """Progress of a device's update.
+
+    Attributes:
+        release: Desired release.
+        running: Folder of the release that runs.
+        fetched: Of `size`, the bytes that are present.
+        at: Time of the last change (UTC).
+    """
+
+    release: Release
+    stage: Annotated[UpdateStage, unknown_as(UpdateStage.WAITING)]
+    sentence: Sentence = ""
+    running: _Label = ""
+    fetched: Annotated[int, Field(ge=0, strict=True)] = 0
+    size: Annotated[int, Field(ge=0, strict=True)] = 0
+    at: Instant
+
+
 class ReportedSettings(ControlMessage):
     """Remote settings of a device, and the result of the desired ones.
 
@@ -243,6 +277,7 @@ class ReportedSettings(ControlMessage):
         refused: Why the latest were refused, by name; then none of them was accepted.
         needs_restart: Settings that were accepted and take effect when the device next loads its model.
         fixed: Settings that the device's own configuration does not allow to be set remotely.
+        update: Its latest update, if it has an updater.
         at: Time (UTC).
     """
 
@@ -252,6 +287,7 @@ class ReportedSettings(ControlMessage):
     refused: Annotated[dict[_SettingName, Sentence], Field(max_length=MAX_SETTINGS)] = Field(default_factory=dict)
     needs_restart: _Names = ()
     fixed: _Names = ()
+    update: UpdateReport | None = None
     at: Instant | None = None
 
 

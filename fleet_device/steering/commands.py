@@ -25,6 +25,7 @@ from fleet_device.errors import DeviceError
 from fleet_device.requests.generate import Cancellation, RequestContext
 from fleet_device.service import DeviceService
 from fleet_device.steering.remote_settings import SteeredSettings
+from fleet_device.updates.handoff import UpdateFolder
 from schemas.control import (
     MAX_PARTS,
     MAX_RESULT,
@@ -34,6 +35,7 @@ from schemas.control import (
     ControlMessage,
     DesiredSettings,
     SettingValue,
+    UpdateReport,
     decode_json,
     encode_json,
 )
@@ -359,6 +361,10 @@ def _after(seconds: float, work: Callable[[], None]) -> Callable[[], None]:
 _MOST_WAITING: Final = 16
 """Commands that wait; further ones are dropped. Of desired settings only the latest waits."""
 
+_UPDATE_POLL_S: Final = 5.0
+_TRIALS: Final = 3
+_TRIAL_S: Final = 60.0
+
 _RULES: Final = {rule.topic: rule for rule in TREE}
 
 
@@ -375,7 +381,10 @@ class SteeringListener:
     ) -> None:
         own = settings.settings
         self._settings = settings
+        self._device = device
         self._link = link
+        self._updates = settings.updates
+        self._update: UpdateReport | None = None
         self._topics = {
             topic: build(topic, fleet=own.fleet, device=own.device)
             for topic in (Topic.CONFIG_DESIRED, Topic.CONFIG_REPORTED, Topic.COMMAND_REQUEST, Topic.COMMAND_RESPONSE)
@@ -395,6 +404,8 @@ class SteeringListener:
     def start(self) -> None:
         self._thread = threading.Thread(target=self._work, name="steering", daemon=True)
         self._thread.start()
+        if self._updates is not None and (trial := self._updates.trial()) is not None:
+            _start(partial(self._prove, self._updates, trial))
 
     def stop(self) -> None:
         """Stop without waiting for a running command."""
@@ -425,7 +436,8 @@ class SteeringListener:
     def _work(self) -> None:
         while not self._ending:
             with self._changed:
-                self._changed.wait_for(lambda: self._wanted or self._asked or self._reports or self._ending)
+                poll_s = None if self._updates is None else _UPDATE_POLL_S
+                self._changed.wait_for(lambda: self._wanted or self._asked or self._reports or self._ending, poll_s)
                 wanted, self._wanted = self._wanted, None
                 asked = self._asked.popleft() if self._asked else None
                 reports, self._reports = self._reports, False
@@ -433,6 +445,8 @@ class SteeringListener:
             try:
                 if wanted is not None and self._handle(wanted):
                     reports = True  # also if it was ignored: its sender waits for an answer
+                if self._updates is not None and (update := self._updates.report()) != self._update:
+                    self._update, reports = update, True
                 if reports:
                     self._publish(Topic.CONFIG_REPORTED, self._settings.report())
                 if asked is not None:
@@ -451,6 +465,20 @@ class SteeringListener:
             _log.warning("An administrator's message on %s is ignored: %s", message.topic, error)
             return False
         return True
+
+    def _prove(self, updates: UpdateFolder, trial: str) -> None:
+        """Run the self-test of a new release. An absent edge is no failure: the updater limits the wait."""
+        failures, service = 0, self._device.service
+        while not self._ending:
+            if service.absence() is None:
+                answer = _self_test(self._device, {}, _TRIAL_S)
+                ok = answer.outcome is CommandOutcome.OK
+                failures += not ok and service.absence() is None
+                if ok or failures == _TRIALS:
+                    updates.end_trial(trial, ok=ok, sentence=answer.sentence)
+                    return
+            with self._changed:
+                self._changed.wait_for(lambda: self._ending, _UPDATE_POLL_S)
 
     def _publish(self, topic: Topic, message: ControlMessage) -> None:
         rule = _RULES[topic]

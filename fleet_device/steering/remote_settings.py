@@ -1,7 +1,8 @@
 """Settings that an administrator can set remotely, over the device's own.
 
 All other settings belong to the device: its identity, broker and files, who may use its API, and whether its status
-page shows generations. Quotas of applications are set as `quota.<application>.tokens_per_min` and the like.
+page shows generations. Quotas of applications are set as `quota.<application>.tokens_per_min` and the like, the release
+that the updater installs as `update.release`.
 
 A set of desired settings is applied or refused as a whole, by the rules of the device's own settings. The broker
 retains the latest set, which the device considers once; what it has applied is kept on disk.
@@ -27,6 +28,7 @@ from fleet_device.drafters.contract import Drafter, ModelNotFound
 from fleet_device.drafters.model_file import locate_model
 from fleet_device.errors import ConfigurationError
 from fleet_device.settings import MODEL_DRAFTER, DeviceSettings, OfflinePolicy
+from fleet_device.updates.handoff import UPDATE_SETTINGS, UpdateFolder, WantedUpdate
 from schemas.control import MAX_SETTINGS, DesiredSettings, Id, ReportedSettings, SettingValue
 from schemas.errors import FleetError
 from schemas.fields import MAX_SENTENCE
@@ -69,12 +71,13 @@ Quotas = Mapping[str, Mapping[str, int]]
 class Checked:
     values: Mapping[str, Any]
     quotas: Quotas
+    update: Mapping[str, SettingValue]
     refused: Mapping[str, str]
 
 
 def effect_of(name: str) -> Effect | None:
     """Return when a setting takes effect; None if it cannot be set remotely."""
-    return Effect.NOW if quota_of(name) is not None else STEERABLE.get(name)
+    return Effect.NOW if name in UPDATE_SETTINGS or quota_of(name) is not None else STEERABLE.get(name)
 
 
 def quota_of(name: str) -> tuple[str, str] | None:
@@ -90,14 +93,16 @@ def check_values(
     fixed: Iterable[str] = (),
     applications: Iterable[str] | None = None,
     locate: Callable[[str], object] | None = None,
+    updates: bool = True,
 ) -> Checked:
     """Check desired settings against the others in `base`.
 
     `fixed` cannot be set remotely. `applications` are those of the device, None if unknown; `locate` finds a prepared
-    model or raises `ModelNotFound`, None skips that check.
+    model or raises `ModelNotFound`, None skips that check. `updates` says whether the device has an updater.
     """
     refused: dict[str, str] = {}
     plain: dict[str, SettingValue] = {}
+    update: dict[str, SettingValue] = {}
     quotas: dict[str, dict[str, int]] = {}
     stays = frozenset(fixed)
     for name, value in values.items():
@@ -106,6 +111,8 @@ def check_values(
             why: str | None = "The device's configuration does not allow it to be set remotely (steering_fixed)."
         elif quota is not None:
             why = _quota_problem(*quota, value, applications)
+        elif name in UPDATE_SETTINGS:
+            why = _update_problem(name, value) if updates else "This device has no updater (update_dir)."
         elif name == "model":
             why = _model_problem(value, locate)
         else:
@@ -114,13 +121,15 @@ def check_values(
             refused[name] = why
         elif quota is not None:
             quotas.setdefault(quota[0], {})[quota[1]] = int(value)
+        elif name in UPDATE_SETTINGS:
+            update[name] = value
         else:
             plain[name] = value
     checked, wrong = _validated(base, plain)
     refused |= wrong
     if refused or checked is None:
-        return Checked({}, {}, refused)
-    return Checked({name: getattr(checked, name) for name in plain}, quotas, refused)
+        return Checked({}, {}, {}, refused)
+    return Checked({name: getattr(checked, name) for name in plain}, quotas, update, refused)
 
 
 def _validated(base: DeviceSettings, plain: Mapping[str, SettingValue]) -> tuple[DeviceSettings | None, dict[str, str]]:
@@ -161,6 +170,14 @@ def _quota_problem(application: str, quota: str, value: SettingValue, applicatio
         Application.model_validate({"name": "a", "sha256": "0" * 64, quota: value})
     except ValidationError as error:
         return f"{value} cannot be used: {plain_sentence(error.errors(include_url=False)[0])}."
+    return None
+
+
+def _update_problem(name: str, value: SettingValue) -> str | None:
+    try:
+        WantedUpdate.model_validate({UPDATE_SETTINGS[name]: value})
+    except ValidationError as error:
+        return f"{shown_value(value)} cannot be used: {plain_sentence(error.errors(include_url=False)[0])}."
     return None
 
 
@@ -250,6 +267,8 @@ class SteeredSettings:
         self._changing = threading.Lock()
         self._kept = read_kept(file) if own.steering else Kept()
         self._quotas: Quotas = {}
+        self._update: Mapping[str, SettingValue] = {}
+        self.updates = None if own.update_dir is None else UpdateFolder(own.update_dir.expanduser())
         self._holding = SettingsSet()
         self._listeners: list[Changed] = []
         self.settings = own.model_copy()
@@ -257,6 +276,7 @@ class SteeredSettings:
         named = own.applications
         self.applications = None if named is None else ApplicationsFile(named.expanduser())
         self._start_from(self._kept.taken)
+        self._hand_over()
 
     @classmethod
     def of(cls, own: DeviceSettings) -> "SteeredSettings":
@@ -316,6 +336,7 @@ class SteeredSettings:
                 return True
             self._keep(kept.model_copy(update={"considered": asked, "taken": asked, "refused": {}}))
             changed = self._hold(asked, checked, starting=False)
+            self._hand_over()
         _log.info("Settings %s of %s are in force: %s.", wanted.id, wanted.who, ", ".join(sorted(changed)) or "-")
         for listener in self._listeners:
             listener(changed)
@@ -331,10 +352,15 @@ class SteeredSettings:
             return ReportedSettings(
                 id=kept.considered.id,
                 applied=kept.taken.id,
-                values={name: value for name, value in values.items() if value is not None} | quotas,
+                values={
+                    **{name: value for name, value in values.items() if value is not None},
+                    **quotas,
+                    **self._update,
+                },
                 refused=kept.refused,
                 needs_restart=tuple(self._waiting()),
                 fixed=tuple(sorted(self._own.stays())),
+                update=None if self.updates is None else self.updates.report(),
                 at=self._now(),
             )
 
@@ -374,6 +400,7 @@ class SteeredSettings:
             fixed=self._own.stays(),
             applications=known,
             locate=lambda model: locate_model(model, folder=self._own.models_dir),
+            updates=self.updates is not None,
         )
 
     def _hold(self, chosen: SettingsSet, checked: Checked, *, starting: bool) -> set[str]:
@@ -387,10 +414,15 @@ class SteeredSettings:
         if checked.quotas != self._quotas:
             changed.add("quotas")
         self._quotas = checked.quotas
+        self._update = checked.update
         if self.applications is not None:
             self.applications.quotas = checked.quotas
         self._holding = chosen
         return changed
+
+    def _hand_over(self) -> None:
+        if self.updates is not None:
+            self.updates.want(self._update)
 
     def _keep(self, kept: Kept) -> None:
         self._kept = kept
@@ -422,4 +454,6 @@ def load_steered(remote: SteeredSettings, load: Callable[[DeviceSettings], Draft
             remote.loaded(None if failure is None else str(failure))
             return drafter
     assert failure is not None  # there is at least one candidate
+    if remote.updates is not None and (trial := remote.updates.trial()) is not None:
+        remote.updates.end_trial(trial, ok=False, sentence=str(failure))
     raise failure

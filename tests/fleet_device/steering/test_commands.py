@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 
-from fleet_device.errors import TextCancelled
+from fleet_device.errors import SessionFailed, TextCancelled
 from fleet_device.gateway import Asked, Gateway
 from fleet_device.requests.generate import GeneratedText, GenerateRequest
 from fleet_device.service import DeviceService
 from fleet_device.steering import commands
 from fleet_device.steering.commands import MOST_LINES, Answer, CommandAction, Commands, LogTail, in_parts
 from fleet_device.steering.remote_settings import SteeredSettings
+from fleet_device.updates.handoff import STATE, TESTED, TrialResult, UpdateFolder, UpdateState
 from schemas.control import (
     MAX_PARTS,
     MAX_RESULT,
@@ -24,6 +25,7 @@ from schemas.control import (
     DesiredSettings,
     DeviceState,
     ReportedSettings,
+    UpdateStage,
     decode_json,
     encode_json,
 )
@@ -447,3 +449,29 @@ def test_a_device_may_listen_to_nobody(tmp_path: Path) -> None:
         subscriptions = [route.filter for route in it.service.link._routes]  # type: ignore[attr-defined]
         assert subscriptions
         assert not [each for each in subscriptions if "config" in each or "command" in each]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_release_that_was_just_installed_tests_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    monkeypatch.setattr(commands, "_UPDATE_POLL_S", 0.01)
+    if fails:
+        monkeypatch.setattr(commands, "generate_probe", _refuse)
+    (tmp_path / "updates" / "inbox").mkdir(parents=True)
+    shared, trial = UpdateFolder(tmp_path / "updates"), "0123456789abcdef"
+    state = UpdateState(release=3, stage=UpdateStage.TESTING, trial=trial, at=NOW)
+    shared.write(STATE, state)
+    with steered(tmp_path, update_dir=shared.path) as it:
+        until(lambda: shared.trial() is None)
+        result = shared.read(TrialResult, TESTED)
+        assert result is not None
+        assert (result.trial, result.ok) == (trial, not fails)
+        assert ("vocabulary" in result.sentence) == fails
+        shared.write(STATE, UpdateState(release=3, stage=UpdateStage.DONE, running="update-3", at=NOW))
+        until(lambda: (said := it.monitor.reported()) is not None and said.update is not None)
+        until(lambda: (said := it.monitor.reported()) is not None and said.update.stage is UpdateStage.DONE)
+
+
+def _refuse(*_: Any) -> GeneratedText:
+    raise SessionFailed("The edge does not know this vocabulary.")

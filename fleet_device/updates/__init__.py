@@ -1,0 +1,1 @@
+"""Updates that a device pulls: download, verification, installation, self-test and rollback."""

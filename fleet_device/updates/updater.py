@@ -1,0 +1,241 @@
+"""The updater: brings a device to the desired release, one step after the other, and back if its self-test fails.
+
+Each start of the program makes one attempt. It may be killed at any time: before each step the state file says what to
+finish. Only the change of a link makes another release run, and until it has passed its self-test, a failure, a
+timeout or too many restarts of the machine return to the previous one.
+"""
+
+import logging
+import secrets
+import shutil
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+from fleet_common.host import sync
+from fleet_device.updates.handoff import STATE, TESTED, WANTED, TrialResult, UpdateFolder, UpdateState, WantedUpdate
+from fleet_device.updates.layout import INSTALLED_SHARE, PREFIX, Layout
+from fleet_device.updates.repository import ReleaseFile, Repository, UpdateFailed, UpdateWaits, VerifiedRelease
+from schemas.control import UpdateStage
+from schemas.fields import MAX_SENTENCE
+from schemas.printable import printable_line
+
+_log = logging.getLogger(__name__)
+
+_PROGRESS_S: Final = 30.0  # between reports of a download
+_LOOK_S: Final = 5.0  # between looks at the limits of a download
+_POLL_S: Final = 1.0
+_STARTS: Final = 3  # of the updater during one self-test
+_FREE_BYTES: Final = 200_000_000  # that stay free
+_MEGA: Final = 1e6
+
+
+class Updater:
+    """Brings one device to its desired release.
+
+    `trial_s` limits a release's self-test. `clock`, `now` (local time) and `sleep` are replaced in tests.
+    """
+
+    def __init__(
+        self,
+        folder: UpdateFolder,
+        layout: Layout,
+        repository: Repository,
+        *,
+        trial_s: float,
+        clock: Callable[[], float] = time.monotonic,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC).astimezone(),
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self.folder = folder
+        self._layout = layout
+        self._repository = repository
+        self._trial_s = trial_s
+        self.clock = clock
+        self.now = now
+        self.sleep = sleep
+
+    def run(self) -> UpdateState | None:
+        """Make one attempt, and return the state; None if no release was ever desired."""
+        state = self.folder.read(UpdateState, STATE)
+        if state is not None:
+            state = self._finish(state)
+        wanted = self.folder.read(WantedUpdate, WANTED)
+        if wanted is None:
+            return state
+        if wanted.release is None:
+            # The next time that it is desired, a release that has failed is tried again.
+            return state and self.note(state, UpdateStage.WAITING, "No release is desired.")
+        if state is None:
+            state = UpdateState(release=wanted.release, stage=UpdateStage.WAITING, at=self.now())
+        elif state.release != wanted.release:
+            state = self.note(state, UpdateStage.WAITING, release=wanted.release, fetched=0, size=0)
+        return state if state.stage in {UpdateStage.DONE, UpdateStage.FAILED} else self._try(_Gate(self, state, wanted))
+
+    def _try(self, gate: "_Gate") -> UpdateState:
+        try:
+            return self._update(gate)
+        except UpdateWaits as reason:
+            gate.note(UpdateStage.WAITING, str(reason))
+        except UpdateFailed as reason:
+            gate.note(UpdateStage.FAILED, str(reason))
+        except OSError as error:
+            gate.note(UpdateStage.FAILED, f"The release cannot be stored: {error}.")
+        return gate.state
+
+    def _update(self, gate: "_Gate") -> UpdateState:
+        number, layout = gate.state.release, self._layout
+        if number < gate.state.highest:
+            raise UpdateFailed(
+                f"Release {number} is older than {gate.state.highest}, which has run here: publish it again under "
+                "a new number."
+            )
+        if layout.running == f"{PREFIX}{number}":
+            return self.note(gate.state, UpdateStage.DONE, "It runs already.")
+        gate.look()
+        release = self._repository.release(number)
+        store = self.folder.path / "wheels"
+        wheels = {wheel: store / wheel.digest / wheel.name for wheel in release.wheels}
+        files = {} if (layout.program(release) / "complete").exists() else dict(wheels)
+        if release.model is not None:
+            files[release.model] = layout.model(release.model)
+        missing = {file: path for file, path in files.items() if not path.exists()}
+        self._require_space(release, missing)
+        gate.note(UpdateStage.FETCHING, size=sum(file.size for file in missing))
+        for file, path in missing.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            part = _part(path)
+            self._repository.fetch(file, part, gate, self.sleep)
+            part.chmod(0o644)
+            part.replace(path)
+            sync(path.parent)
+            gate.begin_next(file.size)
+        gate.note(UpdateStage.INSTALLING)
+        name = layout.prepare(release, list(wheels.values()))
+        for folder in store.glob("*") if wheels else ():
+            if folder not in {path.parent for path in wheels.values()}:
+                shutil.rmtree(folder, ignore_errors=True)
+        gate.note(UpdateStage.TESTING, trial=secrets.token_hex(8), previous=layout.running, link=name, starts=0)
+        return self._finish(gate.state)
+
+    def _finish(self, state: UpdateState) -> UpdateState:
+        """Finish a change of the running release, and its self-test."""
+        if state.stage is UpdateStage.FAILED and state.link:
+            self._layout.switch(state.link)
+            self._restart()
+            return self.note(state, UpdateStage.FAILED, state.sentence, link="")
+        if state.stage is not UpdateStage.TESTING:
+            return state
+        if state.link:
+            self._layout.switch(state.link)
+            state = self.note(state, UpdateStage.TESTING, link="")
+        else:
+            state = self.note(state, UpdateStage.TESTING, starts=state.starts + 1)
+            if state.starts >= _STARTS:
+                return self._return(state, f"The machine or the updater was restarted {_STARTS} times during its test.")
+        self._restart()
+        deadline = self.clock() + self._trial_s
+        while self.clock() < deadline:
+            result = self.folder.read(TrialResult, TESTED)
+            if result is not None and result.trial == state.trial:
+                if not result.ok:
+                    return self._return(state, f"Its self-test failed: {result.sentence}")
+                self._layout.prove(f"{PREFIX}{state.release}", previous=state.previous)
+                state = self.note(state, UpdateStage.DONE, result.sentence, highest=state.release)
+                self._layout.remove_old()
+                return state
+            self.sleep(_POLL_S)
+        return self._return(
+            state,
+            f"Its self-test did not end within {self._trial_s:.0f} s: the service did not start, or reached no edge.",
+        )
+
+    def _return(self, state: UpdateState, why: str) -> UpdateState:
+        sentence = f"Release {state.release} was rolled back to {state.previous}. {why}"
+        return self._finish(self.note(state, UpdateStage.FAILED, sentence, link=state.previous))
+
+    def _restart(self) -> None:
+        (self.folder.path / "restart").write_text(f"{self.now()}\n", encoding="utf-8")
+
+    def note(self, state: UpdateState, stage: UpdateStage, sentence: str = "", **changes: object) -> UpdateState:
+        """Write the state, if anything but its time changes, and return it."""
+        said = {"stage": stage, "sentence": printable_line(sentence)[:MAX_SENTENCE], "running": self._layout.running}
+        new = UpdateState.model_validate({**state.model_dump(), **said, **changes, "at": self.now()})
+        if new != state.model_copy(update={"at": new.at}):
+            self.folder.write(STATE, new)
+            _log.info("Release %s: %s. %s", new.release, new.stage.value, new.sentence)
+        return new
+
+    def _require_space(self, release: VerifiedRelease, missing: Mapping[ReleaseFile, Path]) -> None:
+        rest = {file: file.size - _size(_part(path)) for file, path in missing.items()}
+        model = sum(size for file, size in rest.items() if file == release.model)
+        wheels = sum(rest.values()) - model
+        places = (
+            (self._layout.models, model),
+            (self.folder.path, wheels),
+            (self._layout.programs, INSTALLED_SHARE * sum(file.size for file in release.wheels) if wheels else 0),
+        )
+        needed = Counter[int]()
+        for place, size in places:
+            needed[place.stat().st_dev] += size
+        for place, size in places:
+            free, need = shutil.disk_usage(place).free, needed[place.stat().st_dev] + _FREE_BYTES
+            if size and free < need:
+                raise UpdateFailed(
+                    f"Release {release.number} needs {need / _MEGA:,.0f} MB in {place}, and {free / _MEGA:,.0f} are "
+                    "free: make room, then unset and set update.release."
+                )
+
+
+class _Gate:
+    """Limits and progress of the downloads of one attempt: called with the bytes of the file that are present."""
+
+    def __init__(self, updater: Updater, state: UpdateState, wanted: WantedUpdate) -> None:
+        self._updater = updater
+        self.state = state
+        self._wanted = wanted
+        self._before = 0  # bytes of earlier files
+        self._at: int | None = None  # bytes of this file
+        self._due = self._looked = self._noted = updater.clock()
+
+    def __call__(self, at: int) -> None:
+        now, new = self._updater.clock(), 0 if self._at is None else max(0, at - self._at)
+        self._at = at
+        if self._wanted.kbyte_per_s is not None:
+            self._due = max(self._due, now) + new / (1000 * self._wanted.kbyte_per_s)
+            if self._due > now:
+                self._updater.sleep(self._due - now)
+        if now - self._looked >= _LOOK_S:
+            self._looked = now
+            self._wanted = self._updater.folder.read(WantedUpdate, WANTED) or WantedUpdate()
+            self.look()
+        if now - self._noted >= _PROGRESS_S:
+            self._noted = now
+            self.note(UpdateStage.FETCHING)
+
+    def look(self) -> None:
+        """Raise `UpdateWaits` if nothing may be downloaded now."""
+        if self._wanted.release != self.state.release:
+            raise UpdateWaits(f"Release {self.state.release} is not desired any more.")
+        if not self._wanted.allows(self._updater.now()):
+            raise UpdateWaits(f"The download waits for its time window, {self._wanted.window}.")
+
+    def begin_next(self, size: int) -> None:
+        """Count a file of `size` bytes as complete."""
+        self._before, self._at = self._before + size, None
+
+    def note(self, stage: UpdateStage, sentence: str = "", **changes: object) -> None:
+        fetched = self._before + (self._at or 0) or self.state.fetched
+        self.state = self._updater.note(self.state, stage, sentence, fetched=fetched, **changes)
+
+
+def _part(path: Path) -> Path:
+    """Return where a file is while it is incomplete."""
+    return path.with_name(f".{path.name}.part")
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0

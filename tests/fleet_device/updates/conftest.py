@@ -1,0 +1,183 @@
+import os
+import sys
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+
+from fleet_admin.releases import create_repository, publish
+from fleet_common.identity.authority import Authority
+from fleet_common.mqtt.settings import TlsSettings
+from fleet_device.updates.handoff import TESTED, WANTED, TrialResult, UpdateFolder, UpdateState, WantedUpdate
+from fleet_device.updates.layout import Layout
+from fleet_device.updates.repository import Repository, https_pool
+from fleet_device.updates.updater import Updater
+from tests.support.static_server import StaticServer, static_server
+from tests.support.tls_fleet import enrol, of_server
+
+FIRST = "0.1.0-0123abcd"
+LONG = timedelta(days=30)
+
+
+@dataclass
+class Site:
+    """A repository with its server, and the identity of a device."""
+
+    folder: Path
+    keys: Path
+    server: StaticServer
+    tls: TlsSettings
+
+    @property
+    def repository(self) -> Path:
+        return self.server.folder
+
+    def publish(self, *, model: bytes | None = None, valid: timedelta = LONG, bundles: list[Path] | None = None) -> int:
+        file = None
+        if model is not None:
+            file = self.folder / "draft.gguf"
+            file.write_bytes(model)
+        number = publish(self.repository, self.keys, model=file, bundles=bundles or [], valid=valid)
+        return number or 0
+
+    def client(self, folder: Path) -> Repository:
+        root = (self.repository / "metadata" / "1.root.json").read_bytes()
+        return Repository(self.server.url, root, folder / "metadata", https_pool(self.tls))
+
+
+@dataclass
+class Gateway:
+    """A gateway with a running release, whose service is `serve`: it is called when the updater waits."""
+
+    site: Site
+    folder: Path
+    serve: Callable[["Gateway"], None] = lambda _gateway: None
+    hour: int = 12
+    slept_s: float = 0.0
+    restarts: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        release = self.folder / "programs" / "releases" / FIRST
+        for each in (
+            release,
+            self.folder / "programs" / "venvs" / "0.1.0",
+            self.folder / "models",
+            self.shared / "inbox",
+        ):
+            each.mkdir(parents=True)
+        (release / "venv").symlink_to(self.folder / "programs" / "venvs" / "0.1.0")
+        (release / "device.toml").write_text(
+            'fleet = "home"\nmodel = "/old.gguf"\n\n[broker]\nhost = "broker"\nport = 8883\n'
+        )
+        (self.folder / "programs" / "current").symlink_to(f"releases/{FIRST}")
+        (self.folder / "programs" / "updater").symlink_to(f"releases/{FIRST}")
+
+    @property
+    def shared(self) -> Path:
+        return self.folder / "updates"
+
+    @property
+    def layout(self) -> Layout:
+        return Layout(self.folder / "programs", self.folder / "models")
+
+    @property
+    def exchange(self) -> UpdateFolder:
+        return UpdateFolder(self.shared)
+
+    @property
+    def running(self) -> str:
+        return self.layout.running
+
+    def model(self) -> bytes:
+        """Return the content of the running release's model."""
+        text = (self.folder / "programs" / "current" / "device.toml").read_text()
+        return Path(text.split('model = "')[1].split('"')[0]).read_bytes()
+
+    def want(self, release: int | None, **limits: Any) -> None:
+        self.exchange.write(WANTED, WantedUpdate(release=release, **limits))
+
+    def sleep(self, seconds: float) -> None:
+        self.slept_s += seconds
+        with suppress(FileNotFoundError):
+            self.restarts.add((self.shared / "restart").read_text())
+        self.serve(self)
+
+    def updater(self, client: Repository | None = None) -> Updater:
+        return Updater(
+            self.exchange,
+            self.layout,
+            client or self.site.client(self.shared),
+            trial_s=60.0,
+            clock=lambda: self.slept_s,
+            now=lambda: datetime(2026, 5, 4, self.hour, tzinfo=UTC),
+            sleep=self.sleep,
+        )
+
+    def update(self) -> UpdateState:
+        state = self.updater().run()
+        assert state is not None
+        return state
+
+
+def passes(gateway: Gateway) -> None:
+    """Be a service whose self-test passes."""
+    answer(gateway, ok=True)
+
+
+def fails(gateway: Gateway) -> None:
+    answer(gateway, ok=False)
+
+
+def answer(gateway: Gateway, *, ok: bool) -> None:
+    if (trial := gateway.exchange.trial()) is not None:
+        sentence = "24 tokens." if ok else "The edge does not know this vocabulary."
+        gateway.exchange.write(TESTED, TrialResult(trial=trial, ok=ok, sentence=sentence))
+
+
+def content(size: int, seed: int = 1) -> bytes:
+    return Random(seed).randbytes(size)
+
+
+def wheel(folder: Path, version: str, *, program: str = "") -> Path:
+    """Make a bundle with a program `fleet` that prints its version, for this Python."""
+    folder.mkdir(parents=True, exist_ok=True)
+    name = f"dssd_fleet-{version}"
+    text = program or f"def main():\n    print('{version}')\n"
+    files = {
+        "toy_fleet.py": text,
+        f"{name}.dist-info/METADATA": f"Metadata-Version: 2.1\nName: dssd-fleet\nVersion: {version}\n",
+        f"{name}.dist-info/WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        f"{name}.dist-info/entry_points.txt": "[console_scripts]\nfleet = toy_fleet:main\n",
+    }
+    record = f"{name}.dist-info/RECORD"
+    path = folder / f"{name}-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w") as archive:
+        for file, body in files.items():
+            archive.writestr(file, body)
+        archive.writestr(record, "".join(f"{file},,\n" for file in [*files, record]))
+    return path
+
+
+def this_kind() -> str:
+    return f"{os.uname().machine}-cp{sys.version_info.major}{sys.version_info.minor}"
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Site]:
+    issued = of_server(tmp_path)
+    tls = enrol(Authority.open(tmp_path / "ca", actor="tester"), "gw-1", tmp_path / "identities")
+    repository, keys = tmp_path / "repository", tmp_path / "keys"
+    create_repository(repository, keys)
+    with static_server(repository, certificate=issued.certificate, key=issued.key, ca=issued.ca) as server:
+        yield Site(tmp_path, keys, server, tls)
+
+
+@pytest.fixture
+def gateway(site: Site, tmp_path: Path) -> Gateway:
+    return Gateway(site, tmp_path / "gateway")

@@ -1,0 +1,255 @@
+import tarfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from fleet_device.updates.handoff import STATE, UpdateFolder, UpdateState
+from fleet_device.updates.layout import Layout
+from fleet_device.updates.repository import CHUNK_BYTES, Repository
+from schemas.control import UpdateStage
+from tests.fleet_device.updates.conftest import FIRST, Gateway, answer, content, fails, passes, this_kind, wheel
+
+MODEL = content(CHUNK_BYTES + 5)
+OTHER = content(50_000, seed=2)
+
+
+class PowerCut(BaseException):
+    """The machine loses its power."""
+
+
+def test_a_new_model_is_fetched_tested_and_kept(gateway: Gateway) -> None:
+    gateway.want(gateway.site.publish(model=MODEL))
+    gateway.serve = passes
+    state = gateway.update()
+    assert (state.stage, state.release, state.running, state.fetched) == (UpdateStage.DONE, 1, "update-1", len(MODEL))
+    assert gateway.model() == MODEL
+    programs = gateway.folder / "programs"
+    assert [(programs / link).readlink().name for link in ("previous", "updater")] == [FIRST, "update-1"]
+    assert (programs / "current" / "venv").resolve() == (programs / "venvs" / "0.1.0").resolve()
+    assert (programs / "current" / "proven").exists()
+    asked = len(gateway.site.server.requests)
+    assert gateway.update() == state
+    assert len(gateway.site.server.requests) == asked, "what is done costs nothing"
+
+
+@pytest.mark.parametrize("serve", [fails, lambda _: None])
+def test_a_release_whose_test_fails_or_does_not_end_is_rolled_back(
+    gateway: Gateway, serve: Callable[[Gateway], None]
+) -> None:
+    gateway.want(gateway.site.publish(model=MODEL))
+    gateway.serve = serve
+    state = gateway.update()
+    assert (state.stage, state.running, gateway.running) == (UpdateStage.FAILED, FIRST, FIRST)
+    assert "rolled back" in state.sentence
+    programs = gateway.folder / "programs"
+    assert (programs / "updater").readlink().name == FIRST
+    assert not (programs / "previous").is_symlink(), "what was there before is still there"
+    gateway.serve = passes
+    assert gateway.update().stage is UpdateStage.FAILED, "it is not tried again by itself"
+    gateway.want(None)
+    gateway.update()
+    gateway.want(1)
+    assert gateway.update().stage is UpdateStage.DONE
+
+
+def test_a_release_that_restarts_the_machine_is_rolled_back(gateway: Gateway) -> None:
+    def crash(gateway: Gateway) -> None:
+        if gateway.exchange.trial() is not None:
+            raise PowerCut
+
+    gateway.want(gateway.site.publish(model=MODEL))
+    gateway.serve = crash
+    cuts = 0
+    for _ in range(9):
+        try:
+            state = gateway.update()
+        except PowerCut:
+            cuts += 1
+        else:
+            break
+    assert cuts == 3
+    assert (state.stage, gateway.running) == (UpdateStage.FAILED, FIRST)
+
+
+@dataclass
+class Power:
+    """Cut the power before the write with a number."""
+
+    cut_at: int
+    writes: int = 0
+
+    def write(self) -> None:
+        self.writes += 1
+        if self.writes == self.cut_at:
+            raise PowerCut
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("passing", [True, False])
+def test_wherever_the_power_is_cut_the_update_ends_as_it_would_have(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch, passing: bool
+) -> None:
+    power = Power(0)
+
+    def cut(call: Callable[..., object]) -> Callable[..., object]:
+        def run(*given: object, **named: object) -> object:
+            power.write()
+            result = call(*given, **named)
+            power.write()
+            return result
+
+        return run
+
+    for owner, name in ((UpdateFolder, "write"), (Layout, "_link"), (Layout, "prepare"), (Repository, "fetch")):
+        monkeypatch.setattr(owner, name, cut(getattr(owner, name)))
+    gateway.serve = lambda gateway: answer(gateway, ok=passing)
+    previous, number, cut_at, uncut = FIRST, 0, 0, False
+    while not uncut:
+        cut_at += 1
+        power.cut_at = 0
+        number = gateway.site.publish(model=content(20_000, seed=cut_at))
+        gateway.want(number)
+        power.writes, power.cut_at, uncut = 0, cut_at, True
+        while True:
+            try:
+                state = gateway.update()
+            except PowerCut:
+                uncut = False
+                assert gateway.running in {previous, f"update-{number}"}
+            else:
+                break
+        expected = f"update-{number}" if passing else previous
+        assert state.stage is (UpdateStage.DONE if passing else UpdateStage.FAILED), (cut_at, state)
+        assert gateway.running == expected
+        if passing:
+            assert gateway.model() == content(20_000, seed=cut_at), (cut_at, state)
+            previous = expected
+    assert cut_at > 10, "places"
+
+
+def test_an_older_release_than_one_that_has_run_is_refused(gateway: Gateway) -> None:
+    gateway.serve = passes
+    for model in (MODEL, OTHER):
+        number = gateway.site.publish(model=model)
+    gateway.want(number)
+    assert gateway.update().stage is UpdateStage.DONE
+    gateway.want(1)
+    state = gateway.update()
+    assert (state.stage, gateway.running) == (UpdateStage.FAILED, "update-2")
+    assert "older" in state.sentence
+
+
+def test_outside_its_window_nothing_is_fetched(gateway: Gateway) -> None:
+    gateway.serve = passes
+    gateway.want(gateway.site.publish(model=MODEL), window="22:00-05:00")
+    assert gateway.update().stage is UpdateStage.WAITING
+    assert gateway.site.server.requests == []
+    gateway.hour = 23
+    assert gateway.update().stage is UpdateStage.DONE
+
+
+def test_a_window_that_ends_interrupts_the_download(gateway: Gateway) -> None:
+    def at_five(gateway: Gateway) -> None:
+        passes(gateway)
+        gateway.hour = 5 if gateway.slept_s > 20 else 3
+
+    gateway.serve, gateway.hour = at_five, 3
+    gateway.want(gateway.site.publish(model=MODEL), window="22:00-05:00", kbyte_per_s=10)
+    state = gateway.update()
+    assert state.stage is UpdateStage.WAITING
+    assert 0 < state.fetched < len(MODEL)
+    gateway.slept_s = 0
+    sent = gateway.site.server.sent
+    gateway.serve, gateway.hour = passes, 23
+    assert gateway.update().stage is UpdateStage.DONE
+    assert gateway.site.server.sent - sent <= len(MODEL) - state.fetched + 20_000, "it has gone on where it was"
+
+
+def test_a_download_keeps_to_its_rate_and_ends_when_it_is_not_desired_any_more(gateway: Gateway) -> None:
+    def change(gateway: Gateway) -> None:
+        if gateway.slept_s > 30:
+            gateway.want(None)
+
+    gateway.serve = change
+    gateway.want(gateway.site.publish(model=MODEL), kbyte_per_s=20)
+    state = gateway.update()
+    assert state.stage is UpdateStage.WAITING
+    assert "not desired" in state.sentence
+    assert state.fetched / gateway.slept_s == pytest.approx(20_000, rel=0.1)
+
+
+def test_no_space_is_reported_before_anything_is_fetched(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    @dataclass
+    class Usage:
+        free: int
+
+    monkeypatch.setattr("shutil.disk_usage", lambda _: Usage(1000))
+    gateway.want(gateway.site.publish(model=MODEL))
+    state = gateway.update()
+    assert state.stage is UpdateStage.FAILED
+    assert "make room" in state.sentence
+    assert not [path for path in gateway.site.server.requests if "/targets/models" in path]
+
+
+def test_without_network_it_waits_and_says_why(gateway: Gateway) -> None:
+    gateway.want(gateway.site.publish(model=MODEL))
+    gateway.site.server.faults.status = 503
+    state = gateway.update()
+    assert state.stage is UpdateStage.WAITING
+    assert "cannot be read now" in state.sentence
+    assert gateway.exchange.read(UpdateState, STATE) == state
+
+
+def test_what_nobody_needs_any_more_is_removed(gateway: Gateway) -> None:
+    gateway.serve = passes
+    for seed in range(4):
+        gateway.want(gateway.site.publish(model=content(30_000, seed=seed)))
+        assert gateway.update().stage is UpdateStage.DONE
+    assert {each.name for each in (gateway.folder / "programs" / "releases").iterdir()} == {
+        FIRST,
+        "update-3",
+        "update-4",
+    }
+    assert len(list((gateway.folder / "models").iterdir())) == 2
+    assert (gateway.folder / "programs" / "venvs" / "0.1.0").exists()
+
+
+def bundle(folder: Path, version: str, *, program: str = "") -> Path:
+    kind = folder / this_kind()
+    file = wheel(kind, version, program=program)
+    archive = kind / f"dssd-fleet-{version}-device.tar"
+    with tarfile.open(archive, "w") as made:
+        made.add(file, f"./{file.name}")
+    return archive
+
+
+@pytest.mark.slow
+def test_a_new_program_is_installed_offline_next_to_the_old_one(gateway: Gateway, tmp_path: Path) -> None:
+    gateway.serve = passes
+    bundles = [bundle(tmp_path, "0.2.0")]
+    gateway.want(gateway.site.publish(bundles=bundles))
+    state = gateway.update()
+    assert state.stage is UpdateStage.DONE, state.sentence
+    program = (gateway.folder / "programs" / "current" / "venv").resolve()
+    assert program.name.startswith("0.2.0-")
+    assert (program / "complete").read_text() == "0.2.0\n"
+    assert 'model = "/old.gguf"' in (gateway.folder / "programs" / "current" / "device.toml").read_text()
+    # A release with the same wheels and a model fetches the model alone.
+    sent = gateway.site.server.sent
+    gateway.want(gateway.site.publish(model=OTHER, bundles=bundles))
+    assert gateway.update().stage is UpdateStage.DONE
+    assert (gateway.folder / "programs" / "current" / "venv").resolve() == program
+    assert gateway.site.server.sent - sent < len(OTHER) + 20_000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "program", ["def main():\n    print('0.1.9')\n", "def main():\n    raise SystemExit('broken')\n"]
+)
+def test_a_program_that_is_not_what_it_says_never_runs(gateway: Gateway, tmp_path: Path, program: str) -> None:
+    gateway.serve = passes
+    gateway.want(gateway.site.publish(bundles=[bundle(tmp_path, "0.2.0", program=program)]))
+    state = gateway.update()
+    assert (state.stage, gateway.running) == (UpdateStage.FAILED, FIRST)
