@@ -7,6 +7,8 @@ from dataclasses import dataclass, fields, is_dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Generic, Literal, TextIO, TypeVar
 
+from pydantic import BaseModel
+
 from schemas.printable import printable_line
 
 T = TypeVar("T")
@@ -148,6 +150,8 @@ def plain(value: object) -> object:
     """Turn views, with their properties, into JSON values: times as ISO 8601 in UTC, NaN and infinities as null."""
     if is_dataclass(value):
         return {name: plain(getattr(value, name)) for name in names_of(type(value))}
+    if isinstance(value, BaseModel):
+        return plain(dict(value))
     if isinstance(value, Mapping):
         return {str(key): plain(each) for key, each in value.items()}
     if isinstance(value, list | tuple):

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from fleet_admin.diagnosis import Conclusion, PartTime
     from fleet_admin.settings import PriceList
     from fleet_admin.steering import DeviceSettingsView
+    from fleet_admin.steering.rollout import UpdateView
     from fleet_edge.alerts.rules import AlertGroup
     from fleet_edge.store.views import (
         AlertView,
@@ -370,6 +371,17 @@ def setting_columns(view: "DeviceSettingsView") -> list[Column[str]]:
         Column("in force", lambda name: setting(view.values.get(name)), rank=0),
         Column("note", note, "sentence", rank=0),
     ]
+
+
+UPDATES: "Final[list[Column[UpdateView]]]" = [
+    Column("device", lambda row: row.device, rank=0),
+    Column("release", lambda row: row.release, "count", rank=0),
+    Column("stage", lambda row: row.stage, "state", rank=0),
+    Column("fetched", lambda row: row.share, "percent", rank=1),
+    Column("running", lambda row: row.running or None, rank=0),
+    Column("reported", lambda row: row.at, "ago", rank=2),
+    Column("message", lambda row: row.sentence or None, "sentence", rank=0),
+]
 
 
 ALERT_GROUPS: "Final[list[Column[AlertGroup]]]" = [

@@ -44,7 +44,7 @@ def open_authority(folder: Path, passphrase_file: Path | None) -> Authority:
     return Authority.open(
         folder,
         actor=operator(),
-        passphrase=lambda: _given(passphrase_file) or _ask("Passphrase of the authority's key"),
+        passphrase=lambda: given_passphrase(passphrase_file) or _ask("Passphrase of the authority's key"),
     )
 
 
@@ -61,7 +61,7 @@ def broker_access(known: BrokerAccess, **given: object) -> BrokerAccess:
         raise CommandError(f"The broker cannot be reached like that: {where}{plain_sentence(first)}.") from error
 
 
-def _given(passphrase_file: Path | None) -> bytes | None:
+def given_passphrase(passphrase_file: Path | None) -> bytes | None:
     if passphrase_file is not None:
         content = read_bounded(passphrase_file, "The passphrase file").strip()
         if not content:
@@ -154,7 +154,7 @@ def ca_command(
     """Create the fleet's certificate authority. It remembers how to reach the broker for revocations."""
     access = broker_access(BrokerAccess(), host=host, port=port, crl=crl, pid_file=pid_file, unit=unit)
     kept = [(name, IdentityRole.EDGE) for name in edge or []] + [(name, IdentityRole.MONITOR) for name in monitor or []]
-    passphrase = _given(passphrase_file) or (_ask("New passphrase", confirm=True) if encrypt else None)
+    passphrase = given_passphrase(passphrase_file) or (_ask("New passphrase", confirm=True) if encrypt else None)
     made = create_authority(ca, fleet=fleet, actor=operator(), kept=kept, passphrase=passphrase)
     access.save(made.folder.broker)
     fingerprint = made.certificate.fingerprint(hashes.SHA256()).hex()

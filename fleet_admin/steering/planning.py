@@ -18,6 +18,7 @@ from schemas.control import (
     Presence,
     ReportedSettings,
     SettingValue,
+    UpdateReport,
 )
 from schemas.errors import FleetError, InvalidName
 from schemas.names import check_name
@@ -91,6 +92,7 @@ class DeviceSettingsView:
     refused: Mapping[str, str] = field(default_factory=dict)  # why the latest were refused, by name
     needs_restart: tuple[str, ...] = ()  # accepted, in force once it reloads its model
     fixed: tuple[str, ...] = ()  # not to be set remotely, by its own configuration
+    update: UpdateReport | None = None  # its latest update, if it has an updater
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -313,7 +315,7 @@ def _view(device: KnownDevice, wanted: DesiredSettings | None, said: ReportedSet
     if wanted is not None:
         more = {"wanted": wanted.values, "wanted_by": wanted.who, "wanted_at": wanted.at}
     if said is not None:
-        shared = ("values", "refused", "needs_restart", "fixed")
+        shared = ("values", "refused", "needs_restart", "fixed", "update")
         more |= {"reported_at": said.at, **{name: getattr(said, name) for name in shared}}
     return DeviceSettingsView(
         device=device.device,

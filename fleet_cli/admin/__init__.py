@@ -2,13 +2,14 @@
 
 import typer
 
-from fleet_cli.admin import accounts, operations, profile, sessions, steering, usage
+from fleet_cli.admin import accounts, operations, profile, sessions, steering, updates, usage
 
 app = typer.Typer(name="admin", help="Monitor and steer a fleet.", no_args_is_help=True)
 for _title, _part in {
     "Devices and sessions": sessions,
     "Usage": usage,
     "Steering": steering,
+    "Releases that gateways pull": updates,
     "Operations": operations,
     "This command line": profile,
     "Dashboard accounts": accounts,

@@ -19,7 +19,8 @@ from fleet_admin.dashboard.rendering import csv_response
 from fleet_admin.dashboard.settings import AccountRole
 from fleet_admin.dashboard.visit import Page, Visit, action
 from fleet_admin.diagnosis import diagnose_device, diagnose_edge
-from fleet_admin.reports import COMMANDS, device_columns, edge_columns, setting_columns
+from fleet_admin.reports import COMMANDS, UPDATES, device_columns, edge_columns, setting_columns
+from fleet_admin.steering.rollout import update_views
 from fleet_edge.alerts.alerts import MOST_OPEN
 from fleet_edge.alerts.rules import grouped
 from fleet_edge.store.periods import Grain, floor
@@ -178,7 +179,11 @@ def show_devices(visit: Visit) -> Response:
     view = _device_grid(visit, visit.admission.query)
     if visit.query("format") == "csv":
         return csv_response("devices", view.headings, view.lines())
-    return visit.page("devices.html", title="Devices", view=view, **_acts(visit))
+    steering = visit.services.steering
+    updates = [] if steering.absence else update_views(steering.reach().wanted_and_reported())
+    return visit.page(
+        "devices.html", title="Devices", view=view, updates=updates, update_columns=UPDATES, **_acts(visit)
+    )
 
 
 def _acts(visit: Visit) -> dict[str, Any]:
@@ -222,6 +227,8 @@ def show_device(visit: Visit) -> Response:
         quarantine=quarantine,
         settings=settings,
         setting_columns=settings and setting_columns(settings),
+        updates=update_views([settings] if settings else []),
+        update_columns=UPDATES,
         command_columns=[each for each in COMMANDS if each.key not in {"device", "id"}],
         commands=steering.log.commands(devices=[name], limit=_COMMANDS),
         sessions=log.sessions(device=name, limit=_SESSIONS),

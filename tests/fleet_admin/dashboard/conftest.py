@@ -16,7 +16,7 @@ from fleet_admin.dashboard.services import Services, open_services
 from fleet_admin.dashboard.settings import AccountRole, DashboardSettings
 from fleet_admin.steering import Actor, Steering
 from fleet_admin.steering.wire import SteeringWire
-from schemas.control import DesiredSettings, ReportedSettings, encode_json
+from schemas.control import DesiredSettings, ReportedSettings, UpdateReport, UpdateStage, encode_json
 from schemas.topics import Topic, build
 from tests.fleet_admin.dashboard.fleet_log import fill
 from tests.support.chromium import Chromium, Tab, chromium_path
@@ -107,7 +107,12 @@ def steering(services: Services) -> None:
     link.start(timeout_s=1.0)
     desired = DesiredSettings(id="0" * 16, values={"top_k": 7}, who="ada", at=NOW)
     wire.want("gateway-1", desired)
-    reported = ReportedSettings(id=desired.id, applied=desired.id, values={"top_k": 7, "ahead": True})
+    update = UpdateReport(
+        release=3, stage=UpdateStage.FAILED, sentence="It was rolled back.", running="update-2", at=NOW
+    )
+    reported = ReportedSettings(
+        id=desired.id, applied=desired.id, values={"top_k": 7, "ahead": True}, update=update, at=NOW
+    )
     topic = build(Topic.CONFIG_REPORTED, fleet=services.settings.fleet, device="gateway-1")
     link.publish(topic, encode_json(reported), retain=True)
     broker.pump()

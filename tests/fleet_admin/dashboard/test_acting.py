@@ -122,6 +122,14 @@ def test_a_device_is_shown_with_its_settings(operator: Browser) -> None:
     assert "--steer" not in page
 
 
+@pytest.mark.usefixtures("steering")
+def test_updates_are_shown_with_their_failures(operator: Browser) -> None:
+    for path in ("/devices", "/devices/gateway-1"):
+        page = operator.get(path).text
+        assert "It was rolled back." in page
+        assert "state failed" in page
+
+
 def test_what_needs_the_broker_says_that_there_is_none(operator: Browser) -> None:
     shown = operator.post("/devices/act", of="/devices", device="gateway-1", act="drain")
     assert "--steer" in shown.text
