@@ -1,3 +1,4 @@
+import re
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from fleet_device.settings import DeviceSettings
 from fleet_edge.alerts.settings import AlertSettings
 from fleet_edge.settings import EdgeSettings
 from tests.ansible.local_play import ROOT, play
+from tests.broker_config.test_broker import systemd_complaints
 
 pytestmark = pytest.mark.slow  # each starts Ansible
 GIVEN = {
@@ -54,7 +56,9 @@ def test_a_devices_sections_are_read(tmp_path: Path) -> None:
     found = rendered("device", tmp_path, device_settings=settings)
     assert found["applications"]["scada"] == {"key_sha256": "0" * 64}
     read = DeviceSettings(**rendered("device", tmp_path, device_settings={"offline": "wait"}))
-    assert (read.offline, read.broker.port) == ("wait", 8883)
+    assert (read.offline, read.broker.port, read.update_dir) == ("wait", 8883, None)
+    read = DeviceSettings(**rendered("device", tmp_path, device_update_url="https://mirror.example/updates"))
+    assert read.update_dir == Path("/var/lib/fleet/updates")
 
 
 def test_an_edges_metrics_are_served_with_the_token_that_the_role_writes(tmp_path: Path) -> None:
@@ -85,3 +89,23 @@ def test_an_edges_alerts_are_posted_and_signed_with_the_secret_that_the_role_wri
     read = AlertSettings(**found)
     assert (read.webhook, read.broker.host) == (given["webhook"], "north.example")
     assert str(read.webhook_secret_file) == "/etc/fleet/credentials/alerts-secret"
+
+
+def test_systemd_understands_the_units_of_an_updater(tmp_path: Path) -> None:
+    role, made = ROOT / "ansible" / "roles" / "device", tmp_path / "units"
+    made.mkdir()
+    names = [path.name for path in (role / "templates").glob("fleet-*.j2")]
+    tasks = [
+        {"ansible.builtin.include_vars": str(role / "defaults" / "main.yml")},
+        {
+            "ansible.builtin.template": {"src": f"{role}/templates/{{{{ item }}}}", "dest": f"{made}/{{{{ item }}}}"},
+            "loop": names,
+        },
+    ]
+    passed, said = play(tmp_path, *tasks, **GIVEN, device_update_url="https://mirror.example/updates")
+    assert passed, said
+    units = {name.removesuffix(".j2"): (made / name).read_text() for name in names}
+    assert "--url https://mirror.example/updates " in units["fleet-updater.service"]
+    assert "ReadWritePaths=/var/lib/fleet/device /var/lib/fleet/updates/inbox\n" in units["fleet-device.service"]
+    checked = {name: re.sub(r"/opt/fleet/\w+/venv/bin/fleet\b", "/bin/true", text) for name, text in units.items()}
+    assert systemd_complaints(tmp_path / "checked", checked) == []
