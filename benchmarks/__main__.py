@@ -31,6 +31,7 @@ SUITES: Final[dict[str, tuple[str, str]]] = {
     "latency": ("latency", "Tokens per second of one device, over any line, by this system and others."),
     "capacity": ("capacity.suite", "Clients at a service level, and tokens per second of all, by system."),
     "schemas": ("schemas", "A collection of JSON schemas, asked of a device: valid, refused or wrong answers."),
+    "tools": ("tools", "Calls of functions in cases of BFCL: those that parse, are valid, and are right."),
     "serving": ("serving", "Speed of a fleet and of llama.cpp's server, as the load generator guidellm sees it."),
     "large": ("large.suite", "A 7B target on this machine, devices of several speeds, and llama.cpp's server."),
     "machines": ("machines", "Devices up to which drafts pay, by machine and target: computed, not measured."),
