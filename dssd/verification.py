@@ -125,7 +125,10 @@ def _own(p: Dist, policy: SamplingPolicy, position: int) -> int:
 
 
 def logprobs_of_token(logits: NDArray[Any], token: int, *, most: int) -> TokenLogprobs:
-    """Return the log-probabilities of a token and of the `most` likely ones, from unshaped logits `[vocabulary]`."""
+    """Return the log-probabilities of a token and of the `most` likely ones, from unshaped logits `[vocabulary]`.
+
+    Raises ValueError if they are not numbers.
+    """
     ids, values, shift = _likeliest(logits, most)
     return TokenLogprobs(_bounded(float(logits[token]) - shift), ids, values)
 
@@ -149,6 +152,8 @@ def _likeliest(logits: NDArray[Any], most: int) -> tuple[tuple[int, ...], tuple[
     """Return the likeliest tokens, their log-probabilities, and what to subtract from a logit for that of its token."""
     best = float(logits.max())
     shift = best + math.log(float(np.exp(logits - logits.dtype.type(best)).sum()))
+    if not math.isfinite(shift):
+        raise ValueError("The model's logits are not numbers.")
     if not most:
         return (), (), shift
     ids = largest(logits, min(most, len(logits)))

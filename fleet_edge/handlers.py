@@ -204,6 +204,12 @@ class MessageHandlers:
         if self.away:
             raise OpenRefused(RefusalCode.DRAINING, "The edge cannot reach its large model; try again shortly.")
         limits = grant(message, target=self.scheduler.target, offer=self.offer)
+        if message.echo and not self.answers.can_send_prompt(len(message.prompt), most=message.logprobs or 0):
+            raise OpenRefused(
+                RefusalCode.LOGPROBS,
+                f"The log-probabilities of a prompt of {len(message.prompt)} tokens do not fit in a message; ask for "
+                "fewer tokens at each position, or shorten the prompt.",
+            )
         self.guard.admit_open(device, message)
         return replace(
             limits,

@@ -164,7 +164,7 @@ class Orchestrator:
 
     def _run(self, batch: Batch) -> None:
         if batch.items:
-            cases = [_case(work) for work in batch.verifications]
+            cases = [_case(work) for work in batch.judged]
             orders = self.scheduler.order_drafts(batch)
             self.scheduler.begin_step()
             future = self._pool.submit(self._compute, batch, cases, orders)
@@ -179,13 +179,13 @@ class Orchestrator:
         drafted = self.clock()
         if proposed:
             batch = with_proposed(batch, proposed)
-            handles = [work.session.handle for work in batch.verifications]
+            handles = [work.session.handle for work in batch.judged]
             cases = [
                 replace(case, tokens=proposed.get(handle) or case.tokens)
                 for handle, case in zip(handles, cases, strict=True)
             ]
         judgements = judge_batch(self.scheduler.score(batch), cases)
-        times = StepTimes(started, self.clock(), len(judgements), drafted - started)
+        times = StepTimes(started, self.clock(), len(batch.verifications), drafted - started)
         return ComputedStep(StepReport(batch, times, orders, proposed), judgements)
 
     # Post-process
@@ -213,11 +213,14 @@ class Orchestrator:
         self.answers.figures.on_step(
             times.seconds, sessions=times.sessions, tokens=batch.tokens, prefilled=batch.prefilled
         )
-        results = [
-            self._commit(work, judgement, times)
-            for work, judgement in zip(batch.verifications, step.judgements, strict=True)
-            if self._awaited(work) and not (judgement is None and _is_lost(work.session))
-        ]
+        results = []
+        for work, judgement in zip(batch.judged, step.judgements, strict=True):
+            if not self._awaited(work) or (judgement is None and _is_lost(work.session)):
+                continue
+            if work.chain or judgement is None:
+                results.append(self._commit(work, judgement, times))
+            else:
+                work.session.prompt_logprobs.extend(judgement.logprobs)
         self._note_grammars(batch)
         return results
 
@@ -328,8 +331,10 @@ class Orchestrator:
 
 
 def _case(work: WorkItem) -> Case:
-    """Put a session's drafts together: they are decided on as one, and split afterwards."""
+    """Put a session's drafts together, which are decided on as one and split afterwards, or tokens to score."""
     session, drafts = work.session, [arrived.draft for arrived in work.chain]
+    if not drafts:
+        return Case(work.scored, None, session.policy, 0, bonus=False, logprobs=session.logprobs, scored=True)
     counted = drafts[0].counts is not None
     return Case(
         tokens=tuple(token for draft in drafts for token in draft.tokens),

@@ -62,7 +62,7 @@ DRAFT_LAYOUT: Final = (
 )  # fmt: skip
 VERDICT_LAYOUT: Final = (
     "handle", "round", "accepted", "next", "finish", "queue_ms", "compute_ms", "base", "written", "load", "chained",
-    "logprobs",
+    "logprobs", "prompt",
 )  # fmt: skip
 """Fields of the arrays, in order."""
 
@@ -106,7 +106,8 @@ def decode_draft(payload: bytes) -> Draft:
 def encode_verdict(verdict: Verdict, *, padding: int = 0, most: int = MAX_VERDICT_BYTES) -> bytes:
     """Return a verdict's array.
 
-    [handle, round, accepted, next, finish, queue_ms, compute_ms(, base, written(, load(, chained(, logprobs))))].
+    [handle, round, accepted, next, finish, queue_ms, compute_ms(, base, written(, load(, chained(, logprobs(,
+    prompt)))))].
     """
     fields = [
         verdict.handle,
@@ -118,7 +119,8 @@ def encode_verdict(verdict: Verdict, *, padding: int = 0, most: int = MAX_VERDIC
         _half(verdict.compute_ms),
     ]
     written = None if verdict.written is None else pack_ids(verdict.written)
-    optional = [verdict.base, written, _pack_load(verdict.load), verdict.chained, _pack_logprobs(verdict.logprobs)]
+    logprobs = (_pack_logprobs(each) for each in (verdict.logprobs, verdict.prompt))
+    optional = [verdict.base, written, _pack_load(verdict.load), verdict.chained, *logprobs]
     while optional and optional[-1] is None:
         optional.pop()
     fields += optional
@@ -133,6 +135,7 @@ def decode_verdict(payload: bytes) -> Verdict:
         "next": _unpack_next(fields["next"]),
         "load": _unpack_load(fields["load"]),
         "logprobs": _unpack_logprobs(fields["logprobs"]),
+        "prompt": _unpack_logprobs(fields["prompt"]),
     }
     return _validated(Verdict, fields | unpacked)
 

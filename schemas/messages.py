@@ -72,6 +72,8 @@ class Open(_Message):
             each position.
         app: Application of the device that the request is for, for the log.
         blocks: Requests block verification.
+        echo: Requests the log-probabilities of the prompt's tokens too, like `logprobs`. They come with the first
+            tokens of edge-only decoding.
     """
 
     kind: Literal["open"] = "open"
@@ -88,6 +90,7 @@ class Open(_Message):
     logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS, strict=True)] | None = None
     app: AppName | None = None
     blocks: Annotated[bool, Field(strict=True)] | None = None
+    echo: Annotated[bool, Field(strict=True)] | None = None
 
 
 class Opened(_Message):
@@ -203,6 +206,7 @@ class Verdict(_Message):
         chained: Tokens of the session's other drafts that were verified in the same step; None if there were none.
             They, and no other session, account for what the step took beyond an empty draft.
         logprobs: If requested: of the accepted tokens and of `next`, or of `written`.
+        prompt: If requested by `echo`, with `base` 0: log-probabilities of the prompt's tokens after the first.
     """
 
     handle: U16
@@ -217,6 +221,7 @@ class Verdict(_Message):
     load: EdgeLoad | None = None
     chained: Annotated[int, Field(ge=1, le=MAX_DRAFT * MAX_WINDOW, strict=True)] | None = None
     logprobs: Logprobs | None = None
+    prompt: Logprobs | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -79,7 +79,8 @@ def test_the_page_names_every_topic_and_every_field() -> None:
     assert set(SamplingPolicy.model_fields) <= set(re.findall(r"\w+", section("Open, up")))
     assert (
         f"[{', '.join(codec.VERDICT_LAYOUT)}]".replace(
-            ", base, written, load, chained, logprobs", "(, base, written(, load(, chained(, logprobs))))"
+            ", base, written, load, chained, logprobs, prompt",
+            "(, base, written(, load(, chained(, logprobs(, prompt)))))",
         )
         in PAGE
     )

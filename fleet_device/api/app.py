@@ -262,10 +262,13 @@ class _Api:
     def _model(self, name: str) -> dict[str, Any]:
         return {"id": name, "object": "model", "created": int(self.backend.since.timestamp()), "owned_by": "fleet"}
 
-    async def _text(self, request: Request, asked: TextRequest) -> Response:
-        reply = self._reply(asked)
+    async def _text(self, request: Request, asked: ChatRequest | CompletionRequest) -> Response:
+        reply, silent = self._reply(asked), asked.max_tokens == 0
         return await self._answer(
-            request, asked, whole=reply.whole, stream=lambda text, first: text.stream(reply, first)
+            request,
+            asked,
+            whole=lambda texts: reply.whole([text.without_output() for text in texts] if silent else texts),
+            stream=lambda text, first: text.stream(reply, first),
         )
 
     async def _answer(
@@ -311,10 +314,12 @@ class _Api:
     def _submit(self, asked: TextRequest, events: Events, application: Application | None) -> list[Ticket]:
         """Submit all choices, or none: if the queue has no room for one, those before it are cancelled."""
         loop, most = asyncio.get_running_loop(), self.settings.texts_at_once + self.settings.api_waiting
-        count = asked.n or 1
-        if count > most:
+        choices = asked.choices(self.settings)
+        if (count := len(choices)) > most:
             raise ApiProblem(
-                400, f"The device accepts at most {most} requests at a time; {asked.n} were requested.", param="n"
+                400,
+                f"The device accepts at most {most} requests at a time; {count} were requested.",
+                param="n" if asked.n == count else asked.prompt_field,
             )
 
         def listen(number: int, each: Piece | Delayed | GeneratedText | Failed) -> None:
@@ -328,7 +333,7 @@ class _Api:
         tickets: list[Ticket] = []
         self.quotas.begin(application, texts=count)
         try:
-            for number, choice in enumerate(asked.choices(self.settings)):
+            for number, choice in enumerate(choices):
                 prepare = partial(_prepare, choice, self.settings, None if application is None else application.name)
                 tickets.append(self.backend.submit(prepare, partial(listen, number)))
         except BaseException:
@@ -356,7 +361,7 @@ class _Api:
         finally:
             watcher.cancel()
 
-    def _reply(self, asked: TextRequest) -> Reply:
+    def _reply(self, asked: ChatRequest | CompletionRequest) -> Reply:
         chat = isinstance(asked, ChatRequest)
         return Reply(
             chat=chat,
@@ -367,6 +372,8 @@ class _Api:
             continuous_usage=asked.continuous_usage,
             spelling=self._spelling(asked),
             tools=asked.tool_calls(),
+            echo=self.spelling if isinstance(asked, CompletionRequest) and asked.echo else None,
+            prompts=len(asked.prompt) if isinstance(asked, CompletionRequest) else 1,
         )
 
     def _model_name(self) -> str:

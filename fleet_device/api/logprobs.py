@@ -6,6 +6,7 @@ They are the large model's own, before temperature, top_k and top_p, as OpenAI's
 import codecs
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import zip_longest
 from typing import Any
 
 from fleet_device.drafters.contract import TextCodec
@@ -71,6 +72,11 @@ def spelled_tokens(text: GeneratedText, spelling: TokenSpelling) -> list[TokenWi
     return shown
 
 
+def prompt_tokens(text: GeneratedText) -> list[TokenWithLogprobs]:
+    """Return the tokens of the prompt, with their log-probabilities if they were requested; the first has none."""
+    return list(zip_longest(text.request.prompt, (None, *text.generation.prompt_logprobs)))
+
+
 def token_logprobs(tokens: Sequence[TokenWithLogprobs], spelling: TokenSpelling) -> list[dict[str, Any]]:
     """Return the entries of a chat or a response, for the tokens that have a text."""
     return [
@@ -88,19 +94,22 @@ def chat_logprobs(tokens: Sequence[TokenWithLogprobs], spelling: TokenSpelling) 
 
 
 def completion_logprobs(
-    tokens: Sequence[TokenWithLogprobs], spelling: TokenSpelling, offsets: Offsets
+    tokens: Sequence[TokenWithLogprobs], spelling: TokenSpelling, offsets: Offsets, *, control: bool = False
 ) -> dict[str, Any]:
-    """Return the `logprobs` of a completion's choice or chunk; `offsets` counts the text before it."""
-    shown = [(token, known) for token, known in tokens if spelling.raw(token)]
+    """Return the `logprobs` of a completion's choice or chunk; `offsets` counts the text before it.
+
+    Tokens without a text are left out, unless `control` tokens are to be counted too.
+    """
+    shown = [(token, known) for token, known in tokens if control or spelling.raw(token)]
     return {
         "tokens": [spelling.name(token) for token, _ in shown],
-        "token_logprobs": [_chosen(known) for _, known in shown],
-        "top_logprobs": [_by_name(spelling, known) for _, known in shown],
+        "token_logprobs": [known and known.logprob for _, known in shown],
+        "top_logprobs": [known and _by_name(spelling, known) for _, known in shown],
         "text_offset": [offsets.next(spelling.raw(token)) for token, _ in shown],
     }
 
 
-def _by_name(spelling: TokenSpelling, known: TokenLogprobs | None) -> dict[str, float]:
+def _by_name(spelling: TokenSpelling, known: TokenLogprobs) -> dict[str, float]:
     """Return the alternatives by name; a further token of the same name has vLLM's name of it, with its id."""
     found: dict[str, float] = {}
     for token, value in _alternatives(known):

@@ -19,6 +19,7 @@ from fleet_device.api.logprobs import (
     TokenWithLogprobs,
     chat_logprobs,
     completion_logprobs,
+    prompt_tokens,
     spelled_tokens,
 )
 from fleet_device.api.problems import problem_of
@@ -30,8 +31,8 @@ from fleet_device.session.sequence import TokenOrigin
 from schemas.reasons import EndReason
 
 
-def usage_of(texts: Sequence[GeneratedText]) -> dict[str, Any]:
-    """Return the tokens of one answer, all its choices together; their common prompt counts once.
+def usage_of(texts: Sequence[GeneratedText], *, prompts: int = 1) -> dict[str, Any]:
+    """Return the tokens of one answer, all its choices together; a common prompt of several counts once.
 
     `fleet` counts what OpenAI's shape has no place for:
 
@@ -43,7 +44,8 @@ def usage_of(texts: Sequence[GeneratedText]) -> dict[str, Any]:
     - `suffix_drafted`, `suffix_accepted`: of those drafted and accepted, the ones from the suffix index.
     - `cached`: tokens of the prompt that the edge had computed before, for each choice.
     """
-    prompt, written = len(texts[0].request.prompt), sum(len(text.tokens) for text in texts)
+    first_of_each = texts[:: len(texts) // prompts]
+    prompt, written = sum(len(text.request.prompt) for text in first_of_each), sum(len(text.tokens) for text in texts)
     counters = [text.generation.counters for text in texts]
     accepted, tested = sum(each.accepted for each in counters), sum(each.tested for each in counters)
     cached = [_cached(text) for text in texts]
@@ -51,7 +53,7 @@ def usage_of(texts: Sequence[GeneratedText]) -> dict[str, Any]:
         "prompt_tokens": prompt,
         "completion_tokens": written,
         "total_tokens": prompt + written,
-        "prompt_tokens_details": {"cached_tokens": cached[0], "audio_tokens": 0},
+        "prompt_tokens_details": {"cached_tokens": sum(map(_cached, first_of_each)), "audio_tokens": 0},
         "completion_tokens_details": {
             "accepted_prediction_tokens": accepted,
             "rejected_prediction_tokens": tested - accepted,
@@ -143,7 +145,7 @@ class Reply:
     """The shapes of one answer, to a chat or to a prompt.
 
     `spelling` is None if no log-probabilities were requested; `tools` turns generated output into tool calls, if the
-    request allows that.
+    request allows that. `echo`, to put prompts in front of their answers, spells them.
     """
 
     chat: bool
@@ -154,6 +156,8 @@ class Reply:
     spelling: TokenSpelling | None = None
     tools: ToolCalls | None = None
     continuous_usage: bool = False
+    echo: TokenSpelling | None = None
+    prompts: int = 1
     _offsets: dict[int, Offsets] = field(default_factory=dict)  # of each choice
     _tokens: dict[int, int] = field(default_factory=dict)  # tokens of each choice so far
 
@@ -166,11 +170,14 @@ class Reply:
             content = (
                 {"message": {"role": "assistant", **said, "refusal": None, "annotations": []}}
                 if self.chat
-                else {"text": text.text}
+                else {"text": self._prompt(text) + text.text}
             )
             logprobs = None
             if self.spelling is not None:
-                logprobs = self._logprobs(spelled_tokens(text, self.spelling), self.spelling, Offsets())
+                tokens = spelled_tokens(text, self.spelling)
+                if self.echo is not None:
+                    tokens = prompt_tokens(text) + tokens
+                logprobs = self._logprobs(tokens, self.spelling, Offsets())
             finish = _finish(text, calls="tool_calls" in said)
             choices.append({"index": number, **content, "logprobs": logprobs, "finish_reason": finish})
         kind = "chat.completion" if self.chat else "text_completion"
@@ -179,7 +186,7 @@ class Reply:
         return {
             **self._head(kind),
             "choices": choices,
-            "usage": usage_of(texts),
+            "usage": usage_of(texts, prompts=self.prompts),
             "metrics": {"speculative_decoding": speculation_of(texts)},
             "fleet": fleet,
         }
@@ -232,7 +239,12 @@ class Reply:
     def _logprobs(
         self, tokens: Sequence[TokenWithLogprobs], spelling: TokenSpelling, offsets: Offsets
     ) -> dict[str, Any]:
-        return chat_logprobs(tokens, spelling) if self.chat else completion_logprobs(tokens, spelling, offsets)
+        if self.chat:
+            return chat_logprobs(tokens, spelling)
+        return completion_logprobs(tokens, spelling, offsets, control=self.echo is not None)
+
+    def _prompt(self, text: GeneratedText) -> str:
+        return "" if self.echo is None else b"".join(map(self.echo.raw, text.request.prompt)).decode(errors="replace")
 
     def _head(self, kind: str) -> dict[str, Any]:
         return {"id": self.name, "object": kind, "created": self.created, "model": self.model}

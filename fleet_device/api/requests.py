@@ -5,6 +5,7 @@ log-probabilities must not get an answer without them and continue as if they we
 """
 
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Final, Literal, Self, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
@@ -41,7 +42,7 @@ NEUTRAL: Final[Mapping[str, tuple[Any, ...]]] = {
     "chat_template_kwargs": ({},),
     "continue_final_message": (False,),
     "conversation": (),
-    "echo": (False,),
+    "echo": (False,),  # of other requests than those that have it
     "frequency_penalty": (0,),
     "function_call": ("none", "auto"),
     "functions": ([],),
@@ -114,17 +115,22 @@ def _asks_nothing(name: str, value: object) -> bool:
 R = TypeVar("R", bound=BaseModel)
 
 MOST_CHOICES: Final = 8
+_MOST_PROMPTS: Final = 256
 
 
 def _strings(value: object) -> object:
     return [value] if isinstance(value, str) else value
 
 
+def _prompts(value: object) -> object:
+    if isinstance(value, list) and value and isinstance(value[0], str | list):
+        if len(value) > _MOST_PROMPTS:
+            raise ValueError(f"a request has at most {_MOST_PROMPTS} prompts")
+        return tuple(map(_prompt, value))
+    return (_prompt(value),)
+
+
 def _prompt(value: object) -> object:
-    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], str | list):
-        value = value[0]
-    elif isinstance(value, list) and value and isinstance(value[0], str | list):
-        raise ValueError("several prompts in one request are not supported, send one request for each")
     if isinstance(value, list) and len(value) > MAX_TOKENS:
         raise ValueError(f"it has {len(value)} tokens, more than any text can")
     # One sentence for a value that fits neither kind; pydantic would give one for each kind.
@@ -135,7 +141,7 @@ def _prompt(value: object) -> object:
     return value
 
 
-_PROMPT: Final = BeforeValidator(_prompt, json_schema_input_type=str | list[int] | list[str] | list[list[int]])
+_PROMPTS: Final = BeforeValidator(_prompts, json_schema_input_type=str | list[int] | list[str] | list[list[int]])
 
 
 def _is_token(value: object) -> bool:
@@ -379,17 +385,42 @@ class TokenizeRequest(StrictModel):
 
 
 class CompletionRequest(TextRequest):
-    """`POST /v1/completions`."""
+    """`POST /v1/completions`. Of several prompts, each has `n` choices, one after another."""
 
-    prompt: Annotated[str | tuple[Annotated[int, Field(ge=0)], ...], _PROMPT]
+    prompt: Annotated[tuple[str | tuple[Annotated[int, Field(ge=0)], ...], ...], _PROMPTS]
+    max_tokens: Annotated[int, Field(ge=0, le=MAX_TOKENS)] | None = None
     logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS, strict=True)] | None = None
+    echo: Annotated[bool, Field(strict=True)] | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.max_tokens == 0 and not self.echo:
+            raise unusable("max_tokens", "it is at least 1 without echo")
+        if self.stream and (self.echo or len(self.prompt) > 1):
+            raise unusable("stream", "an answer with echo, or to several prompts, is sent as a whole")
+        return self
 
     @property
     def most_logprobs(self) -> int | None:
         return self.logprobs
 
+    @property
+    def token_limit(self) -> int | None:
+        return None if self.max_tokens is None else max(1, self.max_tokens)  # the edge computes one in any case
+
     def text_prompt(self) -> Prompt:
-        return self.prompt
+        return self.prompt[0]
+
+    def choices(self, defaults: DeviceSettings) -> list[Self]:
+        if len(self.prompt) == 1:
+            return super().choices(defaults)
+        of_each = [self.model_copy(update={"prompt": (prompt,)}) for prompt in self.prompt]
+        return [choice for each in of_each for choice in each.choices(defaults)]
+
+    def generate_request(self, codec: TextCodec, defaults: DeviceSettings) -> GenerateRequest:
+        request = super().generate_request(codec, defaults)
+        scored = bool(self.echo) and self.logprobs is not None
+        return replace(request, echo=True, speculation=False) if scored else request
 
 
 def read_request(model: type[R], body: bytes) -> R:

@@ -239,6 +239,7 @@ class Agent:
                 drafter.quantization,
                 request.logprobs,
                 request.app,
+                echo=request.echo,
             )
             outages = request.outages
             constraint = self._constraint(request.policy)
@@ -286,6 +287,7 @@ class Agent:
                 round_trips=driver.drafting.pacing.round_trips,
                 choice=pacing.choice(),
                 unverified=session.sequence.unverified,
+                prompt_logprobs=session.prompt_logprobs,
             )
             _log_end(generation)
             return generation

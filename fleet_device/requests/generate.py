@@ -33,6 +33,7 @@ class GenerateRequest:
         outages: What happens when no edge answers.
         speculation: Whether the device may draft; otherwise it uses edge-only decoding.
         offer: Functions whose calls `GeneratedText.tool_calls` has.
+        echo: Whether the log-probabilities of the prompt are returned too; needs `logprobs`, and no `speculation`.
     """
 
     prompt: tuple[int, ...]
@@ -45,6 +46,7 @@ class GenerateRequest:
     app: str | None = None
     speculation: bool = True
     offer: ToolOffer | None = field(default=None, compare=False, repr=False)
+    echo: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +141,7 @@ class Generation:
         choice: The last plan, and why.
         unverified: Number of tokens at the end that do not follow the target distribution, because some were generated
             without an edge.
+        prompt_logprobs: Of the prompt's tokens after the first, if they were requested.
     """
 
     session: bytes
@@ -154,6 +157,7 @@ class Generation:
     round_trips: RoundTrips = field(default_factory=RoundTrips)
     choice: Choice | None = None
     unverified: int = 0
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
 
     @property
     def mean_draft(self) -> float | None:
@@ -192,6 +196,11 @@ class GeneratedText:
             f"<GeneratedText {text!r}: {len(self.tokens)} tokens, reason {self.reason.value!r}, "
             f"session {self.session!r}{'' if self.verified else f', {self.unverified} tokens unverified'}>"
         )
+
+    def without_output(self) -> "GeneratedText":
+        """Return this as if no token had been requested."""
+        generation = replace(self.generation, tokens=(), reason=EndReason.LENGTH)
+        return replace(self, text="", stopped=False, generation=generation, origins=(), logprobs=None, tool_calls=())
 
     @property
     def reason(self) -> EndReason:

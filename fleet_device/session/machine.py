@@ -36,6 +36,8 @@ class DeviceSession:
     Attributes:
         counters: Times are added by the caller.
         granted: Whether any edge has taken the session so far.
+        prompt_logprobs: Those of the prompt's tokens after the first, if they were requested and the first token is
+            here.
     """
 
     request: Open
@@ -46,6 +48,7 @@ class DeviceSession:
     opened: Opened | None = None
     state: SessionState = SessionState.NEW
     granted: bool = False
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
     _attempt: int = -1
     _asking: Open | None = None  # the last Open, until an edge has answered it or tokens were committed
     _epoch: int = 0
@@ -77,7 +80,8 @@ class DeviceSession:
         self._attempt += 1
         self._let_go()
         resume = tuple(self.committed) if self._attempt or self.committed else None
-        self._asking = self.request.model_copy(update={"attempt": self._attempt, "resume": resume})
+        echo = self.request.echo if not self.committed else None
+        self._asking = self.request.model_copy(update={"attempt": self._attempt, "resume": resume, "echo": echo})
         return self._asking
 
     def open_again(self) -> Open:
@@ -418,6 +422,8 @@ class DeviceSession:
         answered = stream.stops and verdict.round == stream.request.round
         if not new and not answered and verdict.finish is Finish.NO:
             return []
+        if new:
+            self._read_prompt(verdict)
         self.counters.rounds += bool(new)
         self.counters.streamed += len(new)
         stream.first = False
@@ -433,6 +439,7 @@ class DeviceSession:
         """Apply the verdict of an edge without edge-only decoding, to which the request was an empty draft."""
         if not isinstance(verdict.next, int):
             raise ProtocolViolation("The edge was asked to decode, and has sent no token.")
+        self._read_prompt(verdict)
         self.counters.rounds += 1
         self.counters.streamed += 1
         logprobs = self._logprobs(() if verdict.logprobs is None else verdict.logprobs.tokens(), (verdict.next,))
@@ -475,6 +482,12 @@ class DeviceSession:
                 f"The edge has sent the log-probabilities of {len(rows)} tokens, not of {len(tokens)}."
             )
         return rows
+
+    def _read_prompt(self, verdict: Verdict) -> None:
+        """Keep the prompt's log-probabilities, which come with the first token if they were requested."""
+        if self.request.echo and not self.committed:
+            rows = () if verdict.prompt is None else verdict.prompt.tokens()
+            self.prompt_logprobs = self._logprobs(rows, self.request.prompt[1:])
 
     def _correction_logprobs(
         self, decided: DecidedDraft, rejection: Rejection, token: int

@@ -33,6 +33,8 @@ def session_request(
     quantization: str,
     logprobs: int | None = None,
     app: str | None = None,
+    *,
+    echo: bool = False,
 ) -> Open:
     """Return the first Open of a session; raise SessionRefused if no Open could carry the arguments."""
     if len(prompt) > MAX_TOKENS:
@@ -55,6 +57,7 @@ def session_request(
         logprobs=logprobs,
         app=app,
         blocks=True if policy.gains_from_blocks and logprobs is None else None,
+        echo=echo or None,
     )
 
 

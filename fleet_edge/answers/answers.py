@@ -362,6 +362,8 @@ class Responder:
         if session.logprobs is None:
             return [self._piece(session, stream, timing, most=MAX_TOKENS)]
         room = self.publisher.max_verdict_bytes - _VERDICT_BYTES
+        if session.echo:
+            room -= session.prompt_length * session.logprobs_bytes
         most = max(1, room // (_ID_BYTES + session.logprobs_bytes))
         pieces = [self._piece(session, stream, timing, most=most)]
         while stream.sent < session.committed:
@@ -371,6 +373,7 @@ class Responder:
     def _piece(self, session: EdgeSession, stream: DecodeRequest, timing: DraftTiming, *, most: int) -> bytes:
         base, sent = stream.sent, session.sent
         written = session.take_unsent(stream, at=self.clock(), most=most)
+        prompt = session.prompt_logprobs if written and base == 0 else ()
         payload = self._encode(
             session,
             stream.request,
@@ -380,6 +383,7 @@ class Responder:
             finish=session.finish if stream.sent >= session.committed else Finish.NO,
             base=base,
             written=written,
+            prompt=Logprobs.of(prompt) if prompt else None,
         )
         # As on the device: a piece without new tokens is no round.
         session.counters += SegmentCounters(rounds=int(session.sent > sent), downlink_bytes=len(payload))
@@ -393,6 +397,11 @@ class Responder:
         sentence = "The device requests repeated verdicts too fast; it waits a second."
         fault = DraftFault(FaultCode.QUOTA, Action.WAIT, sentence, retry_s=1.0)
         self.send_fault(session.device, fault, session=session, draft=draft)
+
+    def can_send_prompt(self, number: int, *, most: int) -> bool:
+        """Whether the log-probabilities of a prompt, and of `most` tokens at each position, fit in a verdict."""
+        each = _FLOAT_BYTES + (_ID_BYTES + _FLOAT_BYTES) * most
+        return (number + 1) * each + _ID_BYTES <= self.publisher.max_verdict_bytes - _VERDICT_BYTES
 
     def can_send_rows(self, number: int, *, top_k: int) -> bool:
         """Whether what ends the race of a rejected block fits in a verdict: without it the race might not end."""

@@ -30,6 +30,10 @@ _LEAST_CHUNK: Final = 16
 """Prompt tokens in a step that has any, even on a slow edge: fewer cost nearly as much."""
 
 
+_MOST_SCORED: Final = 64
+"""Rows of logits of prompts in a step: they take memory, and delay the drafts that arrive meanwhile."""
+
+
 @dataclass(frozen=True, slots=True)
 class Budget:
     """Limits of one step.
@@ -66,6 +70,7 @@ class BatchBuilder:
     _forced: Counter[str] = field(default_factory=Counter)  # forced tokens that are speculated, by device
     _able: dict[int, EdgeSession] = field(default_factory=dict)
     _computing: set[int] = field(default_factory=set)
+    _scored: int = 0
 
     def build(self, sessions: Iterable[EdgeSession], *, evicted: set[int]) -> Batch:
         """Return the batch; empty if there is nothing to do now.
@@ -163,7 +168,7 @@ class BatchBuilder:
         drafted = [token for arrived in chain for token in arrived.draft.tokens]
         # The last committed token is always recomputed: its row decides on the first draft token.
         backlog = self._backlog(session)
-        if chain and backlog + 1 + len(drafted) <= max(allowance, 1 + len(drafted)):
+        if chain and not session.unscored and backlog + 1 + len(drafted) <= max(allowance, 1 + len(drafted)):
             computed = self._computed(session)
             tokens = (*session.tokens[computed:], *drafted)
             rows = len(drafted) + 1
@@ -191,10 +196,18 @@ class BatchBuilder:
 
     def _prefill(self, session: EdgeSession, most: int, *, background: bool) -> int:
         """Add the first part of a session's backlog; return the tokens to compute."""
-        computed = self._computed(session)
-        tokens = tuple(session.tokens[computed : min(computed + most, len(session.tokens) - 1)])
+        computed, scored = self._computed(session), tuple[int, ...]()
+        if session.unscored:
+            most = min(most, _MOST_SCORED - self._scored)
+        end = min(computed + most, len(session.tokens) - 1)
+        tokens = tuple(session.tokens[computed:end])
+        if session.unscored:
+            # A row is of the next token; after an eviction some are scored already.
+            scored = tuple(session.tokens[len(session.prompt_logprobs) + 1 : end + 1])
+            self._scored += len(scored)
         if tokens:
-            self._add(session, Item(session.handle, tokens, 0, stable=session.policy.repeats), background=background)
+            item = Item(session.handle, tokens, len(scored), stable=session.policy.repeats)
+            self._add(session, item, scored=scored, background=background)
         return len(tokens)
 
     def _in_turn(self, session: EdgeSession, most: int, *, background: bool) -> int | None:
@@ -202,7 +215,7 @@ class BatchBuilder:
 
         Returns the tokens to compute instead of the session's own; None to compute the session itself.
         """
-        if self._backlog(session) < LEAST_REUSED:
+        if self._backlog(session) < LEAST_REUSED or session.unscored:
             return None
         ahead = self.cache.ahead(session.handle, computing=self._computing, able=self._able)
         if ahead is None:
@@ -214,14 +227,22 @@ class BatchBuilder:
         return self._prefill(self._able[first], min(most, common - self.cache.computed(first)), background=background)
 
     def _reuse(self, session: EdgeSession) -> None:
+        if session.unscored:
+            return  # what others have computed has no logits
         if reused := self.cache.reuse(session.handle):
             session.counters += SegmentCounters(reused_tokens=reused)
 
     def _add(
-        self, session: EdgeSession, item: Item, chain: tuple[ReceivedDraft, ...] = (), *, background: bool
+        self,
+        session: EdgeSession,
+        item: Item,
+        chain: tuple[ReceivedDraft, ...] = (),
+        *,
+        scored: tuple[int, ...] = (),
+        background: bool,
     ) -> None:
         self.cache.truncate(session.handle, self._computed(session))
-        work = WorkItem(session, item, chain, background=background)
+        work = WorkItem(session, item, chain, background=background, scored=scored)
         self.batch.works.append(work)
         self._computing.add(session.handle)
 

@@ -202,7 +202,7 @@ class MemoryTurns:
 
     def on_step(self, report: StepReport) -> None:
         for work in report.batch.works:
-            verified = work.item.rows - work.speculated
+            verified = work.verified - work.speculated
             self.count(work.session.handle, prefilled=work.prefilled, verified=verified, at=report.times.ended)
 
     def count(self, handle: int, *, prefilled: int, verified: int, at: float) -> None:

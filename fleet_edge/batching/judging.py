@@ -39,7 +39,7 @@ class Case:
     `tokens` is the draft after position `base`, or speculated tokens in edge-only decoding (`written`). `counts` are
     draft probabilities in 1/65,536; None in coupled mode. In block verification, `blocks` are the drafts' lengths.
     `logprobs` top log-probabilities are reported at each position. `text`, the tokens before the draft, is only needed
-    with a grammar.
+    with a grammar. Of `scored` tokens, those of a prompt, only the log-probabilities are wanted.
     """
 
     tokens: tuple[int, ...]
@@ -52,6 +52,7 @@ class Case:
     constraint: Constraint | None = None
     text: tuple[int, ...] = ()
     blocks: tuple[int, ...] | None = None
+    scored: bool = False
 
     @property
     def rows(self) -> int:
@@ -95,7 +96,7 @@ def _grouped(cases: Sequence[Case], size: int) -> tuple[list[int], list[RowGroup
     by_support: dict[int, list[int]] = defaultdict(list)
     for place, case in enumerate(cases):
         support = 1 if case.policy.greedy else case.policy.top_k
-        if 0 < support < size and case.constraint is None:
+        if 0 < support < size and case.constraint is None and not case.scored:
             by_support[support].append(place)
     groups = [
         RowGroup(
@@ -132,8 +133,8 @@ def _decide_all(
 
 def _with_logprobs(
     judgement: Judgement, case: Case, row_at: Callable[[int], NDArray[np.float32]], start: int
-) -> Judgement:
-    """Return a judgement with the log-probabilities of its tokens.
+) -> Judgement | None:
+    """Return a judgement with the log-probabilities of its tokens; None if the logits are not numbers.
 
     `row_at` returns an unshaped row of logits; `start` is the first row of the case.
     """
@@ -141,7 +142,10 @@ def _with_logprobs(
     tokens = case.tokens[: judgement.accepted]
     if judgement.token is not None:
         tokens = (*tokens, judgement.token)
-    found = [logprobs_of_token(row_at(start + place), token, most=most) for place, token in enumerate(tokens)]
+    try:
+        found = [logprobs_of_token(row_at(start + place), token, most=most) for place, token in enumerate(tokens)]
+    except ValueError:
+        return None
     if isinstance(judgement.p, Dist):
         row = row_at(start + judgement.accepted)
         found.append(logprobs_of_rejection(row, judgement.p, policy=case.policy, most=most))
@@ -165,6 +169,8 @@ def _unbounded(row_at: Callable[[int], NDArray[np.float32]], offset: int, case: 
 
 
 def _decide(case: Case, at: Callable[[int], Dist]) -> Judgement | None:
+    if case.scored:
+        return Judgement(len(case.tokens), rejected=False)
     try:
         if case.written:
             judgement = decode(at, case.tokens, policy=case.policy, base=case.base)

@@ -14,17 +14,26 @@ from schemas.policy import SamplingPolicy
 
 @dataclass(frozen=True, slots=True)
 class WorkItem:
-    """One session's part of a step; `chain` are the drafts to decide on, empty for prefill."""
+    """One session's part of a step; `chain` are the drafts to decide on, empty for prefill.
+
+    `scored` are tokens of the prompt whose log-probabilities are requested; prefill has rows for them alone.
+    """
 
     session: EdgeSession
     item: Item
     chain: tuple[ReceivedDraft, ...] = ()
     background: bool = False
+    scored: tuple[int, ...] = ()
 
     @property
     def prefilled(self) -> int:
         """Tokens of the prompt or sequence that are computed without logits."""
-        return len(self.item.tokens) - self.item.rows
+        return len(self.item.tokens) - self.verified
+
+    @property
+    def verified(self) -> int:
+        """Number of tokens whose logits decide on drafts."""
+        return self.item.rows - len(self.scored)
 
     @property
     def decodes(self) -> bool:
@@ -45,6 +54,11 @@ class Batch:
     @property
     def verifications(self) -> list[WorkItem]:
         return [work for work in self.works if work.chain]
+
+    @property
+    def judged(self) -> list[WorkItem]:
+        """The parts with rows: verifications, and prefill whose tokens are scored."""
+        return [work for work in self.works if work.chain or work.scored]
 
     @property
     def items(self) -> list[Item]:

@@ -93,12 +93,7 @@ def grant(message: Open, *, target: TargetInfo, offer: SessionOffer) -> SessionL
             f"The edge knows the {target.most_top_k} most likely tokens of the target model {target.name} and no more; "
             f"ask for top_k from 1 to {target.most_top_k}, or for temperature 0.",
         )
-    if message.logprobs is not None and target.most_top_k is not None:
-        raise OpenRefused(
-            RefusalCode.LOGPROBS,
-            f"The edge knows the {target.most_top_k} most likely tokens of the target model {target.name} and no more, "
-            "so that it cannot tell exact log-probabilities; ask without `logprobs`.",
-        )
+    _check_logprobs(message, target)
     resumed = message.resume or ()
     if not message.prompt:
         raise OpenRefused(RefusalCode.PROMPT_EMPTY, "The prompt is empty; give at least one token.")
@@ -128,3 +123,17 @@ def grant(message: Open, *, target: TargetInfo, offer: SessionOffer) -> SessionL
         end_tokens=frozenset(target.end_tokens),
         blocks=bool(offer.blocks and message.blocks and message.policy.gains_from_blocks and message.logprobs is None),
     )
+
+
+def _check_logprobs(message: Open, target: TargetInfo) -> None:
+    if message.logprobs is not None and target.most_top_k is not None:
+        raise OpenRefused(
+            RefusalCode.LOGPROBS,
+            f"The edge knows the {target.most_top_k} most likely tokens of the target model {target.name} and no more, "
+            "so that it cannot tell exact log-probabilities; ask without `logprobs`.",
+        )
+    if message.echo and (message.logprobs is None or message.resume):
+        raise OpenRefused(
+            RefusalCode.LOGPROBS,
+            "An Open with `echo` has `logprobs` and no `resume`: those of the prompt come with the first tokens.",
+        )

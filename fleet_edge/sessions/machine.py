@@ -114,6 +114,8 @@ class EdgeSession:
 
     Attributes:
         logprobs: Number of top log-probabilities that the device requests; None for no log-probabilities.
+        echo: Whether it requests those of the prompt too.
+        prompt_logprobs: Those of the prompt's tokens after the first, as far as they are computed.
         sent: Position up to which the device was sent tokens.
         rejection: The last rejection, while its correction is awaited.
         failure: Fault with which the session has ended; it answers all further drafts.
@@ -129,6 +131,8 @@ class EdgeSession:
     prompt_length: int
     counters: SegmentCounters = field(default_factory=SegmentCounters)
     logprobs: int | None = None
+    echo: bool = False
+    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
     token_logprobs: list[TokenLogprobs] = field(default_factory=list)
     recent: RecentAcceptance = field(default_factory=RecentAcceptance)
     times: TokenTimes = field(default_factory=TokenTimes)
@@ -164,6 +168,7 @@ class EdgeSession:
             tokens=[*message.prompt, *resumed],
             prompt_length=len(message.prompt),
             logprobs=message.logprobs,
+            echo=bool(message.echo),
             constraint=constraint,
             draft_model=model_name(message.draft_model, message.quantization) or "",
             _digest=extend_digest(EMPTY_DIGEST, resumed),
@@ -185,6 +190,11 @@ class EdgeSession:
     @property
     def logprobs_bytes(self) -> int:
         return 0 if self.logprobs is None else _FLOAT_BYTES + (_ID_BYTES + _FLOAT_BYTES) * self.logprobs
+
+    @property
+    def unscored(self) -> int:
+        """Number of the prompt's tokens whose log-probabilities are requested and not computed yet."""
+        return self.prompt_length - 1 - len(self.prompt_logprobs) if self.echo else 0
 
     @property
     def text(self) -> tuple[int, ...]:

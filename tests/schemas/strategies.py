@@ -131,6 +131,7 @@ def verdicts() -> st.SearchStrategy[Verdict]:
         load=st.none() | loads(times),
         chained=st.none() | st.integers(1, MAX_DRAFT * MAX_WINDOW),
         logprobs=st.none() | logprobs(),
+        prompt=st.none() | logprobs(),
     )
     return written | st.builds(
         Verdict,
@@ -161,6 +162,7 @@ def opens() -> st.SearchStrategy[Open]:
         max_new_tokens=st.integers(0, 1 << 17),
         resume=st.none() | tokens,
         logprobs=st.none() | st.integers(0, 20),
+        echo=st.none() | st.booleans(),
         app=st.none() | NAME.map(lambda name: name[:40]),
     )
 

@@ -82,6 +82,7 @@ def test_the_layouts_are_those_of_the_encoded_arrays() -> None:
         load=EdgeLoad(texts=7, writing_ms=12.0),
         chained=8,
         logprobs=TOLD,
+        prompt=TOLD,
     )
     assert dict(zip(VERDICT_LAYOUT, cbor2.loads(encode_verdict(written)), strict=True))["base"] == 3
 

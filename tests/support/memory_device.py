@@ -165,7 +165,11 @@ class ScriptedAgent:
         counters = SessionCounters(drafted=4, tested=4, accepted=3, rounds=2, uplink_bytes=50, downlink_bytes=20)
         counters.histogram = list(self.histogram)
         unverified = 0 if verified is None else len(tokens) - verified
-        return Generation(SESSION, tuple(tokens), reason, counters, None, 100.0, 10.0, 0, 1, unverified=unverified)
+        scores = committed(prompt[1:], logprobs=request.logprobs).logprobs if request.echo else ()
+        return Generation(
+            SESSION, tuple(tokens), reason, counters, None, 100.0, 10.0, 0, 1,
+            unverified=unverified, prompt_logprobs=scores,
+        )  # fmt: skip
 
     def _wake(self) -> None:
         if self.gate is not None:

@@ -17,7 +17,7 @@ DOWN: Final = (Topic.SESSION, Topic.VERDICT, Topic.EDGE_STATE)
 JSON: Final = (Topic.STATE, Topic.TELEMETRY, Topic.EDGE_STATE)
 
 DRAFT_FIELDS: Final = 11
-VERDICT_FIELDS: Final = 12
+VERDICT_FIELDS: Final = 13
 """Trailing fields may be omitted, but not when later ones follow."""
 
 SAMPLES: Final = 9

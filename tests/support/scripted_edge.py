@@ -220,10 +220,13 @@ class LoneDevice:
         prompt: Sequence[int] = (1, 2),
         context: RequestContext | None = None,
         logprobs: int | None = None,
+        echo: bool = False,
     ) -> Generation:
         self.broker.pump()
         policy = SamplingPolicy(mode=mode, temperature=0.8, top_k=5, top_p=0.93, seed=seed)
-        request = GenerateRequest(tuple(prompt), policy=policy, max_new_tokens=most, logprobs=logprobs)
+        request = GenerateRequest(
+            tuple(prompt), policy=policy, max_new_tokens=most, logprobs=logprobs, echo=echo, speculation=not echo
+        )
         return self.agent.generate(request, context or RequestContext())
 
     def _step(self) -> bool:

@@ -2,9 +2,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import httpx
+import pytest
 from starlette.applications import Starlette
 
-from tests.fleet_device.api.client import ask, chat, chunks, complete
+from tests.fleet_device.api.client import ask, chat, chunks, complete, error
 from tests.fleet_device.api.conftest import Make
 from tests.support.memory_device import ScriptedAgent, TalkingCodec
 
@@ -66,3 +67,60 @@ def test_tokenize_names_control_tokens(make: Make) -> None:
     app = of_parts(make, [A])
     body = ask(app, "POST", "/tokenize", body={"prompt": "a", "return_token_strs": True}).json()
     assert body["token_strs"] == ["a"]
+
+
+def test_an_echo_has_the_log_probabilities_of_all_tokens(make: Make) -> None:
+    app = of_parts(make, [A, CONTROL])
+    body = complete(app, prompt=[A, CONTROL, 0, 1, 2, 3], echo=True, logprobs=1).json()["choices"][0]
+    told = body["logprobs"]
+    assert body["text"] == "a😀a"
+    # A client counts tokens, so those without a text are there too.
+    assert told["tokens"] == ["a", "<|end|>", *(f"bytes:\\x{byte[0]:02x}" for byte in EMOJI), "a", "<|end|>"]
+    assert told["token_logprobs"] == [None] + [-0.5] * 7
+    assert told["top_logprobs"] == [None] + [{"bytes:\\xf0": -1.0}] * 7
+    assert told["text_offset"] == [0, 1, 1, 1, 1, 1, 2, 3]
+
+
+def test_an_echo_without_log_probabilities_is_the_text_alone(make: Make) -> None:
+    app, backend = make()
+    choice = complete(app, echo=True).json()["choices"][0]
+    assert (choice["text"], choice["logprobs"]) == ("t1 t2 t1 t2 t3 ", None)
+    assert backend.agent.speculation == [True]
+
+
+def test_an_echo_of_no_token_is_the_prompt(make: Make) -> None:
+    app, backend = make()
+    body = complete(app, echo=True, max_tokens=0, logprobs=0).json()
+    [choice] = body["choices"]
+    assert (choice["text"], choice["finish_reason"]) == ("t1 t2 ", "length")
+    assert choice["logprobs"]["token_logprobs"] == [None, -0.5]
+    assert (body["usage"]["prompt_tokens"], body["usage"]["completion_tokens"]) == (2, 0)
+    assert [asked["max_new_tokens"] for asked in backend.agent.asked] == [1]
+    assert backend.agent.speculation == [False]
+
+
+def test_each_of_several_prompts_has_its_choices(make: Make) -> None:
+    app, backend = make(waiting=3)
+    body = complete(app, prompt=["t1", [2, 3]], n=2, echo=True, seed=7).json()
+    assert [choice["text"] for choice in body["choices"]] == [
+        f"{prompt} t1 t2 t3 " for prompt in ("t1", "t1", "t2 t3", "t2 t3")
+    ]
+    assert (body["usage"]["prompt_tokens"], body["usage"]["completion_tokens"]) == (3, 12)
+    assert [asked["policy"].seed for asked in backend.agent.asked] == [7, 8, 7, 8]
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"echo": True, "stream": True}, "stream"),
+        ({"prompt": ["t1", "t2"], "stream": True}, "stream"),
+        ({"prompt": ["t1"] * 50}, "prompt"),  # more than the queue takes
+        ({"prompt": ["t1", ""]}, "prompt"),
+        ({"prompt": ["t1", [["t2"]]]}, "prompt"),
+    ],
+)
+def test_what_cannot_be_echoed_is_refused(make: Make, fields: dict[str, Any], param: str) -> None:
+    response = complete(make()[0], **fields)
+    assert response.status_code == 400
+    assert error(response)["param"] == param

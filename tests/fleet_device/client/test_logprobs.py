@@ -1,4 +1,5 @@
 import random
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -31,10 +32,10 @@ def written(
     return tokens, told
 
 
-def assert_exact(tokens: list[int], told: list[TokenLogprobs]) -> None:
+def assert_exact(tokens: Sequence[int], told: Sequence[TokenLogprobs], *, prompt: Sequence[int] = (1, 2)) -> None:
     assert len(tokens) == len(told) > 0
     for place, (token, each) in enumerate(zip(tokens, told, strict=True)):
-        logits = TARGET.logits((1, 2, *tokens[:place])).astype(np.float64)
+        logits = TARGET.logits((*prompt, *tokens[:place])).astype(np.float64)
         exact = logits - np.log(np.exp(logits).sum())
         assert each.logprob == pytest.approx(exact[token], abs=1e-4)
         assert each.values == pytest.approx(sorted(exact, reverse=True)[:2], abs=1e-4)
@@ -77,3 +78,36 @@ def test_an_edge_that_tells_too_few_is_found_out() -> None:
     rewrite(fleet.broker, forgetful)
     with pytest.raises(ProtocolViolation, match="log-probabilities of 0 tokens"):
         written(LoneDevice(fleet))
+
+
+PROMPT = (1, *(2 + number % 4 for number in range(150)))
+
+
+@pytest.mark.parametrize("restarts", [(), (2, 5), (4,)])
+@pytest.mark.parametrize("mode", [Mode.RESIDUAL, Mode.COUPLED])
+def test_a_prompt_is_scored_and_the_text_is_the_same(mode: Mode, restarts: Sequence[int]) -> None:
+    fleet = MemoryFleet()
+    device = LoneDevice(fleet)
+    device.inbox.on_wait = lambda wait: fleet.restart_edge() if wait in restarts else None
+    scored = device.generate(mode=mode, most=LENGTH, prompt=PROMPT, logprobs=2, echo=True)
+    assert_exact(PROMPT[1:], scored.prompt_logprobs, prompt=PROMPT[:1])
+    assert scored.unverified == scored.counters.drafted == 0
+    if mode is Mode.COUPLED:
+        assert scored.tokens == LoneDevice(MemoryFleet()).generate(mode=mode, most=LENGTH, prompt=PROMPT).tokens
+
+
+def test_a_prompt_of_one_token_has_nothing_to_score() -> None:
+    scored = LoneDevice(MemoryFleet()).generate(prompt=(1,), logprobs=0, echo=True)
+    assert scored.prompt_logprobs == ()
+    assert scored.tokens
+
+
+def test_an_edge_that_does_not_score_a_prompt_is_found_out() -> None:
+    fleet = MemoryFleet()
+
+    def older(topic: Topic, content: Any) -> Any:
+        return content[:12] if topic is Topic.VERDICT else content
+
+    rewrite(fleet.broker, older)
+    with pytest.raises(ProtocolViolation, match="log-probabilities of 0 tokens, not of 1"):
+        LoneDevice(fleet).generate(logprobs=2, echo=True)

@@ -50,6 +50,7 @@ _BODIES: Final[tuple[tuple[bytes, Any], ...]] = (
     (_COMPLETION, {"prompt": "t1 t2", "max_tokens": 7, "seed": 5, "mode": "coupled", "top_k": 3}),
     (_COMPLETION, {"prompt": [1, 2, 3], "stream": True, "stream_options": {"include_usage": True}}),
     (_COMPLETION, {"prompt": ["t1"], "n": 1, "echo": False, "logprobs": None, "user": "u", "best_of": 1}),
+    (_COMPLETION, {"prompt": ["t1", [1, 2]], "echo": True, "logprobs": 1, "max_tokens": 0}),
     (_CHAT, {"messages": [{"role": "user", "content": "t1"}], "tools": [_TOOL], "parallel_tool_calls": True}),
     (b"/api/chat", {"messages": [{"role": "user", "content": "t1"}], "tools": [_TOOL], "options": {"seed": 1}}),
     (b"/api/generate", {"prompt": "t1", "raw": True, "format": "json", "stream": False}),
