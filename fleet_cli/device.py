@@ -240,6 +240,7 @@ def _result(device: str, vocabulary: int, text: GeneratedText) -> dict[str, Any]
         "suffix_accepted": counters.suffix_accepted,
         "uplink_bytes": counters.uplink_bytes,
         "downlink_bytes": counters.downlink_bytes,
+        "joules": generation.joules,
         "draft_ms": counters.draft_ms,
         "wait_ms": counters.wait_ms,
         "mean_batch": closed.mean_batch if closed else None,
@@ -264,6 +265,8 @@ def _summary(result: dict[str, Any]) -> str:
 def _stats(result: dict[str, Any]) -> str:
     first_s = "none" if result["first_token_s"] is None else f"{result['first_token_s']:.2f} s"
     drafted = max(0, result["tokens"] - result["streamed"] - result["unverified"])
+    joules, tokens = result["joules"], max(1, result["tokens"])
+    energy = "" if joules is None else f"; {joules:.1f} J, {joules / tokens:.2f} J a token"
     return "\n".join(
         (
             f"  plan at the end   {result['plan']}: {result['plan_reason']}",
@@ -273,7 +276,7 @@ def _stats(result: dict[str, Any]) -> str:
             f"  from earlier text {result['suffix_drafted']} of these; {result['suffix_tested']} tested, "  # noqa: ISC004
             f"{result['suffix_accepted']} accepted",
             f"  first token       after {first_s}",
-            f"  draft model       {result['draft_ms']:.0f} ms; waiting {result['wait_ms']:.0f} ms",
+            f"  draft model       {result['draft_ms']:.0f} ms; waiting {result['wait_ms']:.0f} ms{energy}",
         )
     )
 

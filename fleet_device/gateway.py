@@ -58,6 +58,7 @@ class Journal:
                 "unverified": latest.get("unverified") or 0,
                 "mean_draft": latest.get("mean_draft"),
                 "draft_ms_per_token": latest.get("draft_ms_per_token"),
+                "joules_per_token": latest.get("joules_per_token"),
                 "plan": latest.get("plan"),
                 "plan_reason": latest.get("plan_reason"),
             }
@@ -299,7 +300,8 @@ class Gateway:
         }
 
     def status(self) -> dict[str, Any]:
-        return {**self.health(), "offline": self._settings.offline.value, **self._journal.json()}
+        heat = {"temperature_c": self.service.heat.temperature_c, "throttled": self.service.heat.throttled}
+        return {**self.health(), "offline": self._settings.offline.value, **self._journal.json(), **heat}
 
     def _generate(self, request: GenerateRequest, context: RequestContext) -> GeneratedText:
         outages = request.outages

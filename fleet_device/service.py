@@ -4,7 +4,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, Self
@@ -22,7 +22,8 @@ from fleet_device.client.retry import RetryPolicy
 from fleet_device.drafters.contract import Drafter, sequences_of
 from fleet_device.errors import EdgeUnavailable
 from fleet_device.pacing.adaptive import make_pacing
-from fleet_device.pacing.contract import RoundTrips
+from fleet_device.pacing.contract import Pacing, RoundTrips
+from fleet_device.power import EnergyMeter, HeatSensor
 from fleet_device.requests.chat import ConversationCodec
 from fleet_device.requests.generate import GeneratedText, GenerateRequest, Generation, RequestContext, generate_text
 from fleet_device.settings import DeviceSettings
@@ -49,8 +50,9 @@ class DeviceTotals:
     _drafts: int = 0
     _draft_ms: float = 0.0
     _round_trip_ms: float | None = None
+    _joules: float | None = None
 
-    def add(self, generation: Generation) -> Telemetry:
+    def add(self, generation: Generation, *, temperature_c: float | None = None) -> Telemetry:
         counters, choice = generation.counters, generation.choice
         self.sessions += 1
         self.tokens += len(generation.tokens)
@@ -61,6 +63,8 @@ class DeviceTotals:
         self._drafted += counters.drafted
         self._drafts += generation.drafts
         self._draft_ms += counters.draft_ms
+        if generation.joules is not None:
+            self._joules = (self._joules or 0.0) + generation.joules
         self._smooth(generation.round_trips)
         return Telemetry(
             sessions=self.sessions,
@@ -73,6 +77,8 @@ class DeviceTotals:
             unverified=self._unverified or None,
             plan=choice and choice.plan,
             plan_reason=choice and choice.reason[:MAX_SENTENCE],
+            temperature_c=temperature_c,
+            joules_per_token=self._joules / self.tokens if self._joules is not None and self.tokens else None,
         )
 
     def _smooth(self, new: RoundTrips) -> None:
@@ -94,7 +100,7 @@ _CLOSE_S: Final = 2.0
 _TIDY_S: Final = 60.0  # minimum interval at which free memory is released
 _AGAIN_S: Final = 5.0  # between the attempts of a device that waits for its network
 
-_PACING: Final = frozenset({"draft_length", "ahead", "stream"})
+_PACING: Final = frozenset({"draft_length", "ahead", "stream", "goal"})
 
 
 @dataclass(slots=True)
@@ -114,6 +120,8 @@ class DeviceService:
     clock: Callable[[], float] = time.monotonic
     now: Callable[[], datetime] = lambda: datetime.now(UTC)
     tally: DeviceTotals = field(default_factory=DeviceTotals)
+    heat: HeatSensor = field(default_factory=HeatSensor)
+    meter: EnergyMeter = field(init=False)
     agent: Agent = field(init=False)
     codec: ConversationCodec = field(init=False)
     since: datetime = field(init=False)
@@ -129,6 +137,8 @@ class DeviceService:
     def __post_init__(self) -> None:
         settings = self.settings
         self.since = self.now()
+        self.meter = EnergyMeter(settings.power, self.clock)
+        self.heat.on_change = self.announce
         self._reports = UnverifiedReports(settings.state_file(".unverified.db") or Path("fleet-unverified.db"))
         self.codec = ConversationCodec(self.drafter.codec)
         will = Will(self._topic(Topic.STATE), encode_json(self._state(Presence.OFFLINE)))
@@ -141,12 +151,12 @@ class DeviceService:
             settings.fleet,
             settings.device,
             self.drafter,
-            make_pacing(settings),
+            self._pacing(),
             self.clock,
             retry_policy(settings),
             Inbox(),
             padding=settings.padding,
-            further=[(drafter, make_pacing(settings)) for drafter in further],
+            further=[(drafter, self._pacing()) for drafter in further],
             edge_only=edge_only,
             may_stream=settings.stream is not False,
             reports=self._reports,
@@ -161,6 +171,9 @@ class DeviceService:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+
+    def _pacing(self) -> Pacing:
+        return make_pacing(self.settings, lambda: self.heat.throttled)
 
     @property
     def edges(self) -> EdgePresences:
@@ -181,6 +194,7 @@ class DeviceService:
     def start(self) -> None:
         """Connect, and announce that this device is online; raise ConnectFailed if the broker cannot be reached."""
         self._reports.start()
+        self.heat.start()
         try:
             self.link.start(timeout_s=_CONNECT_S)
         except BaseException:
@@ -191,12 +205,14 @@ class DeviceService:
     def start_patiently(self) -> None:
         """Connect as soon as the broker can be reached, on a thread: a gateway may boot before its network."""
         self._reports.start()
+        self.heat.start()
         self._connecting = threading.Thread(target=self._connect, name="connect", daemon=True)
         self._connecting.start()
 
     def stop(self) -> None:
         self._presence = Presence.OFFLINE
         self._stopping.set()
+        self.heat.stop()
         try:
             if self.link.connected:
                 self.announce()
@@ -221,7 +237,7 @@ class DeviceService:
         """Apply the named settings, which have changed; running requests keep the old ones."""
         settings, agent = self.settings, self.agent
         if not _PACING.isdisjoint(changed):
-            agent.repace(lambda: make_pacing(settings))
+            agent.repace(self._pacing)
         agent.may_stream = settings.stream is not False
         agent.retry_policy = retry_policy(settings)
         agent.padding = settings.padding
@@ -249,10 +265,13 @@ class DeviceService:
 
     def generate(self, request: GenerateRequest, context: RequestContext | None = None) -> GeneratedText:
         """Run a request and count it; see `generate_text`. More than `texts_at_once` threads wait for each other."""
-        text = generate_text(self.agent, self.drafter, request, context)
+        with self.meter.running() as joules:
+            text = generate_text(self.agent, self.drafter, request, context)
+        text = replace(text, generation=replace(text.generation, joules=joules(text.generation)))
         self.codec.remember(request.prompt, text.text, text.tokens)
         with self._counting:
-            self._publish(Topic.TELEMETRY, encode_json(self.tally.add(text.generation)), qos=0)
+            told = self.tally.add(text.generation, temperature_c=self.heat.temperature_c)
+            self._publish(Topic.TELEMETRY, encode_json(told), qos=0)
             if self.clock() - self._tidied >= _TIDY_S:
                 self._tidy()
         return text
@@ -298,6 +317,7 @@ class DeviceService:
             quantization=self.drafter.quantization,
             since=self.since,
             certificate_until=certificate_end(self.settings.broker.certificate),
+            throttled=self.heat.throttled,
         )
 
     def _publish(

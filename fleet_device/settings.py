@@ -7,7 +7,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, ClassVar, Final, Literal
 
-from pydantic import Field, SecretStr, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationInfo, field_validator
 
 from fleet_common.host import state_folder
 from fleet_common.metrics import ListenAddress
@@ -76,6 +76,52 @@ else:
 AUTO: Final = "auto"
 
 MAX_TEMPERATURE: Final = 2.0
+
+
+class Goal(StrEnum):
+    """What the device's choice of plans saves: time, energy or traffic."""
+
+    SPEED = "speed"
+    ENERGY = "energy"
+    BYTES = "bytes"
+
+
+class Power(BaseModel):
+    """What drafting, waiting and sending cost this device, to estimate energy."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    drafting_w: float = setting(
+        0.0,
+        "Power while the draft model computes; 0 if unknown.",
+        unit="watts",
+        rare=True,
+        in_flags=False,
+        ge=0,
+        le=10_000,
+    )
+    idle_w: float = setting(
+        0.0,
+        "Power while waiting for the edge.",
+        unit="watts",
+        rare=True,
+        in_flags=False,
+        ge=0,
+        le=10_000,
+    )
+    joules_per_mb: float = setting(
+        0.0,
+        "Energy of radio or modem per megabyte.",
+        unit="joules",
+        rare=True,
+        in_flags=False,
+        ge=0,
+        le=100_000,
+    )
+
+    @property
+    def known(self) -> bool:
+        return self.drafting_w > 0.0
 
 
 class Truncate(StrEnum):
@@ -164,6 +210,11 @@ class DeviceSettings(Settings):
         "Whether to use edge-only decoding. `auto` chooses if `draft_length` is `auto`; otherwise only requests "
         "that find the draft model busy are edge-only.",
     )
+    goal: Goal = setting(
+        Goal.SPEED,
+        "What `auto` saves per token.",
+    )
+    power: Power = Field(default_factory=Power)
     mode: Mode = setting(Mode.RESIDUAL, "How drafts are verified.")
     padding: int = setting(
         0,

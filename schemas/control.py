@@ -63,6 +63,7 @@ class DeviceState(ControlMessage):
         quantization: Of its weights.
         since: When the process connected (UTC).
         certificate_until: End of validity of its client certificate, if it has one.
+        throttled: A sentence that says that its processor is throttled, so that it drafts less.
     """
 
     presence: Annotated[Presence, unknown_as(Presence.DRAINING)]
@@ -71,6 +72,7 @@ class DeviceState(ControlMessage):
     quantization: _Label
     since: Instant
     certificate_until: Instant | None = None
+    throttled: _Label | None = None
 
 
 class EdgeState(ControlMessage):
@@ -113,6 +115,8 @@ class Telemetry(ControlMessage):
             generated while no edge answered, or after such tokens.
         plan: How the device generates now, or None before the first request.
         plan_reason: Why, with the estimate for each plan.
+        temperature_c: Of the processor (degrees Celsius), if the device shows it.
+        joules_per_token: Mean energy of the device, if it has a meter or figures.
     """
 
     sessions: Annotated[int, Field(ge=0, strict=True)]
@@ -125,6 +129,8 @@ class Telemetry(ControlMessage):
     plan: Annotated[str, Field(max_length=16)] | None = None
     plan_reason: Sentence | None = None
     unverified: Annotated[int, Field(ge=0, strict=True)] | None = None
+    temperature_c: Annotated[float, Field(ge=-100, le=1000, allow_inf_nan=False)] | None = None
+    joules_per_token: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
 
 
 class AlertState(StrEnum):

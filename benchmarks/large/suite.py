@@ -8,7 +8,8 @@ all; a device that chooses (`auto`) has written two texts before. Paces are from
 shape 0.5b that is right as often (its draft lengths of 2 and 4, of which the better counts). It is built once, in
 `--tools`, in five minutes. At 7b with the defaults it takes half an hour. With `--curve`, the target's steps are played
 as long as a measured curve says (`fleet edge advise --save-curve`): of another machine, or of this one while it was
-quiet. All else is real.
+quiet. All else is real. `energy` and `bytes` choose by these goals. Bytes are what the relay carries, with 52 for each
+TCP segment, without TLS; joules are computed from assumed figures, `_POWER`.
 """
 
 import argparse
@@ -27,6 +28,7 @@ from statistics import median
 from types import MappingProxyType
 from typing import Any, Final
 
+from benchmarks.bytes import TCP_IP_HEAD
 from benchmarks.fleet_load import FleetLoad, mean_pace
 from benchmarks.harness import MODELS, Bench, Goal, Report, at_least, number_of, say, streaming, table, together
 from benchmarks.large.models import FILES, FIRST, SHAPES, VOCABULARY, make, walk
@@ -37,6 +39,11 @@ from dssd.distribution import point_mass
 from fleet_device.drafters.model_file import GgufModel
 from fleet_device.pacing.adaptive import AdaptivePacing
 from fleet_device.pacing.contract import FixedPacing, Pacing
+from fleet_device.pacing.goals import prices_of
+from fleet_device.power import joules_of
+from fleet_device.requests.generate import Generation
+from fleet_device.settings import Goal as PacingGoal
+from fleet_device.settings import Power
 from schemas.policy import Mode, SamplingPolicy
 from tests.support.recorded_drafter import RecordedText
 from tests.support.relay import Relay
@@ -50,10 +57,16 @@ _SERVER_DRAFTS: Final = (2, 4)
 _DRAFT_SHAPE: Final = "0.5b"
 
 EDGE_ONLY: Final = "edge-only"
+_CHOSEN: Final = ("auto", "energy", "bytes")
+_POWER: Final = Power(drafting_w=7.0, idle_w=3.0, joules_per_mb=20.0)
+"""Assumed figures of a small board with a mobile modem; put in those of another."""
+
 PLANS: Final[Mapping[str, Callable[[], Pacing]]] = MappingProxyType(
     {
         EDGE_ONLY: streaming,
         "auto": lambda: AdaptivePacing(stream=None),
+        "energy": lambda: AdaptivePacing(stream=None, prices=prices_of(PacingGoal.ENERGY, _POWER)),
+        "bytes": lambda: AdaptivePacing(stream=None, prices=prices_of(PacingGoal.BYTES, _POWER)),
         "2": lambda: FixedPacing(2),
         "4": lambda: FixedPacing(4),
         "2 ahead": lambda: FixedPacing(2, ahead=True),
@@ -111,6 +124,8 @@ def _show(rows: Sequence[Mapping[str, Any]], title: str) -> None:
         "accepted": ".2f",
         "mean_draft": ".1f",
         "streamed": ".0%",
+        "bytes_per_token": ".0f",
+        "joules_per_token": ".3f",
     }
     table(rows, columns | figures, title=title)
 
@@ -140,40 +155,52 @@ def _fleets(bench: Bench, target: Path) -> list[dict[str, Any]]:
         closing(GgufModel(target, vocabulary_only=True)) as codec,
         bench.broker() as broker,
         bench.edge(broker.port, target, **settings),
-        Relay(broker.port, round_trip_s=options.round_trip / 1e3) as relay,
     ):
         for devices, acceptance, token_ms in itertools.product(options.devices, options.acceptance, options.token_ms):
             say(f"{devices} devices, acceptance {acceptance:g}, {token_ms:g} ms a token")
             place = {"acceptance": acceptance, "token_ms": token_ms, "devices": devices}
-            with FleetLoad(
-                relay.port, bench.fleet, codec, codec.vocabulary, devices=devices, token_s=token_ms / 1e3, draft="none"
-            ) as load:
-                found = [{**place, **row} for row in _plans(load, options, acceptance, devices)]
+            with (
+                Relay(broker.port, round_trip_s=options.round_trip / 1e3) as relay,
+                FleetLoad(
+                    relay.port, bench.fleet, codec, codec.vocabulary, devices=devices, token_s=token_ms / 1e3
+                ) as load,
+            ):
+                found = [{**place, **row} for row in _plans(load, relay, options, acceptance, devices)]
             _compare(found)
             _show(found, f"{options.shape} {options.file}" if options.curve is None else f"steps of {options.curve}")
             rows += found
     return rows
 
 
-def _plans(load: FleetLoad, options: argparse.Namespace, acceptance: float, devices: int) -> list[dict[str, Any]]:
+def _plans(
+    load: FleetLoad, relay: Relay, options: argparse.Namespace, acceptance: float, devices: int
+) -> list[dict[str, Any]]:
     plans = list(dict.fromkeys((EDGE_ONLY, *options.plans)))
     pacings = {plan: [PLANS[plan]() for _ in range(devices)] for plan in plans}
     paces: dict[str, list[float]] = {plan: [] for plan in plans}
-    generations: dict[str, list[Any]] = {plan: [] for plan in plans}
+    generations: dict[str, list[Generation]] = {plan: [] for plan in plans}
+    sent = dict.fromkeys(plans, 0)
     for number in range(_LEARNED + options.rounds):
         texts = [text_of(devices * number + device, acceptance, options.tokens) for device in range(devices)]
         for plan in plans:
-            if number < _LEARNED and plan != "auto":
+            if number < _LEARNED and plan not in _CHOSEN:
                 continue
             load.pace(pacings[plan])
+            before = _carried(relay)
             written = load.write(texts, mode=Mode.RESIDUAL)
             if number >= _LEARNED:
+                sent[plan] += _carried(relay) - before
                 paces[plan].append(devices * mean_pace([written]))
-                generations[plan] += [text.generation for text in written.texts]
-    return [{"system": plan, **_outcome(paces[plan], generations[plan])} for plan in plans]
+                generations[plan] += [text.generation for text in written.texts if text.generation is not None]
+    return [{"system": plan, **_outcome(paces[plan], generations[plan], sent[plan])} for plan in plans]
 
 
-def _outcome(paces: Sequence[float], generations: Sequence[Any]) -> dict[str, Any]:
+def _carried(relay: Relay) -> int:
+    """Return the bytes that the devices have sent and received, with TCP and IP headers."""
+    return relay.up + relay.down + TCP_IP_HEAD * sum(relay.segments)
+
+
+def _outcome(paces: Sequence[float], generations: Sequence[Generation], sent: int) -> dict[str, Any]:
     names = ("drafted", "tested", "accepted", "streamed")
     total = {name: sum(getattr(each.counters, name) for each in generations) for name in names}
     tokens, drafts = sum(len(each.tokens) for each in generations), sum(each.drafts for each in generations)
@@ -183,6 +210,9 @@ def _outcome(paces: Sequence[float], generations: Sequence[Any]) -> dict[str, An
         "mean_draft": total["drafted"] / drafts if drafts else None,
         "accepted": total["accepted"] / total["tested"] if total["tested"] else None,
         "streamed": total["streamed"] / tokens,
+        "bytes_per_token": sent / tokens,
+        "joules_per_token": sum(joules_of(each, _POWER, _POWER.idle_w * each.wall_ms / 1e3) for each in generations)
+        / tokens,
     }
 
 

@@ -43,12 +43,14 @@ def usage_of(texts: Sequence[GeneratedText], *, prompts: int = 1) -> dict[str, A
     - `unverified`: tokens that do not follow the large model's distribution, since some were generated without an edge.
     - `suffix_drafted`, `suffix_accepted`: of those drafted and accepted, the ones from the suffix index.
     - `cached`: tokens of the prompt that the edge had computed before, for each choice.
+    - `joules`: energy of the device, if it is known.
     """
     first_of_each = texts[:: len(texts) // prompts]
     prompt, written = sum(len(text.request.prompt) for text in first_of_each), sum(len(text.tokens) for text in texts)
     counters = [text.generation.counters for text in texts]
     accepted, tested = sum(each.accepted for each in counters), sum(each.tested for each in counters)
     cached = [_cached(text) for text in texts]
+    joules = [text.generation.joules for text in texts if text.generation.joules is not None]
     return {
         "prompt_tokens": prompt,
         "completion_tokens": written,
@@ -69,6 +71,7 @@ def usage_of(texts: Sequence[GeneratedText], *, prompts: int = 1) -> dict[str, A
             "unverified": sum(text.unverified for text in texts),
             "suffix_drafted": sum(each.suffix_drafted for each in counters),
             "suffix_accepted": sum(each.suffix_accepted for each in counters),
+            **({"joules": round(sum(joules), 3)} if joules else {}),
         },
     }
 

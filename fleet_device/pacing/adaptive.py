@@ -3,13 +3,15 @@
 It has no clock and no randomness: equal outcomes lead to equal plans.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Final
 
 from fleet_device.drafters.contract import Prospect
 from fleet_device.pacing.contract import STREAMED, Choice, DraftOutcome, FixedPacing, Pacing, Plan, ReportedLoad
 from fleet_device.pacing.estimates import AcceptanceEstimate, Conditions, Confidence, Times, Trend
+from fleet_device.pacing.goals import MOST_SLOWER, SPEED, Prices, prices_of
 from fleet_device.settings import AUTO, NO_DRAFTER, DeviceSettings
 
 _BETTER: Final = 1.1
@@ -72,23 +74,39 @@ def best_plan(
     ahead: bool | None = None,
     last: Plan | None = None,
     trust: float = 1.0,
+    prices: Prices = SPEED,
+    edge_only: float = 0.0,
 ) -> Plan:
-    """Return the plan with the highest estimated rate; prefer a cheaper one that is nearly as good.
+    """Return the drafting plan of the highest estimated value; prefer a shorter one that is nearly as good.
 
-    `ahead` of None leaves open whether to draft ahead; `trust` is a factor on the rates of drafting ahead.
+    `ahead` of None leaves open whether to draft ahead; `trust` is a factor on the rates of drafting ahead. Plans are
+    left out that are `MOST_SLOWER` times slower than the fastest one or than `edge_only` (tokens/s, 0 if unknown).
     """
-    rates: dict[Plan, float] = {}
     lengths = draft_lengths(waiting, longest)
+    rates: dict[Plan, float] = {}
     if not ahead or not longest:
         rates |= {plan: waiting.rate(plan) for plan in map(Plan, lengths)}
     if ahead is not False:
         plans = (Plan(tokens, ahead=True) for tokens in lengths if tokens)
         rates |= {plan: trust * drafting_ahead.rate(plan) for plan in plans}
-    if last in rates:
-        rates[last] *= STAY if waiting.shared is None else _SHARED_STAY
-    enough = (WORTH if waiting.shared is None else _SHARED_WORTH) * max(rates.values())
+    values = rates
+    if prices is not SPEED:
+        values = {
+            plan: prices.value(drafting_ahead if plan.ahead else waiting, plan, rate=rate)
+            for plan, rate in within(rates, edge_only=edge_only).items()
+        }
+    if last in values:
+        values[last] *= STAY if waiting.shared is None else _SHARED_STAY
+    enough = (WORTH if waiting.shared is None else _SHARED_WORTH) * max(values.values())
     # Waiting plans come first, and the shortest of each kind.
-    return next(plan for plan, rate in rates.items() if rate >= enough)
+    return next(plan for plan, value in values.items() if value >= enough)
+
+
+def within(rates: Mapping[Plan, float], *, edge_only: float = 0.0) -> dict[Plan, float]:
+    """Return the plans that are not `MOST_SLOWER` times slower than the fastest; that one, if edge-only is faster."""
+    fastest = max(rates.values())
+    least = max(fastest, edge_only) / MOST_SLOWER
+    return {plan: rate for plan, rate in rates.items() if rate >= min(least, fastest)}
 
 
 def explain(
@@ -98,20 +116,28 @@ def explain(
     longest: int,
     streamed_s: float,
     trust: float = 1.0,
+    prices: Prices = SPEED,
+    piece: float = 1.0,
 ) -> str:
-    """Describe the measurements and the estimated rate of each plan in a sentence.
+    """Describe the measurements and the estimated rate and cost of each plan in a sentence.
 
     Conditions are None, and `streamed_s` is 0, if not allowed or not measured.
     """
-    parts = []
-    if streamed_s:
-        parts.append(f"edge-only decoding {1.0 / streamed_s:.1f} tokens/s")
-    if waiting is not None:
-        parts.append(_promise("drafting", {n: waiting.rate(Plan(n)) for n in draft_lengths(waiting, longest)}))
-    if drafting_ahead is not None and longest:
-        lengths = [n for n in draft_lengths(drafting_ahead, longest) if n]
-        rates = {n: trust * drafting_ahead.rate(Plan(n, ahead=True)) for n in lengths}
-        parts.append(_promise("drafting ahead", rates))
+    parts, edge_only = [], 1.0 / streamed_s if streamed_s else 0.0
+    if edge_only:
+        value = prices.edge_only_value(rate=edge_only, piece=piece)
+        parts.append(f"edge-only decoding {_promise(edge_only, value, prices)}")
+    for ahead, conditions, factor in ((False, waiting, 1.0), (True, drafting_ahead, trust)):
+        if conditions is None or (ahead and not longest):
+            continue
+        lengths = (n for n in draft_lengths(conditions, longest) if n or not ahead)
+        rates = {plan: factor * conditions.rate(plan) for plan in (Plan(n, ahead=ahead) for n in lengths)}
+        if prices is not SPEED:
+            rates = within(rates, edge_only=edge_only)
+        values = {plan: prices.value(conditions, plan, rate=rate) for plan, rate in rates.items()}
+        best = max(values, key=values.__getitem__)
+        way = "drafting ahead" if ahead else "drafting"
+        parts.append(f"{way} {_promise(rates[best], values[best], prices)} with {best.tokens} a draft")
     if (known := waiting or drafting_ahead) is not None:
         more_ms = (known.compute_token_s + known.beside_token_s) * 1e3
         parts.append(
@@ -124,9 +150,9 @@ def explain(
     return f"{sentence[:1].upper()}{sentence[1:]}."
 
 
-def _promise(way: str, rates: Mapping[int, float]) -> str:
-    tokens = max(rates, key=rates.__getitem__)
-    return f"{way} {rates[tokens]:.1f} tokens/s with {tokens} a draft"
+def _promise(rate: float, value: float, prices: Prices) -> str:
+    cost = "" if prices is SPEED or not value else f" and {1.0 / value:.2g} {prices.unit} a token"
+    return f"{rate:.1f} tokens/s{cost}"
 
 
 _FIRST: Final = 4
@@ -179,11 +205,14 @@ class AdaptivePacing:
     """Maximise the committed tokens per second of all requests at the edge, assuming that they use the same plan.
 
     `ahead` and `stream` of None leave open whether to draft ahead or to use edge-only decoding; during that, drafting
-    is tried from time to time.
+    is tried from time to time. With other `prices` than those of speed, the tokens per joule or byte are maximised.
+    While `throttled` returns a sentence, the draft model rests.
     """
 
     ahead: bool | None = None
     stream: bool | None = False
+    prices: Prices = SPEED
+    throttled: Callable[[], str | None] = field(default=lambda: None, compare=False, repr=False)
     _acceptance: AcceptanceEstimate = field(default_factory=AcceptanceEstimate)
     _confidence: Confidence = field(default_factory=Confidence)
     _worth: float = 0.0  # chance of acceptance from which one more token pays
@@ -191,6 +220,8 @@ class AdaptivePacing:
     _times: dict[bool, Times] = field(default_factory=dict)  # by whether the draft was made ahead
     _streamed: Trend = field(default_factory=Trend)  # time between tokens of edge-only decoding
     _stream_step: Trend = field(default_factory=Trend)  # of the edge, meanwhile
+    _piece: Trend = field(default_factory=Trend)  # tokens that arrive together in edge-only decoding
+    _heat: str | None = None  # why the last plan has no drafts
     _way: bool | None = None  # of the last outcome
     _last: Plan | None = None
     _longest: int = _FIRST  # of the last plan
@@ -212,19 +243,25 @@ class AdaptivePacing:
         if (first := self._begin(longest)) is not None:
             return first
         waiting, drafting_ahead = (self.conditions(window, ahead=ahead) for ahead in (False, True))
-        best = best_plan(waiting, drafting_ahead, longest=longest, ahead=self.ahead, last=self._last, trust=self._trust)
-        if (streaming := self._instead(best, drafting_ahead if best.ahead else waiting)) is not None:
+        best_of = partial(
+            best_plan, waiting, drafting_ahead, longest=longest, trust=self._trust, prices=self.prices,
+            edge_only=self._edge_only_rate(),
+        )  # fmt: skip
+        best = best_of(ahead=self.ahead, last=self._last)
+        quickest = best if self.prices is SPEED else best_of(ahead=self.ahead, prices=SPEED)
+        fastest = self._rate_of(quickest, drafting_ahead if quickest.ahead else waiting)
+        if (streaming := self._instead(best, drafting_ahead if best.ahead else waiting, fastest=fastest)) is not None:
             return streaming
         self._last = best
         trial, between = divmod(self._plans, _EXPLORE)
         if between:
             # With other requests in the steps, all devices use one length.
-            alike = best.ahead or self._load.shared is not None
+            alike = best.ahead or self._load.shared is not None or self.prices is not SPEED
             return best if alike else self._stretched(best, waiting, longest=longest)
         if self.stream is None and trial % _TURN == _TURN // 2:
             return Plan(_FIRST_STREAMED, stream=True)
         if self.ahead is None and trial % _TURN == 0:
-            return best_plan(waiting, drafting_ahead, longest=longest, ahead=not best.ahead)
+            return best_of(ahead=not best.ahead)
         step = 0 if self._load.shared is not None else 1 if trial % 2 else -1
         return Plan(max(int(best.ahead), min(longest, best.tokens + step)), best.ahead)
 
@@ -289,6 +326,7 @@ class AdaptivePacing:
     def streamed(self, tokens: int, seconds: float, *, step_s: float = 0.0) -> None:
         if tokens:
             self._streamed.add(seconds / tokens)
+            self._piece.add(tokens)
             if step_s:  # else it was repeated from memory, and says nothing about the present
                 self._stream_step.add(step_s)
 
@@ -298,6 +336,9 @@ class AdaptivePacing:
             self._acceptance.note_reported(load.acceptance)
 
     def choice(self) -> Choice:
+        if self._heat:
+            then = "it drafts one token at a time" if self.stream is False else "the device does not draft"
+            return Choice("draft" if self.stream is False else "stream", f"{self._heat} Until it has cooled, {then}.")
         ways = (
             [self.conditions(self._window, ahead=ahead) for ahead in (False, True)] if self._outcomes else [None, None]
         )
@@ -307,24 +348,31 @@ class AdaptivePacing:
             longest=self._longest,
             streamed_s=0.0 if self.stream is False else self._streamed_s(),
             trust=self._trust,
+            prices=self.prices,
+            piece=self._piece.at(0),
         )
         first = Plan(_FIRST) if self.stream is False else Plan(_FIRST_STREAMED, stream=True)
         return Choice((self._last or first).name, reason)
 
     def _begin(self, longest: int) -> Plan | None:
+        self._heat = self.throttled()
+        if self._heat:
+            return Plan(min(1, longest)) if self.stream is False else self._go_edge_only()
         if self.stream or (self.stream is None and self._plans <= _FIRST_STREAMS):
             return Plan(STREAMED if self.stream else _FIRST_STREAMED, stream=True)
         if self._outcomes < _OUTCOMES:
             return Plan(min(_FIRST, longest), self.ahead or False)
         return None
 
-    def _instead(self, best: Plan, conditions: Conditions) -> Plan | None:
-        """Return an edge-only plan if it is at least as good as `best`: it costs device and edge less."""
+    def _instead(self, best: Plan, conditions: Conditions, *, fastest: float) -> Plan | None:
+        """Return an edge-only plan if it is at least as good as `best`: it costs device and edge less.
+
+        `fastest` is the rate of the fastest drafting plan.
+        """
         if self.stream is not None or not self._streamed.known:
             return None
         stay = STAY if self._last is not None and self._last.stream else 1.0
-        trust = self._trust if best.ahead else 1.0
-        if WORTH * trust * conditions.rate(best) * self._streamed_s() > stay * _SURELY:
+        if WORTH * self._gain(best, conditions, fastest=fastest) > stay * _SURELY:
             self._patience = _EXPLORE_STREAMING
             return None
         # The estimate of drafting is old or based on few tokens. Try it again, less often the less it promises, since a
@@ -335,15 +383,35 @@ class AdaptivePacing:
             return trial
         self._untried += 1.0
         under = replace(conditions, acceptance=self._acceptance.hoped if self._load.shared is None else self._rate)
-        hoped = trust * under.rate(trial) * self._streamed_s()
-        if not self._edge_only:
-            self._begin_edge_only()
-        self._last = Plan(STREAMED, stream=True)
+        hoped = self._gain(trial, under, fastest=fastest)
+        edge_only = self._go_edge_only()
         if self._untried * hoped**4 < self._patience:
-            return self._last
+            return edge_only
         self._untried, self._patience = 0.0, min(_MOST_PATIENCE, _LESS_OFTEN * self._patience)
         self._trying = _TRIAL - 1 if hoped > 1.0 else 0
         return trial
+
+    def _gain(self, plan: Plan, conditions: Conditions, *, fastest: float) -> float:
+        """Return how many times the value of edge-only decoding a drafting plan has."""
+        rate = self._rate_of(plan, conditions)
+        if self.prices is SPEED:
+            return rate * self._streamed_s()
+        edge_only = self._edge_only_rate()
+        if fastest > MOST_SLOWER * edge_only:
+            return fastest / edge_only
+        if edge_only > MOST_SLOWER * rate:
+            return rate / edge_only
+        value = self.prices.edge_only_value(rate=edge_only, piece=self._piece.at(0))
+        return self.prices.value(conditions, plan, rate=rate) / value
+
+    def _rate_of(self, plan: Plan, conditions: Conditions) -> float:
+        return (self._trust if plan.ahead else 1.0) * conditions.rate(plan)
+
+    def _go_edge_only(self) -> Plan:
+        if not self._edge_only:
+            self._begin_edge_only()
+        self._last = Plan(STREAMED, stream=True)
+        return self._last
 
     def conditions(self, window: int, *, ahead: bool = False) -> Conditions:
         times = self._expected(ahead=ahead)
@@ -428,6 +496,12 @@ class AdaptivePacing:
             return measured
         return min(measured * self._step_ratio(), self.conditions(self._window).answer_s(0))
 
+    def _edge_only_rate(self) -> float:
+        """Return the tokens/s of edge-only decoding; 0 if it is not allowed or was never measured."""
+        if self.stream is False or not self._streamed.known:
+            return 0.0
+        return 1.0 / max(_INSTANT_S, self._streamed_s())
+
     def _expected(self, *, ahead: bool) -> Times:
         """Return the expected times of one way of drafting now.
 
@@ -459,10 +533,12 @@ class AdaptivePacing:
             times.queue.add(outcome.queue_s)
 
 
-def make_pacing(settings: DeviceSettings) -> Pacing:
+def make_pacing(settings: DeviceSettings, throttled: Callable[[], str | None] = lambda: None) -> Pacing:
+    """Return the pacing that the settings ask for; `throttled` returns why the draft model has to rest."""
     ahead = None if settings.ahead == AUTO else settings.ahead
     if settings.stream is True or (settings.drafter == NO_DRAFTER and settings.stream == AUTO):
         return FixedPacing(STREAMED, stream=True)
     if settings.draft_length == AUTO:
-        return AdaptivePacing(ahead=ahead, stream=None if settings.stream == AUTO else False)
+        prices = prices_of(settings.goal, settings.power)
+        return AdaptivePacing(ahead, None if settings.stream == AUTO else False, prices, throttled)
     return FixedPacing(settings.draft_length, ahead or False)

@@ -74,6 +74,14 @@ class Conditions:
             return self._ahead(plan.tokens)
         return self._committed(plan.tokens), self._draft_s(plan.tokens) + self.answer_s(plan.tokens)
 
+    def drafting(self, plan: Plan) -> tuple[float, float]:
+        """Return how long the draft model computes in a cycle, and how many drafts it makes."""
+        if not plan.ahead or not plan.tokens:
+            return self._draft_s(plan.tokens), 1.0
+        draft_s = plan.tokens * self.token_s
+        drafting_s = min(self.cycle(plan)[1], self.window * draft_s)
+        return drafting_s, max(1.0, drafting_s / draft_s) if draft_s else float(self.window)
+
     def _alike(self, plan: Plan) -> "Conditions":
         shared, tokens = self.shared, plan.tokens
         assert shared is not None

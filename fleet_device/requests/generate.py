@@ -142,6 +142,7 @@ class Generation:
         unverified: Number of tokens at the end that do not follow the target distribution, because some were generated
             without an edge.
         prompt_logprobs: Of the prompt's tokens after the first, if they were requested.
+        joules: Energy of the device, if it has a meter or figures; see `fleet_device.power.EnergyMeter`.
     """
 
     session: bytes
@@ -158,6 +159,7 @@ class Generation:
     choice: Choice | None = None
     unverified: int = 0
     prompt_logprobs: tuple[TokenLogprobs, ...] = ()
+    joules: float | None = None
 
     @property
     def mean_draft(self) -> float | None:

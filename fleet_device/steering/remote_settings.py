@@ -48,7 +48,7 @@ class Effect(StrEnum):
 STEERABLE: Final[Mapping[str, Effect]] = {
     **dict.fromkeys(
         (
-            "draft_length", "ahead", "stream", "padding",
+            "draft_length", "ahead", "stream", "goal", "padding",
             "mode", "temperature", "top_k", "top_p", "seed", "max_new_tokens", "truncate",
             "offline", "offline_s", "answer_s", "open_s", "verdict_s", "drain_s",
         ),

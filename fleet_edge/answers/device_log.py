@@ -247,13 +247,14 @@ class StateRecorder:
             # All edges receive it.
             self.events.note(EventKind.DEVICE, code, sentence, device, shared=True)
         reported = state.model_dump(
-            include={"presence", "software", "draft_model", "quantization", "certificate_until"}
+            include={"presence", "software", "draft_model", "quantization", "certificate_until", "throttled"}
         )
         self._states.note(DeviceSeen(device=device, at=self.now(), presence_since=since, **reported))
 
     def telemetry(self, device: str, telemetry: Telemetry) -> None:
         """Write a device's telemetry, at most once in half a minute."""
-        reported = telemetry.model_dump(include={"plan", "plan_reason", "round_trip_ms", "draft_ms_per_token"})
+        names = {"plan", "plan_reason", "round_trip_ms", "draft_ms_per_token", "temperature_c", "joules_per_token"}
+        reported = telemetry.model_dump(include=names)
         acceptance = telemetry.acceptance
         self._telemetry.note(TelemetryReported(device=device, at=self.now(), told_acceptance=acceptance, **reported))
 

@@ -224,6 +224,7 @@ class DeviceSeen:
     at: datetime
     certificate_until: datetime | None = None
     presence_since: datetime | None = None
+    throttled: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -251,6 +252,8 @@ class TelemetryReported:
     told_acceptance: float | None
     draft_ms_per_token: float | None
     plan_reason: str | None
+    temperature_c: float | None = None
+    joules_per_token: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

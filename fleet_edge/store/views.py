@@ -93,6 +93,7 @@ class DeviceColumns:
         certificate_until: End of its certificate, as the device reports it.
         round_trip_ms: From a draft to its verdict, smoothed.
         told_acceptance: Accepted of tested draft tokens since the device started.
+        throttled: A sentence, while its processor is throttled.
     """
 
     device: str
@@ -110,6 +111,9 @@ class DeviceColumns:
     told_acceptance: float | None
     draft_ms_per_token: float | None
     plan_reason: str | None
+    temperature_c: float | None
+    joules_per_token: float | None
+    throttled: str | None
     retired_at: datetime | None
 
 

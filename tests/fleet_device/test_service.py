@@ -14,7 +14,8 @@ from fleet_device.api.problems import problem_of
 from fleet_device.drafters.contract import DrafterError
 from fleet_device.errors import ConfigurationError, EdgeUnavailable, TextCancelled
 from fleet_device.gateway import Asked, Gateway
-from fleet_device.requests.generate import Cancellation, GenerateRequest, RequestContext
+from fleet_device.power import HeatSensor
+from fleet_device.requests.generate import Cancellation, GenerateRequest, Generation, RequestContext
 from fleet_device.service import DeviceService
 from fleet_device.settings import OfflinePolicy, Outages
 from schemas.control import DeviceState, Presence, decode_json
@@ -50,6 +51,37 @@ def test_a_device_says_that_it_is_there_and_that_it_goes() -> None:
     assert presence(fleet) is Presence.DRAINING
     service.stop()
     assert presence(fleet) is Presence.OFFLINE
+
+
+def test_a_throttled_device_stops_drafting_says_why_and_drafts_again_when_it_has_cooled(tmp_path: Path) -> None:
+    firmware = tmp_path / "devices/platform/soc/soc:firmware/get_throttled"
+    firmware.parent.mkdir(parents=True)
+    sensor, fleet = HeatSensor(tmp_path), MemoryFleet()
+    service = memory_service(fleet, heat=sensor, goal="energy", power={"drafting_w": 7, "idle_w": 3})
+    announce_edge(fleet)
+
+    def state() -> DeviceState:
+        return decode_json(DeviceState, fleet.broker.retained(STATE) or b"")
+
+    def written(bits: str) -> Generation:
+        firmware.write_text(bits)
+        for _ in range(6):
+            sensor.read()
+        return service.generate(replace(REQUEST, max_new_tokens=60)).generation
+
+    with at_work(fleet), service:
+        until(lambda: service.absence() is None)
+        hot = written("4")
+        assert (hot.counters.drafted, hot.counters.streamed) == (0, len(hot.tokens))
+        assert hot.choice is not None
+        assert "throttled" in hot.choice.reason
+        until(lambda: state().throttled == sensor.throttled)
+        cool = written("40000")
+        assert cool.counters.drafted > 0
+        until(lambda: state().throttled is None)
+        assert (cool.joules or 0) > 0
+        again = written("4")
+        assert again.counters.drafted == 0
 
 
 def test_a_device_that_vanishes_is_declared_offline_and_comes_back_as_what_it_was() -> None:

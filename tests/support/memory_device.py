@@ -4,11 +4,13 @@ import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from fleet_device.drafters.contract import TextCodec
 from fleet_device.drafters.without_model import ScriptedDrafter, WordCodec
 from fleet_device.errors import EdgeUnavailable, SessionRefused
+from fleet_device.power import HeatSensor
 from fleet_device.requests.generate import GeneratedText, GenerateRequest, Generation, RequestContext, generate_text
 from fleet_device.requests.queue import Listener, RequestQueue, Ticket
 from fleet_device.service import DeviceService
@@ -89,11 +91,14 @@ def settings(**given: Any) -> DeviceSettings:
     )
 
 
-def memory_service(fleet: MemoryFleet, drafter: TalkingDrafter | None = None, **given: Any) -> DeviceService:
+def memory_service(
+    fleet: MemoryFleet, drafter: TalkingDrafter | None = None, heat: HeatSensor | None = None, **given: Any
+) -> DeviceService:
     return DeviceService(
         settings(**given),
         drafter or TalkingDrafter(),
         make_link=lambda link: MemoryLink(fleet.broker, link.client_id, will=link.will),
+        heat=heat or HeatSensor(Path("/nowhere")),
     )
 
 
