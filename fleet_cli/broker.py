@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -15,7 +16,7 @@ import typer
 from pydantic import ValidationError
 
 from broker_config.broker import Broker, BrokerMissing, describe, read_description
-from broker_config.checks.check import CheckResult, check_directory
+from broker_config.checks.check import check_directory
 from broker_config.files import Profile, render_files, write_files
 from broker_config.monitoring import SYS_TOPICS, BrokerFigures, LimitReached, LimitWatch
 from broker_config.mosquitto import CONF_FILE, MosquittoVersion, installed_version
@@ -24,8 +25,7 @@ from broker_config.site import SETTINGS, make_local_broker, settings_file
 from fleet_cli import identities
 from fleet_cli.commands import program
 from fleet_cli.errors import CommandError, ExitCode
-from fleet_cli.options import Interruption, with_options
-from fleet_cli.tables import cell, print_json
+from fleet_cli.options import Interruption, run_checks, with_options
 from fleet_common.identity.certificates import probe_name
 from fleet_common.metrics import MetricsSettings, require_library
 from fleet_common.mqtt.link import Link, Message
@@ -235,15 +235,7 @@ def check_command(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Start a broker on the files, with certificates of its own, and verify them; exit code 1 if a check failed."""
-    found = []
-    for finding in check_directory(directory):
-        found.append(finding)
-        if not as_json:
-            typer.echo(f"{finding.result:8}{finding.check:14}{cell(finding.sentence)}")
-    if as_json:
-        print_json({"checks": [asdict(finding) for finding in found]})
-    if any(finding.result is CheckResult.FAILED for finding in found):
-        raise typer.Exit(ExitCode.CHECK_FAILED)
+    run_checks(partial(check_directory, directory), as_json=as_json)
 
 
 def _services(directory: Path, broker: Broker) -> Iterator[list[str]]:

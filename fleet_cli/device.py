@@ -15,21 +15,12 @@ from fleet_cli.device_chat import EDGE_S, TELLS_WAITS, chat_command
 from fleet_cli.device_update import update_command
 from fleet_cli.errors import CommandError, ExitCode
 from fleet_cli.identities import enroll_command
-from fleet_cli.options import (
-    end_checks,
-    ends_with_reader,
-    ignore_check,
-    on_interrupt,
-    show_check,
-    with_events,
-    with_settings,
-)
+from fleet_cli.options import ends_with_reader, on_interrupt, run_checks, with_events, with_settings
 from fleet_cli.tables import Column, print_table
 from fleet_common.host import Systemd
 from fleet_common.logs import Event, EventStream, hold_back_repetition, write_log_as
 from fleet_device.applications import Application, ApplicationsFile, new_key
 from fleet_device.checks.doctor import Doctor
-from fleet_device.checks.selftest import SelfTest
 from fleet_device.device import Device, preflight
 from fleet_device.drafters.contract import Drafter
 from fleet_device.drafters.model_file import load_drafter
@@ -348,28 +339,12 @@ def doctor_command(
     *,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object at the end.")] = False,
 ) -> None:
-    """Check memory, threads, model, broker, certificate, clock, edge and vocabulary, and say what to do.
+    """Check this machine, the model, the way to the broker, the edge and a real request, and say what to do.
 
     Exit code 0 if all is well, 1 if a check failed, 2 if the configuration is invalid. If the device runs as a service,
     the doctor asks it instead of the broker.
     """
-    diagnosis = Doctor(settings, on_check=ignore_check if as_json else show_check).run()
-    end_checks(diagnosis, as_json=as_json)
-
-
-@app.command("selftest")
-@with_settings(DeviceSettings)
-def selftest_command(
-    settings: DeviceSettings,
-    *,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object at the end.")] = False,
-) -> None:
-    """Check configuration, model, broker, edge and a real request.
-
-    Exit code 0 if all is well, 1 if a check failed, 2 if the configuration is invalid. Stop the device's service first.
-    """
-    report = SelfTest(settings, on_check=ignore_check if as_json else show_check).run()
-    end_checks(report, as_json=as_json)
+    run_checks(lambda on_check: Doctor(settings, on_check).run(), as_json=as_json, device=settings.device)
 
 
 _Name = Annotated[str, typer.Argument(help="Name of the application in the session log and in errors.")]

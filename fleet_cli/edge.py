@@ -14,14 +14,14 @@ import typer
 from fleet_cli.edge_advise import advise_command
 from fleet_cli.errors import CommandError
 from fleet_cli.identities import enroll_command
-from fleet_cli.options import end_checks, ignore_check, show_check, with_events, with_settings
+from fleet_cli.options import run_checks, with_events, with_settings
 from fleet_common.grammar.compiler import BANNED_FILE, BannedGrammars
 from fleet_common.host import Systemd, use_one_heap
 from fleet_common.identity.certificates import probe_name
 from fleet_common.logs import Event, EventStream, hold_back_repetition, write_log_as
 from fleet_common.mqtt.tls import certificate_name
 from fleet_common.settings import load_settings
-from fleet_device.checks.edge_check import CheckedEdge, EdgeCheck
+from fleet_device.checks.edge_check import EdgeCheck
 from fleet_edge.edge import Edge
 from fleet_edge.settings import EdgeSettings
 from fleet_edge.store.engine import parse_url, shown
@@ -148,11 +148,12 @@ def selftest_command(
     name = probe or probe_name(settings.edge)
     _check_identity(name, settings)
     check_target_files(settings)  # before transformers is imported, which takes seconds
-    question = CheckedEdge(
-        fleet=settings.fleet, edge=settings.edge, name=name, broker=settings.broker, tokens=read_target_tokens(settings)
+    tokens = read_target_tokens(settings)
+    run_checks(
+        lambda on_check: EdgeCheck(settings.fleet, settings.edge, name, settings.broker, tokens, on_check).run(),
+        as_json=as_json,
+        edge=settings.edge,
     )
-    report = EdgeCheck(question, on_check=ignore_check if as_json else show_check).run()
-    end_checks(report, as_json=as_json)
 
 
 def _check_identity(name: str, settings: EdgeSettings) -> None:

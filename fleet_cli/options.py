@@ -6,8 +6,9 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import wraps
 from pathlib import Path
@@ -17,16 +18,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from fleet_cli.errors import CommandError, ExitCode
+from fleet_common.checks import Check, CheckStatus
 from fleet_common.extras import install_command
 from fleet_common.logs import EventStream
 from fleet_common.settings import SettingField, Settings, fields_of, load_settings
 from fleet_common.validation import read_time
+from schemas.names import VERSION
 from schemas.printable import json_text, printable_line
 
 if TYPE_CHECKING:
     from fleet_admin.settings import AdminSettings
     from fleet_admin.steering import Actor, Steering, SteeringLog
-    from fleet_device.checks.edge_check import Check, CheckReport
     from fleet_edge.session_log import SessionLog
 
 Command = Callable[..., None]
@@ -139,21 +141,20 @@ def with_events(*, outlives_reader: bool) -> Callable[[Command], Command]:
     return with_options("events", {"events": (Annotated[bool, flag], False)}, stream)
 
 
-def show_check(check: "Check") -> None:
-    # A message may quote a broker or an edge.
-    status = "FAILED" if check.status == "failed" else check.status
-    print(f"{status:<8}{check.name:<14}{check.ms:>8.0f} ms  {printable_line(check.sentence)}", flush=True)
+def run_checks(run: Callable[[Callable[[Check], None]], Iterable[Check]], *, as_json: bool, **about: str) -> None:
+    """Run a checklist, print a line for each check or one JSON object at the end, and exit if a check has failed."""
 
+    def show(check: Check) -> None:
+        status = "FAILED" if check.status is CheckStatus.FAILED else check.status
+        # A message may quote a broker or an edge.
+        print(f"{status:<8}{check.name:<14}{printable_line(check.sentence)}", flush=True)
 
-def ignore_check(_check: "Check") -> None:
-    """Print nothing, because the JSON at the end has all checks."""
-
-
-def end_checks(report: "CheckReport", *, as_json: bool) -> None:
-    """Print the JSON if requested, and exit if a check has failed."""
+    checks = list(run((lambda _check: None) if as_json else show))
+    ok = all(check.status is not CheckStatus.FAILED for check in checks)
     if as_json:
-        print(json_text(report.json(), indent=2))
-    if not report.ok:
+        body = {"ok": ok, "software": VERSION, **about, "checks": [asdict(check) for check in checks]}
+        print(json_text(body, indent=2))
+    if not ok:
         raise typer.Exit(ExitCode.CHECK_FAILED)
 
 

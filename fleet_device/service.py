@@ -11,7 +11,7 @@ from typing import Final, Self
 
 from fleet_common.host import give_back_free_memory
 from fleet_common.mqtt.errors import ConnectFailed, LinkError, LinkFault
-from fleet_common.mqtt.link import Link, OutcomeHandler, PublishOutcome, Will
+from fleet_common.mqtt.link import Link, OutcomeHandler, Will
 from fleet_common.mqtt.paho_link import PahoLink
 from fleet_common.mqtt.settings import LinkSettings
 from fleet_common.mqtt.tls import certificate_end
@@ -187,10 +187,6 @@ class DeviceService:
     def unreported(self) -> int:
         return len(self._reports)
 
-    @property
-    def state_topic(self) -> str:
-        return self._topic(Topic.STATE)
-
     def start(self) -> None:
         """Connect, and announce that this device is online; raise ConnectFailed if the broker cannot be reached."""
         self._reports.start()
@@ -281,15 +277,10 @@ class DeviceService:
         give_back_free_memory()
         self._tidied = self.clock()
 
-    def announce(self, *, on_outcome: OutcomeHandler | None = None) -> None:
-        """Publish the retained state; `on_outcome` receives the broker's answer."""
-
-        def listen(outcome: PublishOutcome) -> None:
-            self.agent.inbox.note(outcome)
-            if on_outcome is not None:
-                on_outcome(outcome)
-
-        self._publish(Topic.STATE, encode_json(self._state(self._presence)), retain=True, on_outcome=listen)
+    def announce(self) -> None:
+        """Publish the retained state."""
+        state = encode_json(self._state(self._presence))
+        self._publish(Topic.STATE, state, retain=True, on_outcome=self.agent.inbox.note)
 
     def _connect(self) -> None:
         said = ""

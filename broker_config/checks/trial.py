@@ -217,8 +217,6 @@ def begin_trial(conf: str, access: str, broker: Broker, folder: Path) -> Iterato
         yield BrokerTrial(running, authority, folder, stack)
 
 
-def connect_all(trial: BrokerTrial, names: Iterable[str]) -> tuple[dict[str, PahoLink], PahoLink]:
+def connect_all(trial: BrokerTrial, names: Iterable[str]) -> dict[str, PahoLink]:
     """Connect users and the inspector, under client ids that differ from their names."""
-    links = {name: trial.connect(name, client_id=f"claim-{number}") for number, name in enumerate([*names, INSPECTOR])}
-    inspector = links.pop(INSPECTOR)
-    return links, inspector
+    return {name: trial.connect(name, client_id=f"claim-{number}") for number, name in enumerate([*names, INSPECTOR])}

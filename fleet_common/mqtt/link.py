@@ -236,22 +236,13 @@ def publish_confirmed(
     Blocks, so it MUST NOT be called from a handler. Raise PublishRejected if the broker refuses or does not answer
     within `timeout_s`; else raise as `Link.publish` does.
     """
-
-    def publish(remember: OutcomeHandler) -> None:
-        link.publish(topic, payload, retain=retain, content_type=content_type, on_outcome=remember)
-
-    return await_outcome(publish, topic, timeout_s=timeout_s)
-
-
-def await_outcome(publish: Callable[[OutcomeHandler], None], topic: str, *, timeout_s: float) -> PublishOutcome:
-    """Publish with a handler of the broker's answer, and return that; raise PublishRejected."""
     answered, answers = threading.Event(), list[PublishOutcome]()
 
     def remember(outcome: PublishOutcome) -> None:
         answers.append(outcome)
         answered.set()
 
-    publish(remember)
+    link.publish(topic, payload, retain=retain, content_type=content_type, on_outcome=remember)
     if not answered.wait(timeout_s):
         raise PublishRejected(topic=topic, reason=None)
     if not answers[0].accepted:

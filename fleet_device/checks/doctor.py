@@ -1,7 +1,7 @@
-"""Doctor: checks all that a device needs, from its memory to the edge's vocabulary, and reports what to do.
+"""Doctor: checks all that a device needs, from its memory to a request at the edge, and reports what to do.
 
-It changes nothing at the broker: it announces no state, and generates one token at most, where it asks an edge. If a
-device of this name runs, it asks that one over its local API, because a broker keeps one connection for each name.
+It changes nothing at the broker, and announces no state. If a device of this name runs, it asks that one over its local
+API, because a broker keeps one connection for each name.
 """
 
 import http.client
@@ -9,40 +9,38 @@ import ipaddress
 import os
 import socket
 import ssl
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import Final
 
 from pydantic import BaseModel, ValidationError
 
+from fleet_common.checks import Check, Checklist, NotApplicable
 from fleet_common.host import available_memory
-from fleet_common.mqtt.link import Link
+from fleet_common.mqtt.link import Link, publish_confirmed
 from fleet_common.mqtt.paho_link import PahoLink
 from fleet_common.mqtt.settings import BrokerSettings, LinkSettings, TlsSettings
 from fleet_common.mqtt.tls import certificate_end, certificate_in, certificate_name, tls_context
-from fleet_device.checks.edge_check import Check, Checklist, CheckReport, NotApplicable
-from fleet_device.checks.selftest import (
-    PROBE_POLICY,
-    check_broker,
-    check_drafting,
-    check_online,
-    check_vocabulary,
-    probe_prompt,
-)
 from fleet_device.client.agent import Agent
 from fleet_device.client.messaging import Inbox
 from fleet_device.client.retry import RetryPolicy
 from fleet_device.drafters.contract import Drafter, DrafterError
 from fleet_device.drafters.model_file import load_drafter, locate_model
-from fleet_device.errors import ConfigurationError, EdgeUnavailable, SessionRefused
+from fleet_device.errors import ConfigurationError, EdgeUnavailable, SessionFailed
 from fleet_device.pacing.contract import FixedPacing
-from fleet_device.requests.generate import GenerateRequest
+from fleet_device.requests.chat import encode_chat
+from fleet_device.requests.generate import GenerateRequest, Generation
+from fleet_device.requests.structured import ChatMessage
 from fleet_device.settings import AUTO, DeviceSettings
 from schemas.control import EdgeState, Presence, Telemetry, encode_json
-from schemas.reasons import RefusalCode
+from schemas.names import VERSION
+from schemas.policy import SamplingPolicy
+from schemas.reasons import EndReason
 from schemas.topics import Topic, build
 
 _HTTP_WAIT_S: Final = 2.0
@@ -52,14 +50,12 @@ _MOST_BYTES: Final = 1 << 20
 class _Drafter(BaseModel):
     name: str
     quantization: str
-    context: int
     vocabulary: str
 
 
 class _Broker(BaseModel):
     host: str
     port: int
-    connected: bool
 
 
 class _Edge(BaseModel):
@@ -150,14 +146,6 @@ _TOLERANCE: Final = timedelta(seconds=5)
 """Clocks that are set over the network differ by less."""
 
 
-@dataclass(frozen=True, slots=True)
-class Moment:
-    """A past event that a correct clock is behind; `what` is a clause: `edge edge-1 has connected`."""
-
-    what: str
-    at: datetime
-
-
 def check_certificate(broker: BrokerSettings, device: str, now: datetime) -> str:
     """Return until when the device's certificate is valid; raise NotApplicable without one."""
     if broker.ca is None:
@@ -177,27 +165,27 @@ def check_certificate(broker: BrokerSettings, device: str, now: datetime) -> str
     return f"That of {name}, valid for {_span(left)} more, until {end:%Y-%m-%d %H:%M} UTC{renew}."
 
 
-def moments_of(broker: BrokerSettings, edges: Sequence[EdgeState]) -> list[Moment]:
-    """Return what a clock can be compared with: certificates issued, and connections of edges."""
+def moments_of(broker: BrokerSettings, edges: Sequence[EdgeState]) -> list[tuple[datetime, str]]:
+    """Return past events that a correct clock is behind: certificates issued, and connections of edges."""
     moments = [
-        Moment(f"the certificate {path.name} became valid", found.not_valid_before_utc)
+        (found.not_valid_before_utc, f"the certificate {path.name} became valid")
         for path in (broker.ca, broker.certificate)
         if path is not None and (found := certificate_in(path)) is not None
     ]
-    return moments + [Moment(f"edge {each.edge} connected", each.since) for each in edges]
+    return moments + [(each.since, f"edge {each.edge} connected") for each in edges]
 
 
-def check_clock(now: datetime, moments: Sequence[Moment]) -> str:
+def check_clock(now: datetime, moments: Sequence[tuple[datetime, str]]) -> str:
     if not moments:
         raise NotApplicable(f"{now:%Y-%m-%d %H:%M:%S} UTC; there is neither a certificate nor an edge to compare with.")
-    latest = max(moments, key=lambda moment: moment.at)
-    if latest.at - now > _TOLERANCE:
+    at, what = max(moments)
+    if at - now > _TOLERANCE:
         raise ConfigurationError(
-            f"It is {now:%Y-%m-%d %H:%M:%S} UTC by this machine's clock, and {latest.what} at "
-            f"{latest.at:%Y-%m-%d %H:%M:%S}: the clock is behind by {_span(latest.at - now)} at least; set it (with "
-            "systemd: `timedatectl set-ntp true`), or the other machine's if that one is wrong."
+            f"It is {now:%Y-%m-%d %H:%M:%S} UTC by this machine's clock, and {what} at {at:%Y-%m-%d %H:%M:%S}: the "
+            f"clock is behind by {_span(at - now)} at least; set it (with systemd: `timedatectl set-ntp true`), or the "
+            "other machine's if that one is wrong."
         )
-    return f"{now:%Y-%m-%d %H:%M:%S} UTC; {latest.what} {_span(max(now - latest.at, timedelta()))} ago."
+    return f"{now:%Y-%m-%d %H:%M:%S} UTC; {what} {_span(max(now - at, timedelta()))} ago."
 
 
 def _span(span: timedelta) -> str:
@@ -255,86 +243,145 @@ def check_threads(settings: DeviceSettings) -> str:
     )
 
 
-CHECKS: Final = ("memory", "threads", "model", "broker", "certificate", "clock", "edge", "vocabulary")
+def check_api(settings: DeviceSettings) -> str:
+    if not settings.api_listen:
+        raise NotApplicable("The setting 'api_listen' is empty: applications use this device in Python only.")
+    from fleet_device.api.listening import listen_as, release  # noqa: PLC0415 - a web server, only where needed
+
+    release(listen_as(settings))
+    return f"Applications can be served at {settings.api_listen}."
+
+
+_PROMPT: Final = "Count from one to ten in words."
+_NEW_TOKENS: Final = 24
+_DRAFTED: Final = 8
+
+
+def probe_request(drafter: Drafter, policy: SamplingPolicy) -> GenerateRequest:
+    """Return a short request that any model can serve."""
+    codec = drafter.codec
+    chat = codec.chat_template is not None
+    prompt = encode_chat(codec, [ChatMessage("user", _PROMPT)]) if chat else codec.encode(_PROMPT)
+    return GenerateRequest(tuple(prompt), policy, _NEW_TOKENS)
+
+
+def check_generation(generation: Generation) -> str:
+    """Return how fast a request was; raise SessionFailed if something else than its end has ended it."""
+    if generation.reason not in (EndReason.STOP, EndReason.LENGTH):
+        raise SessionFailed(f"The generation was ended by {generation.reason.value}.")
+    acceptance, first_ms = generation.counters.acceptance, generation.first_ms
+    tested = "no draft was tested" if acceptance is None else f"acceptance {acceptance:.2f}"
+    first = "" if first_ms is None else f", the first after {first_ms:.0f} ms"
+    speed = len(generation.tokens) / (generation.wall_ms / 1e3) if generation.wall_ms else 0.0
+    return f"{len(generation.tokens)} tokens by {generation.edge} at {speed:.1f} tokens/s{first}; {tested}."
+
+
+def check_drafting(drafter: Drafter, clock: Callable[[], float]) -> str:
+    """Draft some tokens, and return what drafts them and the time per token; raise DrafterError."""
+    what = f"{drafter.name} ({drafter.quantization}, {drafter.vocabulary}, context {drafter.context:,} tokens)"
+    policy = SamplingPolicy(temperature=0.0, seed=0)
+    drafter.reset(probe_request(drafter, policy).prompt)
+    drafter.next(policy)  # computes the prompt
+    times = []
+    for _ in range(_DRAFTED):
+        started = clock()
+        q = drafter.next(policy)
+        if q is None:
+            return f"{what} is loaded; it has nothing to draft with here."
+        drafter.extend((int(q.ids[0]),))
+        times.append((clock() - started) * 1e3)
+    return f"{what} drafts a token in {statistics.median(times):.1f} ms."
+
+
+def check_vocabulary(ours: str, edges: Sequence[EdgeState | _Edge], *, drafter: str) -> str:
+    """Return which edges have the vocabulary `ours` (size and head of the fingerprint), or raise EdgeUnavailable."""
+    for state in edges:
+        if state.vocabulary != ours:
+            raise EdgeUnavailable(
+                f"Edge {state.edge} has the vocabulary of {state.target} ({state.vocabulary}), and the draft model "
+                f"{drafter} has {ours}: use a draft model of the target's family, or set 'target_vocabulary' to a file "
+                "made by `fleet models vocabulary`."
+            )
+    return f"{ours}, at {', '.join(state.edge for state in edges)} too."
+
+
+def check_service(running: RunningDevice, settings: DeviceSettings) -> str:
+    """Return what a device of this name that runs says of itself; raise EdgeUnavailable if it can serve no request."""
+    if running.reason is not None:
+        raise EdgeUnavailable(running.reason)
+    drafter, edges = running.drafter, ", ".join(f"{each.edge} with {each.target}" for each in running.online)
+    return (
+        f"{running.device} runs and serves applications at {settings.api_listen}, with {drafter.name} "
+        f"({drafter.quantization}); online: {edges}."
+    )
+
 
 _CONNECT_S: Final = 5.0
 _WAIT_S: Final = 5.0
 _STATES_S: Final = 1.0  # retained states come with the connection
 _RETRY_POLICY: Final = RetryPolicy(open_s=10.0, resume_s=10.0, verdict_s=10.0, close_s=2.0)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Diagnosis(CheckReport):
-    device: str
+_ECHOES: Final = 5
+_DRAFT: Final = 4  # tokens; adaptive pacing begins with edge-only decoding, and the draft model is to be tested
 
 
 @dataclass(slots=True)
 class Doctor:
     settings: DeviceSettings
+    on_check: Callable[[Check], None] = lambda _check: None
     load: Callable[[DeviceSettings], Drafter] = load_drafter
     make_link: Callable[[LinkSettings], Link] = PahoLink
     running: Callable[[DeviceSettings], RunningDevice | None] = running_device
     clock: Callable[[], float] = time.monotonic
     now: Callable[[], datetime] = lambda: datetime.now(UTC)
     available: Callable[[], int | None] = available_memory
-    on_check: Callable[[Check], None] = lambda _check: None
     _drafter: Drafter | None = None
     _link: Link | None = None
     _agent: Agent | None = None
     _inbox: Inbox = field(default_factory=Inbox)
-    _running: RunningDevice | None = None
-    _refusal: SessionRefused | None = None
 
-    def run(self) -> Diagnosis:
-        """Run all checks. A check that needs a failed one is skipped, and counts as failed.
-
-        Raise ConfigurationError if a device of this name runs with another configuration.
-        """
+    def run(self) -> list[Check]:
+        """Run all checks; raise ConfigurationError if a device of this name runs with another configuration."""
         settings = self.settings
-        self._running = self.running(settings)
-        if self._running is not None:
-            require_alike(self._running, settings)
-        checks = Checklist(CHECKS, self.on_check, self.clock)
+        running = self.running(settings)
+        if running is not None:
+            require_alike(running, settings)
+        checks = Checklist(self.on_check)
+        checks.run("threads", lambda: check_threads(settings), needs=())
+        checks.run("certificate", lambda: check_certificate(settings.broker, settings.device, self.now()), needs=())
+        if running is not None:
+            ours = running.drafter
+            checks.run("service", lambda: check_service(running, settings), needs=())
+            checks.run("clock", self._clock, needs=())
+            checks.run(
+                "vocabulary",
+                lambda: check_vocabulary(ours.vocabulary, running.online, drafter=ours.name),
+                needs=("service",),
+            )
+            return checks.done
         try:
-            checks.check(self._memory, needs=())
-            checks.check(lambda: check_threads(settings), needs=())
-            checks.check(self._model, needs=("memory",))
-            checks.check(self._broker, needs=())
-            checks.check(lambda: check_certificate(settings.broker, settings.device, self.now()), needs=())
-            checks.check(self._clock, needs=())
-            checks.check(self._edge, needs=("broker",))
-            checks.check(self._vocabulary, needs=("model", "broker", "edge"))
+            checks.run("memory", lambda: check_memory(settings, self.available), needs=())
+            checks.run("model", self._model, needs=("memory",))
+            checks.run("api", lambda: check_api(settings), needs=())
+            # What uses the API's address may be this device, which a second connection would disconnect.
+            checks.run("broker", self._broker, needs=("api",))
+            checks.run("clock", self._clock, needs=())
+            checks.run("edge", self._edge, needs=("api", "broker"))
+            checks.run("vocabulary", self._vocabulary, needs=("memory", "model", "api", "broker", "edge"))
+            checks.run("generation", self._generation, needs=("memory", "model", "api", "broker", "edge", "vocabulary"))
         finally:
             if self._link is not None:
                 self._link.stop()
             if self._drafter is not None:
                 self._drafter.close()
-        return Diagnosis(device=settings.device, checks=checks.finish())
-
-    def _memory(self) -> str:
-        if self._running is not None:
-            free = self.available()
-            known = "The system does not say how much memory is free" if free is None else f"{free / 1e6:,.0f} MB free"
-            return f"{known} next to {self.settings.device}, which runs."
-        return check_memory(self.settings, self.available)
+        return checks.done
 
     def _model(self) -> str:
-        if self._running is not None:
-            drafter = self._running.drafter
-            return (
-                f"{drafter.name} ({drafter.quantization}) with a context of {drafter.context:,} tokens is "
-                f"loaded by {self.settings.device}, which runs."
-            )
         self._drafter = self.load(self.settings)
         return check_drafting(self._drafter, self.clock)
 
     def _broker(self) -> str:
         settings = self.settings
         where = f"{settings.broker.host}:{settings.broker.port}"
-        if self._running is not None:
-            if not self._running.broker.connected:
-                raise EdgeUnavailable(str(self._running.reason))
-            return f"{settings.device}, which runs, is connected to {where}."
         if (name := certificate_name(settings.broker.certificate)) not in (None, settings.device):
             raise ConfigurationError(
                 f"Not connected to {where}: the broker would take this device for {name!r}, whose certificate it has, "
@@ -349,7 +396,7 @@ class Doctor:
                 settings.fleet,
                 settings.device,
                 self._drafter,
-                FixedPacing(1),
+                FixedPacing(_DRAFT),
                 self.clock,
                 _RETRY_POLICY,
                 self._inbox,
@@ -357,12 +404,16 @@ class Doctor:
             self._agent.attach()
         topic = build(Topic.TELEMETRY, fleet=settings.fleet, device=settings.device)
         empty = encode_json(Telemetry(sessions=0, tokens=0))
-        return check_broker(
-            lambda: link.start(timeout_s=_CONNECT_S),
-            lambda listen: link.publish(topic, empty, on_outcome=listen),
-            topic,
-            self.clock,
-            to=f" to {where} as {settings.device}",
+        times = [self.clock()]
+        link.start(timeout_s=_CONNECT_S)
+        for _ in range(_ECHOES):
+            times.append(self.clock())
+            publish_confirmed(link, topic, empty, timeout_s=_WAIT_S)
+        times.append(self.clock())
+        connected_ms, *echoes_ms = ((end - start) * 1e3 for start, end in pairwise(times))
+        return (
+            f"Connected to {where} as {settings.device} in {connected_ms:.0f} ms; a message is acknowledged in "
+            f"{statistics.median(echoes_ms):.1f} ms."
         )
 
     def _clock(self) -> str:
@@ -370,35 +421,17 @@ class Doctor:
         return check_clock(self.now(), moments_of(self.settings.broker, self._inbox.edges.online()))
 
     def _edge(self) -> str:
-        if self._running is not None:
-            return self._edge_of_running(self._running)
-        online = check_online(self._inbox.edges, self.settings.fleet, wait_s=_WAIT_S)
-        if self._agent is None or self._drafter is None:
-            return online
-        try:
-            text = self._agent.generate(
-                GenerateRequest(tuple(probe_prompt(self._drafter)), policy=PROBE_POLICY, max_new_tokens=1)
-            )
-        except SessionRefused as error:
-            if error.code is not RefusalCode.VOCABULARY:
-                raise
-            self._refusal = error  # it answers, and that is all that is asked here
-            return online
-        first = "no token" if text.first_ms is None else f"a first token after {text.first_ms:.0f} ms"
-        return f"{online} {text.edge or 'The edge'} has generated {first}."
-
-    def _edge_of_running(self, running: RunningDevice) -> str:
-        online = [f"{each.edge} with {each.target}" for each in running.online]
-        if not online:
-            raise EdgeUnavailable(str(running.reason))
-        return f"Online, as {self.settings.device} sees it, which runs: {'; '.join(online)}."
+        edges = self._inbox.edges
+        if not edges.wait_online(_WAIT_S):
+            raise EdgeUnavailable(edges.absence(self.settings.fleet))
+        online = [f"{state.edge} with {state.target}, software {state.software}" for state in edges.online()]
+        return f"Online: {'; '.join(online)}. This device has software {VERSION}."
 
     def _vocabulary(self) -> str:
-        if self._running is not None:
-            drafter = self._running.drafter
-            return check_vocabulary(drafter.vocabulary, self._running.online, drafter=drafter.name)
         assert self._drafter is not None
-        found = check_vocabulary(str(self._drafter.vocabulary), self._inbox.edges.online(), drafter=self._drafter.name)
-        if self._refusal is not None:
-            raise self._refusal
-        return found
+        return check_vocabulary(str(self._drafter.vocabulary), self._inbox.edges.online(), drafter=self._drafter.name)
+
+    def _generation(self) -> str:
+        assert self._drafter is not None
+        assert self._agent is not None
+        return check_generation(self._agent.generate(probe_request(self._drafter, self.settings.policy())))

@@ -19,7 +19,7 @@ from typing import Any, Final, Protocol
 from fleet_common.mqtt.errors import LinkError
 from fleet_common.mqtt.link import Link, Message
 from fleet_common.settings import fields_of
-from fleet_device.checks.selftest import generate_probe, speed_of
+from fleet_device.checks.doctor import check_generation, probe_request
 from fleet_device.drafters.contract import DrafterError
 from fleet_device.errors import DeviceError
 from fleet_device.requests.generate import Cancellation, RequestContext
@@ -119,7 +119,9 @@ def _self_test(device: SteeredDevice, _arguments: Arguments, limit_s: float) -> 
     cancellation = Cancellation()
     stop_timer = _after(limit_s, cancellation.cancel)
     try:
-        text = generate_probe(service, RequestContext(cancellation=cancellation))
+        request = probe_request(service.drafter, service.settings.policy())
+        text = service.generate(request, RequestContext(cancellation=cancellation))
+        sentence = check_generation(text.generation)
     except (DeviceError, DrafterError) as error:
         return Answer(CommandOutcome.FAILED, str(error))
     finally:
@@ -134,7 +136,7 @@ def _self_test(device: SteeredDevice, _arguments: Arguments, limit_s: float) -> 
         "edge": generation.edge,
         "plan": generation.choice.plan if generation.choice is not None else None,
     }
-    return Answer(CommandOutcome.OK, speed_of(text, by=f" by {generation.edge}"), json.dumps(figures))
+    return Answer(CommandOutcome.OK, sentence, json.dumps(figures))
 
 
 def _drain(device: SteeredDevice, _arguments: Arguments, _limit_s: float) -> Answer:

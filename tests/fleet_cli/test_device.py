@@ -15,7 +15,6 @@ from fleet_cli.main import _Formatter, main
 from fleet_cli.options import on_interrupt
 from fleet_common.logs import Event
 from fleet_common.settings import load_settings
-from fleet_device.api.listening import listen
 from fleet_device.applications import ApplicationsFile
 from fleet_device.settings import DeviceSettings
 from fleet_edge.settings import EdgeSettings
@@ -39,7 +38,6 @@ def device(fleet: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
         ("generate hello --model draft.gguf", "GGUF"),
         ("generate hello --config device.toml", "api_prot"),
         ("run --config device.toml", "api_prot"),
-        ("selftest --config device.toml", "api_prot"),
         ("doctor --config device.toml", "api_prot"),
         ("generate -", "Standard input is empty; give a prompt."),
         ("generate ''", "The prompt is empty; give a prompt."),
@@ -73,13 +71,6 @@ def test_a_chat_beside_a_running_device_uses_all_the_memory(device: Run, monkeyp
     assert asked == [(1, "")]
 
 
-def test_a_self_test_that_fails_has_exit_code_1_and_says_what_failed(device: Run) -> None:
-    code, out, _ = device("selftest", "--model", "nope:Q4_0", "--api-listen", "")
-    assert code == 1
-    assert "FAILED  model" in out
-    assert "Skipped, because model failed." in out
-
-
 @pytest.mark.slow
 def test_a_doctor_that_finds_something_wrong_has_exit_code_1_and_goes_on(device: Run) -> None:
     arguments = ["doctor", "--model", "nope:Q4_0", "--api-listen", "", "--port", "1"]
@@ -87,21 +78,15 @@ def test_a_doctor_that_finds_something_wrong_has_exit_code_1_and_goes_on(device:
     assert (code, err) == (1, "")
     lines = out.splitlines()
     assert [line.split()[1] for line in lines] == [
-        "memory", "threads", "model", "broker", "certificate", "clock", "edge", "vocabulary"
+        "threads", "certificate", "memory", "model", "api", "broker", "clock", "edge", "vocabulary", "generation"
     ]  # fmt: skip
-    assert lines[2].startswith("FAILED  model")
-    assert lines[3].startswith("FAILED  broker")
-    assert lines[6].startswith("skipped edge")
+    assert lines[3].startswith("FAILED  model")
+    assert lines[5].startswith("FAILED  broker")
+    assert lines[7].startswith("skipped edge")
     code, out, _ = device(*arguments, "--json")
-    assert (code, json.loads(out)["ok"]) == (1, False)
-
-
-def test_a_self_test_beside_a_running_device_says_so(device: Run) -> None:
-    with listen() as taken:
-        port = str(taken.getsockname()[1])
-        code, out, _ = device("selftest", "--model", "nope:Q4_0", "--api-listen", f"127.0.0.1:{port}", "--json")
-    assert code == 1
-    assert "maybe a device that runs already" in out
+    report = json.loads(out)
+    assert (code, report["ok"], report["device"]) == (1, False, "device-1")
+    assert report["checks"][3].keys() == {"name", "status", "sentence"}
 
 
 def test_the_first_interrupt_asks_and_the_second_one_insists() -> None:

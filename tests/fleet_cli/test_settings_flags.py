@@ -71,7 +71,7 @@ def test_a_command_has_no_option_that_it_did_not_ask_for() -> None:
     [
         (device_app, "run", DeviceSettings),
         (device_app, "generate", DeviceSettings),
-        (device_app, "selftest", DeviceSettings),
+        (device_app, "doctor", DeviceSettings),
         (edge_app, "run", EdgeSettings),
     ],
     ids=lambda value: getattr(value, "__name__", None),

@@ -15,6 +15,7 @@ from broker_config.checks.access import Prober, SubscriptionForm, topics_to_try
 from broker_config.checks.trial import BrokerTrial, begin_trial, connect_all
 from broker_config.files import Profile, render_files
 from broker_config.mosquitto import ACCESS_FILE, CONF_FILE, render_access
+from broker_config.processes import INSPECTOR
 from tests.support.brokers import require_mosquitto
 
 pytestmark = [pytest.mark.broker, pytest.mark.xdist_group("access matrix")]
@@ -33,7 +34,8 @@ WITHOUT_EFFECT = re.compile(r"-> 'topic readwrite (dssd/v1/home/_edge/edge-\d/st
 class Stage:
     def __init__(self, trial: BrokerTrial, description: Broker, users: tuple[str, ...]) -> None:
         self.trial = trial
-        self.links, inspector = connect_all(trial, users)
+        self.links = connect_all(trial, users)
+        inspector = self.links.pop(INSPECTOR)
         devices = [*DEVICES, "edge-1", "monitor"]
         self.prober = Prober(description, self.links, inspector, topics_to_try(description, devices))
 

@@ -70,6 +70,6 @@ def test_its_commands_run_as_printed(folder: Path) -> None:
         assert wait_for_event(running.stdout, Event.ONLINE) is not None
         assert run(selftest, folder).count("ok ") == 4
         assert run(generate, folder).strip()
-        assert [line.split()[0] for line in run(doctor, folder).splitlines()] == ["ok"] * 8
+        assert [line.split()[0] for line in run(doctor, folder).splitlines()] == ["ok"] * 10
         assert run(chat, folder, "Say one word.\n").strip()
         assert running.poll() is None

@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 
 from broker_config.broker import BrokerError, BrokerFilesError
-from broker_config.checks.check import CheckResult, check_directory
+from broker_config.checks.check import check_directory
 from broker_config.processes import LocalBroker
 from broker_config.site import make_local_broker
+from fleet_common.checks import CheckStatus
 from fleet_common.identity.files import IdentityError
 from fleet_common.mqtt.link import publish_confirmed
 from fleet_common.mqtt.paho_link import PahoLink
@@ -70,7 +71,7 @@ def test_what_is_retained_outlives_a_restart(made: Path) -> None:
 
 
 def test_its_own_check_finds_nothing(made: Path) -> None:
-    assert {finding.result for finding in check_directory(made)} == {CheckResult.OK}
+    assert {check.status for check in check_directory(made)} == {CheckStatus.OK}
 
 
 def test_no_secret_is_open_to_others(made: Path) -> None:

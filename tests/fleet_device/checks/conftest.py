@@ -8,7 +8,7 @@ from tests.support.memory_fleet import MemoryFleet
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    for wait in ("doctor._WAIT_S", "doctor._STATES_S", "edge_check._WAIT_S", "selftest._WAIT_S"):
+    for wait in ("doctor._WAIT_S", "doctor._STATES_S", "edge_check._WAIT_S"):
         monkeypatch.setattr(f"fleet_device.checks.{wait}", 0.2)
 
 

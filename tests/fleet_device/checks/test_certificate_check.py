@@ -3,11 +3,11 @@ from pathlib import Path
 
 import pytest
 
+from fleet_common.checks import NotApplicable
 from fleet_common.mqtt.errors import ConnectFailed
 from fleet_common.mqtt.settings import BrokerSettings
 from fleet_common.mqtt.tls import certificate_end
-from fleet_device.checks.doctor import Moment, check_certificate, check_clock, moments_of
-from fleet_device.checks.edge_check import NotApplicable
+from fleet_device.checks.doctor import check_certificate, check_clock, moments_of
 from fleet_device.errors import ConfigurationError
 from tests.support.memory_fleet import edge_state
 from tests.support.tls_fleet import enrol, new_authority
@@ -59,15 +59,13 @@ def test_without_tls_or_without_a_certificate_there_is_nothing_to_check(broker: 
 def test_a_clock_is_held_against_the_latest_thing_that_has_happened(broker: BrokerSettings) -> None:
     since = datetime(2026, 1, 2, tzinfo=UTC)
     moments = moments_of(broker, [edge_state(since=since)])
-    assert [each.what for each in moments] == [
+    assert [what for _, what in moments] == [
         "the certificate ca.pem became valid", "the certificate device-1.pem became valid", "edge edge-1 connected"
     ]  # fmt: skip
     edge_only = [moments[-1]]
     assert "edge edge-1 connected 40 minutes ago" in check_clock(since + timedelta(minutes=40), edge_only)
     assert "connected 0 s ago" in check_clock(since - timedelta(seconds=4), edge_only)  # clocks differ by seconds
     with pytest.raises(ConfigurationError, match="days"):
-        check_clock(
-            since - timedelta(days=10), [Moment("it was new year", datetime(2025, 1, 1, tzinfo=UTC)), *edge_only]
-        )
+        check_clock(since - timedelta(days=10), [(datetime(2025, 1, 1, tzinfo=UTC), "it was new year"), *edge_only])
     with pytest.raises(NotApplicable):
         check_clock(since, [])
