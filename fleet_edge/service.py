@@ -5,7 +5,7 @@ import os
 import secrets
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from threading import Event, Lock
@@ -160,7 +160,7 @@ class EdgeService:
         self._standings.read()
         self._availability = Availability(settings.remote.away_s, self.clock)
         call, handlers = self.orchestrator.inbox.put, self.orchestrator.handlers
-        keep = Retention(**{each.name: getattr(settings, f"keep_{each.name}") for each in fields(Retention)})
+        keep = Retention(sessions_days=settings.keep_sessions_days)
         self._jobs = EdgeJobs(
             self._store,
             expire_leases=partial(call, handlers.expire),

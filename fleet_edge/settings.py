@@ -35,9 +35,6 @@ if TYPE_CHECKING:
 else:
     EngineName = Literal[(AUTO, *VERIFIERS)]
 
-# What Python's timedelta holds is less than what a number does.
-_MOST_DAYS = 36_500
-
 
 class PrefixSharing(StrEnum):
     """Whose computed prefixes a sequence may take over."""
@@ -80,14 +77,6 @@ class InferenceServerSettings(BaseModel, extra="forbid", allow_inf_nan=False):
         rare=True,
         ge=0,
         le=3600,
-    )
-    known_tokens: int = setting(
-        1 << 20,
-        "Maximum tokens of all open sessions; use what the server's memory for keys and values holds.",
-        unit="tokens",
-        rare=True,
-        ge=1,
-        le=1 << 40,
     )
 
     @property
@@ -205,19 +194,8 @@ class EdgeSettings(Settings):
         rare=True,
         in_flags=False,
     )
-    keep_rounds_days: float = setting(
-        RETENTION.rounds_days, "Retention of logged rounds.", unit="days", rare=True, gt=0, le=_MOST_DAYS
-    )
     keep_sessions_days: float = setting(
-        RETENTION.sessions_days, "Retention of sessions.", unit="days", rare=True, gt=0, le=_MOST_DAYS
-    )
-    keep_totals_days: float = setting(
-        RETENTION.totals_days,
-        "Retention of totals, at least that of sessions.",
-        unit="days",
-        rare=True,
-        ge=1,
-        le=_MOST_DAYS,
+        RETENTION.sessions_days, "Retention of sessions.", unit="days", rare=True, gt=0, le=36_500
     )
     log_format: Literal["plain", "json"] = setting(
         "plain",

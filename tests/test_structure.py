@@ -14,6 +14,11 @@ def test_the_generated_pages_are_current() -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_settings_are_few_enough_to_be_read() -> None:
+    """A new setting replaces one, or is a good constant instead."""
+    assert len(re.findall(r"^\| `", (ROOT / "docs/settings.md").read_text(), flags=re.MULTILINE)) <= 120
+
+
 @pytest.mark.parametrize("page", ["docs/structure.md", "docs/extending.md", "CONTRIBUTING.md"])
 def test_each_path_on_a_page_for_contributors_exists(page: str) -> None:
     folders = {path.name for path in ROOT.iterdir() if path.is_dir()}

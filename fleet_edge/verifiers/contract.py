@@ -311,8 +311,6 @@ class TableVerifier:
 class TokenVerifier(TableVerifier):
     """Base of a `Verifier` that stores only the tokens of open sequences, within a budget of tokens."""
 
-    budget_name = "the budget"
-
     def __init__(self, info: TargetInfo, budget: int) -> None:
         super().__init__(info)
         self._budget = budget
@@ -354,6 +352,5 @@ class TokenVerifier(TableVerifier):
     def _check_room(self, tokens: int) -> None:
         if tokens > self.capacity():
             raise CapacityExceeded(
-                f"{tokens} tokens need room and {self.budget_name} leaves {self.capacity()}; evict a sequence and try "
-                "again."
+                f"{tokens} tokens need room and the budget leaves {self.capacity()}; evict a sequence and try again."
             )

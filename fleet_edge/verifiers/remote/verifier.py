@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fleet_edge.settings import InferenceServerSettings
-from fleet_edge.verifiers.contract import Item, TargetAway, TargetInfo, TokenVerifier, VerifierError
+from fleet_edge.verifiers.contract import Item, TargetAway, TargetInfo, TokenVerifier
 from fleet_edge.verifiers.remote.client import InferenceClient, LoopThread
 from fleet_edge.verifiers.remote.dialect import DIALECTS, LogprobsQuery
 from fleet_edge.verifiers.remote.endpoint import Expected, Identity, RemoteEndpoint
@@ -27,6 +27,8 @@ from schemas.vocabulary import Vocabulary
 # Added to a step's own limit, since the loop's thread may be delayed.
 _LATE_S: Final = 5.0
 _CLOSE_S: Final = 5.0
+KNOWN_TOKENS: Final = 1 << 20
+"""Maximum tokens of all open sequences. What is not in the server's cache, the server computes again."""
 
 
 class RemoteVerifier(TokenVerifier):
@@ -34,8 +36,6 @@ class RemoteVerifier(TokenVerifier):
 
     `top` is the number of known entries of a row.
     """
-
-    budget_name = "'remote.known_tokens'"
 
     def __init__(
         self,
@@ -49,13 +49,7 @@ class RemoteVerifier(TokenVerifier):
         top: int,
         settings: InferenceServerSettings,
     ) -> None:
-        size, known_tokens = len(local.strings), settings.known_tokens
-        if known_tokens < identity.context:
-            raise VerifierError(
-                f"Room for {known_tokens} tokens is less than one session may have; set "
-                "'remote.known_tokens' to at least "
-                f"{identity.context}."
-            )
+        size = len(local.strings)
         info = TargetInfo(
             name=local.name,
             vocabulary=Vocabulary.of(local.strings),
@@ -64,7 +58,7 @@ class RemoteVerifier(TokenVerifier):
             runs_on=runs_on,
             most_top_k=top if top < size else None,
         )
-        super().__init__(info, known_tokens)
+        super().__init__(info, KNOWN_TOKENS)
         self._queries = queries
         self._client = client
         self._loop = loop

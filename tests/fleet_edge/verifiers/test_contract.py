@@ -70,8 +70,10 @@ def servers(target: Path) -> Iterator[dict[str, InferenceServer]]:
 
 @contextmanager
 def _remote(api: str, url: str, target: Path) -> Iterator[Verifier]:
-    remote = InferenceServerSettings(endpoint=url, api=api, top_logprobs=64, known_tokens=BUDGET_TOKENS)
-    verifier = load_verifier(EdgeSettings(engine="remote", target=str(target), remote=remote))
+    remote = InferenceServerSettings(endpoint=url, api=api, top_logprobs=64)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fleet_edge.verifiers.remote.verifier.KNOWN_TOKENS", BUDGET_TOKENS)
+        verifier = load_verifier(EdgeSettings(engine="remote", target=str(target), remote=remote))
     assert isinstance(verifier, RunsElsewhere)
     yield verifier
     verifier.shut_down()

@@ -42,7 +42,6 @@ def test_a_server_that_names_all_tokens_serves_every_policy() -> None:
         ({"words": [f"x{token}" for token in range(SIZE)]}, {}, "Token"),
         ({"words": SCRIPT.words[:20]}, {}, "family"),
         ({"context": 5}, {}, "max_model_len"),
-        ({}, {"known_tokens": 100}, "remote.known_tokens"),
     ],
 )
 def test_an_unfit_server_is_refused(options: dict[str, Any], settings: dict[str, Any], sentence: str) -> None:
