@@ -161,7 +161,7 @@ def table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], *, titl
 
 
 @dataclass(frozen=True, slots=True)
-class Edge:
+class ServedEdge:
     """A running edge: its process, and the URL of its session log."""
 
     pid: int
@@ -227,7 +227,7 @@ class Bench:
     @contextmanager
     def edge(
         self, port: int, target: Path, *, engine: str = "", module: str = EDGE_PROGRAM, **settings: object
-    ) -> Iterator[Edge]:
+    ) -> Iterator[ServedEdge]:
         """Run `fleet edge run` on the edge's cores, without quotas; on entry it is online."""
         folder = self.new_folder()
         chosen = ENGINES.get(engine, {"engine": engine}) if engine else self.engine
@@ -237,7 +237,7 @@ class Bench:
         with contextlib.ExitStack() as stack:
             with on_cores(self.cores.edge):
                 process = stack.enter_context(edge_process(_flags(given | settings), module=module))
-            yield Edge(process.pid, log)
+            yield ServedEdge(process.pid, log)
 
     @contextmanager
     def device(self, port: int, number: int = 0, **settings: object) -> Iterator[ServedDevice]:

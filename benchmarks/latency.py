@@ -50,7 +50,7 @@ class Timed:
 
 
 @dataclass(slots=True)
-class Row:
+class LatencyRow:
     """One system at one place; medians over outputs."""
 
     system: str
@@ -120,7 +120,7 @@ def _measure(bench: Bench, cost: int, draft: str, edge_core: int, device_core: i
         pacings = {name: system.pacing() for name, system in SYSTEMS.items()}
         for rtt_ms, mbit_s in places:
             found = {
-                name: Row(name, draft, cost, rtt_ms, mbit_s)
+                name: LatencyRow(name, draft, cost, rtt_ms, mbit_s)
                 for name in options.systems
                 if not SYSTEMS[name].full_up or mbit_s >= _NARROWEST_MBIT
             }
@@ -142,7 +142,7 @@ def _write_all(
     bench: Bench,
     devices: Mapping[str, "_RemoteDevice"],
     pacings: Mapping[str, Pacing],
-    rows: Mapping[str, Row],
+    rows: Mapping[str, LatencyRow],
     prompts: Sequence[Sequence[int]],
 ) -> None:
     def write(name: str, number: int) -> Timed:

@@ -189,7 +189,7 @@ class Program:
 
 
 @dataclass(frozen=True, slots=True)
-class Identity:
+class BrokerClient:
     """A client, and the broker that takes it: by its certificate, or without TLS by its name."""
 
     name: str
@@ -221,7 +221,7 @@ class Identity:
 
 
 def edge_settings(
-    identity: Identity, *, fleet: str, folder: Path, lines: Sequence[str] = (), **settings: object
+    identity: BrokerClient, *, fleet: str, folder: Path, lines: Sequence[str] = (), **settings: object
 ) -> str:
     """Return an edge's configuration file, with more lines before its section `broker`."""
     own = {"fleet": fleet, "edge": identity.name, "db": f"sqlite:///{folder}/log.sqlite3", "spool": f"{folder}/spool"}
@@ -237,7 +237,7 @@ def edge_settings(
 
 
 def scripted_edge(
-    identity: Identity,
+    identity: BrokerClient,
     *,
     fleet: str,
     folder: Path,

@@ -27,14 +27,14 @@ CHUNK: Final = 128
 
 
 @dataclass(frozen=True, slots=True)
-class Prompt:
+class RawPrompt:
     tokens: tuple[int, ...]
     policy: SamplingPolicy
     most: int
 
 
 @dataclass(frozen=True, slots=True)
-class Written:
+class StepOutput:
     """What a step returned to one client."""
 
     new: tuple[int, ...]
@@ -109,7 +109,7 @@ class RawLlama(_Context):
 
 @dataclass(slots=True)
 class _Slot:
-    prompt: Prompt
+    prompt: RawPrompt
     sampler: Any
     computed: int = 0
     latest: int | None = None
@@ -123,11 +123,11 @@ class RawEngine(_Context):
         super().__init__(path, streams=slots, cells=cells, threads=threads, flash=flash)
         self._slots: dict[int, _Slot] = {}
 
-    def begin(self, slot: int, prompt: Prompt) -> None:
+    def begin(self, slot: int, prompt: RawPrompt) -> None:
         llama_cpp.llama_memory_seq_rm(self._memory, slot, -1, -1)
         self._slots[slot] = _Slot(prompt, _sampler(prompt))
 
-    def step(self) -> Mapping[int, Written]:
+    def step(self) -> Mapping[int, StepOutput]:
         entries: list[tuple[int, int, int, bool]] = []  # slot, token, position, whether its row is wanted
         for number, slot in self._slots.items():
             if slot.latest is not None:
@@ -152,7 +152,7 @@ class RawEngine(_Context):
         llama_cpp.llama_free(self._native)
         llama_cpp.llama_model_free(self._model)
 
-    def _take(self, number: int, place: int) -> Written:
+    def _take(self, number: int, place: int) -> StepOutput:
         slot = self._slots[number]
         slot.latest = llama_cpp.llama_sampler_sample(slot.sampler, self._native, place)
         slot.written += 1
@@ -160,10 +160,10 @@ class RawEngine(_Context):
         if ended:
             llama_cpp.llama_sampler_free(slot.sampler)
             del self._slots[number]
-        return Written((slot.latest,), ended)
+        return StepOutput((slot.latest,), ended)
 
 
-def _sampler(prompt: Prompt) -> Any:  # noqa: ANN401 - a pointer
+def _sampler(prompt: RawPrompt) -> Any:  # noqa: ANN401 - a pointer
     policy = prompt.policy
     chain = llama_cpp.llama_sampler_chain_init(llama_cpp.llama_sampler_chain_default_params())
     for part in (

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
-from fleet_common.metrics import PREFIX, Family, Health, Metric, MetricKind, Pages, exposition
+from fleet_common.metrics import PREFIX, Family, Health, Metric, MetricKind, MetricsPages, exposition
 from fleet_common.mqtt.link import Link, Message
 from schemas.printable import printable_line
 
@@ -153,8 +153,8 @@ class BrokerFigures:
         for topic, value in values.items():
             yield _TOPICS[topic].of(value)
 
-    def pages(self) -> Pages:
-        return Pages(lambda: exposition(self.families()), lambda: Health({}), self.ready)
+    def pages(self) -> MetricsPages:
+        return MetricsPages(lambda: exposition(self.families()), lambda: Health({}), self.ready)
 
     def ready(self) -> Health:
         return Health({"broker": "" if self.link.connected else "The broker cannot be reached."})

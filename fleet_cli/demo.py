@@ -131,7 +131,7 @@ class Comparison:
 
 
 @dataclass(frozen=True, slots=True)
-class Interruption:
+class InterruptedAnswer:
     """An answer during which the edge was killed."""
 
     tokens: int
@@ -146,7 +146,7 @@ class DemoReport:
     target: str
     draft: str
     devices: list[dict[str, Any]] = field(default_factory=list)
-    interruption: Interruption | None = None
+    interruption: InterruptedAnswer | None = None
     comparisons: list[Comparison] = field(default_factory=list)
 
 
@@ -303,7 +303,7 @@ def _table(*headings: str) -> Table:
     return table
 
 
-def interrupt(fleet: _Fleet, device: str, prompt: str, max_tokens: int) -> Interruption:
+def interrupt(fleet: _Fleet, device: str, prompt: str, max_tokens: int) -> InterruptedAnswer:
     """Kill the edge with SIGKILL in the middle of an answer and start it again; the answer continues.
 
     The mode is coupled, in which an output repeats with its seed.
@@ -318,10 +318,10 @@ def interrupt(fleet: _Fleet, device: str, prompt: str, max_tokens: int) -> Inter
             fleet.kill_edge()
             fleet.start_edge()
             away_s = time.monotonic() - started
-    return Interruption(answer.tokens, killed_after, away_s, answer.text == undisturbed.text)
+    return InterruptedAnswer(answer.tokens, killed_after, away_s, answer.text == undisturbed.text)
 
 
-def interruption_line(found: Interruption) -> str:
+def interruption_line(found: InterruptedAnswer) -> str:
     same = (
         "identical to the undisturbed one"
         if found.identical

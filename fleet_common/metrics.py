@@ -262,7 +262,7 @@ class Health:
 
 
 @dataclass(frozen=True, slots=True)
-class Pages:
+class MetricsPages:
     """Content of the endpoint. Called on its threads, several at a time.
 
     A program that is not `alive` should be restarted; one that is not `ready` accepts no work.

@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from fleet_common.http_server import HttpServer
-from fleet_common.metrics import CONTENT_TYPE, Health, ListenAddress, MetricsError, Pages
+from fleet_common.metrics import CONTENT_TYPE, Health, ListenAddress, MetricsError, MetricsPages
 
 _AT_ONCE: Final = 64
 _LONGEST_S: Final = 10.0
@@ -32,7 +32,7 @@ class MetricsServer(HttpServer):
     """
 
     def __init__(
-        self, address: ListenAddress, pages: Pages, *, token: bytes | None = None, longest_s: float = _LONGEST_S
+        self, address: ListenAddress, pages: MetricsPages, *, token: bytes | None = None, longest_s: float = _LONGEST_S
     ) -> None:
         family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
         try:
@@ -50,7 +50,7 @@ class MetricsServer(HttpServer):
         )
 
 
-def _application(pages: Pages, token: bytes | None, *, local: bool) -> Starlette:
+def _application(pages: MetricsPages, token: bytes | None, *, local: bool) -> Starlette:
     def trusted(request: Request) -> bool:
         if token is None:
             return True

@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import Final
 
 from fleet_common.host import resident_memory
-from fleet_common.metrics import Family, Health, Pages, exposition
+from fleet_common.metrics import Family, Health, MetricsPages, exposition
 from fleet_common.mqtt.link import Link
 from fleet_edge.answers.recorder import Recorder
 from fleet_edge.batching.scheduler import KvMemory
@@ -63,8 +63,8 @@ class EdgeObserver:
     def memory(self) -> KvMemory:
         return self.orchestrator.scheduler.memory
 
-    def pages(self) -> Pages:
-        return Pages(metrics=lambda: exposition(self.families()), alive=self.alive, ready=self.ready)
+    def pages(self) -> MetricsPages:
+        return MetricsPages(metrics=lambda: exposition(self.families()), alive=self.alive, ready=self.ready)
 
     def loop_state(self) -> LoopState | None:
         """Ask the loop for its state; None if it does not answer. Call it from any other thread."""

@@ -26,7 +26,7 @@ from typing import Any, Final, Self
 import httpx
 
 from benchmarks.harness import Bench, Goal, Report, at_most, number_of, table
-from benchmarks.processes import BenchError, Identity, Program, scripted_edge
+from benchmarks.processes import BenchError, BrokerClient, Program, scripted_edge
 from broker_config.broker import Broker
 from broker_config.processes import MosquittoProcess
 from dssd.distribution import Dist
@@ -147,7 +147,7 @@ class Site:
         time.sleep(1.0)  # what the edge has answered is in the log; what is repeated may still come
 
     def _start_edge(self) -> None:
-        place, cores = Identity("edge-1", "127.0.0.1", self._broker.port), os.sched_getaffinity(0)
+        place, cores = BrokerClient("edge-1", "127.0.0.1", self._broker.port), os.sched_getaffinity(0)
         self._edge = scripted_edge(place, fleet=FLEET, folder=self._folder, cores=cores, lease_s=30.0)
 
     def _end_edge(self) -> None:

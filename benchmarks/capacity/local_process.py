@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from benchmarks.capacity.serving import CELLS, Arrival, Arrivals, CellTiming, serve
-from benchmarks.raw_llama import Prompt, RawEngine
+from benchmarks.raw_llama import RawEngine, RawPrompt
 from schemas.policy import SamplingPolicy
 
 
@@ -16,7 +16,7 @@ def main() -> None:
     asked = json.loads(sys.stdin.readline())
     timing = CellTiming(**asked["timing"])
     prompts = [
-        Prompt(tuple(each["tokens"]), SamplingPolicy.model_validate(each["policy"]), each["most"])
+        RawPrompt(tuple(each["tokens"]), SamplingPolicy.model_validate(each["policy"]), each["most"])
         for each in asked["prompts"]
     ]
     arrivals = [

@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 from benchmarks.capacity.service_level import Client, TimedRequest, TimeWindow
 from benchmarks.fleet_load import FleetLoad
 from benchmarks.harness import ENGINES, Bench, say
-from benchmarks.raw_llama import CHUNK, STEP, Prompt, Written
+from benchmarks.raw_llama import CHUNK, STEP, RawPrompt, StepOutput
 from benchmarks.recordings import Recording, cache_of, load, save
 from dssd.distribution import Dist
 from dssd.downlink import correct, dense
 from dssd.sampling import Proposal, propose
 from dssd.verification import Judgement
-from fleet_admin.models.prompts import Prompt as Asked
+from fleet_admin.models.prompts import Prompt
 from fleet_device.requests.generate import Cancellation, GenerateRequest, Generation, RequestContext
 from fleet_edge.batching.judging import Case, judge_batch
 from fleet_edge.batching.shaping import shape_rows
@@ -240,7 +240,7 @@ def verifier_over(
 
 def serve(
     engine: Any,  # noqa: ANN401 - a `RawEngine`
-    arrivals: Sequence[Iterator[Arrival[Prompt]]],
+    arrivals: Sequence[Iterator[Arrival[RawPrompt]]],
     timing: CellTiming,
     *,
     clock: Callable[[], float] = time.monotonic,
@@ -277,7 +277,7 @@ _TOGETHER = 8
 
 @dataclass(slots=True)
 class EngineSlot:
-    prompt: Prompt
+    prompt: RawPrompt
     text: list[int] = field(default_factory=list)
     said: dict[int, Dist] = field(default_factory=dict)
     drafted: list[Proposal] = field(default_factory=list)
@@ -297,13 +297,13 @@ class Together:
         self._slots: dict[int, EngineSlot] = {}
         self.ended: dict[int, EngineSlot] = {}
 
-    def begin(self, slot: int, prompt: Prompt) -> None:
+    def begin(self, slot: int, prompt: RawPrompt) -> None:
         self._slots[slot] = EngineSlot(prompt)
         self.ended.pop(slot, None)
         self._target.open(slot)
         self._draft.open(slot)
 
-    def step(self) -> Mapping[int, Written]:
+    def step(self) -> Mapping[int, StepOutput]:
         writing = {number: slot for number, slot in self._slots.items() if self._ready(number, slot)}
         self._propose(writing)
         items, cases = [], []
@@ -364,7 +364,7 @@ class Together:
                 room -= len(tokens)
         return items
 
-    def _take(self, number: int, slot: EngineSlot, judged: Judgement | None) -> Written:
+    def _take(self, number: int, slot: EngineSlot, judged: Judgement | None) -> StepOutput:
         assert judged is not None
         new = [*(each.token for each in slot.drafted[: judged.accepted]), self._token(slot, judged)]
         ends = self._target.info.end_tokens
@@ -380,7 +380,7 @@ class Together:
             known = len(slot.prompt.tokens) + len(slot.text) - 1
             self._target.truncate(number, min(known, self._target.computed(number)))
             self._draft.truncate(number, min(known, self._draft.computed(number)))
-        return Written(tuple(new), ended)
+        return StepOutput(tuple(new), ended)
 
     def _token(self, slot: EngineSlot, judged: Judgement) -> int:
         """Return the token after the accepted ones; in residual mode as a device draws it."""
@@ -404,7 +404,7 @@ def _array(logits: Logits) -> NDArray[np.float32]:
 
 
 def record_residual(
-    bench: Bench, coupled: Recording, asked: Sequence[Asked], *, length: int, tokens: int, threads: int
+    bench: Bench, coupled: Recording, asked: Sequence[Prompt], *, length: int, tokens: int, threads: int
 ) -> Recording:
     """Return a pair's recording in residual mode, made now or taken from the cache."""
     residual = [text.policy.model_copy(update={"mode": Mode.RESIDUAL}) for text in coupled.texts]
@@ -414,7 +414,7 @@ def record_residual(
         draft = bench.model(f"{coupled.draft}.gguf")
         target = verifier_over(bench.target(), threads=threads, batch_invariant=True, engine=bench.engine)
         drafting = verifier_over(draft, threads=threads, batch_invariant=False)
-        prompts = [Prompt(text.prompt, policy, tokens) for text, policy in zip(coupled.texts, residual, strict=True)]
+        prompts = [RawPrompt(text.prompt, policy, tokens) for text, policy in zip(coupled.texts, residual, strict=True)]
         slots = write_all(Together(target, drafting, length=length), prompts)
         save(file, {"texts": [slot.text for slot in slots]}, {"draft": [said_along(slot) for slot in slots]})
     ints, dists = load(file)
@@ -425,7 +425,7 @@ def record_residual(
     return replace(coupled, texts=tuple(recorded))
 
 
-def write_all(together: Together, prompts: Sequence[Prompt]) -> list[EngineSlot]:
+def write_all(together: Together, prompts: Sequence[RawPrompt]) -> list[EngineSlot]:
     """Complete all prompts, some at a time; return them in order."""
     slots: list[EngineSlot] = []
     for first in range(0, len(prompts), _TOGETHER):

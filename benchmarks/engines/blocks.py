@@ -14,7 +14,7 @@ import numpy as np
 
 from benchmarks.capacity.serving import EngineSlot, Together, verifier_over, write_all
 from benchmarks.harness import Bench, Report, add_engine, at_least, number_of, say, table
-from benchmarks.raw_llama import Prompt
+from benchmarks.raw_llama import RawPrompt
 from benchmarks.recordings import policy_of
 from dssd.block import reach
 from dssd.distribution import TOTAL, Dist
@@ -85,7 +85,7 @@ def run(bench: Bench) -> Report:
     target = verifier_over(bench.target(), threads=threads, batch_invariant=True, engine=bench.engine)
     codec = GgufModel(bench.target(), vocabulary_only=True)
     prompts = [
-        Prompt(
+        RawPrompt(
             tuple(encode_chat(codec, [ChatMessage("user", asked.text)])),
             policy_of(number).model_copy(update={"mode": Mode.RESIDUAL}),
             options.tokens,

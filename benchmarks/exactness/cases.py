@@ -33,7 +33,7 @@ LONG: Final = 24
 
 def law(mode: Mode) -> Law:
     """Return the joint distribution of an output of the standard pair, `[size] * LENGTH`."""
-    return Case(mode, FormName.AUTO, LENGTH).joint
+    return Variant(mode, FormName.AUTO, LENGTH).joint
 
 
 def fold_ends(joint: Law, end_tokens: Sequence[int]) -> Law:
@@ -91,7 +91,7 @@ _GREEDY_SHARE = 20
 
 
 @dataclass(frozen=True, slots=True)
-class Case:
+class Variant:
     """One variant of the system.
 
     Attributes:
@@ -215,34 +215,34 @@ _ENGINES = (
     ToyEngine.SGLANG,
 )
 _SERVERS = (ToyEngine.VLLM, ToyEngine.SGLANG)
-_NEAR = Case(Mode.RESIDUAL, FormName.AUTO, 8, languages=Languages.NEAR, tokens=LONG)
-_BLOCKS = Case(Mode.RESIDUAL, FormName.AUTO, 3, blocks=True)
+_NEAR = Variant(Mode.RESIDUAL, FormName.AUTO, 8, languages=Languages.NEAR, tokens=LONG)
+_BLOCKS = Variant(Mode.RESIDUAL, FormName.AUTO, 3, blocks=True)
 
 CASES = (
-    *(Case(mode, form, 2) for mode, form in _WAYS),
-    *(Case(mode, form, 1, ahead=True) for mode, form in _WAYS),
-    Case(Mode.RESIDUAL, FormName.AUTO, None),
-    Case(Mode.COUPLED, FormName.AUTO, None),
-    Case(Mode.RESIDUAL, FormName.AUTO, 2, stream=True),
-    Case(Mode.COUPLED, FormName.AUTO, 2, stream=True),
-    Case(Mode.RESIDUAL, FormName.AUTO, None, stream=True),
-    Case(Mode.COUPLED, FormName.AUTO, None, stream=True),
-    *(Case(mode, FormName.AUTO, length, stream=True, guessed=True) for length in (3, None) for mode in Mode),
-    *(Case(mode, FormName.AUTO, 3, stream=True, guessed=True, engine=ToyEngine.LLAMA_CPP) for mode in Mode),
-    *(Case(mode, FormName.AUTO, 2, stops=True) for mode in Mode),
-    *(Case(mode, FormName.AUTO, 2, suffix=True) for mode in Mode),
-    *(Case(mode, form, 2, languages=Languages.UNLIKE) for mode, form in _WAYS),
-    *(Case(mode, FormName.AUTO, 1, ahead=True, languages=Languages.UNLIKE) for mode in Mode),
-    *(Case(mode, FormName.AUTO, 2, engine=engine) for engine in _ENGINES for mode in Mode),
-    *(Case(Mode.RESIDUAL, FormName.AUTO, 1, ahead=True, engine=engine) for engine in _ENGINES),
-    *(Case(Mode.COUPLED, FormName.AUTO, None, stream=True, engine=engine) for engine in _ENGINES),
-    *(Case(Mode.RESIDUAL, FormName.AUTO, 2, greedy=True, engine=engine) for engine in _ENGINES),
-    *(Case(mode, form, 2, constrained=True) for mode, form in _WAYS),
-    *(Case(mode, FormName.AUTO, 1, ahead=True, constrained=True) for mode in Mode),
-    *(Case(mode, FormName.AUTO, 2, languages=Languages.UNLIKE, constrained=True) for mode in Mode),
-    *(Case(mode, FormName.AUTO, length, stream=True, constrained=True) for length in (3, None) for mode in Mode),
-    Case(Mode.RESIDUAL, FormName.AUTO, None, constrained=True),
-    Case(Mode.RESIDUAL, FormName.AUTO, 2, greedy=True, constrained=True),
+    *(Variant(mode, form, 2) for mode, form in _WAYS),
+    *(Variant(mode, form, 1, ahead=True) for mode, form in _WAYS),
+    Variant(Mode.RESIDUAL, FormName.AUTO, None),
+    Variant(Mode.COUPLED, FormName.AUTO, None),
+    Variant(Mode.RESIDUAL, FormName.AUTO, 2, stream=True),
+    Variant(Mode.COUPLED, FormName.AUTO, 2, stream=True),
+    Variant(Mode.RESIDUAL, FormName.AUTO, None, stream=True),
+    Variant(Mode.COUPLED, FormName.AUTO, None, stream=True),
+    *(Variant(mode, FormName.AUTO, length, stream=True, guessed=True) for length in (3, None) for mode in Mode),
+    *(Variant(mode, FormName.AUTO, 3, stream=True, guessed=True, engine=ToyEngine.LLAMA_CPP) for mode in Mode),
+    *(Variant(mode, FormName.AUTO, 2, stops=True) for mode in Mode),
+    *(Variant(mode, FormName.AUTO, 2, suffix=True) for mode in Mode),
+    *(Variant(mode, form, 2, languages=Languages.UNLIKE) for mode, form in _WAYS),
+    *(Variant(mode, FormName.AUTO, 1, ahead=True, languages=Languages.UNLIKE) for mode in Mode),
+    *(Variant(mode, FormName.AUTO, 2, engine=engine) for engine in _ENGINES for mode in Mode),
+    *(Variant(Mode.RESIDUAL, FormName.AUTO, 1, ahead=True, engine=engine) for engine in _ENGINES),
+    *(Variant(Mode.COUPLED, FormName.AUTO, None, stream=True, engine=engine) for engine in _ENGINES),
+    *(Variant(Mode.RESIDUAL, FormName.AUTO, 2, greedy=True, engine=engine) for engine in _ENGINES),
+    *(Variant(mode, form, 2, constrained=True) for mode, form in _WAYS),
+    *(Variant(mode, FormName.AUTO, 1, ahead=True, constrained=True) for mode in Mode),
+    *(Variant(mode, FormName.AUTO, 2, languages=Languages.UNLIKE, constrained=True) for mode in Mode),
+    *(Variant(mode, FormName.AUTO, length, stream=True, constrained=True) for length in (3, None) for mode in Mode),
+    Variant(Mode.RESIDUAL, FormName.AUTO, None, constrained=True),
+    Variant(Mode.RESIDUAL, FormName.AUTO, 2, greedy=True, constrained=True),
     *(replace(_BLOCKS, draft_length=length) for length in (3, None)),
     replace(_BLOCKS, draft_length=2, ahead=True),
     replace(_BLOCKS, draft_length=None, stream=True),
@@ -256,7 +256,7 @@ CASES = (
     *(replace(_NEAR, mode=mode, form=form, languages=Languages.WIDE) for mode, form in _WAYS),
     *(replace(_NEAR, mode=mode, languages=Languages.ENDLESS, tokens=LATE) for mode in Mode),
     replace(_NEAR, blocks=True, languages=Languages.ENDLESS, tokens=LATE),
-    Case(Mode.COUPLED, FormName.AUTO, None, stream=True, languages=Languages.ENDLESS, tokens=LATE),
+    Variant(Mode.COUPLED, FormName.AUTO, None, stream=True, languages=Languages.ENDLESS, tokens=LATE),
     *(
         replace(_NEAR, mode=mode, draft_length=length, stream=True, edge_draft=True)
         for length in (8, None)
@@ -270,46 +270,50 @@ FAULTS = (
         for sabotage in (Sabotage.UNCAPPED, Sabotage.EVERY_TRY, Sabotage.NUMBERS_REUSED)
     ),
     *(
-        Case(Mode.RESIDUAL, form, 2, sabotage=sabotage)
+        Variant(Mode.RESIDUAL, form, 2, sabotage=sabotage)
         for form in (FormName.SPARSE, FormName.SAMPLES)
         for sabotage in (Sabotage.INVERTED, Sabotage.MISREPORTED, Sabotage.NO_RESIDUAL, Sabotage.UNSHAPED)
     ),
-    *(Case(mode, FormName.AUTO, 2, sabotage=Sabotage.NUCLEUS_SHORT) for mode in Mode),
+    *(Variant(mode, FormName.AUTO, 2, sabotage=Sabotage.NUCLEUS_SHORT) for mode in Mode),
     *(replace(_NEAR, sabotage=sabotage) for sabotage in (Sabotage.ACCEPTANCE_LOW, Sabotage.REPORTED_HIGH)),
     *(replace(_NEAR, blocks=True, sabotage=sabotage) for sabotage in (Sabotage.RACE_FROM_P, Sabotage.RACE_STOPPED)),
-    Case(Mode.RESIDUAL, FormName.AUTO, 2, sabotage=Sabotage.CORRECTED_FROM_P),
-    *(Case(mode, FormName.AUTO, 2, sabotage=Sabotage.SEEDS_SHARED) for mode in Mode),
-    Case(Mode.RESIDUAL, FormName.AUTO, 2, stream=True, sabotage=Sabotage.UNSHAPED),
+    Variant(Mode.RESIDUAL, FormName.AUTO, 2, sabotage=Sabotage.CORRECTED_FROM_P),
+    *(Variant(mode, FormName.AUTO, 2, sabotage=Sabotage.SEEDS_SHARED) for mode in Mode),
+    Variant(Mode.RESIDUAL, FormName.AUTO, 2, stream=True, sabotage=Sabotage.UNSHAPED),
     *(
-        Case(mode, FormName.AUTO, 3, stream=True, guessed=True, sabotage=sabotage)
+        Variant(mode, FormName.AUTO, 3, stream=True, guessed=True, sabotage=sabotage)
         for mode in Mode
         for sabotage in (Sabotage.GUESS_KEPT, Sabotage.GUESS_SHIFTED)
     ),
-    *(Case(mode, FormName.AUTO, 3, stream=True, edge_draft=True, sabotage=Sabotage.GUESS_KEPT) for mode in Mode),
-    Case(Mode.RESIDUAL, FormName.AUTO, 2, stops=True, sabotage=Sabotage.WITHHELD),
-    Case(Mode.RESIDUAL, FormName.AUTO, 2, suffix=True, sabotage=Sabotage.LIKELIEST),
+    *(Variant(mode, FormName.AUTO, 3, stream=True, edge_draft=True, sabotage=Sabotage.GUESS_KEPT) for mode in Mode),
+    Variant(Mode.RESIDUAL, FormName.AUTO, 2, stops=True, sabotage=Sabotage.WITHHELD),
+    Variant(Mode.RESIDUAL, FormName.AUTO, 2, suffix=True, sabotage=Sabotage.LIKELIEST),
     *(
-        Case(Mode.RESIDUAL, form, 2, languages=Languages.UNLIKE, sabotage=sabotage)
+        Variant(Mode.RESIDUAL, form, 2, languages=Languages.UNLIKE, sabotage=sabotage)
         for form in (FormName.SPARSE, FormName.SAMPLES)
         for sabotage in (Sabotage.NOT_RENORMALISED, Sabotage.UNMAPPED)
     ),
-    *(Case(mode, FormName.AUTO, 2, engine=engine, sabotage=Sabotage.SHIFTED) for engine in _ENGINES for mode in Mode),
     *(
-        Case(Mode.RESIDUAL, FormName.AUTO, 2, engine=engine, sabotage=sabotage)
+        Variant(mode, FormName.AUTO, 2, engine=engine, sabotage=Sabotage.SHIFTED)
+        for engine in _ENGINES
+        for mode in Mode
+    ),
+    *(
+        Variant(Mode.RESIDUAL, FormName.AUTO, 2, engine=engine, sabotage=sabotage)
         for engine in _SERVERS
         for sabotage in (Sabotage.TEMPERED_TWICE, Sabotage.CUT_SHORT)
     ),
-    Case(Mode.COUPLED, FormName.AUTO, 2, engine=ToyEngine.VLLM, sabotage=Sabotage.TEMPERED_TWICE),
+    Variant(Mode.COUPLED, FormName.AUTO, 2, engine=ToyEngine.VLLM, sabotage=Sabotage.TEMPERED_TWICE),
     *(
-        Case(Mode.RESIDUAL, FormName.AUTO, 2, greedy=True, engine=engine, sabotage=Sabotage.SHIFTED)
+        Variant(Mode.RESIDUAL, FormName.AUTO, 2, greedy=True, engine=engine, sabotage=Sabotage.SHIFTED)
         for engine in _ENGINES
     ),
     *(
-        Case(Mode.RESIDUAL, FormName.AUTO, 2, constrained=True, sabotage=sabotage)
+        Variant(Mode.RESIDUAL, FormName.AUTO, 2, constrained=True, sabotage=sabotage)
         for sabotage in (Sabotage.MASKED_HALF, Sabotage.MASKED_LATE)
     ),
     *(
-        Case(mode, FormName.AUTO, 3, stream=True, constrained=True, sabotage=sabotage)
+        Variant(mode, FormName.AUTO, 3, stream=True, constrained=True, sabotage=sabotage)
         for mode, sabotage in (
             (Mode.RESIDUAL, Sabotage.MASK_NOT_RENORMALISED),
             (Mode.RESIDUAL, Sabotage.MASKED_LATE),

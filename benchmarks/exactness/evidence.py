@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from benchmarks.exactness.cases import LENGTH, Case
+from benchmarks.exactness.cases import LENGTH, Variant
 from fleet_device.session.sequence import TokenOrigin
 from schemas.policy import Mode
 from tests.support.reference import TOTAL, quantized, shaped
@@ -51,7 +51,7 @@ class Evidence:
 class Expectation:
     """What may become of each token of a case, from the languages and the reference of shaping alone."""
 
-    case: Case
+    case: Variant
     _known: dict[tuple[Hashable, float | None], Outcomes] = field(default_factory=dict)
     _pair: ToyPair = field(init=False)
     _prompt: tuple[int, ...] = field(init=False)
@@ -93,7 +93,7 @@ class Expectation:
         return p, q if policy.mode is Mode.COUPLED else {token: n / TOTAL for token, n in quantized(q).items()}
 
 
-def evidence(case: Case, tally: Tally) -> Evidence:
+def evidence(case: Variant, tally: Tally) -> Evidence:
     expected, score, places = Expectation(case), ScoreTest(), {token: n for n, token in enumerate(case.pair.target.ids)}
     counts = np.zeros((len(places),) * LENGTH, dtype=np.int64)
     scored: dict[int, Scored] = {}

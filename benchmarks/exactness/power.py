@@ -12,7 +12,7 @@ from typing import Final
 
 import numpy as np
 
-from benchmarks.exactness.cases import LENGTH, LONG, Case
+from benchmarks.exactness.cases import LENGTH, LONG, Variant
 from benchmarks.exactness.evidence import Expectation
 from benchmarks.harness import Bench, Report, number_of, say, table
 from dssd.distribution import Ids
@@ -36,9 +36,9 @@ MISTAKES: Final[Mapping[str, Mapping[str, float]]] = MappingProxyType(
 )
 
 SETTINGS: Final = (
-    (Case(Mode.RESIDUAL, FormName.AUTO, 2), 20_000),
-    (Case(Mode.RESIDUAL, FormName.AUTO, 8, languages=Languages.NEAR, tokens=LONG), 20_000 * LENGTH // LONG),
-    (Case(Mode.RESIDUAL, FormName.AUTO, 8, languages=Languages.NEAR, tokens=LONG), 1_000),
+    (Variant(Mode.RESIDUAL, FormName.AUTO, 2), 20_000),
+    (Variant(Mode.RESIDUAL, FormName.AUTO, 8, languages=Languages.NEAR, tokens=LONG), 20_000 * LENGTH // LONG),
+    (Variant(Mode.RESIDUAL, FormName.AUTO, 8, languages=Languages.NEAR, tokens=LONG), 1_000),
 )
 """Cases and their sessions: of the benchmark, and of the planted faults of the tests."""
 
@@ -62,7 +62,7 @@ def _outcomes(p: Float, q: Float, *, kept: float = 1.0, reported: float = 1.0, f
 class Simulation:
     """Outputs of a case in residual mode, drafts of a fixed length."""
 
-    def __init__(self, case: Case) -> None:
+    def __init__(self, case: Variant) -> None:
         target = case.pair.target
         assert isinstance(target, MarkovScript)
         self._case, self._size, self._joint = case, target.size, case.joint.ravel()

@@ -20,7 +20,7 @@ from typing import Any, Final
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from benchmarks.exactness.cases import CASES, FAULTS, LENGTH, Case
+from benchmarks.exactness.cases import CASES, FAULTS, LENGTH, Variant
 from benchmarks.exactness.evidence import Evidence, evidence
 from benchmarks.exactness.history import append
 from benchmarks.harness import Bench, Report, commit, number_of
@@ -35,7 +35,7 @@ _SEEDS: Final = 10_000_000
 
 @dataclass(frozen=True, slots=True)
 class CaseResult:
-    case: Case
+    case: Variant
     first_seed: int
     sessions: int
     evidence: Evidence
@@ -62,7 +62,7 @@ class CaseResult:
 
 
 def prove(
-    case: Case,
+    case: Variant,
     *,
     port: int,
     sessions: int,
@@ -100,7 +100,7 @@ def prove(
     )
 
 
-def _words(case: Case) -> list[str]:
+def _words(case: Variant) -> list[str]:
     return [
         "--form", case.form.value, "--engine", case.engine.value, "--languages", case.languages.value,
         "--sabotage", case.sabotage.value, "--guesses", str(LENGTH - 1 if case.guessed else 0),

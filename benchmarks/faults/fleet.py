@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 from benchmarks.faults.writer import Load
-from benchmarks.processes import BenchError, Identity, Program, scripted_edge
+from benchmarks.processes import BenchError, BrokerClient, Program, scripted_edge
 from broker_config.processes import LocalBroker
 from broker_config.site import AUTHORITY, make_local_broker
 from fleet_common.identity.authority import Authority
@@ -309,8 +309,8 @@ class DisturbedFleet:
             self.edge.send_signal(signal.SIGCONT)
             self.edge.end()
 
-    def _identity(self, name: str) -> Identity:
-        return Identity.at(self.broker, name, port=self.relays[name].port)
+    def _identity(self, name: str) -> BrokerClient:
+        return BrokerClient.at(self.broker, name, port=self.relays[name].port)
 
     @property
     def _environment(self) -> Mapping[str, str]:

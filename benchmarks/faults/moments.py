@@ -36,7 +36,7 @@ _LOSS: Final = 0.1
 
 
 @dataclass(frozen=True, slots=True)
-class Fault:
+class Disturbance:
     name: str
     summary: str
     seconds: tuple[float, float]
@@ -161,23 +161,27 @@ _SHORT: Final = (0.1, 2.0)
 _LINE: Final = (1.0, 8.0)
 
 _ALL: Final = (
-    Fault("edge-kill", "SIGKILL of the edge, which is started again", _SHORT, _edge_kill),
-    Fault("edge-stop", "SIGSTOP of the edge for 40 s, then SIGCONT", (40.0, 40.0), _edge_stop, (5.0, 12.0)),
-    Fault("broker-kill", "SIGKILL of the broker, which is started again", _SHORT, _broker_kill),
-    Fault("broker-restart", "the broker stops and starts without anything that it has kept", _SHORT, _broker_restart),
-    Fault("device-kill", "SIGKILL of a device, which is started again", _SHORT, _device_kill),
-    Fault("link-cut", "connections of some end, and new ones as they come", (0.1, 4.0), _CUT),
-    Fault("link-stall", "lines of some pass nothing, and no end is notified", _LINE, _STALL),
-    Fault("link-loss", "lines of some lose one segment in ten, and are reset at the end", (2.0, 6.0), _LOSSY),
-    Fault("link-far", "lines of some take 2 s there and back", (4.0, 10.0), _FAR),
-    Fault("database-away", "the database is locked for 60 s", (60.0, 60.0), _locked, (6.0, 12.0)),
-    Fault("disk-full", "no room for the database nor for the spool", (2.0, 12.0), _disk_full),
-    Fault("clock-jump", "the clocks of edge and devices jump by an hour, and back", (0.5, 3.0), _clock_jump),
-    Fault("clock-restart", "they jump, the edge is killed, they jump back, it is started", _SHORT, _clock_and_restart),
-    Fault("certificates", "certificates of some are renewed", _SHORT, _certificates),
+    Disturbance("edge-kill", "SIGKILL of the edge, which is started again", _SHORT, _edge_kill),
+    Disturbance("edge-stop", "SIGSTOP of the edge for 40 s, then SIGCONT", (40.0, 40.0), _edge_stop, (5.0, 12.0)),
+    Disturbance("broker-kill", "SIGKILL of the broker, which is started again", _SHORT, _broker_kill),
+    Disturbance(
+        "broker-restart", "the broker stops and starts without anything that it has kept", _SHORT, _broker_restart
+    ),
+    Disturbance("device-kill", "SIGKILL of a device, which is started again", _SHORT, _device_kill),
+    Disturbance("link-cut", "connections of some end, and new ones as they come", (0.1, 4.0), _CUT),
+    Disturbance("link-stall", "lines of some pass nothing, and no end is notified", _LINE, _STALL),
+    Disturbance("link-loss", "lines of some lose one segment in ten, and are reset at the end", (2.0, 6.0), _LOSSY),
+    Disturbance("link-far", "lines of some take 2 s there and back", (4.0, 10.0), _FAR),
+    Disturbance("database-away", "the database is locked for 60 s", (60.0, 60.0), _locked, (6.0, 12.0)),
+    Disturbance("disk-full", "no room for the database nor for the spool", (2.0, 12.0), _disk_full),
+    Disturbance("clock-jump", "the clocks of edge and devices jump by an hour, and back", (0.5, 3.0), _clock_jump),
+    Disturbance(
+        "clock-restart", "they jump, the edge is killed, they jump back, it is started", _SHORT, _clock_and_restart
+    ),
+    Disturbance("certificates", "certificates of some are renewed", _SHORT, _certificates),
 )
 
-FAULTS: Final[Mapping[str, Fault]] = {fault.name: fault for fault in _ALL}
+FAULTS: Final[Mapping[str, Disturbance]] = {fault.name: fault for fault in _ALL}
 
 
 _FIRST_S: Final = 60.0  # until all devices generate
@@ -188,7 +192,7 @@ _BETWEEN_S: Final = (0.3, 2.0)
 Row = dict[str, Any]
 
 
-def strike(fault: Fault, load: Load, options: argparse.Namespace, folder: Path) -> Row:
+def strike(fault: Disturbance, load: Load, options: argparse.Namespace, folder: Path) -> Row:
     """Let a fault strike a new fleet at random moments; return what became of its texts and its session log."""
     rng = random.Random(f"{options.seed}-{fault.name}")
     recovery_s: list[float] = []

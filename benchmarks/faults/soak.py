@@ -21,7 +21,7 @@ import psutil
 from scipy.stats import theilslopes
 
 from benchmarks.faults.fleet import EDGE, DisturbedFleet, disagreements
-from benchmarks.faults.moments import FAULTS, Fault
+from benchmarks.faults.moments import FAULTS, Disturbance
 from benchmarks.faults.writer import Load
 from benchmarks.harness import Bench, Report, at_least, at_most, number_of, table
 from benchmarks.processes import BenchError
@@ -145,7 +145,7 @@ class _Soak:
     def _passed(self) -> float:
         return time.monotonic() - self.began
 
-    def _kinds(self) -> Iterator[Fault]:
+    def _kinds(self) -> Iterator[Disturbance]:
         """Yield kinds in random order, each as often; those that end the edge only early in the warm-up."""
         while True:
             kinds = list(FAULTS.values())

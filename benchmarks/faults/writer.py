@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import jsonschema
 
-from benchmarks.processes import Ending, Identity, tell
+from benchmarks.processes import BrokerClient, Ending, tell
 from dssd.distribution import Dist
 from fleet_device.drafters.without_model import ScriptedDrafter
 from fleet_device.requests.generate import GenerateRequest, Generation, RequestContext
@@ -110,7 +110,7 @@ def _invalid(schema: dict[str, Any], done: Generation, received: Sequence[int]) 
 def main() -> None:
     """Generate until SIGTERM; the task comes as a line of JSON on standard input."""
     task = json.loads(sys.stdin.readline())
-    load, identity = Load(**task["load"]), Identity(**task["identity"])
+    load, identity = Load(**task["load"]), BrokerClient(**task["identity"])
     ending = Ending().at_sigterm().with_parent()
     settings = DeviceSettings.model_validate(
         {

@@ -20,7 +20,7 @@ from itertools import cycle
 from types import MappingProxyType
 from typing import Any, Final
 
-from benchmarks.hostile.client import Attacker, ConnectRefused, HostileClient, Place, Source, flood, pool
+from benchmarks.hostile.client import Attacker, ConnectRefused, HostileClient, KnownFleet, Source, flood, pool
 from benchmarks.hostile.grammars import (
     SMALL,
     forced,
@@ -466,7 +466,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--plain", action="store_true", help="the attack's plain load in its place")
     arguments = parser.parse_args()
-    place = Place.from_json(sys.stdin.readline())
+    place = KnownFleet.from_json(sys.stdin.readline())
     ended: list[bool] = []
     signal.signal(signal.SIGTERM, lambda *_: ended.append(True))
     print(_READY, flush=True)

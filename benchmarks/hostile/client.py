@@ -14,7 +14,7 @@ from itertools import cycle, islice
 from typing import Any, Final, Self
 
 from benchmarks.hostile.messages import DEFAULT_POLICY, close_of, open_of
-from benchmarks.processes import Identity
+from benchmarks.processes import BrokerClient
 from schemas.codec import decode_reply
 from schemas.errors import CodecError, FleetError
 from schemas.fields import SESSION_BYTES
@@ -59,7 +59,7 @@ class HostileClient:
 
     def __init__(
         self,
-        identity: Identity,
+        identity: BrokerClient,
         *,
         on_publish: Callable[[bytes, bytes], None] = lambda _topic, _payload: None,
         clock: Callable[[], float] = time.monotonic,
@@ -197,7 +197,7 @@ class HostileClient:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class KnownFleet:
     """What an attacker knows of the fleet, like any honest device.
 
     Attributes:
@@ -217,7 +217,7 @@ class Place:
     fingerprint: str
     context: int
     max_packet_bytes: int
-    identities: tuple[Identity, ...]
+    identities: tuple[BrokerClient, ...]
     json_begin: tuple[int, ...] = ()
     json_filler: int = 0
     control: bool = False
@@ -225,7 +225,7 @@ class Place:
     @classmethod
     def from_json(cls, text: str) -> Self:
         fields: Mapping[str, Any] = json.loads(text)
-        identities = tuple(Identity(**each) for each in fields["identities"])
+        identities = tuple(BrokerClient(**each) for each in fields["identities"])
         return cls(**{**fields, "identities": identities, "json_begin": tuple(fields["json_begin"])})
 
     def to_json(self) -> str:
@@ -239,7 +239,7 @@ class Place:
         """Return the same place for a control: nothing reaches the edge."""
         return replace(self, control=True)
 
-    def topic(self, topic: Topic, identity: Identity) -> str:
+    def topic(self, topic: Topic, identity: BrokerClient) -> str:
         """Return a topic of a device; in a control, one that costs the broker the same and the edge nothing."""
         if topic is Topic.STATE and self.control:
             return build(Topic.CONFIG_REPORTED, fleet=self.fleet, device=identity.name)
@@ -257,7 +257,7 @@ _SHORT: Final = 0x17  # longest string whose length is in the first byte of its 
 
 @dataclass(slots=True)
 class Attacker:
-    place: Place
+    place: KnownFleet
     rng: random.Random
     running: Callable[[], bool]
     clock: Callable[[], float] = time.monotonic
@@ -268,7 +268,7 @@ class Attacker:
 
     def client(
         self,
-        identity: Identity | None = None,
+        identity: BrokerClient | None = None,
         on_publish: Callable[[bytes, bytes], None] = lambda _topic, _payload: None,
     ) -> HostileClient:
         """Return a new client without subscriptions; answers to it are counted."""
@@ -354,8 +354,8 @@ _RETRY_S: Final = 0.2
 
 
 def wait_for_answer(
-    place: Place,
-    identity: Identity,
+    place: KnownFleet,
+    identity: BrokerClient,
     *,
     grammar: Grammar | None = None,
     patience_s: float = PATIENCE_S,

@@ -11,10 +11,10 @@ from typing import Any, Final
 import psutil
 
 from benchmarks.harness import free_address
-from benchmarks.hostile.client import Place
+from benchmarks.hostile.client import KnownFleet
 from benchmarks.hostile.honest import Language
 from benchmarks.hostile.meters import KvMeter, Throughput
-from benchmarks.processes import BenchError, Cores, Identity, Program, edge_settings
+from benchmarks.processes import BenchError, BrokerClient, Cores, Program, edge_settings
 from broker_config.processes import LocalBroker
 from broker_config.site import make_local_broker
 from fleet_admin.models.prompts import PROMPTS
@@ -29,7 +29,7 @@ _KV_BYTES: Final = 2 << 30
 
 @dataclass(slots=True)
 class Running:
-    place: Place
+    place: KnownFleet
     edge: Program
     broker: psutil.Process
     database: Path
@@ -135,7 +135,7 @@ class Fleet:
             lines = ["[quotas.labels.honest]", f"devices = {json.dumps(list(self.honest))}"]
             lines += ["opens_per_min = 1e6", "new_tokens_per_min = 1e9", "prompt_tokens_per_min = 1e9"]
         config = folder / "edge.toml"
-        content = edge_settings(Identity.at(broker, EDGE), fleet=FLEET, folder=folder, lines=lines, **settings)
+        content = edge_settings(BrokerClient.at(broker, EDGE), fleet=FLEET, folder=folder, lines=lines, **settings)
         config.write_text(content, encoding="utf-8")
         module, arguments = "tests.support.scripted_edge_process", [str(config)]
         if self.target is not None:
@@ -144,12 +144,12 @@ class Fleet:
             arguments += ["--letters", "--step-ms", "30", "--token-ms", "2"]
         return Program(module, arguments, cores=self.cores.edge, log=folder / "edge.log")
 
-    def _place(self, broker: LocalBroker, *, context: int) -> Place:
+    def _place(self, broker: LocalBroker, *, context: int) -> KnownFleet:
         if self._language is None:
             self._language = Language.load(self.vocabulary, json=self.json)
         vocabulary = self._language.vocabulary
         json_begin, json_filler = self._language.json_string()
-        return Place(
+        return KnownFleet(
             json_begin=json_begin,
             json_filler=json_filler,
             fleet=FLEET,
@@ -159,7 +159,7 @@ class Fleet:
             fingerprint=vocabulary.fingerprint.hex(),
             context=context,
             max_packet_bytes=broker.broker.max_packet_bytes,
-            identities=tuple(Identity.at(broker, name) for name in self.hostile),
+            identities=tuple(BrokerClient.at(broker, name) for name in self.hostile),
         )
 
     def _device(
@@ -171,7 +171,7 @@ class Fleet:
         task = {
             "fleet": FLEET,
             "model": None if self.vocabulary is None else str(self.vocabulary),
-            "identity": asdict(Identity.at(broker, name)),
+            "identity": asdict(BrokerClient.at(broker, name)),
             "prompts": [PROMPTS[each] for each in prompts],
             "seeds": [self.seed + each for each in prompts],
             "texts": [self.texts[each] for each in prompts] if self.texts else [],

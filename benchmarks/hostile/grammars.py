@@ -13,7 +13,7 @@ from benchmarks.hostile.messages import (
     close_of,
     open_of,
 )
-from benchmarks.processes import Identity
+from benchmarks.processes import BrokerClient
 from schemas.codec import decode_reply, decode_verdict, encode_draft
 from schemas.errors import CodecError
 from schemas.fields import SESSION_BYTES
@@ -107,7 +107,7 @@ class _Requests:
     """Sessions of one device with edge-only decoding, opened one after another."""
 
     attacker: Attacker
-    identity: Identity
+    identity: BrokerClient
     policies: Iterator[SamplingPolicy]
     at_once: int
     tokens: int

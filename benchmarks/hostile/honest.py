@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.processes import Ending, Identity, tell
+from benchmarks.processes import BrokerClient, Ending, tell
 from fleet_device.drafters.contract import TextCodec
 from fleet_device.drafters.model_file import GgufModel
 from fleet_device.drafters.without_model import WordCodec
@@ -89,7 +89,7 @@ def main() -> None:
     task = json.loads(sys.stdin.readline())
     ending = Ending().at_sigterm()
     language = Language.load(Path(task["model"]) if task["model"] else None, json=task["json"])
-    identity = Identity(**task["identity"])
+    identity = BrokerClient(**task["identity"])
     settings = DeviceSettings.model_validate(
         {
             "fleet": task["fleet"],

@@ -22,10 +22,10 @@ from typing import Any, Final
 
 from benchmarks.harness import Bench, Report, number_of, say, table
 from benchmarks.hostile.attacks import ATTACKS, Attack
-from benchmarks.hostile.client import PATIENCE_S, HostileClient, Place, wait_for_answer
+from benchmarks.hostile.client import PATIENCE_S, HostileClient, KnownFleet, wait_for_answer
 from benchmarks.hostile.fleet import Fleet, Running
 from benchmarks.hostile.meters import ProcessMeter, children_mb, rows_beside
-from benchmarks.processes import BenchError, Identity, Program, on_cores
+from benchmarks.processes import BenchError, BrokerClient, Program, on_cores
 from schemas.policy import Grammar
 from schemas.topics import Topic, wildcard
 
@@ -203,7 +203,7 @@ class Experiment:
         }
         result.attacker |= account
 
-    def _attacker(self, place: Place, seconds: float, *more: str) -> Program:
+    def _attacker(self, place: KnownFleet, seconds: float, *more: str) -> Program:
         log = self.fleet.folder / f"attacker-{self.attack.name}.log"
         arguments = [self.attack.name, "--seconds", str(seconds), "--seed", str(self.seed), *more]
         attacker = Program("benchmarks.hostile.attacks", arguments, cores=self.fleet.cores.others, log=log)
@@ -221,7 +221,7 @@ class _Sink:
 
     def __init__(self, running: Running) -> None:
         place = running.place
-        self._client = HostileClient(Identity.at(running.mosquitto, place.sink))
+        self._client = HostileClient(BrokerClient.at(running.mosquitto, place.sink))
         topic = wildcard(Topic.DRAFT, fleet=place.fleet, edge=place.sink)
         self._client.on_connect = lambda: self._client.subscribe([topic])
         self._stopping = threading.Event()
@@ -248,7 +248,7 @@ class _Newcomers:
         self.waited_s: list[float] = []
         self._grammar = grammar
         self._place = running.place
-        self._identities = [Identity.at(running.mosquitto, name) for name in fleet.fresh]
+        self._identities = [BrokerClient.at(running.mosquitto, name) for name in fleet.fresh]
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._come, name="newcomers", daemon=True)
 

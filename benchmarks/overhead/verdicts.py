@@ -17,7 +17,7 @@ import psutil
 
 from benchmarks.harness import Bench, Goal, Report, at_least, at_most, cpu_s, number_of, say, table
 from benchmarks.overhead.player import Echoed, Played, PlayedSession, Player, ReplayConnection, ReplayTally, play
-from benchmarks.processes import Identity, Program, scripted_edge
+from benchmarks.processes import BrokerClient, Program, scripted_edge
 from fleet_common.logs import Event
 from schemas.policy import Mode
 from tests.support.edge_process import quota_variables
@@ -122,7 +122,7 @@ def _saturate(
 def _edge(bench: Bench, port: int) -> Iterator[Program]:
     """Run a scripted edge with a session log and without quotas."""
     cores, environment = bench.cores.edge, quota_variables()
-    identity, folder = Identity(_EDGE, "127.0.0.1", port), bench.new_folder()
+    identity, folder = BrokerClient(_EDGE, "127.0.0.1", port), bench.new_folder()
     with scripted_edge(identity, fleet=bench.fleet, folder=folder, cores=cores, environment=environment) as edge:
         yield edge
 

@@ -13,7 +13,7 @@ import pytest
 from benchmarks.__main__ import main
 from benchmarks.hostile import attacks, client
 from benchmarks.hostile.attacks import ATTACKS, Attacker, wide_policy
-from benchmarks.hostile.client import PATIENCE_S, ClientCounters, Place, _code_of
+from benchmarks.hostile.client import PATIENCE_S, ClientCounters, KnownFleet, _code_of
 from benchmarks.hostile.grammars import long_opens
 from benchmarks.hostile.messages import (
     DEFAULT_POLICY,
@@ -21,7 +21,7 @@ from benchmarks.hostile.messages import (
 )
 from benchmarks.hostile.meters import kv_share, rows_beside
 from benchmarks.hostile.suite import AttackResult, wrong_with
-from benchmarks.processes import Identity
+from benchmarks.processes import BrokerClient
 from fleet_common.metrics import exposition
 from fleet_common.mqtt.link import Message
 from fleet_edge.metrics import catalogue
@@ -41,7 +41,7 @@ VOCABULARY = Vocabulary.of([f"t{token}" for token in range(64)])
 
 
 class SilentClient:
-    def __init__(self, identity: Identity, **_: Any) -> None:
+    def __init__(self, identity: BrokerClient, **_: Any) -> None:
         self.identity = identity
         self.counters = ClientCounters(connects=1)
         self.on_connect: Callable[[], None] = lambda: None
@@ -62,8 +62,8 @@ class SilentClient:
         return list(split_packets(bytearray(self.sent)))
 
 
-def place(*, devices: int = 1, control: bool = False) -> Place:
-    return Place(
+def place(*, devices: int = 1, control: bool = False) -> KnownFleet:
+    return KnownFleet(
         fleet="home",
         edge="edge-1",
         sink="edge-sink",
@@ -71,7 +71,7 @@ def place(*, devices: int = 1, control: bool = False) -> Place:
         fingerprint=VOCABULARY.fingerprint.hex(),
         context=256,
         max_packet_bytes=1 << 20,
-        identities=tuple(Identity(f"hostile-{n}", "h", 1, "ca", "pem", "key") for n in range(devices)),
+        identities=tuple(BrokerClient(f"hostile-{n}", "h", 1, "ca", "pem", "key") for n in range(devices)),
         control=control,
     )
 
@@ -279,7 +279,7 @@ def test_one_that_asks_for_samples_stops_at_its_first_rejection() -> None:
 class LinkedClient(SilentClient):
     """Client of an edge in memory, which answers at once."""
 
-    def __init__(self, identity: Identity, *, on_publish: Callable[[bytes, bytes], None], **_: Any) -> None:
+    def __init__(self, identity: BrokerClient, *, on_publish: Callable[[bytes, bytes], None], **_: Any) -> None:
         super().__init__(identity)
         self.fleet = MemoryFleet(settings={"quotas": {"new_tokens_per_min": 1e6, "prompt_tokens_per_min": 1e6}})
         self.link = MemoryLink(self.fleet.broker, identity.name)

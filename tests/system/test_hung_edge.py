@@ -9,7 +9,7 @@ from typing import Any, Final
 import httpx
 import pytest
 
-from benchmarks.processes import Identity, Program, scripted_edge
+from benchmarks.processes import BrokerClient, Program, scripted_edge
 from broker_config.broker import Broker
 from fleet_device.settings import OfflinePolicy
 from schemas.policy import Mode, SamplingPolicy
@@ -31,7 +31,7 @@ ASKED: Final[dict[str, Any]] = {
 def edge_of(folder: Path, port: int, name: str) -> Iterator[Program]:
     own, cores = folder / name, os.sched_getaffinity(0)
     own.mkdir()
-    with scripted_edge(Identity(name, "127.0.0.1", port), fleet=FLEET, folder=own, cores=cores) as program:
+    with scripted_edge(BrokerClient(name, "127.0.0.1", port), fleet=FLEET, folder=own, cores=cores) as program:
         yield program
         program.send_signal(signal.SIGCONT)
 
