@@ -28,7 +28,7 @@ from typing import Any, Final, TypeVar
 
 import psutil
 
-from benchmarks.processes import BenchError, Cores, Program, on_cores
+from benchmarks.processes import BenchError, Cores
 from broker_config.broker import Broker, BrokerError
 from broker_config.mosquitto import installed_version
 from broker_config.processes import LocalBroker, MosquittoProcess, find_mosquitto
@@ -42,7 +42,7 @@ from fleet_device.drafters.contract import Drafter
 from fleet_device.pacing.contract import STREAMED, FixedPacing, Pacing
 from schemas.errors import FleetError
 from schemas.names import VERSION
-from tests.support.edge_process import EDGE_PROGRAM, edge_process
+from tests.support.processes import EDGE_PROGRAM, Program, edge_process, on_cores
 
 MODELS: Final = Path("models/smollm2-135m")
 _START_S: Final = 30.0
@@ -234,9 +234,7 @@ class Bench:
         log = f"sqlite:///{folder}/log.sqlite3"
         settings = {**chosen, "threads": len(self.cores.edge), **settings}
         given = {"fleet": self.fleet, "port": port, "target": target, "db": log, "spool": f"{folder}/spool"}
-        with contextlib.ExitStack() as stack:
-            with on_cores(self.cores.edge):
-                process = stack.enter_context(edge_process(_flags(given | settings), module=module))
+        with edge_process(_flags(given | settings), module=module, cores=self.cores.edge) as process:
             yield ServedEdge(process.pid, log)
 
     @contextmanager

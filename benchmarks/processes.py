@@ -1,25 +1,18 @@
-"""Child processes of the benchmarks: their cores and their standard output."""
+"""Child processes of the benchmarks: their cores, their tools and their end."""
 
 import contextlib
 import json
-import os
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Collection
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Self
 
-from broker_config.processes import LocalBroker, ThrowAwayBroker
-from fleet_common.mqtt.settings import TlsSettings
 from fleet_device.requests.generate import Cancellation
 from schemas.errors import FleetError
-from tests.support.raw_client import RawClient
-
-_START_S: Final = 120.0
-_STOP_S: Final = 15.0
 
 
 class BenchError(FleetError):
@@ -62,204 +55,6 @@ def venv(folder: Path, *packages: str) -> Path:
         call(programs / "python", "-m", "pip", "--disable-pip-version-check", "--quiet", "install", *packages)
         (programs / "complete").touch()
     return programs
-
-
-@contextlib.contextmanager
-def on_cores(cores: Collection[int]) -> Iterator[None]:
-    """Run this thread, and processes that it starts meanwhile, on these cores: a child has its parent's cores."""
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, cores)
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, before)
-
-
-class Program:
-    def __init__(
-        self,
-        module: str,
-        arguments: Sequence[str] = (),
-        *,
-        cores: Collection[int],
-        log: Path,
-        on_line: Callable[[dict[str, Any]], None] = lambda _line: None,
-        environment: Mapping[str, str] | None = None,
-    ) -> None:
-        self.log = log
-        self._on_line = on_line
-        self._lines: list[str] = []
-        self._arrived = threading.Condition()
-        with on_cores(cores), log.open("ab") as errors:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", module, *arguments],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                text=True,
-                env={**os.environ, **(environment or {})},
-                start_new_session=True,
-            )
-        self._reader = threading.Thread(target=self._read, name=f"read-{module}", daemon=True)
-        self._reader.start()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.end()
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
-
-    @property
-    def lives(self) -> bool:
-        return self._process.poll() is None
-
-    def tell(self, line: str) -> None:
-        assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.write(f"{line}\n")
-            self._process.stdin.flush()
-
-    def wait_for(self, word: str, *, timeout_s: float) -> str:
-        """Return the first line that contains `word`."""
-
-        def found() -> bool:
-            return not self._reader.is_alive() or any(word in line for line in self._lines)
-
-        with self._arrived:
-            self._arrived.wait_for(found, timeout_s)
-            line = next((line for line in self._lines if word in line), None)
-        if line is None:
-            tail = self.log.read_text(errors="replace")[-500:].strip().replace("\n", " ")
-            raise BenchError(f"{self.log.stem} did not say {word!r} in {timeout_s:.0f} s; its log ends with: {tail}")
-        return line
-
-    def wait_to_end(self, *, timeout_s: float) -> None:
-        try:
-            self._process.wait(timeout_s)
-        except subprocess.TimeoutExpired:
-            raise BenchError(f"{self.log.stem} has not ended within {timeout_s:.0f} s.") from None
-        self._reader.join(_STOP_S)
-
-    def send_signal(self, number: int) -> None:
-        """Send a signal, unless it has ended."""
-        if self.lives:
-            self._process.send_signal(number)
-
-    def kill(self) -> None:
-        """Kill it, as a power failure would."""
-        self._process.kill()
-        self._process.wait()
-
-    def ask_to_end(self) -> None:
-        if self.lives:
-            self._process.terminate()
-
-    def end(self) -> list[str]:
-        """End it, wait, and return all its output. Idempotent."""
-        self.ask_to_end()
-        try:
-            self._process.wait(_STOP_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        self._reader.join(_STOP_S)
-        if self._process.stdin is not None:
-            with contextlib.suppress(BrokenPipeError):
-                self._process.stdin.close()
-        return self._lines
-
-    def _read(self) -> None:
-        assert self._process.stdout is not None
-        with self._process.stdout as stream:
-            for line in stream:
-                with contextlib.suppress(ValueError):
-                    decoded = json.loads(line)
-                    if isinstance(decoded, dict):
-                        self._on_line(decoded)
-                if '"tokens"' not in line:
-                    with self._arrived:
-                        self._lines.append(line)
-                        self._arrived.notify_all()
-        with self._arrived:
-            self._arrived.notify_all()
-
-
-@dataclass(frozen=True, slots=True)
-class BrokerClient:
-    """A client, and the broker that takes it: by its certificate, or without TLS by its name."""
-
-    name: str
-    host: str
-    port: int
-    ca: str = ""
-    certificate: str = ""
-    key: str = ""
-
-    @classmethod
-    def at(cls, broker: ThrowAwayBroker, name: str, *, port: int | None = None) -> Self:
-        """Return a client of a running broker, or of a relay before it."""
-        port = broker.broker.port_of(name) if port is None else port
-        if not isinstance(broker, LocalBroker):
-            return cls(name, "127.0.0.1", port)
-        files = broker.identity(name)
-        return cls(name, "127.0.0.1", port, str(files.ca), str(files.certificate), str(files.key))
-
-    @property
-    def tls(self) -> TlsSettings | None:
-        return TlsSettings(Path(self.ca), Path(self.certificate), Path(self.key)) if self.ca else None
-
-    def settings(self) -> dict[str, Any]:
-        """Return the section `broker` of a device's or an edge's settings, as JSON values."""
-        return {name: value for name, value in asdict(self).items() if value and name != "name"}
-
-    def connect(self) -> RawClient:
-        return RawClient(self.port, self.tls, self.name, host=self.host, receive_buffer=None)
-
-
-def edge_settings(
-    identity: BrokerClient, *, fleet: str, folder: Path, lines: Sequence[str] = (), **settings: object
-) -> str:
-    """Return an edge's configuration file, with more lines before its section `broker`."""
-    own = {"fleet": fleet, "edge": identity.name, "db": f"sqlite:///{folder}/log.sqlite3", "spool": f"{folder}/spool"}
-    return "\n".join(
-        [
-            *(f"{key} = {json.dumps(value)}" for key, value in {**own, **settings}.items()),
-            *lines,
-            "[broker]",
-            *(f"{key} = {json.dumps(value)}" for key, value in identity.settings().items()),
-            "",
-        ]
-    )
-
-
-def scripted_edge(
-    identity: BrokerClient,
-    *,
-    fleet: str,
-    folder: Path,
-    cores: Collection[int],
-    data: Path | None = None,
-    words: Sequence[str] = (),
-    lines: Sequence[str] = (),
-    environment: Mapping[str, str] | None = None,
-    **settings: object,
-) -> Program:
-    """Start an edge over a scripted target; on return it is online. Its session log is in `data`, or in `folder`."""
-    config, log = folder / "edge.toml", folder / "edge.log"
-    content = edge_settings(identity, fleet=fleet, folder=data or folder, lines=lines, **settings)
-    config.write_text(content, encoding="utf-8")
-    module = "tests.support.scripted_edge_process"
-    edge = Program(module, [str(config), *words], cores=cores, log=log, environment=environment)
-    try:
-        edge.wait_for('"online"', timeout_s=_START_S)
-    except BenchError:
-        edge.end()
-        raise
-    return edge
 
 
 @dataclass(frozen=True, slots=True)

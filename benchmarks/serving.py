@@ -29,9 +29,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from benchmarks.harness import MODELS, Bench, Goal, Report, add_engine, at_least, free_address, number_of, say, table
-from benchmarks.processes import BenchError, call, on_cores, venv
+from benchmarks.processes import BenchError, call, venv
 from fleet_edge.session_log import SessionLog
 from fleet_edge.store.views import Tally
+from tests.support.processes import on_cores
 from tests.support.relay import Relay
 
 SOURCE: Final = "llama-cpp-python"

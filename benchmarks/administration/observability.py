@@ -24,7 +24,6 @@ import numpy as np
 
 from benchmarks.fleet_load import FleetLoad
 from benchmarks.harness import Bench, Report, at_least, free_address, number_of, say, streaming, table
-from benchmarks.processes import on_cores
 from benchmarks.recordings import record_laws
 from fleet_admin.dashboard.services import Services, open_services
 from fleet_admin.dashboard.settings import AccountRole, DashboardSettings
@@ -35,8 +34,8 @@ from fleet_device.drafters.model_file import GgufModel
 from fleet_device.pacing.contract import FixedPacing, Pacing
 from fleet_edge.store.writer import LogWriter
 from schemas.errors import FleetError
-from tests.support.edge_process import edge_process
 from tests.support.edge_thread import NoLog
+from tests.support.processes import edge_process
 from tests.support.recorded_drafter import RecordedText
 
 _GOAL: Final = 0.97
@@ -113,8 +112,7 @@ def _observed(bench: Bench, port: int, target: Path) -> Iterator[dict[str, int]]
         encoding="utf-8",
     )
     with ExitStack() as stack:
-        with on_cores(bench.cores.edge):
-            stack.enter_context(edge_process(["--config", str(settings)]))
+        stack.enter_context(edge_process(["--config", str(settings)], cores=bench.cores.edge))
         viewer = Viewer(f"http://{dashboard}", open_services(DashboardSettings(db=db)))
         paths = itertools.cycle(_PAGES)
         answered = {"metrics": 0, "pages": 0}

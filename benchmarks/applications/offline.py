@@ -26,7 +26,7 @@ from typing import Any, Final, Self
 import httpx
 
 from benchmarks.harness import Bench, Goal, Report, at_most, number_of, table
-from benchmarks.processes import BenchError, BrokerClient, Program, scripted_edge
+from benchmarks.processes import BenchError
 from broker_config.broker import Broker
 from broker_config.processes import MosquittoProcess
 from dssd.distribution import Dist
@@ -37,6 +37,7 @@ from fleet_device.service import DeviceService
 from fleet_device.settings import DeviceSettings, OfflinePolicy
 from fleet_edge.session_log import SessionLog
 from schemas.policy import Mode, SamplingPolicy
+from tests.support.processes import BrokerClient, Program, scripted_edge
 from tests.support.relay import Relay
 from tests.support.scripted_language import LANGUAGE, draft_language, reference_text
 

@@ -33,7 +33,7 @@ import psutil
 from benchmarks.capacity.service_level import LEVEL, Client, TimeWindow
 from benchmarks.capacity.serving import CELLS, KV_BYTES, Arrival, Arrivals, CellTiming, Devices, record_residual
 from benchmarks.harness import Bench, Report, add_engine, cpu_s, table
-from benchmarks.processes import BenchError, Cores, on_cores
+from benchmarks.processes import BenchError, Cores
 from benchmarks.recordings import Recording, record
 from benchmarks.systems import DRAFT, SYSTEMS, System
 from dssd.downlink import FormName
@@ -41,6 +41,7 @@ from fleet_admin.models.prompts import built_in, some
 from fleet_device.drafters.model_file import GgufModel
 from fleet_device.pacing.contract import Pacing
 from schemas.policy import Mode
+from tests.support.processes import on_cores
 from tests.support.relay import Relay
 
 _EACH: Final = 4  # prompts of each category

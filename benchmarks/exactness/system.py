@@ -24,7 +24,7 @@ from benchmarks.exactness.cases import CASES, FAULTS, LENGTH, Variant
 from benchmarks.exactness.evidence import Evidence, evidence
 from benchmarks.exactness.history import append
 from benchmarks.harness import Bench, Report, commit, number_of
-from tests.support.edge_process import toy_edge_process
+from tests.support.processes import toy_edge_process
 from tests.support.sabotage import Sabotage, at_the_device
 from tests.support.toy_devices import run_sessions
 

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import jsonschema
 
-from benchmarks.processes import BrokerClient, Ending, tell
+from benchmarks.processes import Ending, tell
 from dssd.distribution import Dist
 from fleet_device.drafters.without_model import ScriptedDrafter
 from fleet_device.requests.generate import GenerateRequest, Generation, RequestContext
@@ -27,6 +27,7 @@ from schemas.policy import Grammar, Mode, SamplingPolicy
 from schemas.reasons import EndReason
 from tests.support.markov import MarkovScript
 from tests.support.offset_clock import OffsetClock
+from tests.support.processes import BrokerClient
 from tests.support.scripted_language import (
     LANGUAGE,
     LETTER_END,

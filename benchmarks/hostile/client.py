@@ -14,7 +14,6 @@ from itertools import cycle, islice
 from typing import Any, Final, Self
 
 from benchmarks.hostile.messages import DEFAULT_POLICY, close_of, open_of
-from benchmarks.processes import BrokerClient
 from schemas.codec import decode_reply
 from schemas.errors import CodecError, FleetError
 from schemas.fields import SESSION_BYTES
@@ -32,6 +31,7 @@ from tests.support.mqtt_packets import (
     split_packets,
     subscribe_packet,
 )
+from tests.support.processes import BrokerClient
 from tests.support.raw_client import RawClient, tls_context
 
 _CHUNK: Final = 1 << 16

@@ -13,7 +13,6 @@ from benchmarks.hostile.messages import (
     close_of,
     open_of,
 )
-from benchmarks.processes import BrokerClient
 from schemas.codec import decode_reply, decode_verdict, encode_draft
 from schemas.errors import CodecError
 from schemas.fields import SESSION_BYTES
@@ -22,6 +21,7 @@ from schemas.policy import Grammar, SamplingPolicy
 from schemas.reasons import Action, Finish, RefusalCode
 from schemas.topics import Topic
 from schemas.vocabulary import EMPTY_DIGEST, extend_digest
+from tests.support.processes import BrokerClient
 
 _PATIENCE_S: Final = 20.0
 _AGAIN_S: Final = 2.5

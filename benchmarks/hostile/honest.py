@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.processes import BrokerClient, Ending, tell
+from benchmarks.processes import Ending, tell
 from fleet_device.drafters.contract import TextCodec
 from fleet_device.drafters.model_file import GgufModel
 from fleet_device.drafters.without_model import WordCodec
@@ -25,6 +25,7 @@ from fleet_device.settings import DeviceSettings
 from schemas.errors import FleetError
 from schemas.policy import Grammar, Mode, SamplingPolicy
 from schemas.vocabulary import Vocabulary
+from tests.support.processes import BrokerClient
 from tests.support.replay_drafter import ReplayDrafter
 from tests.support.scripted_language import LANGUAGE, LETTER_END, LETTER_WORDS, LetterCodec
 

@@ -25,9 +25,10 @@ from benchmarks.hostile.attacks import ATTACKS, Attack
 from benchmarks.hostile.client import PATIENCE_S, HostileClient, KnownFleet, wait_for_answer
 from benchmarks.hostile.fleet import Fleet, Running
 from benchmarks.hostile.meters import ProcessMeter, children_mb, rows_beside
-from benchmarks.processes import BenchError, BrokerClient, Program, on_cores
+from benchmarks.processes import BenchError
 from schemas.policy import Grammar
 from schemas.topics import Topic, wildcard
+from tests.support.processes import BrokerClient, Program, ProgramError, on_cores
 
 _READY_S: Final = 30.0
 _ROWS_S: Final = 2.0  # until what was logged last is in the database
@@ -210,7 +211,7 @@ class Experiment:
         attacker.tell(place.to_json())
         try:
             attacker.wait_for("ready", timeout_s=_READY_S)
-        except BenchError:
+        except ProgramError:
             attacker.end()
             raise
         return attacker
@@ -348,7 +349,7 @@ def run(bench: Bench) -> Report:
                 fleets[attack.has_plain] = _recorded(fleet, json=attack.has_plain)
             try:
                 result = Experiment(fleets[attack.has_plain], attack, timing, seed=options.seed).run()
-            except BenchError as error:  # the other attacks are measured all the same
+            except (BenchError, ProgramError) as error:  # the other attacks are measured all the same
                 wrong.append(f"{name}: {error}")
                 continue
             found = list(wrong_with(result))

@@ -17,10 +17,9 @@ import psutil
 
 from benchmarks.harness import Bench, Goal, Report, at_least, at_most, cpu_s, number_of, say, table
 from benchmarks.overhead.player import Echoed, Played, PlayedSession, Player, ReplayConnection, ReplayTally, play
-from benchmarks.processes import BrokerClient, Program, scripted_edge
 from fleet_common.logs import Event
 from schemas.policy import Mode
-from tests.support.edge_process import quota_variables
+from tests.support.processes import BrokerClient, Program, quota_variables, scripted_edge
 
 _EDGE, _ECHO = "edge-1", "edge-echo"
 _SESSIONS, _TOKENS = 8, 128

@@ -30,7 +30,7 @@ from dssd.distribution import Dist
 from dssd.downlink import FormName
 from fleet_edge.verifiers.scripted import ScriptedVerifier
 from schemas.policy import Mode, SamplingPolicy
-from tests.support.edge_process import toy_edge_process
+from tests.support.processes import toy_edge_process
 from tests.support.recorded_drafter import RecordedText
 from tests.support.statistics import p_value
 from tests.support.toy_pair import END_TOKENS, PROMPT, ToyPair, own_text, policy

@@ -21,7 +21,6 @@ from benchmarks.hostile.messages import (
 )
 from benchmarks.hostile.meters import kv_share, rows_beside
 from benchmarks.hostile.suite import AttackResult, wrong_with
-from benchmarks.processes import BrokerClient
 from fleet_common.metrics import exposition
 from fleet_common.mqtt.link import Message
 from fleet_edge.metrics import catalogue
@@ -36,6 +35,7 @@ from tests.support.brokers import require_mosquitto
 from tests.support.memory_fleet import EDGE, FLEET, MemoryFleet
 from tests.support.memory_link import MemoryLink
 from tests.support.mqtt_packets import IncomingPacket, split_packets
+from tests.support.processes import BrokerClient
 
 VOCABULARY = Vocabulary.of([f"t{token}" for token in range(64)])
 

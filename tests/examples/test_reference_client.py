@@ -25,7 +25,7 @@ from fleet_device.pacing.contract import FixedPacing
 from fleet_device.requests.generate import GenerateRequest
 from schemas.policy import Mode
 from tests.support.brokers import StartBroker
-from tests.support.edge_process import toy_edge_process
+from tests.support.processes import toy_edge_process
 from tests.support.statistics import ALARM, p_value
 from tests.support.toy_pair import END_TOKENS, PROMPT, ToyPair, policy
 

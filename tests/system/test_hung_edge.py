@@ -9,11 +9,11 @@ from typing import Any, Final
 import httpx
 import pytest
 
-from benchmarks.processes import BrokerClient, Program, scripted_edge
 from broker_config.broker import Broker
 from fleet_device.settings import OfflinePolicy
 from schemas.policy import Mode, SamplingPolicy
 from tests.support.brokers import StartBroker
+from tests.support.processes import BrokerClient, Program, scripted_edge
 from tests.support.scripted_language import reference_text
 from tests.support.served_device import ReadingDrafter, device_at, scripted_whole
 from tests.support.whole import FLEET

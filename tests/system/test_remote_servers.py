@@ -11,8 +11,8 @@ from fleet_device.requests.generate import GenerateRequest, Generation, RequestC
 from fleet_device.service import DeviceService
 from schemas.policy import Mode, SamplingPolicy
 from schemas.reasons import EndReason
-from tests.support.edge_process import edge_process
 from tests.support.inference_process import ServerProcess, inference_process, write_tokenizer
+from tests.support.processes import edge_process
 from tests.support.scripted_language import draft_language, reference_text
 from tests.support.waiting import until
 from tests.support.whole import FLEET, Whole

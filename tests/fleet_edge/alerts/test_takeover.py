@@ -1,22 +1,18 @@
 """Two edges on one database: one evaluates the alerts, and the other when that one has been killed."""
 
 import json
-import os
-import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from broker_config.broker import Broker
-from fleet_common.logs import Event, read_events
 from fleet_edge.alerts.alerts import Alerts
 from fleet_edge.session_log import SessionLog
 from tests.fleet_edge.alerts.test_delivery import Received, server
 from tests.support.brokers import StartBroker
 from tests.support.offset_clock import VARIABLE, OffsetClock
+from tests.support.processes import BrokerClient, Program, scripted_edge
 from tests.support.waiting import until
 
 PATIENCE_S = 120.0  # an edge evaluates every ten seconds
@@ -24,23 +20,12 @@ LEASE_S = 30.0
 FLEET = "north"
 
 
-@contextmanager
-def edge(name: str, folder: Path, *, url: str, port: int, clock: Path) -> Iterator["subprocess.Popen[str]"]:
-    """Run an edge with a scripted target until the end of the block, or until it is killed."""
-    config = folder / f"{name}.toml"
-    config.write_text(
-        f'fleet = "{FLEET}"\nedge = "{name}"\ndb = "{url}"\nspool = "{folder / name}"\n'
-        f'alerts = "{folder / "alerts.toml"}"\ndrain_s = 0.1\n[broker]\nport = {port}\n'
-    )
-    command = [sys.executable, "-m", "tests.support.scripted_edge_process", str(config)]
-    environment = os.environ | {VARIABLE: str(clock)}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
-        try:
-            assert process.stdout is not None
-            assert next(event for event in read_events(process.stdout))["event"] == Event.ONLINE
-            yield process
-        finally:
-            process.terminate()
+def edge(name: str, folder: Path, *, url: str, port: int, clock: Path) -> Program:
+    own = folder / name
+    own.mkdir()
+    settings = {"db": url, "alerts": str(folder / "alerts.toml"), "drain_s": 0.1}
+    identity = BrokerClient(name, "127.0.0.1", port)
+    return scripted_edge(identity, fleet=FLEET, folder=own, environment={VARIABLE: str(clock)}, **settings)
 
 
 @pytest.mark.broker
@@ -63,7 +48,6 @@ def test_a_killed_edge_is_an_alert_of_the_other(
         assert killed in edges
         (other,) = edges.keys() - {killed}
         edges[killed].kill()
-        edges[killed].wait()
         OffsetClock(clock).set(1.5 * LEASE_S)
         until(lambda: alerts.evaluation().holder == other, patience_s=PATIENCE_S)
         until(lambda: bool(received.requests), patience_s=PATIENCE_S)

@@ -2,8 +2,8 @@ import pytest
 
 from fleet_common.settings import load_settings
 from fleet_edge.settings import EdgeSettings
-from tests.support.edge_process import quota_variables
 from tests.support.edge_thread import NO_QUOTAS
+from tests.support.processes import quota_variables
 
 
 def test_an_edge_of_a_benchmark_has_no_quotas(monkeypatch: pytest.MonkeyPatch) -> None:
