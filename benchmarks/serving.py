@@ -112,7 +112,7 @@ def run(bench: Bench) -> Report:
                 rows.append(_load(bench, "aiperf", loads["aiperf"], _DRAFTING, device.url, _PAIR))
     wrong = _failures(rows)
     if "tested" in rows[-1]:
-        wrong.append(_unlike(rows[-1], SessionLog(edge.log).stats(since=began)["all"]))
+        wrong.append(_unlike(rows[-1], SessionLog(edge.log).usage(since=began)[0].counted))
     goals = _compared(rows, several)
     columns = {"load": "", "system": "", "clients": "d", "requests": "d", "failed": "d", "tokens_per_s": ".1f"}
     table(rows, columns | {"ratio": ".2f"} | dict.fromkeys(_FIGURES, ".0f") | {"acceptance": ".3f"})

@@ -18,8 +18,11 @@ def main(url: str = "sqlite:///fleet.sqlite3") -> None:
             acceptance = f"{counted.acceptance:.2f}" if counted.acceptance is not None else "none"
             ended = session.reason or "open"
             print(f"{session.session}  {session.device}: {counted.tokens} tokens, acceptance {acceptance}, {ended}")
-        for device, tally in log.stats(since="1h", by="device").items():
-            print(f"{device}: {tally.sessions} sessions, {tally.tokens} tokens, {tally.mean_batch or 0:.1f} in a batch")
+        for usage in log.usage(since="1h", by=["device"]):
+            total = usage.counted
+            print(
+                f"{usage.device}: {total.sessions} sessions, {total.tokens} tokens, {total.mean_batch or 0:.1f} a batch"
+            )
 
 
 if __name__ == "__main__":

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from fleet_edge.store.views import (
         DeviceView,
         EventView,
-        HourView,
         QuarantineView,
         RoundView,
         SegmentView,
@@ -38,7 +37,6 @@ __all__ = [
     "EdgeSettings",
     "EventView",
     "FleetError",
-    "HourView",
     "InvalidQuery",
     "NotFound",
     "QuarantineView",
@@ -66,7 +64,6 @@ if not TYPE_CHECKING:
             "EventView": "fleet_edge.store.views",
             "QuarantineView": "fleet_edge.store.views",
             "FleetError": "schemas.errors",
-            "HourView": "fleet_edge.store.views",
             "InvalidQuery": "fleet_edge.store.errors",
             "NotFound": "fleet_edge.store.errors",
             "RoundView": "fleet_edge.store.views",

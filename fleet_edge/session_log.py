@@ -17,7 +17,7 @@ from dataclasses import fields
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from itertools import islice
-from operator import attrgetter, itemgetter
+from operator import itemgetter
 from typing import Any, Final, TypeVar
 
 from sqlalchemy import ColumnElement, Connection, Text, and_, cast, func, literal_column, or_, select, text
@@ -30,7 +30,7 @@ from fleet_edge.store.errors import InvalidQuery, NotFound
 from fleet_edge.store.event_codes import EventKind, Severity
 from fleet_edge.store.periods import BEGINNING, DAY, HOUR, MINUTES, Grain, floor
 from fleet_edge.store.records import ADMINISTRATOR, EventLogged, minute_of
-from fleet_edge.store.rollups import Dimension, Measure, Scope
+from fleet_edge.store.rollups import Dimension, Measure
 from fleet_edge.store.spent_time import SpentTime, spent_times
 from fleet_edge.store.steering import read_labels, record_audit
 from fleet_edge.store.tables import (
@@ -38,7 +38,6 @@ from fleet_edge.store.tables import (
     EDGE_LOADS,
     EVENTS,
     LABELS,
-    ROLLUPS,
     ROUNDS,
     SEGMENTS,
     SESSIONS,
@@ -50,13 +49,11 @@ from fleet_edge.store.views import (
     EdgeView,
     EventCount,
     EventView,
-    HourView,
     LoadView,
     QuarantineView,
     RoundView,
     SegmentView,
     SessionView,
-    Tally,
     UsageView,
 )
 from schemas.errors import InvalidName
@@ -223,17 +220,6 @@ class SessionLog(Closing):
             raise NotFound(f"There is no device {name!r} in the session log; 'devices' lists those there are.")
         return found[0]
 
-    def hours(self, device: str, *, limit: int = 24) -> list[HourView]:
-        """Return a device's totals of the latest hours in which it did something, the latest first."""
-        rolled = select(ROLLUPS.c.start).where(ROLLUPS.c.device == device, ROLLUPS.c.scope == Scope.DETAIL)
-        with self._reading() as connection:
-            starts = connection.scalars(rolled.distinct().order_by(ROLLUPS.c.start.desc()).limit(limit)).all()
-            first = starts[-1] if len(starts) == limit else None
-            period = totals.UsageFilter(since=first, chosen={Dimension.DEVICE: (device,)})
-            found = totals.usage(connection, period=period, grain=Grain.HOUR)
-        views = [HourView(hour=view.start, counted=view.counted) for view in found if view.start is not None]
-        return sorted(views, key=attrgetter("hour"), reverse=True)[:limit]
-
     def events(
         self,
         *,
@@ -396,19 +382,6 @@ class SessionLog(Closing):
         with self._reading() as connection:
             return spent_times(connection, by=_known(Dimension, by), since=opened_after)
 
-    def stats(self, *, since: Time | None = None, until: Time | None = None, by: str | None = None) -> dict[str, Tally]:
-        """Add up what the edges counted, including what is purged.
-
-        Of segments opened from `since` until before `until`; where segments are purged, the hour that contains these
-        counts. `by` one of `device`, `draft`, `edge`, `app`, `hour`, `day`, `month`.
-
-        Returns a tally by name, the most tokens first, or by time; without `by` the one name `all`.
-        """
-        grouping = _member(totals.Grouping, by)
-        period = self._period(since, until)
-        with self._reading() as connection:
-            return totals.stats(connection, period=period, by=grouping)
-
     def usage(
         self,
         *,
@@ -423,8 +396,8 @@ class SessionLog(Closing):
         """Add up what the edges counted, including what is purged, for each combination of some dimensions.
 
         Args:
-            since: As `stats`.
-            until: As `stats`.
+            since: Of segments opened at or after; where segments are purged, the hour that contains it counts.
+            until: Opened before, likewise.
             by: Of `device`, `edge`, `app`, `draft_model`, `quantization`.
             grain: Also by `minute`, `5-minutes`, `hour`, `day` or `month`. Minutes are read from segments, which takes
                 long for a long time; where those are purged, by the hour.
@@ -454,7 +427,7 @@ class SessionLog(Closing):
     ) -> dict[str, Distribution]:
         """Return the distribution of what segments measure (ms), by measure, including what is purged.
 
-        Times as for `stats`.
+        Times as for `usage`.
         """
         found = self._latencies(since, until, edge, None).get(None, {})
         return {measure.value: found.get(measure, Distribution({})) for measure in Measure}

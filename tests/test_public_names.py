@@ -18,7 +18,7 @@ DEVICE = [
 ]  # fmt: skip
 EDGE = [
     "ConnectFailed", "DeviceView", "Edge", "EdgeError", "EdgeSettings", "EventView", "QuarantineView", "FleetError",
-    "HourView", "InvalidQuery", "NotFound", "RoundView", "SegmentView", "SessionLog", "SessionView", "SettingsError",
+    "InvalidQuery", "NotFound", "RoundView", "SegmentView", "SessionLog", "SessionView", "SettingsError",
     "StoreError", "StoreUnavailable", "Tally", "UsageView", "VerifierError",
 ]  # fmt: skip
 

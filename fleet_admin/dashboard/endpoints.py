@@ -22,12 +22,10 @@ from fleet_edge.store.views import (
     DeviceView,
     EdgeView,
     EventView,
-    HourView,
     QuarantineView,
     RoundView,
     SegmentView,
     SessionView,
-    Tally,
     UsageView,
 )
 from schemas.names import MAX_NAME_LENGTH
@@ -92,12 +90,6 @@ class WhichEvents(Limited, Where):
 
     kind: Text | None = None
     code: Text | None = None
-
-
-class WhichStats(SinceParameter):
-    """What is added up separately."""
-
-    by: Annotated[str | None, Field(pattern="^(device|draft|edge|app)$")] = None
 
 
 class WhichAlerts(Limited):
@@ -241,7 +233,6 @@ ENDPOINTS: Final = (
     _Read("/devices", "All devices, by name.", _log(SessionLog.devices), list[DeviceView]),
     _Read("/devices/{device}", "One device.", _log(SessionLog.device), DeviceView),
     _Read("/devices/{device}/diagnosis", "Why it is slow.", _log(diagnose_device), Diagnosis),
-    _Read("/devices/{device}/hours", "Its hours, the latest first.", _log(SessionLog.hours), list[HourView], Limited),
     _Act("/devices/{device}/quarantine", "Quarantine a device.", _log(SessionLog.quarantine, signed=True),
          QuarantineView, WhyQuarantined),
     _Act("/devices/{device}/quarantine", "Lift its quarantines.", _log(SessionLog.unquarantine, signed=True),
@@ -256,7 +247,6 @@ ENDPOINTS: Final = (
     _Read("/events", "What happened, the latest first.", _log(SessionLog.events), list[EventView], WhichEvents),
     _Read("/edges", "All edges with their latest load.", _log(SessionLog.edges), list[EdgeView]),
     _Read("/edges/{edge}/diagnosis", "Why its sessions are slow.", _log(diagnose_edge), Diagnosis),
-    _Read("/stats", "What the edges counted, added up.", _log(SessionLog.stats), dict[str, Tally], WhichStats),
     _Read("/usage", "Totals that outlive the sessions.", _usage, list[PricedUsage], WhichUsage),
     _Read("/devices/{device}/settings", "Wanted and in force.", _settings, DeviceSettingsView),
     _Act("/devices/{device}/settings", "Give it settings.", _set, SetResult, WantedSettings),

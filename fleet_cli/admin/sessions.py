@@ -23,6 +23,7 @@ from fleet_admin.reports import (
     compared,
     device_columns,
     edge_columns,
+    start_column,
     tally_columns,
 )
 from fleet_cli.errors import CommandError
@@ -36,19 +37,14 @@ if TYPE_CHECKING:
 
     from fleet_admin.diagnosis import Diagnosis
     from fleet_edge.session_log import SessionLog
-    from fleet_edge.store.views import EventCount, EventView, HourView, Tally
-
-_HOURS: "Final[list[Column[HourView]]]" = [
-    Column("hour", lambda row: row.hour, "moment", rank=0),
-    *tally_columns(lambda row: row.counted),
-]
+    from fleet_edge.store.views import EventCount, EventView
 
 T = TypeVar("T")
 
 _EVENTS: Final = 20
 _LATEST_HOURS: Final = 24
+_RECENT: Final = "30d"
 _NO_DEVICES: Final = "No device has been seen: start one with `fleet device run` while an edge is online."
-_GROUPINGS: Final = ("device", "draft", "edge", "app", "hour", "day", "month")  # of `totals`, which loads SQLAlchemy
 
 _DEVICE_STATES: Final = ("online", "draining", "offline", "quarantined", "retired", "unknown")
 
@@ -127,7 +123,7 @@ def device(
     with open_log(db) as log:
         found = log.device(name)
         diagnosis = diagnose_device(log, name)
-        hours = log.hours(name, limit=_LATEST_HOURS)
+        hours = log.usage(device=name, grain="hour", since=_RECENT)[: -_LATEST_HOURS - 1 : -1]
         latest = log.sessions(device=name, limit=10)
         events = log.events(device=name, limit=_EVENTS)
     if as_json:
@@ -136,7 +132,8 @@ def device(
     columns = device_columns(datetime.now(UTC), past=not found.connected)
     describe(f"Device {cell(found.device)}", columns[1:], found)
     _print_diagnosis(diagnosis, wide=wide)
-    print_table("Latest hours", _HOURS, hours, wide=wide, empty="No hours: no edge has served it.\n")
+    by_hour = [start_column("hour", lambda row: row.start), *tally_columns(lambda row: row.counted)]
+    print_table("Latest hours", by_hour, hours, wide=wide, empty="No hours: no edge has served it lately.\n")
     print_table("Latest sessions", SESSIONS, latest, wide=wide, empty="No sessions, or they were purged.\n")
     print_table("Latest events", EVENTS, events, wide=wide, empty="No events.\n")
 
@@ -241,36 +238,6 @@ def session(
         empty = "No rounds: none was judged, or they were purged.\n"
         print_table(f"Rounds: {len(judged)}", ROUNDS, judged, wide=wide, empty=empty)
     print_table("Latest events", EVENTS, events, wide=wide, empty="No events.\n")
-
-
-def stats(
-    since: Since = None,
-    until: Annotated[str | None, typer.Option(help="Sessions opened before, in the same format as --since.")] = None,
-    by: Annotated[
-        str | None, typer.Option(metavar="device|draft|edge|app|hour|day|month", help="Group by this.")
-    ] = None,
-    limit: AtMost = None,
-    db: Database = DEFAULT_DB,
-    as_json: AsJson = False,
-    wide: Wide = False,
-) -> None:
-    """Add up what the edges counted."""
-    after, before = time_of("--since", since), time_of("--until", until)
-    if by not in {None, *_GROUPINGS}:
-        raise CommandError(f"--by takes {', '.join(_GROUPINGS[:-1])} or {_GROUPINGS[-1]}, not {cell(by)!r}.")
-    with open_log(db) as log:
-        found = log.stats(since=after, until=before, by=by)
-    if as_json:
-        print_json(dict(list(found.items())[:limit]))
-        return
-    rows = list(found.items())[: limit or SHOWN]
-    period = "" if after is None else f" since {cell(after)} UTC"
-    columns: list[Column[tuple[str, Tally]]] = [
-        Column(by or "", lambda row: row[0], rank=0),
-        *tally_columns(lambda row: row[1]),
-    ]
-    title = f"Totals{period}: {shown_of(len(rows), len(found))}"
-    print_table(title, columns, rows, wide=wide, empty="No sessions in this period.")
 
 
 def _order(option: str, word: str, orders: "Mapping[str, str]") -> str:
@@ -394,5 +361,5 @@ def _line(event: "EventView") -> str:
 
 
 def register(app: typer.Typer) -> None:
-    for command in (devices, device, edge, sessions, session, stats, events):
+    for command in (devices, device, edge, sessions, session, events):
         app.command()(command)

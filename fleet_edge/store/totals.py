@@ -4,7 +4,6 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
-from enum import StrEnum
 from typing import Any, Final, Self
 
 from sqlalchemy import (
@@ -221,49 +220,7 @@ class UsageFilter:
     chosen: Mapping[Dimension, Sequence[str]] | None = None
 
 
-class Grouping(StrEnum):
-    DEVICE = "device"
-    DRAFT = "draft"
-    EDGE = "edge"
-    APP = "app"
-    HOUR = "hour"
-    DAY = "day"
-    MONTH = "month"
-
-
-_DIMENSIONS: Final[Mapping[Grouping, tuple[Dimension, ...]]] = {
-    Grouping.DEVICE: (Dimension.DEVICE,),
-    Grouping.DRAFT: (Dimension.DRAFT_MODEL, Dimension.QUANTIZATION),
-    Grouping.EDGE: (Dimension.EDGE,),
-    # By device too: two devices may give different applications one name.
-    Grouping.APP: (Dimension.DEVICE, Dimension.APP),
-}
-_GRAINS: Final = {Grouping.HOUR: Grain.HOUR, Grouping.DAY: Grain.DAY, Grouping.MONTH: Grain.MONTH}
 _TYPES: Final = {field.name: float if field.type is float else int for field in fields(Tally)}
-
-
-def stats(connection: Connection, *, period: UsageFilter | None = None, by: Grouping | None = None) -> dict[str, Tally]:
-    """Add up the segments that were opened within a period.
-
-    Returns a tally by name (of the device, the edge, the draft model with its quantization, the device with its
-    application, `-` if unknown, or the start of the hour, day or month), the most tokens first, or by time; without
-    `by` the one name `all`.
-    """
-    if by is None:
-        [total] = usage(connection, period=period)
-        return {"all": total.counted}
-    grain = _GRAINS.get(by)
-    found = usage(connection, period=period, by=_DIMENSIONS.get(by, ()), grain=grain)
-    named = {_name(view, by): view.counted for view in found}
-    if grain is not None:
-        return dict(sorted(named.items()))
-    return dict(sorted(named.items(), key=lambda item: (-item[1].tokens, item[0])))
-
-
-def _name(view: UsageView, by: Grouping) -> str:
-    if view.start is not None:
-        return f"{view.start:%Y-%m-%d %H:%M}" if by is Grouping.HOUR else f"{view.start:%Y-%m-%d}"
-    return " ".join(getattr(view, name) or "-" for name in _DIMENSIONS[by])
 
 
 def usage(

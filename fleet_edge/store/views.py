@@ -396,14 +396,6 @@ class QuarantineView:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class HourView:
-    """Sum of a device's segments of one hour."""
-
-    hour: datetime
-    counted: Tally
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class UsageView:
     """Sum of the segments of a period that share these values; None: not grouped by, or not known.
 

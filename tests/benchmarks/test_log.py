@@ -24,8 +24,8 @@ def test_a_filled_log_ends_now(log: SessionLog) -> None:
     latest = log.latest()
     assert latest is not None
     assert latest <= NOW + timedelta(minutes=1)
-    assert sum(tally.sessions for tally in log.stats(since=NOW - timedelta(days=1)).values()) > 100
-    assert sum(tally.sessions for tally in log.stats().values()) == 300
+    assert log.usage(since=NOW - timedelta(days=1))[0].counted.sessions > 100
+    assert log.usage()[0].counted.sessions == 300
 
 
 def test_each_question_is_answered_however_few_devices_there_are(log: SessionLog) -> None:

@@ -69,19 +69,18 @@ def test_one_session_is_found_by_its_beginning_with_all_that_belongs_to_it(log: 
         log.rounds("12")
 
 
-def test_devices_their_hours_and_their_events(log: SessionLog) -> None:
+def test_devices_and_their_events(log: SessionLog) -> None:
     assert [device.device for device in log.devices()] == ["sensor-1", "sensor-2"]
     assert log.device("sensor-1").sessions == 1
-    assert [hour.counted.sessions for hour in log.hours("sensor-1")] == [1]
     assert isinstance(log.events(device="sensor-1"), list)
     with pytest.raises(NotFound, match="sensor-9"):
         log.device("sensor-9")
 
 
 def test_totals_whole_or_by_name(log: SessionLog) -> None:
-    assert list(log.stats()) == ["all"]
-    assert set(log.stats(by="device")) == {"sensor-1", "sensor-2"}
-    assert set(log.stats(by="device", since="30m")) == {"sensor-2"}
+    assert len(log.usage()) == 1
+    assert {each.device for each in log.usage(by=["device"])} == {"sensor-1", "sensor-2"}
+    assert {each.device for each in log.usage(by=["device"], since="30m")} == {"sensor-2"}
 
 
 @pytest.mark.parametrize(
@@ -92,8 +91,8 @@ def test_totals_whole_or_by_name(log: SessionLog) -> None:
         lambda log: log.sessions(reason="bored"),
         lambda log: log.sessions(mode="greedy"),
         lambda log: log.sessions(limit=0),
-        lambda log: log.stats(by="country"),
-        lambda log: log.stats(since=""),
+        lambda log: log.usage(by=["country"]),
+        lambda log: log.usage(since=""),
         lambda log: log.events(severity="dreadful"),
         lambda log: log.events(limit=0),
         lambda log: log.event_counts(by=["country"]),

@@ -94,7 +94,7 @@ def test_a_rehearsal_on_one_machine_works_as_written(
     assert words is not None
     reader = re.sub(r"//fleet_edge:[^@]+@", f"//fleet_reader:{words[1]}@", edge)
     with SessionLog(reader) as log:
-        assert log.stats()["all"].tokens == 47
+        assert log.usage()[0].counted.tokens == 47
         with pytest.raises(StoreError, match="permission denied"):
             log.quarantine("sensor-1")
     with psycopg.connect(reader) as connection, pytest.raises(psycopg.errors.InsufficientPrivilege):

@@ -167,8 +167,8 @@ def test_an_application_is_known_by_its_key_and_its_usage_is_in_the_log(tmp_path
         with pytest.raises(openai.RateLimitError, match="alarms"):
             client.chat.completions.create(model="fleet", messages=MESSAGES)
     assert served.whole.rows("SELECT app, tokens FROM segments") == [{"app": "alarms", "tokens": LENGTH}]
-    [(name, tally)] = SessionLog(served.whole.db).stats(by="app").items()
-    assert (name, tally.tokens) == ("device-1 alarms", LENGTH)
+    [usage] = SessionLog(served.whole.db).usage(by=["device", "app"])
+    assert (usage.device, usage.app, usage.counted.tokens) == ("device-1", "alarms", LENGTH)
 
 
 def test_a_response_whole_and_streamed(client: OpenAI) -> None:

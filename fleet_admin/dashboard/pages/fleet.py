@@ -41,7 +41,7 @@ _FAILED: Final = ("failed", "lost")
 
 def show_overview(visit: Visit) -> Response:
     log, line = visit.services.log, Timeline.of(visit)
-    total = log.stats(since=line.begin)["all"]
+    total = log.usage(since=line.begin)[0].counted
     edges, alerts = log.edges(), visit.services.alerts
     groups, evaluation = grouped(alerts.open(limit=MOST_OPEN)), alerts.evaluation()
     charts, failures = _charts(visit, line), _failures(visit, line)
@@ -63,8 +63,11 @@ def show_overview(visit: Visit) -> Response:
         alerts_open=sum(len(each.alerts) for each in groups),
         critical=sum(each.critical for each in groups),
         evaluation=evaluation,
-        by_draft=list(log.stats(since=line.begin, by="draft").items())[:10],
-        by_edge=list(log.stats(since=line.begin, by="edge").items())[:10],
+        by_draft=[
+            (model_name(each.draft_model, each.quantization), each.counted)
+            for each in log.usage(since=line.begin, by=("draft_model", "quantization"))[:10]
+        ],
+        by_edge=[(each.edge, each.counted) for each in log.usage(since=line.begin, by=("edge",))[:10]],
         charts={
             "Tokens": charts["Tokens"],
             "Acceptance": _acceptance(visit, line),

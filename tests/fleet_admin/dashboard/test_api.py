@@ -72,7 +72,7 @@ def test_settings_are_those_that_the_broker_retains(client: TestClient, bearer: 
 
 def test_derived_rates_are_documented(client: TestClient, bearer: Callable[..., dict[str, str]]) -> None:
     headers = bearer(AccountRole.VIEWER)
-    assert client.get(f"{PREFIX}/stats", headers=headers).json()["all"]["acceptance"] > 0
+    assert client.get(f"{PREFIX}/usage", headers=headers).json()[0]["counted"]["acceptance"] > 0
     document = client.get(f"{PREFIX}/openapi.json", headers=headers).json()
     assert "acceptance" in document["components"]["schemas"]["Tally"]["required"]
 

@@ -90,7 +90,7 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (("sessions",), (SESSION[:8], "sensor-1", "2026-03-04 10:30", "20", "75.0 %", "stop")),
         (("devices",), ("sensor-1", "online", "2026-03-04 10:30")),
-        (("stats", "--by", "device"), ("sensor-1", "20", "75.0 %")),
+        (("usage", "--by", "device"), ("sensor-1", "20", "75.0 %")),
         (("session", SESSION, "--rounds"), ("2026-03-04 10:30", "edge-1", "20", "75.0 %", "stop")),
         (("session", SESSION, "--rounds"), ("10:30:01", "48 B", "32 B", "2.0 ms", "40 ms")),
         (("device", "sensor-1"), (SESSION[:8], "2026-03-04 10:30", "stop")),
@@ -104,7 +104,7 @@ def test_80_columns_show_whole_words(admin: Run, arguments: tuple[str, ...], tog
 
 
 @pytest.mark.usefixtures("terminal")
-@pytest.mark.parametrize("command", [("sessions",), ("devices",), ("stats",), ("session", SESSION, "--rounds")])
+@pytest.mark.parametrize("command", [("sessions",), ("devices",), ("usage",), ("session", SESSION, "--rounds")])
 def test_wide_shows_what_a_pipe_is_given(admin: Run, command: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     _, wide, _ = admin(*command, "--wide")
     _, narrow, _ = admin(*command)
@@ -145,16 +145,6 @@ def test_a_session_is_shown_by_a_prefix_with_both_counts_and_its_rounds(admin: R
     assert as_json(admin("session", SESSION, "--rounds", "--json"))["rounds"][0]["form"] == "sparse"
 
 
-def test_stats_add_up(admin: Run) -> None:
-    _, output, _ = admin("stats", "--by", "draft", "--since", "2026-01-01")
-    expectations = ("SmolLM2-135M Q4_0", "75.0 %", "Totals since 2026-01-01 00:00:00 UTC", "tokens/s per session")
-    for expected in (*expectations, "queue per round", "prompt wait per round"):
-        assert expected in output
-    assert as_json(admin("stats", "--json"))["all"]["sessions"] == 2
-    assert list(as_json(admin("stats", "--by", "device", "--json"))) == ["sensor-1", "sensor-2"]
-    assert list(as_json(admin("stats", "--by", "edge", "--json"))) == ["edge-1"]
-
-
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
@@ -163,9 +153,8 @@ def test_stats_add_up(admin: Run) -> None:
         (("session", "zzz"), "'zzz' is not the beginning of a session id"),
         (("sessions", "--since", "yesterday"), "--since: 'yesterday' is neither an age"),
         (("sessions", "--until", "999999999d"), "--until: '999999999d' is neither an age"),
-        (("stats", "--by", "moon"), "--by takes device, draft, edge, app, hour, day or month, not 'moon'"),
-        (("stats", "--db", "sqlite:////nowhere/at/all.sqlite3"), "The folder /nowhere/at of the database"),
-        (("stats", "--db", "nonsense"), "The database URL cannot be read"),
+        (("usage", "--db", "sqlite:////nowhere/at/all.sqlite3"), "The folder /nowhere/at of the database"),
+        (("usage", "--db", "nonsense"), "The database URL cannot be read"),
         (("quarantine", "sensor-1", "--for", "soon"), "duration: 'soon' is no duration such as 90s"),
         (("quarantine", "sensor-1", "--for", "999999999d"), "duration: The duration is too long"),
         (("quarantine", "a/b"), "'a/b' is not a valid name"),
@@ -179,7 +168,7 @@ def test_what_cannot_be_done_is_exit_code_2(admin: Run, arguments: tuple[str, ..
 
 @pytest.mark.parametrize(
     "command",
-    ["devices", "device x", "sessions", "session ab", "stats", "quarantine x", "unquarantine x", "quarantined", "audit",
+    ["devices", "device x", "sessions", "session ab", "usage", "quarantine x", "unquarantine x", "quarantined", "audit",
      "label a --add b", "set top_k=5 --all"],
 )  # fmt: skip
 def test_only_an_edge_creates_a_database(admin: Run, tmp_path: Path, command: str) -> None:
@@ -190,7 +179,7 @@ def test_only_an_edge_creates_a_database(admin: Run, tmp_path: Path, command: st
 
 def test_a_database_of_something_else_is_refused(admin: Run, tmp_path: Path) -> None:
     (tmp_path / "empty.sqlite3").touch()
-    assert "log" in refused(admin("stats", "--db", f"sqlite:///{tmp_path / 'empty.sqlite3'}"))
+    assert "log" in refused(admin("usage", "--db", f"sqlite:///{tmp_path / 'empty.sqlite3'}"))
 
 
 def test_a_table_that_vanished_is_one_sentence(admin: Run, url: str) -> None:

@@ -84,8 +84,8 @@ def test_rollups_are_by_hour_and_device_and_take_late_records_in(store: Store, l
     first = rows["sensor-1", hour]
     assert (first["sessions"], first["tokens"], first["duration_ms"]) == (2, 40, 4000.0)
     store.apply([samples.progress(session=f"{1:016x}", tokens=50, at=after(9))])
-    views = log.hours("sensor-1")
-    assert [(view.hour, view.counted.tokens) for view in views] == [(hour + timedelta(hours=1), 20), (hour, 70)]
+    views = log.usage(device="sensor-1", grain="hour")
+    assert [(view.start, view.counted.tokens) for view in views] == [(hour, 70), (hour + timedelta(hours=1), 20)]
 
 
 def test_rollups_are_purged_by_their_own_age(store: Store) -> None:

@@ -1,6 +1,6 @@
 import random
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -11,7 +11,8 @@ from fleet_edge.store import housekeeping, totals
 from fleet_edge.store.database import Store, open_store
 from fleet_edge.store.periods import DAY, Grain, ceiling, floor
 from fleet_edge.store.records import segment_number
-from fleet_edge.store.totals import Grouping, UsageFilter
+from fleet_edge.store.rollups import Dimension
+from fleet_edge.store.totals import UsageFilter
 from tests.fleet_edge.store import samples
 from tests.fleet_edge.store.samples import START, after
 
@@ -52,36 +53,47 @@ def _stays(chance: random.Random, *, session: int, before: datetime) -> Iterator
             return
 
 
-def _expected(stays: list[Stay], period: UsageFilter, by: Grouping | None) -> dict[str, tuple[int, int, int]]:
-    sums: dict[str, tuple[int, int, int]] = {}
+WAYS: dict[str, tuple[tuple[Dimension, ...], Grain | None, Callable[[Stay], tuple[object, ...]]]] = {
+    "whole": ((), None, lambda _stay: ()),
+    "device": ((Dimension.DEVICE,), None, lambda stay: (stay.device,)),
+    "edge": ((Dimension.EDGE,), None, lambda stay: (stay.edge,)),
+    "app": ((Dimension.DEVICE, Dimension.APP), None, lambda stay: (stay.device, stay.app)),
+    "draft": ((Dimension.DRAFT_MODEL, Dimension.QUANTIZATION), None, lambda stay: (stay.draft_model, "Q4_0")),
+    "hour": ((), Grain.HOUR, lambda stay: (floor(Grain.HOUR, stay.at),)),
+    "day": ((), Grain.DAY, lambda stay: (floor(Grain.DAY, stay.at),)),
+    "month": ((), Grain.MONTH, lambda stay: (floor(Grain.MONTH, stay.at),)),
+}
+"""Dimensions, grain, and the key of a row."""
+Sums = dict[tuple[object, ...], tuple[int, int, int]]
+
+
+def _expected(stays: list[Stay], period: UsageFilter, way: str) -> Sums:
+    sums: Sums = {}
     for stay in stays:
         if (period.since and stay.at < period.since) or (period.until and stay.at >= period.until):
             continue
-        name = {
-            None: "all",
-            Grouping.DEVICE: stay.device,
-            Grouping.EDGE: stay.edge,
-            Grouping.APP: f"{stay.device} {stay.app or '-'}",
-            Grouping.DRAFT: f"{stay.draft_model} Q4_0",
-            Grouping.HOUR: f"{stay.at:%Y-%m-%d %H:00}",
-            Grouping.DAY: f"{stay.at:%Y-%m-%d}",
-            Grouping.MONTH: f"{stay.at:%Y-%m}-01",
-        }[by]
+        key = WAYS[way][2](stay)
         earlier = [
             other
             for other in stays
             if (other.session, other.at < stay.at) == (stay.session, True)
-            if by is not Grouping.EDGE or other.edge == stay.edge
+            if way != "edge" or other.edge == stay.edge
         ]
-        sessions, segments, tokens = sums.get(name, (0, 0, 0))
-        sums[name] = (sessions + (not earlier), segments + 1, tokens + stay.tokens)
-    return sums or ({"all": (0, 0, 0)} if by is None else {})
+        sessions, segments, tokens = sums.get(key, (0, 0, 0))
+        sums[key] = (sessions + (not earlier), segments + 1, tokens + stay.tokens)
+    return sums or ({(): (0, 0, 0)} if way == "whole" else {})
 
 
-def _found(store: Store, period: UsageFilter, by: Grouping | None) -> dict[str, tuple[int, int, int]]:
+def _found(store: Store, period: UsageFilter, way: str) -> Sums:
+    by, grain, _ = WAYS[way]
     with store.engine.connect() as connection:
-        found = totals.stats(connection, period=period, by=by)
-    return {name: (tally.sessions, tally.segments, tally.tokens) for name, tally in found.items()}
+        found = totals.usage(connection, period=period, by=by, grain=grain)
+    return {
+        (*([] if grain is None else [view.start]), *(getattr(view, name) for name in by)): (
+            view.counted.sessions, view.counted.segments, view.counted.tokens,
+        )
+        for view in found
+    }  # fmt: skip
 
 
 @pytest.mark.slow
@@ -111,7 +123,7 @@ def test_totals_are_what_was_written_at_any_time(store: Store, seed: int) -> Non
         if until is not None and until < purged_until:
             until = ceiling(Grain.HOUR, until)
         for period in (UsageFilter(), UsageFilter(since=since), UsageFilter(since=since, until=until)):
-            for by in (None, *Grouping):
+            for by in WAYS:
                 assert _found(store, period, by) == _expected(stays, period, by), (now, period, by)
     _check_minutes(store, [stay for stay in stays if stay.at >= now - 9 * DAY], since=now - 9 * DAY)
 
@@ -163,15 +175,15 @@ def test_a_session_whose_beginning_comes_late_is_counted_once_and_in_its_own_tim
     later, first = _stay(5), _stay(1)
     for stay in (later, first, later):
         _write(store, stay)
-    assert _found(store, UsageFilter(), None) == {"all": (1, 2, 10)}
-    assert _found(store, UsageFilter(since=_at(4)), None) == {"all": (0, 1, 5)}
+    assert _found(store, UsageFilter(), "whole") == {(): (1, 2, 10)}
+    assert _found(store, UsageFilter(since=_at(4)), "whole") == {(): (0, 1, 5)}
 
 
 def test_what_changes_after_the_end_of_a_session_counts_once(store: Store) -> None:
     ended = [samples.opened(), samples.progress(tokens=20), samples.closed(counters=None)]
     for records in (ended, ended, [samples.progress(tokens=25, at=after(9))], ended, [samples.reported(tokens=25)]):
         store.apply(records)
-    for by in (None, *Grouping):
+    for by in WAYS:
         assert list(_found(store, UsageFilter(), by).values()) == [(1, 1, 25)]
     with store.engine.connect() as connection:
         measured = totals.latencies(connection)[None]
@@ -189,7 +201,7 @@ def test_what_comes_after_its_purge_is_in_no_total(store: Store, caplog: pytest.
     assert "came so late that they are in no total" in caplog.text
     housekeeping.purge_sessions(store.engine, before=_at(24), chunk=10)
     _write(store, _stay(30))
-    for by in (None, *Grouping):
+    for by in WAYS:
         assert sum(tokens for _, _, tokens in _found(store, UsageFilter(), by).values()) == 5
 
 
@@ -228,7 +240,7 @@ def test_two_edges_that_write_one_session_at_a_time_count_it_once(
 
     with ThreadPoolExecutor() as pool:
         list(pool.map(write, range(len(writers))))
-    assert _found(writers[0], UsageFilter(), None) == {"all": (40, 40, 800)}
-    assert sum(tokens for _, _, tokens in _found(writers[0], UsageFilter(), Grouping.DEVICE).values()) == 800
+    assert _found(writers[0], UsageFilter(), "whole") == {(): (40, 40, 800)}
+    assert sum(tokens for _, _, tokens in _found(writers[0], UsageFilter(), "device").values()) == 800
     for writer in writers:
         writer.close()
