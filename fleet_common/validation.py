@@ -116,6 +116,15 @@ def read_duration(value: str | timedelta) -> timedelta:
     return length
 
 
+def in_words(span: timedelta) -> str:
+    """Return a duration in its largest unit, such as `3 hours`, rounded down."""
+    seconds = int(span.total_seconds())
+    for unit, size in (("days", 86_400), ("hours", 3_600), ("minutes", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds // size:,} {unit}"
+    return f"{seconds} s"
+
+
 def _seconds(amount: re.Match[str]) -> timedelta:
     return timedelta(seconds=int(amount[1]) * _SECONDS[amount[2]])
 

@@ -62,7 +62,6 @@ DRAFTERS: Final[Mapping[str, str]] = MappingProxyType(
     {
         MODEL_DRAFTER: "fleet_device.drafters.llama_cpp:load",
         "suffix": "fleet_device.drafters.suffix:load",
-        "prompt-lookup": "fleet_device.drafters.without_model:load_prompt_lookup",
         NO_DRAFTER: "fleet_device.drafters.without_model:load_none",
     }
 )
@@ -156,8 +155,8 @@ class DeviceSettings(Settings):
     models_dir: Path = setting(Path("models"), "Folder of the models that are named as `NAME:QUANTIZATION`.")
     drafter: DrafterName = setting(
         "llama.cpp",
-        "Drafts from the model, earlier output (`suffix`), this request (`prompt-lookup`), or nothing "
-        "(edge-only). All but the first need only the vocabulary of the model's file.",
+        "Drafts from the model, earlier output and this request (`suffix`), or nothing (edge-only). All but the "
+        "first need only the vocabulary of the model's file.",
     )
     suffix: bool = setting(
         False,  # noqa: FBT003 - a default

@@ -6,6 +6,7 @@ from datetime import datetime, timedelta
 from threading import Lock
 from typing import Final
 
+from fleet_common.validation import in_words
 from fleet_edge.answers.recorder import Recorder
 from fleet_edge.store.event_codes import EventKind
 from fleet_edge.store.views import EdgeView
@@ -113,18 +114,10 @@ class ClockWatch:
         if before is not None or len(self._since) < _CLOCKS_MOST:
             self._since[device] = since
         if since - now > _TOLERATED:
-            return f"The clock of {device} is ahead by {_span(since - now)}: set it (timedatectl set-ntp true)."
+            return f"The clock of {device} is ahead by {in_words(since - now)}: set it (timedatectl set-ntp true)."
         if before is not None and before - since > _TOLERATED:
-            return f"The clock of {device} has gone back by {_span(before - since)} or more: synchronize it."
+            return f"The clock of {device} has gone back by {in_words(before - since)} or more: synchronize it."
         return ""
-
-
-def _span(time: timedelta) -> str:
-    seconds = time.total_seconds()
-    for name, length in (("days", 86_400.0), ("hours", 3600.0), ("minutes", 60.0)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.0f} {name}"
-    return f"{seconds:.0f} s"
 
 
 @dataclass(slots=True)

@@ -26,6 +26,7 @@ from fleet_common.mqtt.link import Link, publish_confirmed
 from fleet_common.mqtt.paho_link import PahoLink
 from fleet_common.mqtt.settings import BrokerSettings, LinkSettings, TlsSettings
 from fleet_common.mqtt.tls import certificate_end, certificate_in, certificate_name, tls_context
+from fleet_common.validation import in_words
 from fleet_device.client.agent import Agent
 from fleet_device.client.messaging import Inbox
 from fleet_device.client.retry import RetryPolicy
@@ -162,7 +163,7 @@ def check_certificate(broker: BrokerSettings, device: str, now: datetime) -> str
         )
     left = end - now
     renew = "; have it renewed soon, with `fleet broker renew`" if left < _SOON else ""
-    return f"That of {name}, valid for {_span(left)} more, until {end:%Y-%m-%d %H:%M} UTC{renew}."
+    return f"That of {name}, valid for {in_words(left)} more, until {end:%Y-%m-%d %H:%M} UTC{renew}."
 
 
 def moments_of(broker: BrokerSettings, edges: Sequence[EdgeState]) -> list[tuple[datetime, str]]:
@@ -182,18 +183,10 @@ def check_clock(now: datetime, moments: Sequence[tuple[datetime, str]]) -> str:
     if at - now > _TOLERANCE:
         raise ConfigurationError(
             f"It is {now:%Y-%m-%d %H:%M:%S} UTC by this machine's clock, and {what} at {at:%Y-%m-%d %H:%M:%S}: the "
-            f"clock is behind by {_span(at - now)} at least; set it (with systemd: `timedatectl set-ntp true`), or the "
+            f"clock is behind by {in_words(at - now)} at least; set it (with systemd: `timedatectl set-ntp true`), or the "
             "other machine's if that one is wrong."
         )
-    return f"{now:%Y-%m-%d %H:%M:%S} UTC; {what} {_span(max(now - at, timedelta()))} ago."
-
-
-def _span(span: timedelta) -> str:
-    seconds = int(span.total_seconds())
-    for unit, size in (("days", 86_400), ("hours", 3_600), ("minutes", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds // size:,} {unit}"
-    return f"{seconds} s"
+    return f"{now:%Y-%m-%d %H:%M:%S} UTC; {what} {in_words(max(now - at, timedelta()))} ago."
 
 
 _MEGA: Final = 1_000_000

@@ -1,1 +1,1 @@
-"""Draft models behind one interface: llama.cpp, prompt lookup, scripts; finding and opening their files."""
+"""Draft models behind one interface: llama.cpp, suffixes, scripts; finding and opening their files."""

@@ -1,21 +1,14 @@
-"""Drafters without a model, which need only a vocabulary: none, prompt lookup, and a scripted toy language.
-
-Prompt lookup proposes what followed the last time that the same tokens occurred (Saxena, "Prompt Lookup Decoding",
-2023). That works where the output repeats the prompt: summaries, corrections, code, forms. A proposal is a point mass,
-so its acceptance rate is the target's own probability of it. It is the special case of the suffix drafter without a
-history, and searches with the same index.
-"""
+"""Drafters without a model, which need only a vocabulary: none, and a scripted toy language."""
 
 from collections.abc import Sequence
-from typing import Any, Final, Protocol, Self
+from typing import Any, Protocol, Self
 
 from numpy.typing import NDArray
 
-from dssd.distribution import Dist, Ids, point_mass, shape
+from dssd.distribution import Dist, Ids, shape
 from fleet_common.grammar.process import GrammarTokenizer
-from fleet_device.drafters.contract import DrafterError, TextCodec, common_prefix, require_tokens
+from fleet_device.drafters.contract import DrafterError, TextCodec, require_tokens
 from fleet_device.drafters.model_file import GgufModel, locate_model
-from fleet_device.drafters.suffix_index import SuffixIndex
 from fleet_device.settings import DeviceSettings
 from schemas.policy import SamplingPolicy
 from schemas.vocabulary import Vocabulary
@@ -70,54 +63,8 @@ class NoDrafter(WithoutWeights):
 
 def load_none(settings: DeviceSettings) -> NoDrafter:
     """Load the vocabulary of the model file that the settings name; raise DrafterError."""
-    model = _vocabulary(settings)
+    model = GgufModel(locate_model(settings.model, folder=settings.models_dir).path, vocabulary_only=True)
     return NoDrafter(model.vocabulary, model, context=settings.context)
-
-
-_LONGEST: Final = 8
-"""Most tokens of a match that are compared."""
-
-
-class PromptLookupDrafter(WithoutWeights):
-    """A `Drafter` that repeats what the sequence itself contains; the vocabulary must be the target's."""
-
-    name = "prompt-lookup"
-
-    def __init__(self, vocabulary: Vocabulary, codec: TextCodec, *, context: int) -> None:
-        super().__init__(vocabulary, codec, context=context)
-        self._index = SuffixIndex(longest=_LONGEST)
-
-    def reset(self, tokens: Sequence[int]) -> None:
-        require_tokens(tokens, self.vocabulary)
-        common = common_prefix(self._index.tokens.tolist(), tokens)
-        self._index.truncate(common)
-        self._index.append(tokens[common:])
-
-    def extend(self, tokens: Sequence[int]) -> None:
-        require_tokens(tokens, self.vocabulary)
-        self._index.append(tokens)
-
-    def next(self, policy: SamplingPolicy) -> Dist | None:  # noqa: ARG002 - a certain token is certain at any temperature
-        """Return what followed the latest of the longest earlier matches of the sequence's end, or None."""
-        if not len(self._index):
-            raise DrafterError("Prompt lookup needs at least one token: the sequence is empty.")
-        if len(self._index) > self.context:
-            raise DrafterError(f"Prompt lookup's context of {self.context} tokens is full.")
-        match = self._index.find(self._index.tokens)
-        # The first of the longest is the latest.
-        return None if match is None else point_mass(match.followers[match.alike.index(max(match.alike))])
-
-    def truncate(self, length: int) -> None:
-        self._index.truncate(length)
-
-
-def load_prompt_lookup(settings: DeviceSettings) -> PromptLookupDrafter:
-    model = _vocabulary(settings)
-    return PromptLookupDrafter(model.vocabulary, model, context=settings.context)
-
-
-def _vocabulary(settings: DeviceSettings) -> GgufModel:
-    return GgufModel(locate_model(settings.model, folder=settings.models_dir).path, vocabulary_only=True)
 
 
 class LogitsScript(Protocol):

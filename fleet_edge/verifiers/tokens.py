@@ -194,7 +194,7 @@ class GgufTokenizer:
             if kind == TokenType.BYTE:
                 return bytes([int(string[3:5], 16)])
             return string.replace(_SPACE, " ").encode("utf-8", "surrogateescape")
-        known = _byte_letters()
+        known = byte_letters()
         if kind == TokenType.USER_DEFINED or any(letter not in known for letter in string):
             return string.encode("utf-8", "surrogateescape")
         return bytes(known[letter] for letter in string)
@@ -260,7 +260,7 @@ def _merge(text: str, ids: Mapping[str, int], scores: Sequence[float]) -> list[s
 
 
 @cache
-def _byte_letters() -> Mapping[str, int]:
+def byte_letters() -> Mapping[str, int]:
     """Return the alphabet of byte-level BPE: printable bytes as themselves, others as letters from U+0100 on."""
     printed = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printed]

@@ -45,7 +45,7 @@ def test_an_error_is_an_event_before_it_is_exit_code_2(arguments: list[str], sai
 def device(tmp_path: Path) -> Iterator["subprocess.Popen[str]"]:
     """Run a device's service, which has no broker."""
     model = tiny_gguf(tmp_path / "tiny.gguf")
-    arguments = ["--model", str(model), "--drafter", "prompt-lookup", "--port", "1", "--api-listen", ""]
+    arguments = ["--model", str(model), "--drafter", "suffix", "--port", "1", "--api-listen", ""]
     process = subprocess.Popen(
         [*COMMAND, "device", "run", "--events", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )

@@ -49,7 +49,7 @@ def test_a_port_that_is_not_served_on_may_be_taken(model: Path) -> None:
         preflight(settings(model, api_listen=f"127.0.0.1:{taken.getsockname()[1]}"), serves=False)
 
 
-@pytest.mark.parametrize("drafter", ["none", "prompt-lookup", "suffix"])
+@pytest.mark.parametrize("drafter", ["none", "suffix"])
 def test_a_drafter_without_a_model_cannot_go_on_alone(model: Path, drafter: str) -> None:
     with pytest.raises(SettingsError, match=f"{drafter}"):
         preflight(settings(model, drafter=drafter, offline="local"), serves=False)

@@ -329,17 +329,17 @@ threads = 1
 kv_bytes = 200000000
 alerts = "alerts.toml"
 END
-printf 'device = "gateway-17"\ndrafter = "prompt-lookup"\n' > device.toml
+printf 'device = "gateway-17"\ndrafter = "suffix"\n' > device.toml
 printf 'hold_s = 0\noffline_min = 0.001\n' > alerts.toml
 cp edge.toml device.toml /opt/fleet/current
 """
 _BROKER: Final = "mosquitto -c /root/site/mosquitto.conf"
 _EDGE: Final = ("mosquitto -c /etc/plain.conf", "fleet edge run --config edge.toml --edge edge-0 --spool /tmp/spool")
-_DEVICES: Final = "fleet device run --drafter prompt-lookup --device {name} --api-listen '{listen}'"
+_DEVICES: Final = "fleet device run --drafter suffix --device {name} --api-listen '{listen}'"
 _KNOWN: Final = r"""
 set -euo pipefail
 exec 3>&1 >&2
-fleet device generate --device gateway-7 --drafter prompt-lookup --max-new-tokens 8 "Hello"
+fleet device generate --device gateway-7 --drafter suffix --max-new-tokens 8 "Hello"
 fleet admin label gateway-7 --add hall_a
 (umask 077; echo "correct horse battery staple" > /tmp/password)
 fleet admin user add setup --role operator --password-file /tmp/password

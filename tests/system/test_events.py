@@ -39,7 +39,7 @@ def test_an_edge_and_a_device_tell_of_their_lives(own_broker: MosquittoProcess, 
         "--db", f"sqlite:///{tmp_path / 'fleet.sqlite3'}", "--spool", str(tmp_path / "spool"),
     )  # fmt: skip
     device = started(
-        "device", "run", "--port", port, "--api-listen", "", "--drafter", "prompt-lookup",
+        "device", "run", "--port", port, "--api-listen", "", "--drafter", "suffix",
         "--model", str(prepared("Q4_0.gguf")),
     )  # fmt: skip
     try:

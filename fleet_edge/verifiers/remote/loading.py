@@ -188,23 +188,16 @@ def readings(string: str) -> set[str]:
     """Return the strings that a stored token may stand for, by the conventions of the tokenizer families."""
     spaced = string.replace("\N{LOWER ONE EIGHTH BLOCK}", " ")
     found = {string, spaced, spaced.lstrip(" ")}
-    if all(each in _BYTES for each in string):
-        found.add(bytes(_BYTES[each] for each in string).decode("utf-8", "replace"))
+    from fleet_edge.verifiers.tokens import byte_letters  # noqa: PLC0415 - see `load_local`
+
+    letters = byte_letters()
+    if all(each in letters for each in string):
+        found.add(bytes(letters[each] for each in string).decode("utf-8", "replace"))
     return found
 
 
 def _is_plain(text: str) -> bool:
     return text.isascii() and any(each.isalnum() for each in text)
-
-
-def _byte_alphabet() -> dict[str, int]:
-    """Return the alphabet of byte-level BPE: printable bytes as themselves, others as letters from U+0100 on."""
-    printed = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printed]
-    return {chr(byte): byte for byte in printed} | {chr(256 + place): byte for place, byte in enumerate(others)}
-
-
-_BYTES: Final = _byte_alphabet()
 
 
 def _folder_ends(path: Path) -> tuple[int, ...]:

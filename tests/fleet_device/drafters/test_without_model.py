@@ -6,7 +6,8 @@ import pytest
 from numpy.typing import NDArray
 
 from fleet_device.drafters.contract import DrafterError
-from fleet_device.drafters.without_model import PromptLookupDrafter, ScriptedDrafter, WordCodec, load_prompt_lookup
+from fleet_device.drafters.suffix import load
+from fleet_device.drafters.without_model import ScriptedDrafter, WordCodec
 from fleet_device.settings import DeviceSettings
 from schemas.policy import SamplingPolicy
 from schemas.vocabulary import Vocabulary
@@ -45,57 +46,13 @@ def test_a_word_of_another_language_is_said() -> None:
         WordCodec(WORDS).encode("a c")
 
 
-LOOKUP_WORDS = tuple("abcdefghij")
-POLICY = SamplingPolicy(seed=1)
-
-
-def lookup() -> PromptLookupDrafter:
-    return PromptLookupDrafter(Vocabulary.of(LOOKUP_WORDS), WordCodec(LOOKUP_WORDS), context=1 << 17)
-
-
-def guess(text: str) -> str | None:
-    drafter, codec = lookup(), WordCodec(LOOKUP_WORDS)
-    drafter.reset(codec.encode(" ".join(text)))
-    dist = drafter.next(POLICY)
-    if dist is None:
-        return None
-    assert dist.probs.tolist() == [1.0]
-    return LOOKUP_WORDS[int(dist.ids[0])]
-
-
-@pytest.mark.parametrize(
-    ("text", "proposed"),
-    [
-        ("abcdab", "c"),
-        ("abcdefbcgabc", "d"),  # a longer match beats a later one
-        ("abcabdab", "d"),  # of equal matches the latest wins
-        ("abcdeb", None),  # one token alone is no match
-        ("abcdef", None),
-        ("aaa", "a"),  # a match may overlap the end
-        ("abcdefabgdefabcdef", "a"),
-    ],
-)
-def test_what_followed_the_latest_of_the_longest_matches_is_proposed(text: str, proposed: str | None) -> None:
-    assert guess(text) == proposed
-
-
-def test_a_long_sequence_grows_the_store() -> None:
-    drafter = lookup()
-    drafter.reset([0, 1, 2])
-    for _ in range(3):
-        drafter.extend([5] * 1500)
-    drafter.extend([0, 1])
-    dist = drafter.next(POLICY)
-    assert dist.ids.tolist() == [2]
-
-
 def test_a_gguf_gives_vocabulary_and_text(tmp_path: Path) -> None:
-    drafter = load_prompt_lookup(DeviceSettings(model=str(tiny_gguf(tmp_path / "tiny.gguf"))))
+    drafter = load(DeviceSettings(model=str(tiny_gguf(tmp_path / "tiny.gguf"))))
     assert drafter.vocabulary == Vocabulary.of(tiny_words())
     drafter.reset(drafter.codec.encode("the end of the"))
-    dist = drafter.next(POLICY)
-    assert dist is None  # one common token is too little
+    assert drafter.next(SamplingPolicy(seed=1)) is None  # one common token is too little
     drafter.extend(drafter.codec.encode(" end of the"))
-    dist = drafter.next(POLICY)
+    dist = drafter.next(SamplingPolicy(seed=1))
+    assert dist is not None
     assert drafter.codec.piece(int(dist.ids[0])) == b" "
     drafter.close()
