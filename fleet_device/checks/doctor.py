@@ -183,7 +183,7 @@ def check_clock(now: datetime, moments: Sequence[tuple[datetime, str]]) -> str:
     if at - now > _TOLERANCE:
         raise ConfigurationError(
             f"It is {now:%Y-%m-%d %H:%M:%S} UTC by this machine's clock, and {what} at {at:%Y-%m-%d %H:%M:%S}: the "
-            f"clock is behind by {in_words(at - now)} at least; set it (with systemd: `timedatectl set-ntp true`), or the "
+            f"clock is behind by {in_words(at - now)} at least; set it (systemd: `timedatectl set-ntp true`), or the "
             "other machine's if that one is wrong."
         )
     return f"{now:%Y-%m-%d %H:%M:%S} UTC; {what} {in_words(max(now - at, timedelta()))} ago."
