@@ -7,8 +7,8 @@ from fleet_admin.models.acceptance import LONGEST_DRAFT, MeasuredPair, PairAccep
 from fleet_admin.models.facts import ModelFacts
 from fleet_admin.models.pair import UNIT, CheckedPair, EngineMemory, device_need, edge_needs, file_bytes
 from fleet_cli.edge_advise import balance_sentence
+from fleet_cli.options import show_check
 from fleet_cli.tables import Column, print_table
-from schemas.printable import printable_line
 
 _MEGA: Final = 1_000_000
 
@@ -50,7 +50,7 @@ _VERDICTS: Final[list[Column[tuple[str, Measured]]]] = [
 
 def show(pair: CheckedPair) -> None:
     for finding in pair.findings:
-        print(f"{finding.outcome:<8} {finding.aspect:<14} {printable_line(finding.sentence)}")
+        show_check(finding)
     rows = [("device", device_need(pair.draft)), *(("edge", need) for need in edge_needs(pair.target))]
     print_table("Memory", _NEEDS, rows)
     draft, target = file_bytes(pair.draft) / _MEGA, file_bytes(pair.target) / _MEGA

@@ -141,15 +141,15 @@ def with_events(*, outlives_reader: bool) -> Callable[[Command], Command]:
     return with_options("events", {"events": (Annotated[bool, flag], False)}, stream)
 
 
+def show_check(check: Check) -> None:
+    status = "FAILED" if check.status is CheckStatus.FAILED else check.status
+    # A message may quote a broker or an edge.
+    print(f"{status:<8}{check.name:<15}{printable_line(check.sentence)}", flush=True)
+
+
 def run_checks(run: Callable[[Callable[[Check], None]], Iterable[Check]], *, as_json: bool, **about: str) -> None:
     """Run a checklist, print a line for each check or one JSON object at the end, and exit if a check has failed."""
-
-    def show(check: Check) -> None:
-        status = "FAILED" if check.status is CheckStatus.FAILED else check.status
-        # A message may quote a broker or an edge.
-        print(f"{status:<8}{check.name:<14}{printable_line(check.sentence)}", flush=True)
-
-    checks = list(run((lambda _check: None) if as_json else show))
+    checks = list(run((lambda _check: None) if as_json else show_check))
     ok = all(check.status is not CheckStatus.FAILED for check in checks)
     if as_json:
         body = {"ok": ok, "software": VERSION, **about, "checks": [asdict(check) for check in checks]}

@@ -13,6 +13,7 @@ class NotApplicable(FleetError):  # noqa: N818 - reads as what it says
 
 class CheckStatus(StrEnum):
     OK = "ok"
+    NOTE = "note"  # it works, and there is something to know
     FAILED = "failed"
     SKIPPED = "skipped"
 

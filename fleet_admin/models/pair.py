@@ -4,12 +4,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from enum import StrEnum
 from pathlib import Path
 from typing import Final
 
 from fleet_admin.models.errors import ModelUnreadable
 from fleet_admin.models.facts import ModelFacts, ModelFormat, folder_facts, gguf_facts
+from fleet_common.checks import Check, CheckStatus
 from fleet_device.drafters.contract import DrafterError, ModelNotFound
 from fleet_device.drafters.model_file import GgufModel, hugging_face, locate_model
 from fleet_device.drafters.unlike import LEAST_OVERLAP, CommonTokens
@@ -34,34 +34,19 @@ _LARGER: Final = 1.05
 """A model with more weights than this multiple of the target's is no draft model."""
 
 
-class Compatibility(StrEnum):
-    FITS = "fits"
-    NOTE = "note"  # it works, and there is something to know
-    REFUSED = "refused"
+def _fits(aspect: str, sentence: str) -> Check:
+    return Check(aspect, CheckStatus.OK, sentence)
 
 
-@dataclass(frozen=True, slots=True)
-class PairFinding:
-    aspect: str
-    outcome: Compatibility
-    sentence: str  # what was found and, where it does not fit, what to do
+def _note(aspect: str, sentence: str) -> Check:
+    return Check(aspect, CheckStatus.NOTE, sentence)
 
 
-def _fits(aspect: str, sentence: str) -> PairFinding:
-    return PairFinding(aspect, Compatibility.FITS, sentence)
+def _refused(aspect: str, sentence: str) -> Check:
+    return Check(aspect, CheckStatus.FAILED, sentence)
 
 
-def _note(aspect: str, sentence: str) -> PairFinding:
-    return PairFinding(aspect, Compatibility.NOTE, sentence)
-
-
-def _refused(aspect: str, sentence: str) -> PairFinding:
-    return PairFinding(aspect, Compatibility.REFUSED, sentence)
-
-
-def findings_of(
-    draft: ModelFacts, target: ModelFacts, *, overlap: Callable[[], CommonTokens | None]
-) -> list[PairFinding]:
+def findings_of(draft: ModelFacts, target: ModelFacts, *, overlap: Callable[[], CommonTokens | None]) -> list[Check]:
     """Judge a pair; `overlap` is called if the vocabularies differ and returns None where it is unknown."""
     return [
         _kind(draft, target),
@@ -73,7 +58,7 @@ def findings_of(
     ]
 
 
-def _kind(draft: ModelFacts, target: ModelFacts) -> PairFinding:
+def _kind(draft: ModelFacts, target: ModelFacts) -> Check:
     for role, model in (("draft model", draft), ("target", target)):
         if model.refusal:
             return _refused(
@@ -84,7 +69,7 @@ def _kind(draft: ModelFacts, target: ModelFacts) -> PairFinding:
     return _fits("architecture", f"{draft.architecture} drafts for {target.architecture}: both take tokens back.")
 
 
-def _sizes(draft: ModelFacts, target: ModelFacts) -> PairFinding:
+def _sizes(draft: ModelFacts, target: ModelFacts) -> Check:
     sizes = f"{_millions(draft.parameters)} of weights draft for {_millions(target.parameters)}"
     if draft.parameters > _LARGER * target.parameters:
         return _refused(
@@ -95,7 +80,7 @@ def _sizes(draft: ModelFacts, target: ModelFacts) -> PairFinding:
     return _fits("size", f"{sizes}.")
 
 
-def _vocabulary(draft: ModelFacts, target: ModelFacts, overlap: Callable[[], CommonTokens | None]) -> PairFinding:
+def _vocabulary(draft: ModelFacts, target: ModelFacts, overlap: Callable[[], CommonTokens | None]) -> Check:
     if draft.vocabulary == target.vocabulary:
         return _fits("vocabulary", f"Both have the same {draft.vocabulary.size:,} tokens.")
     apart = (
@@ -122,7 +107,7 @@ def _vocabulary(draft: ModelFacts, target: ModelFacts, overlap: Callable[[], Com
     )
 
 
-def _ends(draft: ModelFacts, target: ModelFacts) -> PairFinding:
+def _ends(draft: ModelFacts, target: ModelFacts) -> Check:
     aspect = "end tokens"
     if not target.end_tokens:
         return _note(aspect, "The target names no end token: its texts end at max_new_tokens alone.")
@@ -139,7 +124,7 @@ def _ends(draft: ModelFacts, target: ModelFacts) -> PairFinding:
     return _fits(aspect, f"Texts end at {ends}, which the draft model knows.")
 
 
-def _chats(draft: ModelFacts, target: ModelFacts) -> PairFinding:
+def _chats(draft: ModelFacts, target: ModelFacts) -> Check:
     aspect = "chat template"
     same = draft.vocabulary == target.vocabulary
     # A device uses the chat template of the file that its vocabulary comes from.
@@ -177,7 +162,7 @@ def _rendered(model: ModelFacts) -> Iterator[str | None]:
             yield None
 
 
-def _context(draft: ModelFacts, target: ModelFacts) -> PairFinding:
+def _context(draft: ModelFacts, target: ModelFacts) -> Check:
     aspect = "context"
     if not draft.context or not target.context:
         which = "draft model" if not draft.context else "target"
@@ -205,11 +190,11 @@ def _millions(parameters: int) -> str:
 class CheckedPair:
     draft: ModelFacts
     target: ModelFacts
-    findings: Sequence[PairFinding] = field(default=())
+    findings: Sequence[Check] = field(default=())
 
     @property
-    def refused(self) -> list[PairFinding]:
-        return [finding for finding in self.findings if finding.outcome is Compatibility.REFUSED]
+    def refused(self) -> list[Check]:
+        return [finding for finding in self.findings if finding.status is CheckStatus.FAILED]
 
 
 def check_pair(draft: str, target: str, *, models_dir: Path, target_vocabulary: Path | None = None) -> CheckedPair:

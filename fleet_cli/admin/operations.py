@@ -26,7 +26,6 @@ from fleet_cli.options import (
     Interruption,
     Wide,
     actor_of,
-    load_profile,
     needs_extra,
     open_log,
     time_of,
@@ -35,7 +34,6 @@ from fleet_cli.options import (
 from fleet_cli.tables import Column, cell, print_json, print_table
 
 if TYPE_CHECKING:
-    from fleet_admin.settings import PriceList
     from fleet_admin.unmatched import UnmatchedMachine
     from fleet_edge.alerts.alerts import Alerts
     from fleet_edge.store.views import AlertView
@@ -208,8 +206,6 @@ def unmatched(
     print_table(title, columns, found, as_json=as_json, wide=wide, empty=empty)
 
 
-_USAGE: Final = ("device", "edge", "app", "draft_model", "quantization")
-
 Row = Sequence[Any]
 
 
@@ -218,7 +214,6 @@ class ExportKind(StrEnum):
     SEGMENTS = "segments"
     ROUNDS = "rounds"
     EVENTS = "events"
-    USAGE = "usage"
 
 
 class ExportFormat(StrEnum):
@@ -229,7 +224,7 @@ class ExportFormat(StrEnum):
 def export(
     what: Annotated[
         ExportKind,
-        typer.Argument(help="What to export; usage is the sum of segments by day, device, edge, app and model."),
+        typer.Argument(help="What to export; for sums see `fleet admin usage --csv`."),
     ],
     form: Annotated[ExportFormat, typer.Option("--format", help="Format of the rows.")] = ExportFormat.CSV,
     to: Annotated[Path | None, typer.Option(help="File to write; standard output by default.")] = None,
@@ -240,30 +235,10 @@ def export(
     """Write all rows of a kind within a period, earliest first."""
     after, before = time_of("--since", since), time_of("--until", until)
     with open_log(db) as log:
-        if what is ExportKind.USAGE:
-            columns, rows = _usage(log.usage(since=after, until=before, by=_USAGE, grain="day"), load_profile().prices)
-        else:
-            columns = log.export_columns(what.value)
-            rows = log.export_rows(what.value, since=after, until=before)
+        columns, rows = log.export_columns(what.value), log.export_rows(what.value, since=after, until=before)
         number = _write(form, to, columns, rows)
     if to is not None:
         typer.echo(f"{number} rows of {what.value} are in {to}.", err=True)
-
-
-def _usage(found: Iterable[Any], prices: "PriceList") -> tuple[tuple[str, ...], Iterator[Row]]:
-    from fleet_edge.counters import SEGMENT_COUNTERS
-
-    counted = ("sessions", "segments", "duration_ms", *SEGMENT_COUNTERS)
-    rows = (
-        (
-            view.start,
-            *(getattr(view, name) for name in _USAGE),
-            *((prices.cost(view.counted),) if prices else ()),
-            *(getattr(view.counted, name) for name in counted),
-        )
-        for view in found
-    )
-    return ("day", *_USAGE, *(("cost",) if prices else ()), *counted), rows
 
 
 def _write(form: ExportFormat, to: Path | None, columns: Sequence[str], rows: Iterable[Row]) -> int:

@@ -9,7 +9,8 @@ from huggingface_hub import constants
 
 from fleet_admin.models.errors import ModelUnreadable
 from fleet_admin.models.facts import ModelFacts, gguf_facts, write_vocabulary
-from fleet_admin.models.pair import CheckedPair, Compatibility, check_pair, device_need, edge_needs, findings_of
+from fleet_admin.models.pair import CheckedPair, check_pair, device_need, edge_needs, findings_of
+from fleet_common.checks import CheckStatus
 from tests.support.command import Run, as_json, refused
 from tests.support.family_models import FAMILIES, family_folder, family_gguf, weight_bytes
 from tests.support.tiny_gguf import CHAT_TEMPLATE, Row, tiny_rows
@@ -17,7 +18,7 @@ from tests.support.tiny_gguf import CHAT_TEMPLATE, Row, tiny_rows
 SMALL, LARGE = FAMILIES["Llama 3.2 1B"], FAMILIES["Llama 3.1 8B"]
 OTHER = CHAT_TEMPLATE.replace("<|im_start|>", "<|im_end|>")
 ALIKE = CHAT_TEMPLATE.replace("message.role", "message['role']")
-FITS, NOTE = Compatibility.FITS, Compatibility.NOTE
+FITS, NOTE = CheckStatus.OK, CheckStatus.NOTE
 
 
 @pytest.fixture
@@ -31,12 +32,12 @@ def pair(folder: Path, **given: Any) -> CheckedPair:
     return check_pair(str(draft), str(target), models_dir=folder)
 
 
-def outcomes(checked: CheckedPair) -> dict[str, Compatibility]:
-    return {finding.aspect: finding.outcome for finding in checked.findings}
+def outcomes(checked: CheckedPair) -> dict[str, CheckStatus]:
+    return {finding.name: finding.status for finding in checked.findings}
 
 
 def sentence(checked: CheckedPair, aspect: str) -> str:
-    return next(finding.sentence for finding in checked.findings if finding.aspect == aspect)
+    return next(finding.sentence for finding in checked.findings if finding.name == aspect)
 
 
 def facts(folder: Path, **given: Any) -> ModelFacts:
@@ -52,7 +53,7 @@ def rows(*, first: int, common: int, size: int = 260) -> list[Row]:
 
 def test_a_pair_of_one_family_fits(tmp_path: Path) -> None:
     checked = pair(tmp_path)
-    assert set(outcomes(checked).values()) == {Compatibility.FITS}
+    assert set(outcomes(checked).values()) == {CheckStatus.OK}
     assert not checked.refused
     assert "<|im_end|>" in sentence(checked, "end tokens")
     assert "131,072 tokens" in sentence(checked, "context")
@@ -60,18 +61,18 @@ def test_a_pair_of_one_family_fits(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("common", "outcome"),
-    [(200, Compatibility.NOTE), (54, Compatibility.NOTE), (50, Compatibility.REFUSED), (0, Compatibility.REFUSED)],
+    [(200, CheckStatus.NOTE), (54, CheckStatus.NOTE), (50, CheckStatus.FAILED), (0, CheckStatus.FAILED)],
 )
-def test_unlike_vocabularies_fit_if_enough_is_common(tmp_path: Path, common: int, outcome: Compatibility) -> None:
+def test_unlike_vocabularies_fit_if_enough_is_common(tmp_path: Path, common: int, outcome: CheckStatus) -> None:
     draft = family_gguf(tmp_path / "draft.gguf", SMALL, rows=rows(first=1000, common=common))
     target = family_gguf(tmp_path / "target.gguf", LARGE, rows=rows(first=5000, common=common))
     checked = check_pair(str(draft), str(target), models_dir=tmp_path)
     assert outcomes(checked)["vocabulary"] is outcome
     found = sentence(checked, "vocabulary")
     assert f"{common} of 260 draft tokens and 260 target tokens are common" in found
-    assert ("target_vocabulary" in found) is (outcome is Compatibility.NOTE)
-    assert bool(checked.refused) is (outcome is Compatibility.REFUSED)
-    assert outcomes(checked)["chat template"] is Compatibility.FITS, "it is the target's own"
+    assert ("target_vocabulary" in found) is (outcome is CheckStatus.NOTE)
+    assert bool(checked.refused) is (outcome is CheckStatus.FAILED)
+    assert outcomes(checked)["chat template"] is CheckStatus.OK, "it is the target's own"
 
 
 def test_a_folder_does_not_tell_what_is_common_and_a_vocabulary_file_of_it_does(tmp_path: Path) -> None:
@@ -84,7 +85,7 @@ def test_a_folder_does_not_tell_what_is_common_and_a_vocabulary_file_of_it_does(
     whole = family_gguf(tmp_path / "whole.gguf", LARGE, rows=rows(first=5000, common=200))
     write_vocabulary(whole, tmp_path / "words.gguf")
     checked = check_pair(str(draft), str(folder), models_dir=tmp_path, target_vocabulary=tmp_path / "words.gguf")
-    assert outcomes(checked)["vocabulary"] is Compatibility.NOTE
+    assert outcomes(checked)["vocabulary"] is CheckStatus.NOTE
     with pytest.raises(ModelUnreadable, match="vocabulary"):
         check_pair(str(draft), str(folder), models_dir=tmp_path, target_vocabulary=draft)
 
@@ -111,12 +112,12 @@ def test_a_folder_does_not_tell_what_is_common_and_a_vocabulary_file_of_it_does(
     ],
 )
 def test_what_two_models_of_one_vocabulary_are_told(
-    aspect: str, draft: Any, target: Any, outcome: Compatibility, part: str, tmp_path: Path
+    aspect: str, draft: Any, target: Any, outcome: CheckStatus, part: str, tmp_path: Path
 ) -> None:
     models = [facts(tmp_path, **{aspect.replace(" ", "_"): value}) for value in (draft, target)]
     models = [replace(each, end_texts=tuple(f"e{end}" for end in each.end_tokens)) for each in models]
-    [found] = [each for each in findings_of(*models, overlap=lambda: None) if each.aspect == aspect]
-    assert found.outcome is outcome
+    [found] = [each for each in findings_of(*models, overlap=lambda: None) if each.name == aspect]
+    assert found.status is outcome
     assert part in found.sentence
 
 
@@ -124,7 +125,7 @@ def test_a_model_that_takes_no_tokens_back_is_refused_at_either_end(tmp_path: Pa
     good, bad = facts(tmp_path), facts(tmp_path, refusal="is of the recurrent kind, which takes no tokens back")
     for models, role in (((bad, good), "draft model"), ((good, bad), "target")):
         found = findings_of(*models, overlap=lambda: None)[0]
-        assert found.outcome is Compatibility.REFUSED
+        assert found.status is CheckStatus.FAILED
         assert found.sentence.startswith(f"The {role} ")
 
 
@@ -163,7 +164,7 @@ def test_the_command_says_whether_the_pair_fits(check: Run, tmp_path: Path) -> N
     assert [need["weights"] for need in found["memory"]["edge"]] == ["8 bits", "4 bits", "bfloat16", "float32"]
     assert found["disk"]["device"] == draft.stat().st_size
     assert found["disk"]["edge"] == sum(path.stat().st_size for path in target.iterdir())
-    assert {finding["outcome"] for finding in found["findings"]} == {"fits"}
+    assert {finding["status"] for finding in found["findings"]} == {"ok"}
     other = family_gguf(tmp_path / "other.gguf", SMALL, rows=rows(first=9000, common=0))
     assert as_json(check(other, target, "--json"), 1)["fits"] is False
 

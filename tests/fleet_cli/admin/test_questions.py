@@ -283,7 +283,7 @@ def test_cells_are_one_line_and_no_formula(value: object, expected: object) -> N
     assert csv_cell(value) == expected
 
 
-@pytest.mark.parametrize("what", ["sessions", "segments", "rounds", "events", "usage"])
+@pytest.mark.parametrize("what", ["sessions", "segments", "rounds", "events"])
 def test_every_export_says_the_same_in_each_form(admin: Run, what: str) -> None:
     table = list(csv.DictReader(io.StringIO(_said(admin, f"export {what}"))))
     lines = [json.loads(line) for line in _said(admin, f"export {what} --format jsonl").splitlines()]
