@@ -1,4 +1,4 @@
-"""Metrics and exceeded limits that mosquitto reports below $SYS."""
+"""Metrics that mosquitto reports below $SYS."""
 
 import math
 import re
@@ -9,92 +9,6 @@ from typing import Final
 
 from fleet_common.metrics import PREFIX, Family, Health, Metric, MetricKind, MetricsPages, exposition
 from fleet_common.mqtt.link import Link, Message
-from schemas.printable import printable_line
-
-DROPPED: Final = "$SYS/broker/publish/messages/dropped"
-NOTICES: Final = "$SYS/broker/log/N"
-WARNINGS: Final = "$SYS/broker/log/W"
-SHARED: Final = "$SYS/broker/shared_subscriptions/count"
-SYS_TOPICS: Final = (DROPPED, NOTICES, WARNINGS, SHARED)
-
-# Each edge has one. A message is held against every one of them that matches: a thousand take a millisecond and more.
-MOST_SHARED: Final = 256
-
-LONGEST: Final = 500  # of a line that is looked at
-_LINES: Final = (
-    (
-        re.compile(r"Outgoing messages are being dropped for client (.+)\.$"),
-        "queue",
-        "The queue of {} is full: it reads more slowly than messages arrive, and messages to it are dropped.",
-    ),
-    (
-        re.compile(r"Dropping too large outgoing PUBLISH for (\S+) "),
-        "packet",
-        "A message to {} was dropped because it exceeds that client's limit: give all clients the same limit.",
-    ),
-    (
-        re.compile(r"Client connection from (\S+) denied: max_connections exceeded"),
-        "connections",
-        "A client at {} was refused: the broker's max_connections is reached.",
-    ),
-)
-
-
-@dataclass(frozen=True, slots=True)
-class LimitReached:
-    limit: str  # `queue`, `packet`, `connections` or `subscriptions`
-    who: str | None  # client or address; None where the broker only counts
-    sentence: str
-
-
-@dataclass(slots=True)
-class LimitWatch:
-    """Report the limits in mosquitto's messages on `SYS_TOPICS` that were not reported before."""
-
-    _dropped: int = 0
-    _shared: int = 0
-
-    def take(self, topic: str, payload: bytes) -> LimitReached | None:
-        text = payload[:LONGEST].decode(errors="replace")
-        if topic == DROPPED:
-            return self._take_dropped(_count(text, self._dropped))
-        if topic == SHARED:
-            return self._take_shared(_count(text, self._shared))
-        return self._take_line(text)
-
-    def _take_shared(self, count: int) -> LimitReached | None:
-        grown = count > max(MOST_SHARED, self._shared)
-        self._shared = count
-        if not grown:
-            return None
-        return LimitReached(
-            "subscriptions",
-            None,
-            f"There are {count} shared subscriptions, where each edge needs one: messages take longer for all. Set "
-            "log_subscriptions, render and restart the broker, and its log says whose they are; revoke that device.",
-        )
-
-    def _take_dropped(self, count: int) -> LimitReached | None:
-        # What was dropped earlier is reported too. A restarted broker counts from zero.
-        new = count - self._dropped if count >= self._dropped else count
-        self._dropped = count
-        if new == 0:
-            return None
-        return LimitReached("queue", None, f"The broker has dropped {new} messages because a client's queue was full.")
-
-    @staticmethod
-    def _take_line(text: str) -> LimitReached | None:
-        for pattern, limit, sentence in _LINES:
-            found = pattern.search(text)
-            if found is not None:
-                who = printable_line(found[1])  # a client id is what its owner likes it to be
-                return LimitReached(limit, who, sentence.format(who))
-        return None
-
-
-def _count(text: str, otherwise: int) -> int:
-    # ASCII digits alone: int() takes more than the broker writes.
-    return int(text) if re.fullmatch(r"[0-9]{1,18}", text) else otherwise
 
 
 def _metric(name: str, kind: MetricKind, meaning: str) -> Metric:
@@ -104,6 +18,11 @@ def _metric(name: str, kind: MetricKind, meaning: str) -> Metric:
 _TOPICS: Final = {
     "clients/connected": _metric("clients_connected", MetricKind.GAUGE, "Clients that are connected."),
     "clients/maximum": _metric("clients_maximum", MetricKind.GAUGE, "Maximum number of clients connected at once."),
+    "shared_subscriptions/count": _metric(
+        "shared_subscriptions",
+        MetricKind.GAUGE,
+        "Shared subscriptions; each edge needs one, many slow all messages.",
+    ),
     "subscriptions/count": _metric("subscriptions", MetricKind.GAUGE, "Subscriptions that are in force."),
     "retained messages/count": _metric("retained_messages", MetricKind.GAUGE, "Messages that are kept."),
     "store/messages/bytes": _metric("stored_bytes", MetricKind.GAUGE, "Payload of messages that wait or are kept."),

@@ -1,13 +1,7 @@
 """Command group `fleet broker`: the broker's configuration and the fleet's identities."""
 
-import json
-import math
-import queue
 import shlex
-import time
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -18,17 +12,16 @@ from pydantic import ValidationError
 from broker_config.broker import Broker, BrokerMissing, describe, read_description
 from broker_config.checks.check import check_directory
 from broker_config.files import Profile, render_files, write_files
-from broker_config.monitoring import SYS_TOPICS, BrokerFigures, LimitReached, LimitWatch
+from broker_config.monitoring import BrokerFigures
 from broker_config.mosquitto import CONF_FILE, MosquittoVersion, installed_version
 from broker_config.processes import IDENTITIES, find_mosquitto, identity_files
 from broker_config.site import SETTINGS, make_local_broker, settings_file
 from fleet_cli import identities
 from fleet_cli.commands import program
-from fleet_cli.errors import CommandError, ExitCode
-from fleet_cli.options import Interruption, run_checks, with_options
+from fleet_cli.errors import CommandError
+from fleet_cli.options import Interruption, run_checks
 from fleet_common.identity.certificates import probe_name
 from fleet_common.metrics import MetricsSettings, require_library
-from fleet_common.mqtt.link import Link, Message
 from fleet_common.mqtt.paho_link import PahoLink
 from fleet_common.mqtt.settings import BrokerSettings
 from fleet_common.validation import field_at, plain_sentence
@@ -39,25 +32,6 @@ _LOOPBACK_PORT: Final = 1883
 _HOME: Final = Path("/etc/mosquitto/fleet")
 _START_S: Final = 15.0
 _POLL_S: Final = 0.5
-
-
-def _link(given: dict[str, Any]) -> AbstractContextManager[PahoLink]:
-    name = given.pop("name")
-    return nullcontext(PahoLink(broker_settings(**given).link("_broker", name, will=None)))
-
-
-_with_link = with_options(
-    "link",
-    {
-        "host": (Annotated[str, typer.Option(help="Broker's host.")], "127.0.0.1"),
-        "port": (Annotated[int, typer.Option(min=1, max=65535, help="Broker's port.")], 8883),
-        "name": (Annotated[str, typer.Option(help="Name of this monitor; no other program may use it.")], "monitor"),
-        "ca": (Annotated[Path | None, typer.Option(help="Certificate of the broker's authority (PEM).")], None),
-        "certificate": (Annotated[Path | None, typer.Option(help="The monitor's certificate (PEM).")], None),
-        "key": (Annotated[Path | None, typer.Option(help="Its key (PEM).")], None),
-    },
-    _link,
-)
 
 
 @app.command("render")
@@ -109,34 +83,6 @@ def _version() -> MosquittoVersion:
         return MosquittoVersion.V2_0
 
 
-@app.command("watch")
-@_with_link
-def watch_command(
-    *,
-    link: PahoLink,
-    seconds: Annotated[float | None, typer.Option(min=0, help="Duration; exit code 1 if a limit was reached.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")] = False,
-) -> None:
-    """Watch the broker as a monitor; print a line when a queue, packet or connection limit is reached."""
-    seen: queue.SimpleQueue[LimitReached] = queue.SimpleQueue()
-    watch(link, LimitWatch(), seen)
-    link.start(timeout_s=_START_S)
-    reached, end = 0, math.inf if seconds is None else time.monotonic() + seconds
-    try:
-        while (left := end - time.monotonic()) > 0:
-            try:
-                # Not every system delivers Ctrl-C during a wait without a time limit.
-                event = seen.get(timeout=min(left, _POLL_S))
-            except queue.Empty:
-                continue
-            reached += 1
-            typer.echo(json.dumps(asdict(event)) if as_json else event.sentence)
-    finally:
-        link.stop()
-    if reached:
-        raise typer.Exit(ExitCode.CHECK_FAILED)
-
-
 def broker_settings(**given: object) -> BrokerSettings:
     try:
         return BrokerSettings.model_validate(given)
@@ -147,23 +93,15 @@ def broker_settings(**given: object) -> BrokerSettings:
         raise CommandError(f"These options cannot be used: {where}{why}.") from error
 
 
-def watch(link: Link, limits: LimitWatch, seen: queue.SimpleQueue[LimitReached]) -> None:
-    """Subscribe to the broker's log and counters; new findings go to `seen`."""
-
-    def take(message: Message) -> None:
-        event = limits.take(message.topic, message.payload)
-        if event is not None:
-            seen.put(event)
-
-    for topic in SYS_TOPICS:
-        link.subscribe(topic, take, qos=0)
-
-
 @app.command("metrics")
-@_with_link
 def metrics_command(
     *,
-    link: PahoLink,
+    host: Annotated[str, typer.Option(help="Broker's host.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Broker's port.")] = 8883,
+    name: Annotated[str, typer.Option(help="Name of this monitor; no other program may use it.")] = "monitor",
+    ca: Annotated[Path | None, typer.Option(help="Certificate of the broker's authority (PEM).")] = None,
+    certificate: Annotated[Path | None, typer.Option(help="The monitor's certificate (PEM).")] = None,
+    key: Annotated[Path | None, typer.Option(help="Its key (PEM).")] = None,
     listen: Annotated[str, typer.Option(help="Address and port of /metrics.")] = "127.0.0.1:9465",
     token_file: Annotated[Path | None, typer.Option(help="File with the bearer token; needed beyond loopback.")] = None,
 ) -> None:
@@ -181,6 +119,8 @@ def metrics_command(
     require_library()
     from fleet_common.metrics_server import MetricsServer
 
+    broker = broker_settings(host=host, port=port, ca=ca, certificate=certificate, key=key)
+    link = PahoLink(broker.link("_broker", name, will=None))
     figures = BrokerFigures(link)
     figures.subscribe()
     server = MetricsServer(settings.address, figures.pages(), token=settings.token())

@@ -81,4 +81,4 @@ def test_a_real_broker_tells_all_of_them(start_mosquitto: StartBroker) -> None:
 
 
 def test_half_of_tls_is_one_sentence(fleet: Run) -> None:
-    assert "--ca" in refused(fleet("broker", "watch", "--certificate", "monitor.pem"))
+    assert "--ca" in refused(fleet("broker", "metrics", "--certificate", "monitor.pem"))
