@@ -21,13 +21,13 @@ from fleet_common.mqtt.settings import BrokerSettings
 from fleet_device.device import Device
 from fleet_device.drafters.llama_cpp import LlamaCppDrafter, LlamaCppSettings
 from fleet_device.drafters.model_file import GgufModel
+from fleet_device.drafters.without_model import NoDrafter
 from fleet_device.requests.chat import encode_chat
 from fleet_device.requests.generate import GenerateRequest
 from fleet_device.requests.structured import ChatMessage
 from fleet_device.settings import DeviceSettings
 from fleet_edge.session_log import SessionLog
 from schemas.policy import Mode, SamplingPolicy
-from tests.support.replay_drafter import ReplayDrafter
 
 # Of similar length, so that the turns' times to the first token can be compared.
 QUESTIONS: Final = (
@@ -246,7 +246,7 @@ def _alike(codec: GgufModel, devices: int, tokens: int) -> list[list[int]]:
 
 def _write_together(bench: Bench, port: int, codec: GgufModel, prompts: Sequence[Sequence[int]]) -> list[str]:
     """Complete all prompts at the same moment, edge-only; return the sessions' ids in the log."""
-    drafters = [ReplayDrafter(codec, codec.vocabulary, ()) for _ in prompts]
+    drafters = [NoDrafter(codec.vocabulary, codec, context=1 << 17) for _ in prompts]
     with connected(port, bench.fleet, drafters, name="sharing") as agents:
         calls = [
             lambda n=n, agent=agent: agent.generate(

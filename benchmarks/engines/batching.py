@@ -7,6 +7,7 @@ minutes.
 """
 
 import argparse
+from collections.abc import Sequence
 from contextlib import closing
 from typing import Any, Final
 
@@ -14,13 +15,15 @@ import sqlalchemy as sa
 
 from benchmarks.harness import Bench, Report, at_least, connected, number_of, say, table, together
 from fleet_admin.models.prompts import PROMPTS
+from fleet_device.drafters.contract import Drafter
 from fleet_device.drafters.model_file import GgufModel
+from fleet_device.drafters.without_model import NoDrafter
 from fleet_device.pacing.contract import FixedPacing
 from fleet_device.requests.chat import encode_chat
 from fleet_device.requests.generate import GenerateRequest
 from fleet_device.requests.structured import ChatMessage
 from schemas.policy import Mode, SamplingPolicy
-from tests.support.replay_drafter import ReplayDrafter
+from tests.support.recorded_drafter import RecordedDrafter, mostly_right
 
 _QUERY: Final = "SELECT sum(batch) * 1.0 / count(*), sum(compute_ms / batch) FROM rounds WHERE batch > 0"
 _BATCH: Final = 3.0
@@ -41,7 +44,7 @@ def run(bench: Bench) -> Report:
         asked = [PROMPTS[number % len(PROMPTS)] for number in range(options.devices)]
         prompts = [encode_chat(codec, [ChatMessage("user", text)]) for text in asked]
 
-        def write(drafters: list[ReplayDrafter], length: int) -> list[tuple[int, ...]]:
+        def write(drafters: Sequence[Drafter], length: int) -> list[tuple[int, ...]]:
             pacing = FixedPacing(length)
             with connected(broker.port, bench.fleet, drafters, pacing=lambda: pacing) as agents:
                 calls = [
@@ -59,11 +62,13 @@ def run(bench: Bench) -> Report:
         edge = {"engine": "torch", "dtype": options.dtype}
         with bench.edge(broker.port, target, **edge):
             say(f"recording {options.devices} texts")
-            texts = write([ReplayDrafter(codec, codec.vocabulary, ()) for _ in prompts], 0)
+            texts = write([NoDrafter(codec.vocabulary, codec, context=1 << 17) for _ in prompts], 0)
         for count in (1, options.devices):
-            known = [(*prompt, *text) for prompt, text in zip(prompts[:count], texts, strict=False)]
+            drafters = [RecordedDrafter(codec, codec.vocabulary) for _ in range(count)]
+            for drafter, prompt, text in zip(drafters, prompts, texts, strict=False):
+                drafter.play(mostly_right(prompt, text, SamplingPolicy(seed=0), codec.vocabulary))
             with bench.edge(broker.port, target, **edge) as served:
-                write([ReplayDrafter(codec, codec.vocabulary, each) for each in known], options.draft_length)
+                write(drafters, options.draft_length)
             rows.append({"devices": count, **_figures(served.log)})
     table(rows, {"devices": "d", "tokens": "d", "mean_batch": ".2f", "tokens_per_compute_s": ".1f"})
     ratio = rows[1]["tokens_per_compute_s"] / rows[0]["tokens_per_compute_s"]

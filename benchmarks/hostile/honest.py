@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from benchmarks.processes import Ending, tell
-from fleet_device.drafters.contract import TextCodec
+from fleet_device.drafters.contract import Drafter, TextCodec
 from fleet_device.drafters.model_file import GgufModel
-from fleet_device.drafters.without_model import WordCodec
+from fleet_device.drafters.without_model import NoDrafter, WordCodec
 from fleet_device.requests.chat import encode_chat
 from fleet_device.requests.generate import GenerateRequest, RequestContext
 from fleet_device.requests.structured import ChatMessage
@@ -26,7 +26,7 @@ from schemas.errors import FleetError
 from schemas.policy import Grammar, Mode, SamplingPolicy
 from schemas.vocabulary import Vocabulary
 from tests.support.processes import BrokerClient
-from tests.support.replay_drafter import ReplayDrafter
+from tests.support.recorded_drafter import RecordedDrafter, mostly_right
 from tests.support.scripted_language import LANGUAGE, LETTER_END, LETTER_WORDS, LetterCodec
 
 _DRAFT: Final = 4
@@ -99,7 +99,9 @@ def main() -> None:
             "draft_length": _DRAFT if task["texts"] else 0,
         }
     )
-    drafter = ReplayDrafter(language.codec, language.vocabulary, ())
+    codec, vocabulary = language.codec, language.vocabulary
+    recorded = RecordedDrafter(codec, vocabulary)
+    drafter: Drafter = recorded if task["texts"] else NoDrafter(vocabulary, codec, context=recorded.context)
     service = DeviceService(settings, drafter)
     service.start()
     try:
@@ -110,7 +112,7 @@ def main() -> None:
             index = number % len(task["prompts"])
             prompt = language.encode(task["prompts"][index])
             if task["texts"]:
-                drafter.replay((*prompt, *task["texts"][index]))
+                recorded.play(mostly_right(prompt, task["texts"][index], SamplingPolicy(seed=0), vocabulary))
             _write(service, prompt, task, index, ending)
             number += 1
     finally:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from dssd.distribution import Dist
+from dssd.distribution import Dist, point_mass
 from fleet_device.drafters.contract import TextCodec
 from schemas.policy import SamplingPolicy
 from schemas.vocabulary import Vocabulary
@@ -22,6 +22,17 @@ class RecordedText:
     policy: SamplingPolicy
     tokens: tuple[int, ...]
     dists: tuple[Dist, ...]
+
+
+def mostly_right(
+    prompt: Sequence[int], tokens: Sequence[int], policy: SamplingPolicy, vocabulary: Vocabulary
+) -> RecordedText:
+    """Return a record in which the draft model is sure of each token, and wrong at every fourth."""
+    drafted = (
+        (token + 1) % vocabulary.size if place % 4 == 0 else token
+        for place, token in enumerate(tokens, start=len(prompt))
+    )
+    return RecordedText("", tuple(prompt), policy, tuple(tokens), tuple(map(point_mass, drafted)))
 
 
 class RecordedDrafter:
