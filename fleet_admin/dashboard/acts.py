@@ -69,16 +69,12 @@ def _command(
         yield ActionOutcome(each.device, "done" if each.ok else each.outcome, each.sentence, each.result or "")
 
 
-def _set(services: Services, devices: Sequence[str], argument: str, actor: Actor) -> Iterator[ActionOutcome]:
-    changes = read_assignments(argument.split())
-    chosen = Selection(devices=tuple(devices))
-    for each in services.steering.reach().set(changes, chosen, actor=actor):
-        yield ActionOutcome(each.device, each.state.value, each.sentence)
-
-
-def _unset(services: Services, devices: Sequence[str], argument: str, actor: Actor) -> Iterator[ActionOutcome]:
-    chosen = Selection(devices=tuple(devices))
-    for each in services.steering.reach().set({}, chosen, actor=actor, unset=argument.split()):
+def _set(
+    services: Services, devices: Sequence[str], argument: str, actor: Actor, *, undo: bool = False
+) -> Iterator[ActionOutcome]:
+    words, chosen = argument.split(), Selection(devices=tuple(devices))
+    changes, unset = ({}, words) if undo else (read_assignments(words), ())
+    for each in services.steering.reach().set(changes, chosen, actor=actor, unset=unset):
         yield ActionOutcome(each.device, each.state.value, each.sentence)
 
 
@@ -124,7 +120,7 @@ def _unquarantine(services: Services, device: str, _argument: str, actor: Actor)
 
 ACTS: Final = (
     Act("set", "Change settings", _set, "draft_length=4", required=True, live=True, check=_check_set),
-    Act("unset", "Reset settings", _unset, "draft_length", required=True, live=True, check=_check_unset),
+    Act("unset", "Reset settings", partial(_set, undo=True), "draft_length", required=True, live=True, check=_check_unset),
     Act("drain", "Drain", partial(_command, "drain"), live=True),
     Act("pause", "Pause", partial(_command, "pause"), live=True),
     Act("resume", "Resume", partial(_command, "resume"), live=True),
