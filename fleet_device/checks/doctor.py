@@ -37,7 +37,7 @@ from fleet_device.pacing.contract import FixedPacing
 from fleet_device.requests.chat import encode_chat
 from fleet_device.requests.generate import GenerateRequest, Generation
 from fleet_device.requests.structured import ChatMessage
-from fleet_device.settings import AUTO, DeviceSettings
+from fleet_device.settings import AUTO, MODEL_DRAFTER, DeviceSettings
 from schemas.control import EdgeState, Presence, Telemetry, encode_json
 from schemas.names import VERSION
 from schemas.policy import SamplingPolicy
@@ -194,13 +194,11 @@ _MEGA: Final = 1_000_000
 _WORKING_BYTES: Final = 100 * _MEGA
 """Memory of the program and llama.cpp in addition to the model's file, without keys and values."""
 
-_READS_WEIGHTS: Final = "llama.cpp"
-
 
 def check_memory(settings: DeviceSettings, available: Callable[[], int | None] = available_memory) -> str:
     free = available()
     known = "The system does not say how much memory is free" if free is None else f"{free / _MEGA:,.0f} MB are free"
-    if settings.drafter != _READS_WEIGHTS:
+    if settings.drafter != MODEL_DRAFTER:
         return f"{known}; the drafter {settings.drafter} reads no weights."
     try:
         size = locate_model(settings.model, folder=settings.models_dir).path.stat().st_size
