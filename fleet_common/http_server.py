@@ -35,8 +35,8 @@ class HttpServer:
     """Serves an application from `start` until it is stopped. Connections are accepted once the socket listens.
 
     `sock` is closed at the end; `grace_s` is the time for running answers then. With a finite `answer_s` a connection
-    is closed if an answer takes longer, and earlier if that makes room for another. Without a `certificate` (PEM file)
-    the server uses HTTP. Raise OSError or ValueError if the certificate or its key cannot be used.
+    is closed if an answer takes longer, and earlier if that makes room for another. Without a `certificate` (PEM file
+    with chain and key) the server uses HTTP. Raise OSError or ValueError if it cannot be used.
     """
 
     def __init__(
@@ -48,7 +48,6 @@ class HttpServer:
         grace_s: int,
         keep_alive_s: int = 5,
         certificate: Path | None = None,
-        key: Path | None = None,
         most: int = _MOST,
         request_s: float = _REQUEST_S,
         answer_s: float = math.inf,
@@ -65,7 +64,6 @@ class HttpServer:
             timeout_keep_alive=keep_alive_s,
             timeout_graceful_shutdown=grace_s,
             ssl_certfile=certificate,
-            ssl_keyfile=key,
         )
         config.load()
         self._sock = sock

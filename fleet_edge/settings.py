@@ -6,7 +6,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, ClassVar, Final, Literal
 
-from pydantic import BaseModel, Field, field_validator
+from pydantic import BaseModel, Field
 
 from dssd.downlink import FormName
 from fleet_common.metrics import MetricsSettings
@@ -111,11 +111,6 @@ class EdgeSettings(Settings):
         "Torch device of the large model (`cpu`, `cuda`, `cuda:1`); `auto` is a GPU if there is one.",
         min_length=1,
     )
-    weight_bits: Literal[4, 8] = setting(
-        8,
-        "Bits to which the engine `blocks` quantizes weights that are not quantized yet (docs/engines.md).",
-        rare=True,
-    )
     edge_draft: str = setting(
         "",
         "Small model that drafts for edge-only decoding, next to the target: a GGUF, a folder, or a repository id, "
@@ -216,11 +211,6 @@ class EdgeSettings(Settings):
         "`FLEET_DASHBOARD_…`.",
     )
     metrics: MetricsSettings = Field(default_factory=MetricsSettings)
-
-    @field_validator("weight_bits", mode="before")
-    @classmethod
-    def _number(cls, bits: object) -> object:
-        return int(bits) if isinstance(bits, str) and bits.isdecimal() else bits  # a flag, or a variable
 
     @property
     def verifies_blocks(self) -> bool:

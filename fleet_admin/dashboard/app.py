@@ -163,12 +163,12 @@ class DashboardServer:
                 grace_s=_GRACE_S,
                 keep_alive_s=_KEEP_ALIVE_S,
                 certificate=settings.https_certificate,
-                key=settings.https_key,
             )
         except (OSError, ValueError) as error:
             sock.close()
             raise DashboardError(
-                f"The certificate {settings.https_certificate} and its key cannot be used: {error}."
+                f"The certificate {settings.https_certificate} cannot be used ({error}): put certificate, chain "
+                "and key into that file, and correct https_certificate."
             ) from error
         self._server.start()
         self._services.steering.start()

@@ -63,11 +63,7 @@ class DashboardSettings(AdminSettings):
     )
     alerts: Path | None = setting(None, "TOML file of alert settings, with the webhook (docs/alerts.md).")
     https_certificate: Path | None = setting(
-        None,
-        "Certificate (PEM, with chain) for HTTPS; without it the pages use HTTP.",
-    )
-    https_key: Path | None = setting(
-        None, "Private key (PEM) of `https_certificate`; by default in the certificate's file."
+        None, "Certificate, its chain and its key (PEM, one file) for HTTPS; without it the pages use HTTP."
     )
     proxies: str = setting(
         "",
@@ -83,13 +79,6 @@ class DashboardSettings(AdminSettings):
         "127.0.0.1:8400",
         "Address and port of the pages. Beyond this machine, HTTPS (`https_certificate`) or a proxy is needed.",
     )
-
-    @field_validator("https_key")
-    @classmethod
-    def _with_certificate(cls, key: Path | None, seen: ValidationInfo) -> Path | None:
-        if key is not None and seen.data.get("https_certificate", key) is None:
-            raise ValueError("a key without 'https_certificate'; set it too")
-        return key
 
     @field_validator("proxies")
     @classmethod
@@ -115,7 +104,7 @@ class DashboardSettings(AdminSettings):
         if known.get("https_certificate") is None and not known.get("proxies"):
             raise ValueError(
                 "other machines reach that address, and passwords would pass over the network in the clear; set "
-                "'https_certificate' and 'https_key', or 'proxies' that do TLS, or listen on 127.0.0.1"
+                "'https_certificate', or 'proxies' that do TLS, or listen on 127.0.0.1"
             )
         if not known.get("names"):
             raise ValueError(

@@ -40,9 +40,9 @@ def test_the_dashboard_takes_an_identity_at_the_broker_and_another_certificate_f
         taken.append(settings)
 
     broker = ("--ca", "ca.pem", "--certificate", "dashboard.pem", "--key", "dashboard.key")
-    pages = ("--https-certificate", "pages.pem", "--https-key", "pages.key")
+    pages = ("--https-certificate", "pages.pem")
     done = CliRunner().invoke(app, ["--steer", "--fleet", "north", *broker, *pages], catch_exceptions=False)
     assert done.exit_code == 0, done.output
     [settings] = taken
     assert (str(settings.broker.certificate), str(settings.broker.key)) == ("dashboard.pem", "dashboard.key")
-    assert (str(settings.https_certificate), str(settings.https_key)) == ("pages.pem", "pages.key")
+    assert str(settings.https_certificate) == "pages.pem"

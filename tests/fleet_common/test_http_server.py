@@ -104,9 +104,9 @@ def test_a_request_has_to_come_in_time() -> None:
 
 
 def test_clients_that_begin_no_tls_keep_nobody_out(tmp_path: Path) -> None:
-    made = of_server(tmp_path)
-    trusts = ssl.create_default_context(cafile=str(made.ca))
-    with serving(Site(), certificate=made.certificate, key=made.key, request_s=1.0) as port:
+    certificate, authority = of_server(tmp_path)
+    trusts = ssl.create_default_context(cafile=str(authority))
+    with serving(Site(), certificate=certificate, request_s=1.0) as port:
         clients = silent(port, 40)
         assert ask(port, context=trusts) == "hello"
         assert clients[-1].recv(1) == b"", "its time is over"
@@ -142,9 +142,9 @@ def test_a_connection_that_is_kept_serves_again_after_its_answer() -> None:
 
 
 def test_it_ends_with_connections_open_and_handshakes_under_way(tmp_path: Path) -> None:
-    made = of_server(tmp_path)
-    with serving(Site(), certificate=made.certificate, key=made.key) as port:
+    certificate, authority = of_server(tmp_path)
+    with serving(Site(), certificate=certificate) as port:
         clients = silent(port, 3)
-        ask(port, context=ssl.create_default_context(cafile=str(made.ca)))
+        ask(port, context=ssl.create_default_context(cafile=str(authority)))
     for each in clients:
         each.close()

@@ -15,7 +15,7 @@ from broker_config.broker import Broker
 from broker_config.files import Profile, render_files
 from broker_config.mosquitto import ACCESS_FILE, CONF_FILE
 from broker_config.processes import TrialBroker, TrialFiles
-from fleet_common.identity.authority import Authority, Issued, create_authority, issue, utc_now
+from fleet_common.identity.authority import Authority, create_authority, issue, utc_now
 from fleet_common.identity.certificates import IdentityRole, make_request, new_key, save_key
 from fleet_common.identity.enforcement import BrokerAccess
 from fleet_common.mqtt.link import Will
@@ -40,10 +40,12 @@ def new_authority(folder: Path, clock: Any = utc_now) -> Authority:
     return create_authority(folder, fleet=FLEET, actor="tester", kept=[("north", IdentityRole.EDGE)], clock=clock)
 
 
-def of_server(folder: Path) -> Issued:
-    """Return the files of a server at the loopback address."""
-    authority = new_authority(folder / "ca")
-    return issue(authority, "server", role=IdentityRole.BROKER, folder=folder, hosts=[HOST])
+def of_server(folder: Path, host: str = HOST) -> tuple[Path, Path]:
+    """Return a server's certificate and key in one file, and the authority's certificate."""
+    issued = issue(new_authority(folder / "ca"), "server", role=IdentityRole.BROKER, folder=folder, hosts=[host])
+    both = folder / "both.pem"
+    both.write_bytes(issued.certificate.read_bytes() + issued.key.read_bytes())
+    return both, issued.ca
 
 
 def enrol(authority: Authority, name: str, folder: Path, role: IdentityRole = IdentityRole.DEVICE) -> TlsSettings:

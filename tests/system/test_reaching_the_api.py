@@ -18,11 +18,9 @@ import httpx
 import openai
 import pytest
 
-from fleet_common.identity.authority import issue
-from fleet_common.identity.certificates import IdentityRole
 from fleet_device.applications import Application, ApplicationsFile, new_key
 from tests.support.served_device import Served, served_device
-from tests.support.tls_fleet import new_authority
+from tests.support.tls_fleet import of_server
 from tests.system.test_firewall import ip
 from tests.system.test_openai_client import ASKED, COUPLED, LENGTH, MESSAGES, expected
 
@@ -104,12 +102,10 @@ def test_another_namespace_reaches_the_api_with_a_key(apart: list[str], tmp_path
 
 def test_another_namespace_reaches_it_over_tls(apart: list[str], tmp_path: Path) -> None:
     file, key = applications(tmp_path)
-    made = issue(new_authority(tmp_path / "ca"), "api", role=IdentityRole.BROKER, folder=tmp_path, hosts=[HERE])
-    certificate = tmp_path / "both.pem"
-    certificate.write_bytes(made.certificate.read_bytes() + made.key.read_bytes())
+    certificate, authority = of_server(tmp_path, HERE)
     with served_device(tmp_path, api_listen=f"{HERE}:0", applications=file, api_certificate=certificate) as served:
         assert served.url.startswith("https://")
-        trusting = ["--cacert", str(made.ca)]
+        trusting = ["--cacert", str(authority)]
         assert content(curl(*apart, "curl", *trusting, f"{served.url}/chat/completions", key=key)) == expected(5)
 
 

@@ -23,7 +23,6 @@ from tests.support.tls_fleet import of_server
         ({"listen": "fleet.example:8400"}, "no IP address"),
         ({"listen": "127.0.0.1"}, "port"),
         ({"listen": "127.0.0.1:70000"}, "port"),
-        ({"https_key": "k.pem"}, "'https_certificate'"),
         ({"proxies": "proxy.example"}, "neither"),
         ({"proxy_account": "X-User"}, "'proxies'"),
     ],
@@ -39,7 +38,7 @@ def test_what_would_not_be_safe_is_refused(given: dict[str, str], said: str) -> 
         {"listen": "127.0.0.1:0"},
         {"listen": "[::1]:8400"},
         {"listen": "localhost:8400"},
-        {"listen": "0.0.0.0:8400", "https_certificate": "c.pem", "https_key": "k.pem", "names": "fleet.example"},
+        {"listen": "0.0.0.0:8400", "https_certificate": "c.pem", "names": "fleet.example"},
         {"listen": "10.0.0.1:8400", "proxies": "10.0.0.2, 10.1.0.0/16", "names": "fleet.example"},
     ],
 )
@@ -48,13 +47,13 @@ def test_what_is_safe_is_taken(given: dict[str, str]) -> None:
 
 
 def test_over_tls_the_cookie_never_leaves_it(make_services: Callable[..., Services], tmp_path: Path) -> None:
-    made = of_server(tmp_path)
-    services = make_services(listen="127.0.0.1:0", https_certificate=made.certificate, https_key=made.key)
+    certificate, authority = of_server(tmp_path)
+    services = make_services(listen="127.0.0.1:0", https_certificate=certificate)
     server = DashboardServer(services.settings, services=services)
     try:
         assert server.address.startswith("https://127.0.0.1:")
         port = int(server.address.rpartition(":")[2].strip("/"))
-        trusts = ssl.create_default_context(cafile=str(made.ca))
+        trusts = ssl.create_default_context(cafile=str(authority))
         connection = http.client.HTTPSConnection("127.0.0.1", port, context=trusts)
         connection.request("GET", "/login")
         answer = connection.getresponse()
@@ -75,6 +74,6 @@ def test_a_used_port_and_a_bad_certificate_are_reported(served: str, services: S
         DashboardServer(taken, services=services)
     broken = tmp_path / "broken.pem"
     broken.write_text("none")
-    settings = services.settings.model_copy(update={"https_certificate": broken, "https_key": broken})
+    settings = services.settings.model_copy(update={"https_certificate": broken})
     with pytest.raises(DashboardError):
         DashboardServer(settings, services=services)

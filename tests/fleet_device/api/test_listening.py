@@ -140,16 +140,8 @@ def test_another_machine_learns_without_a_key_only_whether_the_device_works(make
     assert asyncio.run(health("192.0.2.9")).json() == {"status": "waiting", "reason": None}
 
 
-def one_file(folder: Path) -> tuple[Path, Path]:
-    """Return a server's certificate and key in one file, and the authority's certificate."""
-    issued = of_server(folder)
-    both = folder / "api.pem"
-    both.write_bytes(issued.certificate.read_bytes() + issued.key.read_bytes())
-    return both, issued.ca
-
-
 def test_with_a_certificate_the_port_is_https(make: Make, tmp_path: Path) -> None:
-    certificate, authority = one_file(tmp_path)
+    certificate, authority = of_server(tmp_path)
     trusting = ssl.create_default_context(cafile=str(authority))
     with serving(make()[0], listen(), certificate=certificate) as server:
         assert server.address.startswith("https://127.0.0.1:")
@@ -166,7 +158,7 @@ def test_a_running_device_is_found_wherever_it_listens(way: str, make: Make, tmp
     path = tmp_path / "api.sock"
     app, backend = make(api_listen=str(path) if way == "socket" else "")
     backend.health = lambda: json.loads(HEALTH)  # type: ignore[method-assign]
-    certificate = one_file(tmp_path)[0] if way == "https" else None
+    certificate = of_server(tmp_path)[0] if way == "https" else None
     sock = listen(path if way == "socket" else FREE_PORT)
     host = "0.0.0.0" if way == "all addresses" else "127.0.0.1"
     where = str(path) if way == "socket" else f"{host}:{sock.getsockname()[1]}"
