@@ -184,7 +184,7 @@ def _devices(workload: Workload, devices: int) -> str:
 
 
 _FLAGS: Final = (
-    "target", "engine", "dtype", "torch_device", "threads", "gpu_layers", "batch_invariant", "context",
+    "target", "engine", "dtype", "threads", "gpu_layers", "batch_invariant", "context",
     "kv_bytes", "db",
 )  # fmt: skip
 

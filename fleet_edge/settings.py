@@ -106,11 +106,6 @@ class EdgeSettings(Settings):
     dtype: Literal["auto", "float32", "bfloat16"] = setting(
         "auto", "Number format of the large model in torch; `auto` is bfloat16 where that is fast, else float32."
     )
-    torch_device: str = setting(
-        "auto",
-        "Torch device of the large model (`cpu`, `cuda`, `cuda:1`); `auto` is a GPU if there is one.",
-        min_length=1,
-    )
     edge_draft: str = setting(
         "",
         "Small model that drafts for edge-only decoding, next to the target: a GGUF, a folder, or a repository id, "

@@ -64,7 +64,7 @@ _DRAFT_SHARE: Final = 4
 def choose_engine(settings: EdgeSettings) -> EdgeSettings:
     """Return the settings with an engine in place of `auto`, and log the reason.
 
-    torch takes GPUs, and a target for which a setting of torch is given; `blocks` the architectures that it serves on
+    torch takes GPUs, and a target for which `dtype` is given; `blocks` the architectures that it serves on
     this processor; llama.cpp other GGUFs, and torch other folders. Raises `VerifierError` if there is no such target,
     or no installed engine serves it.
     """
@@ -78,9 +78,8 @@ def choose_engine(settings: EdgeSettings) -> EdgeSettings:
 
 def _rule(settings: EdgeSettings) -> tuple[str, str]:
     """Return the engine that serves an existing target here, and the reason."""
-    given = {"dtype": settings.dtype, "torch_device": settings.torch_device}
-    if name := next((name for name, value in given.items() if value != AUTO), ""):
-        return "torch", f"{name} is a setting of torch"
+    if settings.dtype != AUTO:
+        return "torch", "dtype is a setting of torch"
     if NVIDIA_DRIVER.exists() and find_spec("torch") is not None:
         return "torch", "there is a GPU"
     other, package = ("llama.cpp", "llama_cpp") if is_gguf(Path(settings.target).expanduser()) else ("torch", "torch")

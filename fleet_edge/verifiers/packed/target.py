@@ -46,8 +46,8 @@ def resolve_device(name: str, *, driver: Path = NVIDIA_DRIVER) -> str:
             return "cuda"
         if driver.exists():
             _log.warning(
-                "This machine has an NVIDIA GPU that torch cannot use, so the target model runs on the CPU: install "
-                "torch for CUDA and a driver that it works with, or set torch_device to cpu."
+                "This machine has an NVIDIA GPU that torch cannot use, so the target model runs on the CPU: it "
+                "needs torch for CUDA, and a driver that it works with."
             )
         return "cpu"
     try:
