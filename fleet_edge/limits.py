@@ -30,14 +30,6 @@ class Quotas(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
         60_000.0, "Maximum tokens per device in prompts and resumed sessions.", "tokens per minute"
     )
     new_tokens_per_min: float = _rate(12_000.0, "Maximum tokens generated per device.", "tokens per minute")
-    top_k: int = setting(
-        1024,
-        "Largest `top_k` of a policy; 0 (whole vocabulary) is always allowed.",
-        unit="tokens",
-        in_flags=False,
-        ge=1,
-        le=1 << 21,
-    )
     kv_share: float = setting(
         0.5,
         "Maximum share of the memory for keys and values per device while others need some.",
