@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from fleet_admin.diagnosis import Diagnosis
     from fleet_edge.session_log import SessionLog
-    from fleet_edge.store.views import EventCount, EventView
+    from fleet_edge.store.views import EventCount, EventView, UsageView
 
 T = TypeVar("T")
 
@@ -132,7 +132,10 @@ def device(
     columns = device_columns(datetime.now(UTC), past=not found.connected)
     describe(f"Device {cell(found.device)}", columns[1:], found)
     _print_diagnosis(diagnosis, wide=wide)
-    by_hour = [start_column("hour", lambda row: row.start), *tally_columns(lambda row: row.counted)]
+    by_hour: list[Column[UsageView]] = [
+        start_column("hour", lambda row: row.start),
+        *tally_columns(lambda row: row.counted),
+    ]
     print_table("Latest hours", by_hour, hours, wide=wide, empty="No hours: no edge has served it lately.\n")
     print_table("Latest sessions", SESSIONS, latest, wide=wide, empty="No sessions, or they were purged.\n")
     print_table("Latest events", EVENTS, events, wide=wide, empty="No events.\n")
