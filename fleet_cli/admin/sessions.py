@@ -43,7 +43,7 @@ T = TypeVar("T")
 
 _EVENTS: Final = 20
 _LATEST_HOURS: Final = 24
-_RECENT: Final = "30d"
+_RECENT: Final = timedelta(days=30)
 _NO_DEVICES: Final = "No device has been seen: start one with `fleet device run` while an edge is online."
 
 _DEVICE_STATES: Final = ("online", "draining", "offline", "quarantined", "retired", "unknown")
@@ -123,7 +123,8 @@ def device(
     with open_log(db) as log:
         found = log.device(name)
         diagnosis = diagnose_device(log, name)
-        hours = log.usage(device=name, grain="hour", since=_RECENT)[: -_LATEST_HOURS - 1 : -1]
+        since = found.last_session_at and found.last_session_at - _RECENT
+        hours = log.usage(device=name, grain="hour", since=since)[: -_LATEST_HOURS - 1 : -1]
         latest = log.sessions(device=name, limit=10)
         events = log.events(device=name, limit=_EVENTS)
     if as_json:

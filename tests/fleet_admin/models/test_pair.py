@@ -80,7 +80,7 @@ def test_a_folder_does_not_tell_what_is_common_and_a_vocabulary_file_of_it_does(
     words = [str(word) for word, _ in rows(first=5000, common=200)]
     folder = family_folder(tmp_path / "target", LARGE, words=words)
     checked = check_pair(str(draft), str(folder), models_dir=tmp_path)
-    assert [finding.aspect for finding in checked.refused] == ["vocabulary"]
+    assert [finding.name for finding in checked.refused] == ["vocabulary"]
     assert "--target-vocabulary" in checked.refused[0].sentence
     whole = family_gguf(tmp_path / "whole.gguf", LARGE, rows=rows(first=5000, common=200))
     write_vocabulary(whole, tmp_path / "words.gguf")
