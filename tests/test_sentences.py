@@ -21,8 +21,9 @@ ROOTS = {"FleetError", "BrokerError", "LinkError"}
 
 FOR_PROGRAMS = {
     "ApiProblem", "BadAnswer", "CapacityExceeded", "DrafterError", "GrammarError", "GrammarUnavailable", "LlamaError",
-    "MalformedMessage", "OutsideGrammar", "Problem", "ProtocolViolation", "SequenceFailed", "StoreUnavailable",
-    "TargetAway", "TextCancelled", "TopicError", "UnsupportedModel", "UnusableParameter", "VerifierError",
+    "MalformedMessage", "NotApplicable", "OutsideGrammar", "Problem", "ProtocolViolation", "SequenceFailed",
+    "StoreUnavailable", "TargetAway", "TextCancelled", "TopicError", "UnsupportedModel", "UnusableParameter",
+    "VerifierError",
 }  # fmt: skip
 """Caught by other code, which adds a message or returns a status: the cause is enough."""
 

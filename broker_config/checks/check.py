@@ -190,7 +190,7 @@ def _theft(trial: BrokerTrial, victim: PahoLink) -> str:
     trial.connect("thief", client_id=DEVICES[1])
     if victim.counters.losses == losses and trial.broker.await_log("as thief", patience_s=1.0):
         return "A client has the name in its certificate, whatever it claims."
-    raise BrokerError("A client takes over the session of another by its client id.")
+    raise BrokerError("A client takes over the session of another by its client id; set use_username_as_clientid.")
 
 
 def _packet_limit(trial: BrokerTrial, broker: Broker) -> str:
