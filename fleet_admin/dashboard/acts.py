@@ -120,7 +120,15 @@ def _unquarantine(services: Services, device: str, _argument: str, actor: Actor)
 
 ACTS: Final = (
     Act("set", "Change settings", _set, "draft_length=4", required=True, live=True, check=_check_set),
-    Act("unset", "Reset settings", partial(_set, undo=True), "draft_length", required=True, live=True, check=_check_unset),
+    Act(
+        "unset",
+        "Reset settings",
+        partial(_set, undo=True),
+        "draft_length",
+        required=True,
+        live=True,
+        check=_check_unset,
+    ),
     Act("drain", "Drain", partial(_command, "drain"), live=True),
     Act("pause", "Pause", partial(_command, "pause"), live=True),
     Act("resume", "Resume", partial(_command, "resume"), live=True),
