@@ -54,15 +54,18 @@ def test_the_public_names_are_these_and_each_is_documented(package: str, names: 
         ("fleet_device.AsyncDevice", "close count_tokens drafter from_config generate open stream wait_for_edge"),
         ("fleet_device.TextStream", "cancel close pieces request result"),
         ("fleet_device.AsyncTextStream", "cancel close pieces result"),
-        ("fleet_device.GeneratedText", "acceptance reason seed session tokens tokens_per_s unverified verified"),
+        (
+            "fleet_device.GeneratedText",
+            "acceptance reason seed session tokens tokens_per_s unverified verified without_output",
+        ),
         ("fleet_edge.Edge", "check drain from_config run stop target"),
         (
             "fleet_edge.SessionLog",
             (
                 "active_devices beginning close device devices edge edge_loads edges ends event_counts events "
-                "export_columns export_rows failures hours labels latencies latencies_over_time latest quarantine "
+                "export_columns export_rows failures labels latencies latencies_over_time latest quarantine "
                 "quarantines record_event rounds segments session sessions spent_times "
-                "stats unquarantine usage"
+                "unquarantine usage"
             ),
         ),
     ],
