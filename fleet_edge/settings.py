@@ -6,7 +6,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, ClassVar, Final, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, field_validator
 
 from dssd.downlink import FormName
 from fleet_common.metrics import MetricsSettings
@@ -105,6 +105,11 @@ class EdgeSettings(Settings):
     )
     dtype: Literal["auto", "float32", "bfloat16"] = setting(
         "auto", "Number format of the large model in torch; `auto` is bfloat16 where that is fast, else float32."
+    )
+    weight_bits: Literal[4, 8] = setting(
+        8,
+        "Bits to which the engine `blocks` quantizes weights that are not quantized yet (docs/engines.md).",
+        rare=True,
     )
     edge_draft: str = setting(
         "",
@@ -206,6 +211,11 @@ class EdgeSettings(Settings):
         "`FLEET_DASHBOARD_…`.",
     )
     metrics: MetricsSettings = Field(default_factory=MetricsSettings)
+
+    @field_validator("weight_bits", mode="before")
+    @classmethod
+    def _number(cls, bits: object) -> object:
+        return int(bits) if isinstance(bits, str) and bits.isdecimal() else bits  # a flag, or a variable
 
     @property
     def verifies_blocks(self) -> bool:

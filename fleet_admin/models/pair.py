@@ -290,12 +290,13 @@ def file_bytes(model: ModelFacts) -> int:
 
 
 def _blocks(target: ModelFacts) -> list[EngineMemory]:
+    every = (8,) if target.form is ModelFormat.GGUF else (8, 4)  # a GGUF keeps its number format
     try:
-        file = open_weights(Path(target.source))
+        files = [open_weights(Path(target.source), bits=bits) for bits in every]
     except UnsupportedModel:
         return []
     kv_bytes = target.kv_bytes(tokens=UNIT, number_bytes=_HALF)
-    return [EngineMemory("blocks", file.number_format, file.packed_bytes, kv_bytes)]
+    return [EngineMemory("blocks", file.number_format, file.packed_bytes, kv_bytes) for file in files]
 
 
 def _llama(model: ModelFacts) -> EngineMemory:

@@ -36,7 +36,7 @@ def check(settings: EdgeSettings) -> None:
     check_source(settings.target)
     path = Path(settings.target).expanduser()
     if path.exists():  # without numba, whose import takes a second
-        open_weights(path)
+        open_weights(path, bits=settings.weight_bits)
 
 
 def check_architecture(settings: EdgeSettings) -> None:
@@ -44,7 +44,7 @@ def check_architecture(settings: EdgeSettings) -> None:
     check(settings)
     path = Path(settings.target).expanduser()
     if path.is_dir() or is_gguf(path):
-        open_weights(path)
+        open_weights(path, bits=settings.weight_bits)
         return
     from fleet_edge.verifiers.blocks.architectures import of_config  # noqa: PLC0415 - likewise
 
@@ -74,7 +74,7 @@ def load(settings: EdgeSettings) -> Verifier:
             return encode(path, text)
 
     path = _local(settings.target)
-    file = open_weights(path)
+    file = open_weights(path, bits=settings.weight_bits)
     strings = target_tokens(path)
     name = target_name(settings.target)
     geometry = file.geometry
@@ -96,12 +96,12 @@ def load(settings: EdgeSettings) -> Verifier:
     return Loaded(model, info, budget_bytes=settings.kv_bytes)
 
 
-def open_weights(path: Path) -> "GgufWeights | FolderWeights":
+def open_weights(path: Path, *, bits: int) -> "GgufWeights | FolderWeights":
     """Open a GGUF or a folder to be loaded; raises `UnsupportedModel`."""
     from fleet_edge.verifiers.blocks.folder_weights import FolderWeights  # noqa: PLC0415 - likewise
     from fleet_edge.verifiers.blocks.gguf_weights import GgufWeights  # noqa: PLC0415
 
-    return FolderWeights(path) if path.is_dir() else GgufWeights(path)
+    return FolderWeights(path, bits=bits) if path.is_dir() else GgufWeights(path)
 
 
 def _local(target: str) -> Path:

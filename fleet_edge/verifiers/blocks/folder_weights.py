@@ -48,7 +48,6 @@ _OF_GEMMA: Final = {
     "post_ffw_norm": "post_feedforward_layernorm",
 }
 _OF_PHI: Final = {"ffn_up": "mlp.gate_up_proj"}
-_BYTES_PER_NUMBER: Final = 1 + 2 / 32  # a scale of 16 bits for 32 numbers
 _EXPERTS: Final = {"ffn_gate_exps": "gate_proj", "ffn_up_exps": "up_proj", "ffn_down_exps": "down_proj"}
 
 
@@ -58,9 +57,8 @@ class FolderWeights:
     Raises `UnsupportedModel` if files are missing or damaged, or the architecture is not served.
     """
 
-    number_format = "8 bits"
-
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, bits: int) -> None:
+        self._bits = bits
         config = _read_json(folder / "config.json")
         generation = folder / "generation_config.json"
         try:
@@ -76,8 +74,13 @@ class FolderWeights:
         return self.geometry.kind == "gemma3"
 
     @property
+    def number_format(self) -> str:
+        return f"{self._bits} bits"
+
+    @property
     def packed_bytes(self) -> int:
-        return int(sum(math.prod(shape) for _, _, shape, _ in self._tensors.values()) * _BYTES_PER_NUMBER)
+        bytes_per_number = (self._bits + 0.5) / 8  # a scale of 16 bits for 32 numbers
+        return int(sum(math.prod(shape) for _, _, shape, _ in self._tensors.values()) * bytes_per_number)
 
     @property
     def largest_bytes(self) -> int:
@@ -117,7 +120,7 @@ class FolderWeights:
         if len({part.dtype for part in parts}) > 1:
             parts = [_widened(part) for part in parts]
         try:
-            return [pack_floats(np.concatenate(parts) if len(parts) > 1 else parts[0])]
+            return [pack_floats(np.concatenate(parts) if len(parts) > 1 else parts[0], self._bits)]
         except ValueError as error:
             raise UnsupportedModel(f"The weights in {self._folder} cannot be quantized: {error}") from error
 

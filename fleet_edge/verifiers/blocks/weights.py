@@ -43,7 +43,6 @@ _ROWS_AT_ONCE: Final = 1024
 _f32 = np.float32
 _FOUR_BITS: Final = FOUR.bits
 _EIGHT_BITS: Final = EIGHT.bits
-_EIGHT_ZERO: Final = EIGHT.zero
 _Q4_BLOCK_BYTES: Final = FOUR_WITH_MINIMUMS.block_bytes
 
 
@@ -104,7 +103,7 @@ def pack_gguf(raw: Bytes, kind: gguf.GGMLQuantizationType, inputs: int) -> Weigh
         return result
     if kind in _DECODERS:
         view, decode = _DECODERS[kind]
-        return _decoded(raw.view(view), inputs, decode)
+        return _decoded(raw.view(view), inputs, decode, EIGHT)
     if kind == _Kind.Q4_K:
         return _with_factor(
             len(raw),
@@ -115,14 +114,15 @@ def pack_gguf(raw: Bytes, kind: gguf.GGMLQuantizationType, inputs: int) -> Weigh
     return _with_factor(len(raw), inputs, EIGHT, lambda tiles, inverse: _dequantize(raw, kind, tiles, inverse))
 
 
-def pack_floats(floats: npt.NDArray[Any]) -> Weights:
-    """Quantize to 8 bits and pack weights `[outputs, inputs]`, float32, float16, or bfloat16 as uint16.
+def pack_floats(floats: npt.NDArray[Any], bits: int) -> Weights:
+    """Quantize and pack weights `[outputs, inputs]`, float32, float16, or bfloat16 as uint16.
 
     Raises `ValueError` if a number is too large or none.
     """
     kind = {np.dtype(np.float32): _Kind.F32, np.dtype(np.float16): _Kind.F16, np.dtype(np.uint16): _Kind.BF16}
     view, decode = _DECODERS[kind[floats.dtype]]
-    return _decoded(np.ascontiguousarray(floats).view(view), floats.shape[1], decode)
+    wanted = EIGHT if bits == EIGHT.bits else FOUR
+    return _decoded(np.ascontiguousarray(floats).view(view), floats.shape[1], decode, wanted)
 
 
 def rows(weights: Weights, ids: Sequence[int]) -> Floats:
@@ -149,12 +149,12 @@ def _with_factor(outputs: int, inputs: int, kind: Format, fill: Callable[[Bytes,
     raise ValueError("It has weights that are too large or not numbers.")
 
 
-def _decoded(raw: npt.NDArray[Any], inputs: int, decode: Callable[..., None]) -> Weights:
+def _decoded(raw: npt.NDArray[Any], inputs: int, decode: Callable[..., None], kind: Format) -> Weights:
     return _with_factor(
         len(raw),
         inputs,
-        EIGHT,
-        lambda tiles, inverse: bool(_quantize(raw, decode, inverse, tiles, tiles.view(np.uint16))),
+        kind,
+        lambda tiles, inverse: bool(_quantize(raw, decode, inverse, kind.bits, tiles, tiles.view(np.uint16))),
     )
 
 
@@ -163,7 +163,7 @@ def _dequantize(raw: Bytes, kind: gguf.GGMLQuantizationType, tiles: Bytes, inver
     for begin in range(0, len(raw), _ROWS_AT_ONCE):
         numbers = np.ascontiguousarray(dequantize(raw[begin : begin + _ROWS_AT_ONCE], kind), np.float32)
         its = tiles[begin // TILE : -(-(begin + len(numbers)) // TILE)]
-        if not _quantize(numbers, _copy_floats, inverse, its, its.view(np.uint16)):
+        if not _quantize(numbers, _copy_floats, inverse, EIGHT.bits, its, its.view(np.uint16)):
             return False
     return True
 
@@ -305,10 +305,12 @@ def _largest(numbers: Floats) -> Any:
 
 
 @compiled
-def _quantize(raw: Any, decode: Callable[..., None], inverse: np.float32, tiles: Bytes, halves: _Halves) -> bool:
-    """Write the tiles in 8 bits; return whether all scales fit in float16."""
-    size = TILE * (BLOCK + 2)
-    numbers = np.empty(BLOCK, np.float32)
+def _quantize(
+    raw: Any, decode: Callable[..., None], inverse: np.float32, bits: int, tiles: Bytes, halves: _Halves
+) -> bool:
+    """Write the tiles; return whether all scales fit in float16."""
+    size = TILE * (BLOCK * bits // 8 + 2)
+    numbers, values = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.uint8)
     for tile in range(len(tiles)):
         rows_ = min(TILE, len(raw) - tile * TILE)
         if rows_ < TILE:
@@ -317,22 +319,48 @@ def _quantize(raw: Any, decode: Callable[..., None], inverse: np.float32, tiles:
             begin = block * size
             for output in range(rows_):
                 decode(raw[tile * TILE + output], block, numbers)
-                scale = _largest(numbers) / _f32(127) * inverse
+                scale = _scale(numbers, bits) * inverse
                 if not abs(scale) <= _LARGEST_HALF:
                     return False
                 half = to_half(scale)
                 halves[tile, (begin + size) // 2 - TILE + output] = half
-                _round(numbers, from_half(half) / inverse, tiles[tile, begin + 4 * output : begin + size])
+                _round(numbers, from_half(half) / inverse, bits, values)
+                _place(values, bits, tiles[tile, begin + 4 * output : begin + size])
     return True
 
 
 @compiled
-def _round(numbers: Floats, scale: np.float32, into: Bytes) -> None:
+def _scale(numbers: Floats, bits: int) -> Any:
+    largest = _largest(numbers)
+    if bits == _EIGHT_BITS:
+        return largest / _f32(127)
+    # The larger side gets the eighth step that the other lacks.
+    for i in range(BLOCK):
+        if numbers[i] == largest:
+            return largest / _f32(-8)
+    return largest / _f32(8)
+
+
+@compiled
+def _round(numbers: Floats, scale: np.float32, bits: int, values: Bytes) -> None:
     inverse = _f32(0) if scale == 0 else _f32(1) / scale
-    for step in range(BLOCK // 4):
-        for i in range(4):
-            nearest = bits_of(min(max(numbers[4 * step + i] * inverse, _f32(-127)), _f32(127)) + MAGIC)
-            into[step * TILE * 4 + i] = np.uint8(nearest - np.int32(MAGIC_BITS) + np.int32(_EIGHT_ZERO))
+    zero = 1 << (bits - 1)
+    least, most = _f32(-127 if bits == _EIGHT_BITS else -8), _f32(zero - 1)
+    for i in range(BLOCK):
+        nearest = bits_of(min(max(numbers[i] * inverse, least), most) + MAGIC)
+        values[i] = np.uint8(nearest - np.int32(MAGIC_BITS) + np.int32(zero))
+
+
+@compiled
+def _place(values: Bytes, bits: int, into: Bytes) -> None:
+    if bits == _EIGHT_BITS:
+        for step in range(BLOCK // 4):
+            for i in range(4):
+                into[step * TILE * 4 + i] = values[4 * step + i]
+    else:
+        for step in range(BLOCK // 8):
+            for i in range(4):
+                into[step * TILE * 4 + i] = values[4 * step + i] | values[BLOCK // 2 + 4 * step + i] << 4
 
 
 @compiled

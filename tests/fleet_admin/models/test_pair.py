@@ -161,7 +161,7 @@ def test_the_command_says_whether_the_pair_fits(check: Run, tmp_path: Path) -> N
     found = as_json(check(draft, target, "--json"))
     assert (found["fits"], found["draft"]["layers"], found["target"]["form"]) == (True, 16, "folder")
     assert found["memory"]["device"]["kv_bytes_per_1000_tokens"] == 1000 * SMALL.kv_bytes
-    assert [need["weights"] for need in found["memory"]["edge"]] == ["8 bits", "bfloat16", "float32"]
+    assert [need["weights"] for need in found["memory"]["edge"]] == ["8 bits", "4 bits", "bfloat16", "float32"]
     assert found["disk"]["device"] == draft.stat().st_size
     assert found["disk"]["edge"] == sum(path.stat().st_size for path in target.iterdir())
     assert {finding["status"] for finding in found["findings"]} == {"ok"}

@@ -77,8 +77,8 @@ def _model(name: str) -> Any:
     return model
 
 
-def _verifier(folder: Path) -> BlocksVerifier:
-    file = FolderWeights(folder)
+def _verifier(folder: Path, *, bits: int = 8) -> BlocksVerifier:
+    file = FolderWeights(folder, bits=bits)
     words = Vocabulary.of([f"t{index}" for index in range(VOCABULARY)])
     info = TargetInfo(folder.name, words, file.geometry.context, file.geometry.end_tokens)
     return BlocksVerifier(Model(file, threads=1), info, budget_bytes=1 << 22)
