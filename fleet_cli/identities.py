@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives import hashes
 from pydantic import ValidationError
 
 from fleet_cli.errors import CommandError
-from fleet_cli.options import open_log, operator
+from fleet_cli.options import PASSPHRASE_VARIABLE, PassphraseFile, open_log, operator
 from fleet_cli.tables import Column, print_json, print_table
 from fleet_common.identity.authority import Authority, create_authority, issue, utc_now
 from fleet_common.identity.certificates import IdentityRole, load_request
@@ -24,13 +24,7 @@ from fleet_common.identity.index import CertificateStatus, Entry, certificate_st
 from fleet_common.validation import field_at, plain_sentence
 from schemas.errors import FleetError
 
-PASSPHRASE_VARIABLE: Final = "FLEET_CA_PASSPHRASE"  # noqa: S105 - its name
-
 CaFolder = Annotated[Path, typer.Option("--ca", envvar="FLEET_CA", help="The authority's folder.")]
-PassphraseFile = Annotated[
-    Path | None,
-    typer.Option(help=f"File with the passphrase of the authority's key; or {PASSPHRASE_VARIABLE}, or you are asked."),
-]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Host = Annotated[str | None, typer.Option(help="Address of the broker, to end sessions there.")]
 Port = Annotated[int | None, typer.Option(min=1, max=65_535, help="The broker's TLS port.")]

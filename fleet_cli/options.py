@@ -33,6 +33,13 @@ if TYPE_CHECKING:
 
 Command = Callable[..., None]
 
+PASSPHRASE_VARIABLE: Final = "FLEET_CA_PASSPHRASE"  # noqa: S105 - its name
+
+PassphraseFile = Annotated[
+    Path | None,
+    typer.Option(help=f"File with the passphrase of the authority's key; or {PASSPHRASE_VARIABLE}, or you are asked."),
+]
+
 _COMMON: Final = "Settings"
 _RARE: Final = "Settings that are rarely needed"
 

@@ -8,13 +8,13 @@ import typer
 
 from fleet_admin.reports import UPDATES
 from fleet_admin.settings import AdminSettings
-from fleet_cli.identities import PassphraseFile, given_passphrase
 from fleet_cli.options import (
     DEFAULT_DB,
     Acting,
     AsJson,
     Database,
     Devices,
+    PassphraseFile,
     Wide,
     actor_of,
     open_steering,
@@ -39,6 +39,7 @@ Keys = Annotated[Path, typer.Option(help="Folder of root.key and release.key, wh
 def create_command(folder: Repository, *, keys: Keys, passphrase_file: PassphraseFile = None) -> None:
     """Make the keys and an empty repository. With a passphrase, the keys are encrypted."""
     from fleet_admin.releases import create_repository
+    from fleet_cli.identities import given_passphrase
 
     root = create_repository(folder, keys, passphrase=given_passphrase(passphrase_file))
     typer.echo(f"{root} is what gateways trust: set it as device_update_root, and put {keys / 'root.key'} in a safe.")
@@ -58,6 +59,7 @@ def publish_command(
 ) -> None:
     """Sign a release with a model, a program or both; without either, renew the signatures."""
     from fleet_admin.releases import publish
+    from fleet_cli.identities import given_passphrase
 
     passphrase = given_passphrase(passphrase_file)
     number = publish(folder, keys, model=model, bundles=bundle or (), valid=timedelta(days=days), passphrase=passphrase)
