@@ -170,11 +170,11 @@ def this_kind() -> str:
 
 @pytest.fixture
 def site(tmp_path: Path) -> Iterator[Site]:
-    issued = of_server(tmp_path)
+    certificate, ca = of_server(tmp_path)
     tls = enrol(Authority.open(tmp_path / "ca", actor="tester"), "gw-1", tmp_path / "identities")
     repository, keys = tmp_path / "repository", tmp_path / "keys"
     create_repository(repository, keys)
-    with static_server(repository, certificate=issued.certificate, key=issued.key, ca=issued.ca) as server:
+    with static_server(repository, certificate=certificate, key=certificate, ca=ca) as server:
         yield Site(tmp_path, keys, server, tls)
 
 
