@@ -14,9 +14,9 @@ from benchmarks.capacity.serving import (
     CellTiming,
     Devices,
     Measured,
-    Prompt,
+    RawPrompt,
+    StepOutput,
     Together,
-    Written,
     said_along,
     serve,
     write_all,
@@ -102,7 +102,7 @@ def recorded(mode: Mode, length: int) -> list[RecordedText]:
     pair = ToyPair.standard()
     target = ScriptedVerifier(pair.target, pair.target.words, context=256, end_tokens=END_TOKENS)
     together = Together(target, ScriptedVerifier(pair.draft, pair.draft_words, context=256), length=length)
-    slots = write_all(together, [Prompt(PROMPT, policy(mode, seed), TOKENS) for seed in range(TEXTS)])
+    slots = write_all(together, [RawPrompt(PROMPT, policy(mode, seed), TOKENS) for seed in range(TEXTS)])
     return [RecordedText("", PROMPT, slot.prompt.policy, tuple(slot.text), tuple(said_along(slot))) for slot in slots]
 
 
@@ -168,20 +168,20 @@ class Steady:
         self._clock = clock
         self._left: dict[int, int] = {}
 
-    def begin(self, slot: int, prompt: Prompt) -> None:
+    def begin(self, slot: int, prompt: RawPrompt) -> None:
         assert slot not in self._left
         self._left[slot] = prompt.most
 
-    def step(self) -> Mapping[int, Written]:
+    def step(self) -> Mapping[int, StepOutput]:
         self._clock.now += 0.1
-        found = {slot: Written((7,), left == 1) for slot, left in self._left.items()}
+        found = {slot: StepOutput((7,), left == 1) for slot, left in self._left.items()}
         self._left = {slot: left - 1 for slot, left in self._left.items() if left > 1}
         return found
 
 
 def test_clients_ask_for_text_after_text_and_are_counted_from_when_all_have_had_a_token() -> None:
     clock = Clock()
-    text = Prompt((1,), GREEDY, 5)
+    text = RawPrompt((1,), GREEDY, 5)
     asked = [iter([Arrival(0.0, text)] * 99), iter([Arrival(2.0, text)] * 99)]
     clients, window = serve(Steady(clock), asked, CellTiming(3.0, 0.5, 60.0), clock=clock, sleep=clock.sleep)
     assert window.begin == pytest.approx(100.0 + 2.1 + 0.5, abs=0.11)
@@ -203,7 +203,7 @@ def test_raw_llama_cpp_writes_the_models_own_texts_in_all_slots_at_once(tmp_path
     )
     prompts = [(1, 2, 3), (4,), (5, 1) * 90]
     for slot, prompt in enumerate(prompts):
-        engine.begin(slot, Prompt(prompt, GREEDY, 8))
+        engine.begin(slot, RawPrompt(prompt, GREEDY, 8))
     texts: list[list[int]] = [[], [], []]
     going = {0, 1, 2}
     while going:
@@ -224,8 +224,8 @@ _TEXTS = 1000
 _ALARM = 1e-4
 
 
-def prompts(mode: Mode, number: int, most: int) -> list[Prompt]:
-    return [Prompt(PROMPT, policy(mode, seed), most) for seed in range(number)]
+def prompts(mode: Mode, number: int, most: int) -> list[RawPrompt]:
+    return [RawPrompt(PROMPT, policy(mode, seed), most) for seed in range(number)]
 
 
 def together(length: int) -> Together:
@@ -253,7 +253,7 @@ def test_long_prompts_are_computed_in_pieces_beside_texts_that_are_written() -> 
     engine = together(2)
     # The first request must not end before the other's prompt is computed, at 128 tokens per step.
     seed = next(seed for seed in range(100) if len(own_text(seed, 60)) > 10)
-    engine.begin(0, Prompt(PROMPT, policy(Mode.COUPLED, seed), 60))
-    engine.begin(1, Prompt(PROMPT * 301, policy(Mode.COUPLED, 1), 4))
+    engine.begin(0, RawPrompt(PROMPT, policy(Mode.COUPLED, seed), 60))
+    engine.begin(1, RawPrompt(PROMPT * 301, policy(Mode.COUPLED, 1), 4))
     found = [engine.step() for _ in range(4)]
     assert [sorted(each) for each in found] == [[0], [0], [0], [0, 1]]

@@ -18,8 +18,8 @@ from fleet_common.metrics import (
     Metric,
     MetricKind,
     MetricsError,
+    MetricsPages,
     MetricsSettings,
-    Pages,
     exposition,
     read_token,
 )
@@ -96,7 +96,7 @@ def serving(
     metrics: Callable[[], bytes] = one_metric, *, ready: Health = WELL, token: bytes | None = None, **given: float
 ) -> Iterator[int]:
     """Serve at a free port until the end, and stop twice."""
-    pages = Pages(metrics=metrics, alive=lambda: WELL, ready=lambda: ready)
+    pages = MetricsPages(metrics=metrics, alive=lambda: WELL, ready=lambda: ready)
     server = MetricsServer(ListenAddress("127.0.0.1", 0), pages, token=token, **given)
     server.start()
     try:
@@ -199,7 +199,7 @@ def test_an_exception_ends_one_request_alone(caplog: pytest.LogCaptureFixture) -
 
 def test_a_port_in_use_is_one_sentence() -> None:
     with serving() as port, pytest.raises(MetricsError, match=r"set `metrics\.listen` to another address or port"):
-        MetricsServer(ListenAddress("127.0.0.1", port), Pages(lambda: b"", lambda: WELL, lambda: WELL))
+        MetricsServer(ListenAddress("127.0.0.1", port), MetricsPages(lambda: b"", lambda: WELL, lambda: WELL))
 
 
 def test_the_server_ends_while_somebody_waits() -> None:

@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.exactness.cases import CASES, FAULTS, Case
+from benchmarks.exactness.cases import CASES, FAULTS, Variant
 from benchmarks.exactness.system import FLEET, prove
 from broker_config.broker import Broker
 from dssd.downlink import FormName
@@ -70,7 +70,7 @@ IN_SMALL = {
 }
 
 
-def cases(chosen: Iterable[Case]) -> list[Any]:
+def cases(chosen: Iterable[Variant]) -> list[Any]:
     return [
         pytest.param(case, id=case.name, marks=[] if case.name in IN_SMALL else [pytest.mark.exhaustive])
         for case in chosen
@@ -79,7 +79,7 @@ def cases(chosen: Iterable[Case]) -> list[Any]:
 
 
 @pytest.mark.parametrize("case", cases(CASES))
-def test_texts_follow_the_target(case: Case, start_mosquitto: StartBroker) -> None:
+def test_texts_follow_the_target(case: Variant, start_mosquitto: StartBroker) -> None:
     # With fresh seeds each of the three tests would raise a false alarm once in 10,000 runs.
     broker = start_mosquitto(Broker(fleet=FLEET))
     sessions = case.share(SESSIONS if case.name in IN_SMALL else EXHAUSTIVE_SESSIONS)
@@ -88,7 +88,7 @@ def test_texts_follow_the_target(case: Case, start_mosquitto: StartBroker) -> No
 
 
 @pytest.mark.parametrize("case", cases(case for case in FAULTS if case.form is not FormName.SAMPLES))
-def test_the_proof_catches_faults(case: Case, start_mosquitto: StartBroker) -> None:
+def test_the_proof_catches_faults(case: Variant, start_mosquitto: StartBroker) -> None:
     assert case.sabotage is not Sabotage.NONE
     broker = start_mosquitto(Broker(fleet=FLEET))
     subtle = case.suffix or (case.blocks and case.sabotage is not Sabotage.RACE_FROM_P)

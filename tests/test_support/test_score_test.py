@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from benchmarks.exactness.cases import LONG, Case
+from benchmarks.exactness.cases import LONG, Variant
 from benchmarks.exactness.power import MISTAKES, Simulation
 from dssd.distribution import Dist
 from dssd.downlink import FormName
@@ -16,14 +16,14 @@ from tests.support.score_test import LOG_P, ScoreTest, coupled, dependence, resi
 from tests.support.statistics import ALARM, p_value
 from tests.support.toy_pair import Languages
 
-STANDARD = Case(Mode.RESIDUAL, FormName.AUTO, 2)
-NEAR = Case(Mode.RESIDUAL, FormName.AUTO, 8, languages=Languages.NEAR, tokens=LONG)
+STANDARD = Variant(Mode.RESIDUAL, FormName.AUTO, 2)
+NEAR = Variant(Mode.RESIDUAL, FormName.AUTO, 8, languages=Languages.NEAR, tokens=LONG)
 P = {4: 0.4, 1: 0.3, 7: 0.2, 2: 0.1}
 Q = {1: 0.5, 4: 0.25, 2: 0.15, 9: 0.1}
 
 
 @pytest.mark.parametrize("case", [STANDARD, NEAR], ids=["standard", "near"])
-def test_p_values_without_a_mistake_are_uniform(case: Case) -> None:
+def test_p_values_without_a_mistake_are_uniform(case: Variant) -> None:
     """Kolmogorov-Smirnov over 200 repetitions; 2 assertions, each false once in 10,000 seeds."""
     simulation, random = Simulation(case), np.random.default_rng(3)
     found = [simulation.p_values(300, {}, random)[1] for _ in range(200)]
@@ -40,7 +40,7 @@ def test_p_values_without_a_mistake_are_uniform(case: Case) -> None:
     ids=["acceptance", "reported", "corrected"],
 )
 def test_a_mistake_of_some_percent_is_found_by_it_and_not_by_the_joint_distribution(
-    case: Case, sessions: int, mistake: str
+    case: Variant, sessions: int, mistake: str
 ) -> None:
     simulation, random = Simulation(case), np.random.default_rng(4)
     found = np.array([simulation.p_values(sessions, MISTAKES[mistake], random) for _ in range(20)]) < ALARM
