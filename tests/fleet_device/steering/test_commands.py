@@ -457,7 +457,7 @@ def test_a_release_that_was_just_installed_tests_itself(
 ) -> None:
     monkeypatch.setattr(commands, "_UPDATE_POLL_S", 0.01)
     if fails:
-        monkeypatch.setattr(commands, "generate_probe", _refuse)
+        monkeypatch.setattr(commands, "probe_request", _refuse)
     (tmp_path / "updates" / "inbox").mkdir(parents=True)
     shared, trial = UpdateFolder(tmp_path / "updates"), "0123456789abcdef"
     state = UpdateState(release=3, stage=UpdateStage.TESTING, trial=trial, at=NOW)
@@ -473,5 +473,5 @@ def test_a_release_that_was_just_installed_tests_itself(
         until(lambda: (said := it.monitor.reported()) is not None and said.update.stage is UpdateStage.DONE)
 
 
-def _refuse(*_: Any) -> GeneratedText:
+def _refuse(*_: Any) -> None:
     raise SessionFailed("The edge does not know this vocabulary.")
