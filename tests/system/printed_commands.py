@@ -317,7 +317,6 @@ set -euo pipefail
 mkdir -p /opt/fleet/current/venv/bin /etc/fleet /srv/backups /srv/fleet /var/lib/fleet/edge
 ln -s "$(command -v fleet)" /opt/fleet/current/venv/bin/fleet
 fleet broker init /root/site --fleet north --devices 1 --edge edge-1
-fleet broker issue dashboard --role monitor --ca /root/site/authority --out /root/site/identities
 for each in monitor dashboard; do cp /root/site/identities/$each.* .; done
 cp /root/site/authority/ca.pem .
 ln -s /root/site/authority /srv/fleet/ca
