@@ -39,6 +39,9 @@ _EXPLORED: Final = 3
 _EXPLORED_BEHIND: Final = 5
 """Steps of an exploration, which measures a neighbour of the best number again, once sessions have caught up."""
 
+_FEW: Final = 4
+"""Sessions that catch up however far behind they are; more of them do so only if they are near."""
+
 _VERIFIED: Final = 2.0
 """Tokens that a step is assumed to commit of a session whose device drafts."""
 
@@ -64,7 +67,7 @@ class _Load:
     """Steps of the present exploration."""
     side: int = 1
 
-    def choose(self, speeds: Mapping[int, float], behind: int) -> int:
+    def choose(self, speeds: Mapping[int, float], behind: int, *, few: bool) -> int:
         """Return the number with the most tokens per second, or one to be measured (again)."""
         if 0 not in self.seconds:
             return 0
@@ -74,9 +77,9 @@ class _Load:
             self.left -= 1
             return best
         # Where drafts do not pay, sessions have to catch up first each time.
-        affordable = best or self.explored or behind <= 2 * _CHUNK
-        self.explored += 1
-        if not affordable or self.explored > (_EXPLORED if best else _EXPLORED_BEHIND):
+        far = not best and behind > 2 * _CHUNK
+        self.explored += not (far and few)
+        if (far and not few) or self.explored > (_EXPLORED if best else _EXPLORED_BEHIND):
             self.pause = _PAUSE if best else min(2 * self.pause, _LONGEST_PAUSE)
             self.left, self.explored, self.side = self.pause, 0, -self.side
             return best
@@ -119,6 +122,7 @@ class DraftLengths:
                 for length in LENGTHS
             },
             behind,
+            few=len(rates) <= _FEW,
         )
 
     def add_step(self, sessions: int, length: int, seconds: float) -> None:

@@ -140,6 +140,17 @@ class TestLengths:
             assert lengths.choose([0.8] * 64, behind=6400) == 0
             lengths.add_step(64, 0, 1.0)
 
+    def test_a_session_with_a_long_prompt_catches_up(self) -> None:
+        lengths, behind, choices = DraftLengths(), 5000, list[int]()
+        for _ in range(400):
+            length = lengths.choose([0.8], behind=behind)
+            if length and behind > 256:
+                behind -= 256
+            else:
+                lengths.add_step(1, length, 1.0 + 0.01 * length)
+            choices.append(length)
+        assert min(choices[-20:]) >= LENGTHS[-2]
+
     def test_drafts_are_made_once_they_pay(self) -> None:
         lengths, choices = DraftLengths(), list[int]()
         for step in range(12_000):
