@@ -5,9 +5,7 @@ import os
 import shutil
 import socket
 import subprocess
-import uuid
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,7 @@ import pytest
 import yaml
 
 from tests.ansible.local_play import ROOT, play
-from tests.system.test_firewall import DEVICE, EDGE, KNOCK, SERVE, Cable, addresses, ip
+from tests.system.test_firewall import DEVICE, EDGE, KNOCK, SERVE, Cable, addresses, laid_cable
 
 pytestmark = pytest.mark.slow  # each starts Ansible
 
@@ -45,16 +43,7 @@ def rules(folder: Path, group: str, **given: Any) -> str:
 def cable() -> Iterator[Cable]:
     if os.geteuid() != 0 or not (shutil.which("nft") and shutil.which("ip")):
         pytest.skip("needs root, nft and ip")
-    with ExitStack() as stack:
-        made = Cable(f"host-{uuid.uuid4().hex[:8]}", stack)
-        for side in "bd":
-            try:
-                ip("netns", "add", f"{made.name}-{side}")
-            except subprocess.CalledProcessError as error:
-                pytest.skip(f"no network namespaces here: {error.stderr!r}")
-            stack.callback(ip, "netns", "delete", f"{made.name}-{side}")
-        ends = ["to-b", "netns", f"{made.name}-b", "type", "veth", "peer", "name", "to-d", "netns", f"{made.name}-d"]
-        ip("link", "add", *ends)
+    with laid_cable("host") as made:
         addresses(made, "b", [EDGE])
         addresses(made, "d", [DEVICE])
         yield made

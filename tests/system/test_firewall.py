@@ -10,7 +10,7 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import pytest
@@ -110,10 +110,11 @@ def addresses(cable: Cable, side: str, given: Sequence[str]) -> None:
         ip("-n", f"{cable.name}-{side}", "link", "set", link, "up")
 
 
-@pytest.fixture
-def cable() -> Iterator[Cable]:
+@contextmanager
+def laid_cable(name: str) -> Iterator[Cable]:
+    """Two network namespaces, `b` and `d`, with a cable between them; skips where there can be none."""
     with ExitStack() as stack:
-        made = Cable(f"fw-{uuid.uuid4().hex[:8]}", stack)
+        made = Cable(f"{name}-{uuid.uuid4().hex[:8]}", stack)
         for side in "bd":
             try:
                 ip("netns", "add", f"{made.name}-{side}")
@@ -122,6 +123,12 @@ def cable() -> Iterator[Cable]:
             stack.callback(ip, "netns", "delete", f"{made.name}-{side}")
         ends = ["to-b", "netns", f"{made.name}-b", "type", "veth", "peer", "name", "to-d", "netns", f"{made.name}-d"]
         ip("link", "add", *ends)
+        yield made
+
+
+@pytest.fixture
+def cable() -> Iterator[Cable]:
+    with laid_cable("fw") as made:
         addresses(made, "b", [BROKER])
         addresses(made, "d", [EDGE, DEVICE, OTHER])
         made.load(DESCRIPTION)
