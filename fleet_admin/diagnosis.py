@@ -407,7 +407,7 @@ class Diagnosis:
         if not self.sessions:
             return "No session with enough tokens has ended within 24 hours."
         period = "the last hour" if self.hours == 1 else f"the last {self.hours} hours"
-        found = "Main causes" if self.conclusions else "No cause stands out"
+        found = "Main causes" if self.conclusions else "No main cause"
         return f"{found}; sessions of {period}: {self.sessions:,}."
 
 

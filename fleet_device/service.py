@@ -266,8 +266,8 @@ class DeviceService:
         text = replace(text, generation=replace(text.generation, joules=joules(text.generation)))
         self.codec.remember(request.prompt, text.text, text.tokens)
         with self._counting:
-            told = self.tally.add(text.generation, temperature_c=self.heat.temperature_c)
-            self._publish(Topic.TELEMETRY, encode_json(told), qos=0)
+            telemetry = self.tally.add(text.generation, temperature_c=self.heat.temperature_c)
+            self._publish(Topic.TELEMETRY, encode_json(telemetry), qos=0)
             if self.clock() - self._tidied >= _TIDY_S:
                 self._tidy()
         return text
