@@ -1,7 +1,7 @@
 """Decoders of session and control messages: bytes to a message, the same from its own bytes, or `CodecError`."""
 
+import json
 import random
-import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -40,7 +40,7 @@ _CONTROL_MESSAGES: Final = (DeviceState, EdgeState, Telemetry, *_STEERING)
 CONTROL: Final[tuple[Pair, ...]] = tuple(
     (lambda payload, model=model: decode_json(model, payload), encode_json) for model in _CONTROL_MESSAGES
 )
-_GOLDEN: Final = Path(__file__).resolve().parents[2] / "schemas" / "golden" / "messages.toml"
+_GOLDEN: Final = Path(__file__).resolve().parents[3] / "docs" / "vectors" / "messages.json"
 
 
 class CodecTarget:
@@ -95,7 +95,7 @@ class CodecTarget:
 
 
 def golden() -> list[Mapping[str, Any]]:
-    messages: list[Mapping[str, Any]] = tomllib.loads(_GOLDEN.read_text(encoding="utf-8"))["message"]
+    messages: list[Mapping[str, Any]] = json.loads(_GOLDEN.read_text(encoding="utf-8"))["messages"]["cases"]
     return messages
 
 
