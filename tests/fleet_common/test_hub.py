@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
-from fleet_common.hub import hub_access, hub_name, is_cached, is_reachable
+from fleet_common.hub import hub_access, is_cached, is_reachable
 
 
 @pytest.fixture(autouse=True)
@@ -26,20 +26,6 @@ def listener() -> Iterator[socket.socket]:
 
 def place(server: socket.socket) -> str:
     return f"127.0.0.1:{server.getsockname()[1]}"
-
-
-def test_a_hub_that_takes_connections_is_reachable(monkeypatch: pytest.MonkeyPatch, listener: socket.socket) -> None:
-    monkeypatch.setattr(constants, "ENDPOINT", f"http://{place(listener)}")
-    assert is_reachable()
-    with hub_access() as reachable:
-        assert reachable
-        assert not constants.HF_HUB_OFFLINE
-
-
-def test_one_that_refuses_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:1")
-    assert not is_reachable()
-    assert hub_name() == "127.0.0.1"
 
 
 def test_one_that_does_not_answer_in_time_is_not() -> None:

@@ -18,14 +18,6 @@ def taken(queue: FairQueue[str, tuple[str, int]], number: int) -> Iterator[tuple
         yield entry
 
 
-def test_a_backlog_of_one_key_delays_another_by_one_entry() -> None:
-    queue = FairQueue[str, tuple[str, int]](bound=10_000)
-    for number in range(5_000):
-        queue.put("hostile", ("hostile", number))
-    queue.put("honest", ("honest", 0))
-    assert ("honest", 0) in list(taken(queue, 2))
-
-
 def test_keys_share_by_cost_and_not_by_entries() -> None:
     queue = FairQueue[str, tuple[str, int]](bound=10_000, quantum=10.0)
     for number in range(2_000):
@@ -35,12 +27,6 @@ def test_keys_share_by_cost_and_not_by_entries() -> None:
     for key, _ in taken(queue, 1_000):
         costs[key] += {"small": 1, "large": 25}[key]
     assert costs["large"] == pytest.approx(costs["small"], abs=35)
-
-
-def test_an_entry_of_many_quanta_comes_out_at_once_where_nothing_else_waits() -> None:
-    queue = FairQueue[str, tuple[str, int]](bound=10)
-    queue.put("a", ("a", 0), cost=1e12)
-    assert queue.take() == ("a", 0)
 
 
 def test_a_full_queue_takes_room_from_the_key_that_holds_most() -> None:
@@ -103,12 +89,6 @@ def test_it_is_a_queue_for_each_key_under_one_bound(steps: list[tuple[str, str, 
         assert len(queue) == sum(map(len, model.values()))
         assert all(queue.waiting(each) == len(model[each]) for each in model)
         assert sorted(queue) == sorted(entry for each in model.values() for entry in each)
-
-
-def test_a_burst_goes_through_and_then_the_rate() -> None:
-    bucket = TokenBucket(2.0, 10.0, now=0.0)
-    assert [bucket.take(1.0, 0.0) == 0.0 for _ in range(12)] == [True] * 10 + [False] * 2
-    assert [bucket.take(1.0, 1.0) == 0.0 for _ in range(3)] == [True, True, False]
 
 
 def test_it_says_when_it_is_worth_asking_again() -> None:

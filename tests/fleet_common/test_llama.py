@@ -42,11 +42,6 @@ def test_what_may_be_written_is_left_alone(tmp_path: Path) -> None:
         assert mapped[0] == 1
 
 
-def test_where_the_system_tells_nothing_nothing_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(llama, "_MAPS", tmp_path / "none")
-    assert give_back_mapped(tmp_path / "weights") == 0
-
-
 def test_a_turn_is_handed_on_in_the_order_in_which_it_was_asked_for() -> None:
     turns, order = FairLock(), list[int]()
 
@@ -66,33 +61,6 @@ def test_a_turn_is_handed_on_in_the_order_in_which_it_was_asked_for() -> None:
     for thread in threads:
         thread.join(10.0)
     assert order == [0, 1, 2] * 3
-
-
-def test_one_holds_it_at_a_time() -> None:
-    turns, inside, most = FairLock(), list[int](), list[int]()
-
-    def take(number: int) -> None:
-        for _ in range(200):
-            with turns:
-                inside.append(number)
-                most.append(len(inside))
-                inside.remove(number)
-
-    threads = [threading.Thread(target=take, args=(number,), daemon=True) for number in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(10.0)
-    assert max(most) == 1
-    assert len(most) == 800
-
-
-def test_an_error_gives_it_back() -> None:
-    turns = FairLock()
-    with pytest.raises(ZeroDivisionError), turns:
-        raise ZeroDivisionError
-    with turns:
-        pass
 
 
 PACKAGE = """
@@ -145,10 +113,6 @@ def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def test_a_package_with_kernels_for_many_processors_loads_those_for_this_one(library: Any) -> None:
     assert library(PACKAGE.replace("REGISTERED", "0").replace("FOUND", "1")).loaded == [b"/somewhere/lib"]
-
-
-def test_a_package_that_was_compiled_for_this_processor_loads_nothing(library: Any) -> None:
-    assert library(PACKAGE.replace("REGISTERED", "1").replace("FOUND", "1")).loaded == []
 
 
 @pytest.mark.parametrize(

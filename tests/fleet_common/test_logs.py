@@ -135,15 +135,6 @@ def test_a_flood_is_a_few_lines_and_one_that_tells_how_many_there_were() -> None
     assert log.lines[3:] == ["device 3 sends nonsense … 54,495 times more in the last minute, of this kind."]
 
 
-def test_what_is_rare_is_written_as_it_comes() -> None:
-    log = Log(at_most=3)
-    for number in range(30):
-        log.logger.warning("line %d", number)
-        log.time.advance(25.0)
-    assert log.lines == [f"line {number}" for number in range(30)]
-    assert not log.time.waiting
-
-
 def test_kinds_are_told_apart_by_logger_level_and_template() -> None:
     log = Log(at_most=1)
     for _ in range(2):
@@ -182,16 +173,6 @@ def test_what_was_held_back_is_told_although_nothing_more_is_logged_and_by_one_t
         "b … 2 times more in the last minute, of this kind.",
     ]
     assert not log.time.waiting
-
-
-def test_nothing_is_lost_at_the_end() -> None:
-    log = Log(at_most=1)
-    log.logger.warning("a")
-    log.logger.warning("a")
-    log.time.advance(7.0)
-    log.repetition.report(all_of_it=True)
-    log.repetition.report(all_of_it=True)
-    assert log.lines == ["a", "a … once more in the last 7 s, of this kind."]
 
 
 def test_what_somebody_asked_to_see_passes() -> None:
@@ -259,12 +240,6 @@ def test_an_event_is_one_line_of_json_whatever_it_says() -> None:
     EventStream(out).write(Event.TOKENS, number=2, text="first line\nsecond, è")
     assert out.getvalue().count("\n") == 1
     assert json.loads(out.getvalue()) == {"event": "tokens", "number": 2, "text": "first line\nsecond, è"}
-
-
-def test_without_a_stream_nothing_is_written() -> None:
-    events = EventStream(None)
-    events.write(Event.ONLINE)
-    assert not events
 
 
 def test_an_error_is_told_sentence_by_sentence_and_passed_on() -> None:

@@ -99,18 +99,6 @@ def test_an_unknown_setting_is_answered_with_those_that_are_like_it() -> None:
     assert "setting" in complaints(environment={"FLEET_TEST_BROKER__XYZ": "1"})[0]
 
 
-def test_a_variable_that_is_no_setting_of_ours_is_not_for_us() -> None:
-    environment = {"FLEET_TEST_SERVICE_HOST": "10.0.0.1", "FLEET_TEST_CONFIG": "x", "FLEET_OTHER_NAME": "x"}
-    assert load_settings(Example, config=None, flags={}, environment=environment) == Example()
-
-
-def test_a_section_may_stand_in_one_variable_with_others_before_it() -> None:
-    environment = {"FLEET_TEST_BROKER": '{"host": "a", "port": 5}', "FLEET_TEST_BROKER__HOST": "b"}
-    found = load_settings(Example, config=None, flags={}, environment=environment)
-    assert (found.broker.host, found.broker.port) == ("b", 5)
-    assert found.origin("broker.port") == "environment variable FLEET_TEST_BROKER"
-
-
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     for path in (tmp_path / "missing.toml", tmp_path):
         with pytest.raises(SettingsError, match="cannot be read"):
@@ -198,9 +186,3 @@ def test_certificates_make_an_encrypted_link() -> None:
 def test_half_a_tls_configuration_is_refused_and_does_not_end_in_a_plain_link(files: dict[str, str]) -> None:
     with pytest.raises(SettingsError, match="set it too"):
         load_settings(Example, config=None, flags={"broker": files})
-
-
-@pytest.mark.parametrize("wrong", [{"port": 0}, {"port": 65536}, {"host": ""}, {"keepalive_s": 1}], ids=repr)
-def test_invalid_broker_settings_are_refused(wrong: dict[str, object]) -> None:
-    with pytest.raises(SettingsError, match="broker"):
-        load_settings(Example, config=None, flags={"broker": wrong})

@@ -103,13 +103,6 @@ def test_nothing_of_a_request_but_its_key_is_taken_over(authority: Authority) ->
     assert same_key(signed.public_key(), key.public_key())
 
 
-@pytest.mark.parametrize("name", ["edge-1", "monitor", "broker", "north", "North", "desk"])
-def test_a_device_gets_no_name_that_gives_another_roles_rights(authority: Authority, name: str) -> None:
-    with pytest.raises(NameRefused):
-        sign(authority, name)
-    assert authority.entries() == ()
-
-
 def test_a_name_keeps_its_role_for_ever(authority: Authority) -> None:
     sign(authority, "south", EDGE)
     authority.revoke(["south"])
@@ -167,11 +160,6 @@ def test_a_renewal_may_bring_a_new_key(authority: Authority) -> None:
         authority.renew("sensor-1", request=request_for("sensor-2"), early=True)
 
 
-def test_a_broker_keeps_its_hosts_when_renewed(authority: Authority) -> None:
-    sign(authority, "broker", BROKER, ("localhost", "127.0.0.1"))
-    assert authority.renew("broker", early=True).hosts == ("localhost", "127.0.0.1")
-
-
 def test_who_was_revoked_is_not_renewed_and_its_key_never_signed_again(authority: Authority) -> None:
     key = new_key()
     request = x509.load_pem_x509_csr(make_request(key, "sensor-1"))
@@ -205,11 +193,6 @@ def test_the_canary_is_issued_revoked_and_the_kicker_is_not(authority: Authority
     assert end - clock.now <= timedelta(hours=1)
     assert authority.entries()[-1].name == "sensor-1"
     assert len(authority.entries()) == 1, "they are nobody's identities"
-
-
-def test_a_broker_is_revoked_without_a_takeover(authority: Authority) -> None:
-    sign(authority, "broker", BROKER, ("localhost",))
-    assert authority.revoke(["broker"]).kickers == {}
 
 
 def test_an_unknown_name_among_others_revokes_nobody(authority: Authority) -> None:
@@ -317,11 +300,6 @@ def test_a_damaged_authority_says_so_and_signs_nothing(authority: Authority, wha
     with pytest.raises(AuthorityError, match=sentence) as caught:
         sign(authority, "sensor-1")
     assert "\n" not in str(caught.value)
-
-
-def test_a_folder_without_an_authority(tmp_path: Path) -> None:
-    with pytest.raises(AuthorityError, match="make one with `fleet broker ca`"):
-        Authority.open(tmp_path, actor="tester")
 
 
 @pytest.mark.parametrize("days", [-2, 3651])

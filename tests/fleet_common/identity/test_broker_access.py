@@ -10,27 +10,10 @@ from fleet_common.identity.enforcement import BrokerAccess
 from fleet_common.identity.files import CutOffFailed
 
 
-def test_what_is_saved_is_read_again(tmp_path: Path) -> None:
-    access = BrokerAccess(host="mqtt.example.org", crl=tmp_path / "crl.pem", unit="mosquitto.service")
-    access.save(tmp_path / "broker.json")
-    assert BrokerAccess.load(tmp_path / "broker.json") == access
-    assert BrokerAccess.load(tmp_path / "absent.json") == BrokerAccess()
-
-
-def test_paths_hold_from_every_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert BrokerAccess(crl=Path("crl.pem")).crl == tmp_path / "crl.pem"
-
-
 @pytest.mark.parametrize("unit", ["--all", "a b", "", "a;b", "a/b"])
 def test_what_is_no_unit_is_refused(unit: str) -> None:
     with pytest.raises(ValidationError, match="unit"):
         BrokerAccess(unit=unit)
-
-
-def test_there_is_one_way_to_reload(tmp_path: Path) -> None:
-    with pytest.raises(ValidationError, match="not both"):
-        BrokerAccess(unit="mosquitto", pid_file=tmp_path / "pid")
 
 
 def test_a_damaged_file_says_what_to_do(tmp_path: Path) -> None:
@@ -76,19 +59,3 @@ def test_a_unit_that_cannot_be_reloaded(tmp_path: Path, monkeypatch: pytest.Monk
     systemctl(tmp_path, monkeypatch, "echo 'Unit not active.' >&2; echo more >&2; exit 5")
     with pytest.raises(CutOffFailed, match="systemctl reload mosquitto"):
         BrokerAccess(unit="mosquitto").reload()
-
-
-def test_no_systemctl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(CutOffFailed, match="--pid-file"):
-        BrokerAccess(unit="mosquitto").reload()
-
-
-def test_with_no_way_to_tell_nobody_is_told() -> None:
-    assert not BrokerAccess(host="localhost").reload()
-
-
-def test_the_list_is_put_where_the_broker_reads_it(tmp_path: Path) -> None:
-    BrokerAccess(crl=tmp_path / "crl.pem").install(b"list")
-    assert (tmp_path / "crl.pem").read_bytes() == b"list"
-    assert (tmp_path / "crl.pem").stat().st_mode & 0o777 == 0o644

@@ -7,7 +7,7 @@ from cryptography import x509
 from fleet_common.identity.authority import Authority, create_authority
 from fleet_common.identity.certificates import IdentityRole, load_key, load_request, same_key
 from fleet_common.identity.enrolment import Enrolment
-from fleet_common.identity.files import CertificateRefused, IdentityError, NameRefused, SigningRefused
+from fleet_common.identity.files import CertificateRefused, IdentityError, NameRefused
 from tests.fleet_common.identity.conftest import FrozenClock, request_for
 
 NAME = "sensor-1"
@@ -31,17 +31,6 @@ def test_a_device_is_enrolled_in_two_steps(enrolment: Enrolment, authority: Auth
     assert enrolment.certificate.read_text() == signed.read_text()
     assert stat.S_IMODE(enrolment.key.stat().st_mode) == 0o600
     assert stat.S_IMODE(enrolment.folder.stat().st_mode) == 0o700
-
-
-def test_asking_again_keeps_the_key(enrolment: Enrolment) -> None:
-    enrolment.ask()
-    before = enrolment.key.read_bytes()
-    enrolment.ask()
-    assert enrolment.key.read_bytes() == before
-
-
-def test_the_request_holds_no_private_key(enrolment: Enrolment) -> None:
-    assert b"PRIVATE" not in enrolment.ask().read_bytes()
 
 
 def test_a_renewal_needs_the_certificate_alone(enrolment: Enrolment, authority: Authority, tmp_path: Path) -> None:
@@ -111,25 +100,6 @@ def test_a_clock_that_is_off_is_named(
     clock.forward(hours=hours)
     with pytest.raises(CertificateRefused, match=sentence):
         enrolment.take(signed, authority.folder.certificate)
-
-
-def test_a_clock_that_is_a_little_behind_does_not_matter(
-    enrolment: Enrolment, authority: Authority, tmp_path: Path, clock: FrozenClock
-) -> None:
-    signed = answer(authority, enrolment.ask(), tmp_path / "signed.pem")
-    clock.forward(minutes=-55)
-    enrolment.take(signed, authority.folder.certificate)
-
-
-def test_the_first_time_the_authority_is_needed(enrolment: Enrolment, authority: Authority, tmp_path: Path) -> None:
-    signed = answer(authority, enrolment.ask(), tmp_path / "signed.pem")
-    with pytest.raises(CertificateRefused, match="give it with --ca"):
-        enrolment.take(signed)
-
-
-def test_a_certificate_before_the_request(enrolment: Enrolment, authority: Authority) -> None:
-    with pytest.raises(SigningRefused, match="without --certificate first"):
-        enrolment.take(authority.folder.certificate, authority.folder.certificate)
 
 
 @pytest.mark.parametrize(

@@ -64,13 +64,6 @@ def test_a_reader_never_sees_half_a_file(tmp_path: Path) -> None:
     assert seen <= contents
 
 
-def test_a_log_is_appended_to_and_secret(tmp_path: Path) -> None:
-    append_line(tmp_path / "log", "one")
-    append_line(tmp_path / "log", "two")
-    assert (tmp_path / "log").read_text() == "one\ntwo\n"
-    assert mode(tmp_path / "log") == 0o600
-
-
 def test_a_log_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / "log").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(IdentityError):
@@ -82,16 +75,6 @@ def test_a_file_that_is_too_large_is_not_read_whole(tmp_path: Path) -> None:
     (tmp_path / "huge").write_bytes(bytes(LARGEST_FILE + 1))
     with pytest.raises(IdentityError):
         read_bounded(tmp_path / "huge", "The key")
-
-
-def test_a_file_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(IdentityError, match="absent"):
-        read_bounded(tmp_path / "absent", "The key")
-
-
-def test_a_folder_is_its_owners_alone(tmp_path: Path) -> None:
-    make_folder(tmp_path / "a" / "b")
-    assert mode(tmp_path / "a" / "b") == 0o700
 
 
 def test_a_folder_in_which_others_write_is_refused(tmp_path: Path) -> None:

@@ -1,5 +1,4 @@
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,9 +7,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.x509.oid import NameOID
 
-from fleet_common.identity.certificates import check_request, load_request, make_request, new_key
-from fleet_common.identity.files import IdentityError, SigningRefused
-from schemas.errors import InvalidName
+from fleet_common.identity.certificates import check_request, make_request, new_key
+from fleet_common.identity.files import SigningRefused
 
 
 def named(*names: str) -> x509.CertificateSigningRequestBuilder:
@@ -54,21 +52,3 @@ def test_a_request_whose_key_was_exchanged_on_its_way_is_refused() -> None:
     forged = x509.load_der_x509_csr(honest.public_bytes(encoding).replace(mine, theirs))
     with pytest.raises(SigningRefused, match="changed on its way"):
         check_request(forged, name="sensor-1")
-
-
-@pytest.mark.parametrize("content", [b"", b"nonsense", b"\x00" * 100, b"-----BEGIN CERTIFICATE REQUEST-----\nAAAA\n"])
-def test_what_is_no_request_is_refused_in_a_sentence(tmp_path: Path, content: bytes) -> None:
-    path = tmp_path / "device.csr"
-    path.write_bytes(content)
-    with pytest.raises(SigningRefused, match="no signing request in PEM"):
-        load_request(path)
-
-
-def test_an_absent_request(tmp_path: Path) -> None:
-    with pytest.raises(IdentityError, match="cannot be read"):
-        load_request(tmp_path / "absent.csr")
-
-
-def test_a_request_for_what_is_no_name_is_not_even_made() -> None:
-    with pytest.raises(InvalidName):
-        make_request(new_key(), "a/b")

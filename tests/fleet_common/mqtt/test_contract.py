@@ -79,23 +79,6 @@ def settle(harness: Harness, link: Link, name: str, payload: bytes = b"barrier",
     harness.until(lambda: bool(answered))
 
 
-def test_a_subscription_made_before_start_is_in_force_after_it(harness: Harness, device: Link) -> None:
-    _, inbox = started(harness, EDGE, OPENS)
-    device.publish(topic(Topic.OPEN), b"hello")
-    harness.until(lambda: len(inbox) == 1)
-    assert inbox == [Message(topic(Topic.OPEN), b"hello")]
-
-
-def test_a_subscription_after_start_precedes_later_publishes(harness: Harness, device: Link) -> None:
-    inbox = Inbox()
-    device.subscribe(topic(Topic.VERDICT), inbox)
-    edge = harness.link(EDGE)
-    edge.start(timeout_s=START_S)
-    settle(harness, device, topic(Topic.CLOSE))
-    edge.publish(topic(Topic.VERDICT), b"verdict")
-    harness.until(lambda: inbox.payloads == [b"verdict"])
-
-
 def test_wildcard_subscriptions_get_what_matches_and_nothing_else(harness: Harness, device: Link) -> None:
     _, inbox = started(harness, EDGE, OPENS)
     other = harness.link("device-2")
@@ -412,12 +395,6 @@ def test_stop_is_idempotent_and_start_may_follow(harness: Harness, device: Link)
     edge.start(timeout_s=START_S)
     device.publish(topic(Topic.OPEN), b"again")
     harness.until(lambda: inbox.payloads == [b"again"])
-
-
-def test_a_link_that_never_started_can_be_stopped(harness: Harness) -> None:
-    edge = harness.link(EDGE)
-    edge.stop()
-    assert not edge.connected
 
 
 def test_stop_delivers_what_was_published_before_it(harness: Harness, device: Link) -> None:

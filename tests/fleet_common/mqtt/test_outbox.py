@@ -71,26 +71,8 @@ def test_expired_messages_are_not_taken_and_make_room() -> None:
     clock.seconds = 6.0
     assert take_all(outbox) == [b"2"]
     assert counters.expired == 2
-
-
-def test_expired_messages_give_their_bytes_back() -> None:
-    clock = Clock(0.0)
-    outbox, _ = make(max_bytes=250, clock=clock)
-    outbox.put(Outgoing("a", bytes(100), deadline=5.0))
-    outbox.put(Outgoing("a", bytes(100)))
-    clock.seconds = 5.0
-    outbox.put(Outgoing("a", bytes(100)))
-    with pytest.raises(NotConnected):
-        outbox.put(Outgoing("a", bytes(100)))
-    take_all(outbox)
-    outbox.put(Outgoing("a", bytes(200)))
-
-
-def test_the_expiry_sent_is_what_is_left() -> None:
-    message = Outgoing("a", b"", deadline=30.0)
-    assert message.expiry_s(0.0) == 30
-    assert message.expiry_s(29.5) == 1
-    assert Outgoing("a", b"").expiry_s(0.0) is None
+    outbox.connection_lost()
+    assert outbox._bytes == 0
 
 
 def test_qos_0_does_not_outlive_its_connection() -> None:

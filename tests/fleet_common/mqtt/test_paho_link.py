@@ -1,4 +1,3 @@
-import logging
 import random
 import socket
 import threading
@@ -390,19 +389,6 @@ def test_publish_does_not_wait_for_a_network_thread_that_is_held_up() -> None:
             release.set()
             thread.join()
         until(lambda: len(broker.publishes()) == count)
-
-
-def test_a_listener_that_fails_is_counted(caplog: pytest.LogCaptureFixture) -> None:
-    def fail(_: bool) -> None:
-        raise RuntimeError("listener")
-
-    with ScriptedBroker(connack()) as broker, caplog.at_level(logging.ERROR):
-        link = make(broker.port)
-        link.on_connection(fail)
-        link.start(timeout_s=START_S)
-        until(lambda: link.counters.handler_errors == 1)
-        assert link.connected
-        link.stop()
 
 
 def test_garbage_from_the_broker_ends_the_connection_and_not_the_link() -> None:

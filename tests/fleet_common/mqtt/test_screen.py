@@ -113,14 +113,6 @@ def test_a_refused_packet_is_not_kept_while_it_comes() -> None:
     assert screen.feed(OTHERS[0]) == OTHERS[0]
 
 
-def test_an_accepted_packet_is_handed_on_while_it_comes() -> None:
-    screen = Screen(max_packet_bytes=LIMIT, accepts=lambda *_: True)
-    raw = Publish(b"a", bytes(1000)).raw
-    assert [screen.feed(raw[at : at + 100]) for at in range(0, len(raw), 100)] == pieces_of(
-        raw, list(range(0, len(raw), 100))
-    )
-
-
 @pytest.mark.parametrize("qos", [2, 3])
 def test_a_message_of_another_qos_is_left_to_the_library(qos: int) -> None:
     screen = Screen(max_packet_bytes=LIMIT, accepts=lambda *_: False)
@@ -259,33 +251,6 @@ def read(sock: ScreenedSocket, size: int = 1) -> bytes:
         if not piece:
             return got
         got += piece
-
-
-@pytest.mark.parametrize("size", [1, 7, 100_000])
-def test_the_reader_gets_what_is_accepted(ends: tuple[socket.socket, ScreenedSocket], size: int) -> None:
-    far, sock = ends
-    good = Publish(GOOD, b"x" * 300).raw
-    with pytest.raises(BlockingIOError):
-        sock.recv(1)
-    far.sendall(good + Publish(BAD, identifier=1).raw + good)
-    sock.fill()
-    assert sock.ready
-    assert read(sock, size) == good * 2
-    assert not sock.ready
-    sock.flush()
-    assert far.recv(100) == puback_packet(1)
-
-
-def test_nothing_is_read_while_the_reader_has_something_left(ends: tuple[socket.socket, ScreenedSocket]) -> None:
-    far, sock = ends
-    first, second = Publish(GOOD, b"1").raw, Publish(GOOD, b"2").raw
-    far.sendall(first)
-    sock.fill()
-    far.sendall(second)
-    sock.fill()
-    assert read(sock) == first
-    sock.fill()
-    assert read(sock) == second
 
 
 def test_the_end_is_reported_behind_what_came_before(ends: tuple[socket.socket, ScreenedSocket]) -> None:
@@ -501,11 +466,3 @@ def test_paho_uses_only_the_socket_methods_that_we_have(monkeypatch: pytest.Monk
         sock = client.socket()
         assert isinstance(sock, ScreenedSocket)
         sock.close()
-
-
-def test_paho_writes_an_acknowledgement_as_one_packet_of_four_bytes() -> None:
-    client = make_client(LinkSettings(client_id="a"))
-    packets: list[bytes] = []
-    client._packet_queue = lambda _command, packet, *_: packets.append(bytes(packet))  # type: ignore[method-assign,assignment]
-    client._send_puback(7)
-    assert packets == [puback_packet(7)]

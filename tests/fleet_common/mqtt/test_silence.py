@@ -43,11 +43,3 @@ def test_a_process_that_was_stopped_first_asks(time: Clock) -> None:
     time.seconds += 40.0
     assert not silence.asks(6), "what has come meanwhile is seen first"
     assert not silence.given_up
-
-
-def test_without_a_keepalive_nobody_is_given_up(time: Clock) -> None:
-    silence = Silence(0.0, clock=time)
-    for _ in range(3):
-        time.seconds += 1000.0
-        assert not silence.asks(5)
-        assert not silence.given_up

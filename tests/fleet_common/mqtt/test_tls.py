@@ -1,4 +1,3 @@
-import contextlib
 import logging
 import select
 import shutil
@@ -80,12 +79,6 @@ def test_nothing_below_tls_1_2_and_no_weak_cipher(files: TlsSettings) -> None:
     assert ciphers
     assert all(name.startswith(("TLS_", "ECDHE-")) for name in ciphers)
     assert all("GCM" in name or "CHACHA20" in name for name in ciphers)
-
-
-@pytest.mark.parametrize("missing", ["ca", "certificate", "key"])
-def test_a_file_that_is_not_there_is_named(files: TlsSettings, tmp_path: Path, missing: str) -> None:
-    said = complaint(replace(files, **{missing: tmp_path / "absent.pem"}))
-    assert "absent.pem: No such file or directory; check the path" in said
 
 
 @pytest.mark.parametrize("which", ["ca", "certificate", "key"])
@@ -218,21 +211,6 @@ def test_tls_to_a_port_that_has_none(files: TlsSettings) -> None:
         assert "is it a TLS port" in str(refusal(broker.port, files, handshake_s=0.2, patience_s=0.5))
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the old versions, which is the point
-def test_tls_1_1_is_refused(files: TlsSettings, authority: Authority, tmp_path: Path) -> None:
-    context = serving(authority, tmp_path / "server", IdentityRole.BROKER, [HOST])
-    lax = ssl.create_default_context(cafile=str(files.ca))
-    for end in (context, lax):
-        end.set_ciphers("DEFAULT:@SECLEVEL=0")
-        end.minimum_version = end.maximum_version = ssl.TLSVersion.TLSv1_1
-    with Server(context) as server:
-        with socket.create_connection((HOST, server.port)) as sock, lax.wrap_socket(sock, server_hostname=HOST):
-            pass
-        until(lambda: server.versions == ["TLSv1.1"])
-        assert "it speaks no version of TLS that is still safe" in str(refusal(server.port, files))
-        assert server.versions == ["TLSv1.1"]
-
-
 def test_the_reason_is_read_after_a_hang_up(files: TlsSettings, authority: Authority, tmp_path: Path) -> None:
     # Under TLS 1.3 a client is through before the server has judged it; the write then fails, not the read.
     context = serving(authority, tmp_path / "server", IdentityRole.BROKER, [HOST])
@@ -270,11 +248,6 @@ def watched(files: TlsSettings) -> Credentials:
 
 def renew(authority: Authority, files: TlsSettings) -> None:
     write_atomically(certificate_of(files), authority.renew(NAME, early=True).pem.encode(), mode=0o644)
-
-
-def test_files_that_stay_are_no_renewal(watched: Credentials) -> None:
-    assert not watched.renewed()
-    assert watched.take() is watched.take()
 
 
 def test_a_replaced_certificate_is_a_renewal(watched: Credentials, authority: Authority, files: TlsSettings) -> None:
@@ -327,12 +300,6 @@ def test_a_renewal_that_the_broker_refuses_is_put_aside_for_a_while(authority: A
     watched.accepted()
     times.now += RETRY_S
     assert watched.renewed()
-
-
-def test_without_tls_there_is_nothing_to_watch() -> None:
-    credentials = Credentials(None, clock=Times())
-    assert credentials.take() is None
-    assert not credentials.renewed()
 
 
 @pytest.fixture
@@ -664,44 +631,3 @@ def test_a_screened_socket_over_tls_reads_all_and_acknowledges(connect: Connect)
     while sock.wants_write:
         sock.flush()
     assert peer.got == b"".join(puback_packet(identifier) for identifier in range(1, 9))
-
-
-def test_a_large_packet_goes_both_ways_over_a_real_connection(contexts: tuple[Path, ssl.SSLContext]) -> None:
-    """The other end is the standard library's, which reads nothing until all that the system holds is full."""
-    authority, serving = contexts
-    size = 3 << 20
-    packet = b"".join(b"%08d" % number for number in range(size // 8))
-    echoed = threading.Event()
-
-    def echo() -> None:
-        peer, _ = server.accept()
-        with serving.wrap_socket(peer, server_side=True) as far:
-            full.wait(10.0)
-            got = bytearray()
-            while len(got) < size:
-                got += far.recv(1 << 16)
-            far.sendall(got)
-            echoed.set()
-
-    full = threading.Event()
-    with socket.create_server((HOST, 0)) as server:
-        thread = threading.Thread(target=echo, daemon=True)
-        thread.start()
-        sock = socket.create_connection(server.getsockname())
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 14)
-        stream = TlsStream(sock, tls_context(TlsSettings(authority)), HOST)
-        stream.shake_hands(timeout_s=10.0)
-        sent, got = 0, b""
-        while len(got) < size:
-            if sent < size:
-                try:
-                    sent += stream.send(packet[sent:])
-                except ssl.SSLWantWriteError:
-                    full.set()
-            with contextlib.suppress(ssl.SSLWantReadError):
-                got += stream.recv(1 << 16)
-        assert full.is_set()
-        assert echoed.wait(10.0)
-        assert got == packet
-        stream.close()
-        thread.join()
