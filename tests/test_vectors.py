@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from dssd.sampling import Purpose
-from schemas import codec, control, fields
+from schemas import codec, control
 from schemas.asyncapi import MESSAGES
 from schemas.policy import Mode, SamplingPolicy
 from schemas.reasons import Action, EndReason, FaultCode, RefusalCode
@@ -100,19 +100,3 @@ def test_the_page_names_every_word_and_every_purpose() -> None:
         assert f"`{reason.value}`" in section("Close, up") + section("Closed, down")
     for purpose in Purpose:
         assert f"| {purpose.name.lower()} | {purpose.value} |" in FORMULAS
-
-
-def test_the_page_tells_the_bounds() -> None:
-    for bound in (
-        codec.MAX_OPEN_BYTES,
-        codec.MAX_REPLY_BYTES,
-        codec.MAX_DRAFT_BYTES,
-        control.MAX_CONTROL_BYTES,
-        fields.MAX_TOKENS,
-        fields.MAX_LABEL,
-        fields.MAX_SENTENCE,
-    ):
-        assert f"{bound:,}" in section("Encoding")
-    assert codec.MAX_VERDICT_BYTES == codec.MAX_OPEN_BYTES
-    assert codec.MAX_CLOSE_BYTES == codec.MAX_DRAFT_BYTES
-    assert f"at most {fields.MAX_DRAFT}" in section("Draft, up")

@@ -1,4 +1,3 @@
-import random
 import tracemalloc
 from collections.abc import Callable
 from itertools import product
@@ -88,13 +87,6 @@ def test_a_mutilated_message_raises_nothing_but_the_codecs_own_error(
     _decode_or_refuse(decode, bytes(payload))
 
 
-@each_decoder
-@given(payload=st.binary(max_size=80))
-@settings(max_examples=200, deadline=None)
-def test_random_bytes_raise_nothing_but_the_codecs_own_error(decode: Any, payload: bytes) -> None:
-    _decode_or_refuse(decode, payload)
-
-
 ANYTHING = st.recursive(
     st.none()
     | st.booleans()
@@ -159,25 +151,18 @@ def test_the_samples_that_are_spoilt_below_are_sound() -> None:
     )
 
 
-@pytest.mark.parametrize("field", [0, 1, 2, 3, 4, 8])
-@pytest.mark.parametrize("value", [True, 1.0, "1", b"1", -1, 1 << 33, [1], float("nan")], ids=repr)
-def test_an_integer_field_of_a_draft_takes_nothing_but_an_integer(field: int, value: object) -> None:
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *product([0, 1, 2, 3, 4, 8], [True, 1.0, "1", b"1", -1, 1 << 33, [1], float("nan")]),
+        *product([6], [[True], [1.0], ["1"], [65536], [-1], [5, 5], cbor2.CBORTag(85, b"\x00\x00\x80\x3f"), 5]),
+        *product([7], [0, 1, "yes", None]),
+    ],
+    ids=repr,
+)
+def test_a_field_of_a_draft_takes_nothing_of_another_type(field: int, value: object) -> None:
     with pytest.raises(MalformedMessage):
         decode_draft(cbor2.dumps([*DRAFT[:field], value, *DRAFT[field + 1 :]]))
-
-
-@pytest.mark.parametrize("more", [0, 1, "yes", None])
-def test_the_promise_of_a_draft_is_a_boolean(more: object) -> None:
-    with pytest.raises(MalformedMessage):
-        decode_draft(cbor2.dumps([*DRAFT[:7], more, DRAFT[8]]))
-
-
-@pytest.mark.parametrize(
-    "counts", [[True], [1.0], ["1"], [65536], [-1], [5, 5], cbor2.CBORTag(85, b"\x00\x00\x80\x3f"), 5], ids=repr
-)
-def test_absurd_counts_are_refused(counts: object) -> None:
-    with pytest.raises(MalformedMessage):
-        decode_draft(cbor2.dumps([*DRAFT[:6], counts, *DRAFT[7:]]))
 
 
 def test_a_draft_longer_than_any_edge_grants_is_refused() -> None:
@@ -185,10 +170,7 @@ def test_a_draft_longer_than_any_edge_grants_is_refused() -> None:
     assert decode_draft(encode_draft(longest)) == longest
     with pytest.raises(MalformedMessage):
         decode_draft(cbor2.dumps([0, 0, 0, 0, None, cbor2.CBORTag(69, b"\x00" * 2 * (MAX_DRAFT + 1)), None, False, 0]))
-
-
-def test_a_draft_that_also_asks_for_samples_is_refused() -> None:
-    with pytest.raises(MalformedMessage):
+    with pytest.raises(MalformedMessage):  # it asks for samples too
         decode_draft(cbor2.dumps([*DRAFT, 16]))
 
 
@@ -337,12 +319,13 @@ def open_fields(**other: object) -> dict[str, Any]:
     return {**cbor2.loads(encode_open(message)), **other}
 
 
-def test_a_sampling_setting_that_is_unknown_is_named_and_not_passed_over() -> None:
+@pytest.mark.parametrize(("name", "value"), [("min_p", 0.1), ("mode", "lookahead")])
+def test_what_is_unknown_of_a_policy_is_named_and_not_passed_over(name: str, value: object) -> None:
     """Without it, the output would follow another distribution than the requested one."""
     fields = open_fields()
     assert decode_open(cbor2.dumps(fields)).policy == SamplingPolicy(seed=1)
-    with pytest.raises(MalformedMessage, match=r"policy\.min_p"):
-        decode_open(cbor2.dumps(fields | {"policy": fields["policy"] | {"min_p": 0.1}}))
+    with pytest.raises(MalformedMessage, match=rf"policy\.{name}"):
+        decode_open(cbor2.dumps(fields | {"policy": fields["policy"] | {name: value}}))
 
 
 def test_of_a_hundred_thousand_wrong_tokens_one_is_told() -> None:
@@ -367,12 +350,6 @@ def test_what_a_sentence_quotes_begins_no_line_and_steers_no_terminal(decode: An
         decode(cbor2.dumps(fields("top\n2026 WARNING all is well\x1b[2J\u2028")))
     assert str(raised.value).isprintable()
     assert "WARNING" in str(raised.value)
-
-
-def test_a_mode_that_is_unknown_is_not_guessed() -> None:
-    fields = open_fields()
-    with pytest.raises(MalformedMessage, match=r"policy\.mode"):
-        decode_open(cbor2.dumps(fields | {"policy": fields["policy"] | {"mode": "lookahead"}}))
 
 
 def test_an_open_of_a_later_protocol_is_told_so_whatever_it_looks_like() -> None:
@@ -450,10 +427,3 @@ def test_a_draft_of_five_tokens_fits_into_a_packet_of_64_bytes() -> None:
     """At QoS 1, with a known topic alias and an expiry."""
     payload = encode_draft(worst_draft(residual=True))
     assert len(publish_packet("", payload, identifier=WORST, expiry_s=30, alias=1)) <= 64
-
-
-def test_large_ids_cost_their_bytes_and_no_more() -> None:
-    rng = random.Random(1)
-    small = Draft(handle=0, round=0, epoch=0, base=0, digest=0, tokens=tuple(rng.randrange(1 << 16) for _ in range(5)))
-    large = small.model_copy(update={"tokens": (1 << 16, *small.tokens[1:])})
-    assert len(encode_draft(large)) == len(encode_draft(small)) + 10
