@@ -32,6 +32,7 @@ class Cause(StrEnum):
     QUOTA = "quota"
     LINK = "link"
     SLOW_DRAFTING = "slow-drafting"
+    THROTTLED = "throttled"
     REJECTED_DRAFTS = "rejected-drafts"
 
 
@@ -96,6 +97,7 @@ class Facts:
         refused: Sessions that were refused, by code.
         busiest: At the edge.
         earlier_step_ms: Steps of the edge in the days before, with a similar number of sessions.
+        kv_usage: Of an edge, from 0 to 1.
     """
 
     name: str
@@ -105,6 +107,7 @@ class Facts:
     refused: Mapping[str, int] = field(default_factory=dict)
     busiest: Busiest | None = None
     earlier_step_ms: float | None = None
+    kv_usage: float | None = None
 
     def share(self, part: Part) -> float:
         return self.own.share(part)
@@ -132,16 +135,18 @@ class Facts:
     @property
     def recomputes(self) -> bool:
         """Whether what an edge has computed of a session is evicted for others."""
-        return False
+        return (self.kv_usage or 0.0) >= _FULL_KV
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceFacts(Facts):
-    """Facts about a device; `alike` are the others with its draft model."""
+    """Facts about a device; `alike` are the others with its draft model, what follows is its latest report."""
 
     alike: Sequence[TokenTime] = ()
     plan: str | None = None
     plan_reason: str | None = None
+    throttled: str | None = None
+    temperature_c: float | None = None
 
     def share(self, part: Part) -> float:
         return self.own.share(part) * (1.0 - self.lost if part in _OF_ROUNDS else 1.0)
@@ -161,14 +166,6 @@ class DeviceFacts(Facts):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EdgeFacts(Facts):
-    """Facts about an edge; `kv_usage` from 0 to 1."""
-
-    kv_usage: float | None = None
-
-    @property
-    def recomputes(self) -> bool:
-        return (self.kv_usage or 0.0) >= _FULL_KV
-
     def share(self, part: Part) -> float:
         return self.own.share(part) * (1.0 - self.taken if part in _OF_EDGE else 1.0)
 
@@ -300,8 +297,13 @@ def _link(facts: DeviceFacts) -> Conclusion | None:
 
 def _slow_drafting(facts: DeviceFacts) -> Conclusion | None:
     own, part = facts.own, facts.share(Part.DRAFTING)
+    if facts.throttled:
+        rests = facts.plan == "stream" and not facts.slow_steps
+        advice = "Cool the device, or supply it with more power; until then it drafts little or nothing."
+        return Conclusion(Cause.THROTTLED, facts.share(Part.STEPS) if rests else part, facts.throttled, advice)
     draft_ms, usual_ms = own.draft_ms or 0.0, _median(each.draft_ms for each in facts.alike)
-    sentence = f"A draft token takes {_ms(draft_ms)}"
+    heat = "" if facts.temperature_c is None else f" (processor: {facts.temperature_c:.0f} °C)"
+    sentence = f"A draft token takes {_ms(draft_ms)}{heat}"
     if facts.exceeds(attrgetter("draft_ms"), facts.alike):
         sentence = f"{sentence}, {_ms(usual_ms)} on other devices with this model."
         advice = "Look for heat, power limits and other programs on the device; compare its `threads`."
@@ -326,7 +328,7 @@ def _rejected(facts: DeviceFacts) -> Conclusion:
 
 
 def _edge_only(facts: DeviceFacts) -> Conclusion | None:
-    if facts.plan != "stream" or facts.slow_steps or not facts.exceeds(_part(Part.STEPS)):
+    if facts.throttled or facts.plan != "stream" or facts.slow_steps or not facts.exceeds(_part(Part.STEPS)):
         return None
     sentence = f"Each token waits for a step, since the edge decodes alone. {facts.plan_reason or ''}".rstrip()
     advice = "Leave `stream` on auto; a faster draft model, or one that is accepted more often, would pay."
@@ -376,7 +378,7 @@ def conclude_edge(facts: EdgeFacts) -> list[Conclusion]:
 
 
 def _ordered(found: Iterable[Conclusion | None]) -> list[Conclusion]:
-    causes = [each for each in found if each is not None and each.share >= _MATTERS]
+    causes = [each for each in found if each and (each.share >= _MATTERS or each.cause is Cause.THROTTLED)]
     return sorted(causes, key=attrgetter("share"), reverse=True)
 
 
@@ -436,6 +438,8 @@ def diagnose_device(log: SessionLog, device: str) -> Diagnosis:
         earlier_step_ms=_earlier_step_ms(log, edge, own, age),
         plan=view.plan,
         plan_reason=view.plan_reason,
+        throttled=view.throttled,
+        temperature_c=view.temperature_c,
     )
     return _diagnosis(facts, conclude_device(facts), hours)
 

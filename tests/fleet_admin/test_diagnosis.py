@@ -108,6 +108,8 @@ def streamed() -> SpentTime:
 
 SLOW_STEPS = longer(14_000.0, at_edge="compute_ms")
 BUSY = Busiest("gateway-9", 0.7, 5)
+SLOW_DRAFTING = longer(20_000.0, waiting=False, draft_ms=25_600.0)
+HOT = "The processor is throttled at 85 °C: the firmware limits its frequency."
 
 PLANTED_IN_DEVICES: dict[str, tuple[Cause, SpentTime, dict[str, Any]]] = {
     "the link": (Cause.LINK, longer(28_000.0), {}),
@@ -122,10 +124,17 @@ PLANTED_IN_DEVICES: dict[str, tuple[Cause, SpentTime, dict[str, Any]]] = {
     "steps slower than other devices'": (Cause.SLOW_STEPS, SLOW_STEPS, {}),
     "steps slower than earlier": (Cause.SLOW_STEPS, SLOW_STEPS, {"others": [], "earlier_step_ms": 40.0}),
     "steps that all find slow": (Cause.SLOW_STEPS, longer(40_000.0, at_edge="compute_ms"), {"others": []}),
-    "a throttled processor": (Cause.SLOW_DRAFTING, longer(20_000.0, waiting=False, draft_ms=25_600.0), {}),
+    "a slow processor": (Cause.SLOW_DRAFTING, SLOW_DRAFTING, {}),
+    "a throttled processor": (Cause.THROTTLED, SLOW_DRAFTING, {"throttled": HOT}),
+    "a throttled processor, whose draft model rests": (
+        Cause.THROTTLED,
+        streamed(),
+        {"plan": "stream", "plan_reason": HOT, "throttled": HOT},
+    ),
+    "throttled processors everywhere": (Cause.THROTTLED, SOUND, {"throttled": HOT}),
     "a draft model that is too large": (
         Cause.SLOW_DRAFTING,
-        longer(20_000.0, waiting=False, draft_ms=25_600.0),
+        SLOW_DRAFTING,
         {"others": [], "alike": []},
     ),
     "bad drafts": (Cause.REJECTED_DRAFTS, rejected(), {}),
@@ -174,6 +183,13 @@ def test_the_reason_of_edge_only_decoding_and_the_device_that_takes_most_are_nam
     assert reason in of_device(streamed(), plan="stream", plan_reason=reason)[0].sentence
     assert "gateway-9" in of_device(longer(20_000.0, at_edge="queue_ms"), busiest=BUSY)[0].sentence
     assert "gateway-9" in of_edge(SOUND, busiest=replace(BUSY, share=0.9))[0].sentence
+
+
+def test_a_throttled_device_is_named_though_other_parts_are_longer_and_so_is_the_heat_of_a_slow_one() -> None:
+    found = of_device(longer(28_000.0), throttled=HOT)
+    assert [each.cause for each in found] == [Cause.LINK, Cause.THROTTLED]
+    assert found[1].sentence == HOT
+    assert "83 °C" in of_device(SLOW_DRAFTING, temperature_c=83.2)[0].sentence
 
 
 def test_a_device_that_needs_less_time_than_others_has_no_long_part() -> None:
@@ -231,9 +247,16 @@ def any_times(draw: st.DrawFn) -> SpentTime:
     return SpentTime(DeviceCounters(**any_of(DeviceCounters)), Tally(**any_of(Tally) | {"sessions": 4, "resampled": 0}))
 
 
-@given(own=any_times(), other=any_times(), busiest=st.floats(0.0, 1.0), kv=st.floats(0.0, 1.0), rtt=st.none() | FIGURES)
+@given(
+    own=any_times(),
+    other=any_times(),
+    busiest=st.floats(0.0, 1.0),
+    kv=st.floats(0.0, 1.0),
+    rtt=st.none() | FIGURES,
+    hot=st.sampled_from([None, HOT]),
+)
 def test_shares_add_up_to_one_at_most_and_fall(
-    own: SpentTime, other: SpentTime, busiest: float, kv: float, rtt: float | None
+    own: SpentTime, other: SpentTime, busiest: float, kv: float, rtt: float | None, hot: str | None
 ) -> None:
     if (time := token_time(own, round_trip_ms=rtt)) is None:
         return
@@ -244,7 +267,7 @@ def test_shares_add_up_to_one_at_most_and_fall(
         "others": [each for each in [token_time(other)] if each],
         "busiest": Busiest("gateway-1", busiest, 3),
     }
-    device = conclude_device(DeviceFacts(name="gateway-1", edge="edge-1", plan="stream", **given_ones))
+    device = conclude_device(DeviceFacts(name="gateway-1", edge="edge-1", plan="stream", throttled=hot, **given_ones))
     edge = conclude_edge(EdgeFacts(name="edge-1", edge="edge-1", kv_usage=kv, **given_ones))
     for found in (device, edge):
         shares = [each.share for each in found]

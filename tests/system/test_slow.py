@@ -98,9 +98,23 @@ def test_a_slow_link(whole: Whole, fleet: Run) -> None:
 def test_a_device_that_drafts_slowly(whole: Whole, fleet: Run) -> None:
     with whole.edge():
         serve_sound_devices(whole)
-        with whole.device(drafter(token_s=0.03), "throttled", **WAITING) as device:
+        with whole.device(drafter(token_s=0.03), "slow", **WAITING) as device:
             generate(device)
-    assert first(fleet, whole, "device", "throttled") == "slow-drafting"
+    assert first(fleet, whole, "device", "slow") == "slow-drafting"
+
+
+def test_a_device_whose_processor_is_throttled(whole: Whole, fleet: Run, tmp_path: Path) -> None:
+    firmware = tmp_path / "devices/platform/soc/soc:firmware/get_throttled"
+    firmware.parent.mkdir(parents=True)
+    firmware.write_text("4")
+    with whole.edge():
+        serve_sound_devices(whole)
+        with whole.device(drafter(), "hot") as device:
+            device.heat.root = tmp_path
+            device.heat.read()
+            generate(device)
+    assert "throttled" in [each["cause"] for each in conclusions(fleet, whole, "device", "hot")]
+    assert conclusions(fleet, whole, "device", "sound-1") == []
 
 
 def test_drafts_that_are_rejected(whole: Whole, verifier: TimedVerifier, fleet: Run) -> None:
