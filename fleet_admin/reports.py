@@ -173,7 +173,7 @@ SESSION_FACTS: "Final[list[Column[SessionView]]]" = [
     Column("top-k", lambda row: row.top_k),
     Column("top-p", lambda row: row.top_p),
     Column("seed", lambda row: row.seed),
-    Column("most new tokens", lambda row: row.max_new_tokens, "count"),
+    Column("maximum new tokens", lambda row: row.max_new_tokens, "count"),
     Column("tokens at the end", lambda row: row.final_tokens, "count", meaning="Of the whole sequence."),
 ]
 """Columns of one session."""
@@ -203,8 +203,8 @@ def compared(session: "SessionView") -> list[tuple[str, str, str]]:
         ("grammar", edge.grammar_ms, None, "ms"),
         ("drafting", None, session.device_draft_ms, "ms"),
         ("waiting", None, session.device_wait_ms, "ms"),
-        ("of that for a quota", None, session.device_quota_wait_ms, "ms"),
-        ("of that network", None, session.network_ms, "ms"),
+        ("of which for a quota", None, session.device_quota_wait_ms, "ms"),
+        ("of which on the network", None, session.network_ms, "ms"),
         ("total", edge.duration_ms, session.device_wall_ms, "ms"),
     ]
     return [(name, shown(one, kind), shown(other, kind)) for name, one, other, kind in rows]
@@ -404,7 +404,7 @@ ALERT_GROUPS: "Final[list[Column[AlertGroup]]]" = [
 ALERTS: "Final[list[Column[AlertView]]]" = [
     Column("alert", lambda row: row.id, "id", key="id", rank=0),
     Column("state", alert_state, "state", rank=0),
-    Column("rule", lambda row: row.rule, rank=1),
+    Column("condition", lambda row: row.rule, key="rule", rank=1),
     Column("subject", lambda row: row.subject, key="subject", rank=1),
     Column("since", lambda row: row.since_at, "ago", rank=1),
     Column("last seen", lambda row: row.last_at, "ago", key="last", rank=2),
