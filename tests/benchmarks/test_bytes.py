@@ -7,8 +7,8 @@ import pytest
 
 from benchmarks import bytes as suite
 from benchmarks.__main__ import main
-from benchmarks.bytes import TCP_IP_HEAD, Traffic, goals
-from benchmarks.recordings import RecordedLaw, RecordedLaws, load, save
+from benchmarks.bytes import TCP_IP_HEAD, Traffic
+from benchmarks.recordings import RecordedLaw, RecordedLaws
 from benchmarks.systems import SYSTEMS
 from dssd.distribution import Dist, shape
 from schemas.policy import Mode
@@ -44,48 +44,11 @@ def test_a_recorded_law_is_served_as_it_was_recorded() -> None:
         assert served.probs[np.argsort(served.ids)] == pytest.approx(p.probs[order], rel=1e-5)
 
 
-def test_recordings_come_back_from_their_file(tmp_path: Path) -> None:
-    laws = some_laws().laws
-    prompts, dists = [law.prompt for law in laws], {"target": [law.target for law in laws]}
-    save(tmp_path / "laws.npz", {"prompts": prompts, "vocabulary": [[SIZE]]}, dists)
-    ints, after = load(tmp_path / "laws.npz")
-    assert [tuple(each) for each in ints["prompts"]] == prompts
-    assert ints["vocabulary"][0].tolist() == [SIZE]
-    for ours, theirs in zip(after["target"], dists["target"], strict=True):
-        for mine, other in zip(ours, theirs, strict=True):
-            assert mine.ids.tolist() == other.ids.tolist()
-            assert mine.probs.tolist() == other.probs.tolist()
-
-
 def test_long_packets_are_cut_into_segments_as_on_ethernet() -> None:
     short = Traffic(tokens=1, packets_up=60, packets_down=50, segments_up=3, segments_down=2)
     assert (short.wire_up, short.wire_down) == (60 + 3 * TCP_IP_HEAD, 50 + 2 * TCP_IP_HEAD)
     long = Traffic(tokens=1, packets_up=144_800, packets_down=50, segments_up=3, segments_down=2)
     assert (long.wire_up, long.wire_down) == (144_800 + 100 * TCP_IP_HEAD, 50 + 50 * TCP_IP_HEAD)
-
-
-def row(system: str, up: float, down: float, *, length: int = 4, draft: str = "Q4_0") -> dict[str, Any]:
-    size = {"uplink_bytes_per_token": up, "downlink_bytes_per_token": down}
-    return {"variant": system, "system": system, "draft": draft, "draft_length": length, "stops": False, **size}
-
-
-def test_goals_are_held_for_each_draft_model() -> None:
-    rows = [
-        row("dsd", 150_000.0, 20.0),
-        row("dssd-dense", 15.0, 70_000.0),
-        row("ours-residual", 15.0, 360.0),
-        row("ours-coupled", 8.0, 5.0),
-        row("ours-coupled", 7.0, 4.5, length=8),
-        row("ours-coupled", 9.0, 4.5, draft="Q2_K"),
-    ]
-    found = [(str(goal).partition(":")[0], round(goal.value, 1), goal.reached) for goal in goals(rows)]
-    assert found == [
-        ("Q4_0", 10_000.0, True),
-        ("Q4_0", 18_750.0, True),
-        ("Q4_0", 194.4, False),
-        ("Q4_0", 11.5, True),
-        ("Q2_K", 13.5, False),
-    ]
 
 
 @pytest.mark.broker

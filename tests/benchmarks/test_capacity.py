@@ -1,7 +1,6 @@
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +21,6 @@ from benchmarks.capacity.serving import (
     write_all,
 )
 from benchmarks.capacity.suite import THROUGH_BROKER, Row, in_process
-from benchmarks.exactness.cases import LENGTH, law
 from benchmarks.processes import Cores
 from broker_config.broker import Broker
 from broker_config.processes import MosquittoProcess
@@ -32,22 +30,8 @@ from fleet_edge.verifiers.scripted import ScriptedVerifier
 from schemas.policy import Mode, SamplingPolicy
 from tests.support.processes import toy_edge_process
 from tests.support.recorded_drafter import RecordedText
-from tests.support.statistics import p_value
 from tests.support.toy_pair import END_TOKENS, PROMPT, ToyPair, own_text, policy
 from tests.support.toy_transformer import ToyTransformer
-
-
-def pauses(client: int, how: Arrivals, number: int = 2000, seed: int = 0) -> list[float]:
-    asked = Arrival.of(client, "abc", how, pause_s=2.0, seed=seed)
-    return [arrival.pause_s for arrival in islice(asked, number)]
-
-
-def test_poisson_arrivals_are_exponentially_distributed() -> None:
-    found = np.array(pauses(0, Arrivals.POISSON))
-    # Of 2,000 with mean 2 the mean has a standard error of 0.045, the share above the mean one of 0.011: 4 of each.
-    assert abs(found.mean() - 2.0) < 0.18
-    assert abs((found > 2.0).mean() - np.exp(-1.0)) < 0.044
-
 
 POLICY = SamplingPolicy(mode=Mode.COUPLED, temperature=0.8, top_k=5, top_p=1.0, seed=3)
 
@@ -220,10 +204,6 @@ def greedy(toy: ToyTransformer, prompt: tuple[int, ...]) -> list[int]:
     return text
 
 
-_TEXTS = 1000
-_ALARM = 1e-4
-
-
 def prompts(mode: Mode, number: int, most: int) -> list[RawPrompt]:
     return [RawPrompt(PROMPT, policy(mode, seed), most) for seed in range(number)]
 
@@ -239,21 +219,3 @@ def test_many_texts_at_once_are_the_targets_own_in_coupled_mode(length: int) -> 
     asked = prompts(Mode.COUPLED, 20, 9)
     slots = write_all(together(length), asked)
     assert [slot.text for slot in slots] == [own_text(prompt.policy.seed, 9) for prompt in asked]
-
-
-def test_texts_in_residual_mode_follow_the_targets_law() -> None:
-    # Seeds are fixed; a right program would fail with a probability of 10^-4.
-    counts = np.zeros((6,) * LENGTH, dtype=np.int64)
-    for slot in write_all(together(2), prompts(Mode.RESIDUAL, _TEXTS, LENGTH)):
-        counts[tuple(slot.text + [slot.text[-1]] * (LENGTH - len(slot.text)))] += 1
-    assert p_value(counts.ravel(), law(Mode.RESIDUAL).ravel()) > _ALARM
-
-
-def test_long_prompts_are_computed_in_pieces_beside_texts_that_are_written() -> None:
-    engine = together(2)
-    # The first request must not end before the other's prompt is computed, at 128 tokens per step.
-    seed = next(seed for seed in range(100) if len(own_text(seed, 60)) > 10)
-    engine.begin(0, RawPrompt(PROMPT, policy(Mode.COUPLED, seed), 60))
-    engine.begin(1, RawPrompt(PROMPT * 301, policy(Mode.COUPLED, 1), 4))
-    found = [engine.step() for _ in range(4)]
-    assert [sorted(each) for each in found] == [[0], [0], [0], [0, 1]]

@@ -8,7 +8,6 @@ import pytest
 
 from benchmarks.__main__ import main
 from benchmarks.faults.fleet import Disk, EndedText, FaultTally, disagreements
-from benchmarks.faults.soak import ResidentMemory
 from benchmarks.faults.writer import verdict
 from schemas.policy import Mode, SamplingPolicy
 from tests.support.brokers import require_mosquitto
@@ -131,41 +130,7 @@ def test_a_full_disk_has_no_room_until_it_is_freed(user: str, tmp_path: Path, mo
     assert disk.how
 
 
-def test_many_samples_are_thinned_to_medians() -> None:
-    memory = ResidentMemory(
-        {"edge-1": [(1, float(second), 100.0 + (second % 3 == 0) * 50.0) for second in range(3000)]}
-    )
-    points = memory.points("edge-1", since=0.0)
-    assert 300 <= len(points) <= 400
-    assert {megabytes for _, megabytes in points} == {100.0}
-
-
-def test_a_process_that_has_ended_is_left_out() -> None:
-    memory = ResidentMemory()
-    memory.take("self", os.getpid(), 1.0)
-    process = subprocess.Popen([sys.executable, "-c", ""])
-    process.wait()
-    memory.take("gone", process.pid, 1.0)
-    assert list(memory.samples) == ["self"]
-    ((_, _, megabytes),) = memory.samples["self"]
-    assert 1.0 < megabytes < 10_000.0
-
-
 TEXT = {"event": "text", "session": "aa", "written": 3, "reason": "length", "mode": "coupled", "resumes": 2}
-
-
-def test_texts_tokens_and_what_is_wrong_are_counted() -> None:
-    tally = FaultTally()
-    tally.take("device-1", {"event": "tokens", "at": 1.0, "number": 3})
-    tally.take("device-1", {**TEXT, "wrong": None, "confirmed": True})
-    tally.take("device-2", {**TEXT, "session": "bb", "mode": "residual", "wrong": "altered", "confirmed": False})
-    tally.take("device-2", {"event": "failed", "sentence": "No edge.", "written": 0, "wrong": None})
-    tally.take("device-2", {"event": "failed", "sentence": "Too often.", "written": 9, "wrong": "torn"})
-    assert tally.texts["aa"] == EndedText("device-1", "length", 3)
-    assert (tally.tokens, tally.resumes, tally.unconfirmed) == (3, 4, 1)
-    assert tally.by_mode == {"coupled": 1, "residual": 1}
-    assert tally.wrong == {"altered": 1, "torn": 1}
-    assert (tally.refused, tally.broken_off, tally.failed) == (["No edge."], ["Too often."], {"device-2": 2})
 
 
 PROMPT = (5, 6)

@@ -1,16 +1,13 @@
 import json
 import os
-import shutil
 import signal
-import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from benchmarks import harness
-from benchmarks.harness import Bench, Report, at_least, at_most, run_suite, together
+from benchmarks.harness import Bench, Report, at_least, at_most, run_suite
 
 
 def suite(run: Any) -> Any:
@@ -47,36 +44,3 @@ def test_sigterm_ends_a_suite_with_its_clean_up() -> None:
     assert cleaned
     assert caught.value.code == 128 + signal.SIGTERM
     assert signal.getsignal(signal.SIGTERM) is before
-
-
-def test_calls_run_at_the_same_time_and_the_first_error_is_raised() -> None:
-    assert together([lambda n=n: n * n for n in range(4)]) == [0, 1, 4, 9]  # type: ignore[misc]
-    with pytest.raises(ZeroDivisionError):
-        together([lambda: 1, lambda: 1 // 0])
-
-
-def git(folder: Path, *arguments: str) -> None:
-    who = ["-c", "user.name=x", "-c", "user.email=x@example.org"]
-    subprocess.run(["git", *who, "-C", str(folder), *arguments], check=True, capture_output=True)
-
-
-def test_the_commit_says_whether_files_differ_from_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    if shutil.which("git") is None:
-        pytest.skip("git is not installed")
-    module = tmp_path / "module.py"
-    module.write_text("1\n")
-    for words in (
-        ["init", "-q"],
-        ["add", "module.py"],
-        ["commit", "-q", "-m", "first"],
-        ["tag", "-a", "v9", "-m", "x"],
-    ):
-        git(tmp_path, *words)
-    monkeypatch.setattr(harness, "__file__", str(module))
-    clean = harness.commit()
-    assert clean is not None
-    assert len(clean) == 12
-    module.write_text("2\n")
-    assert harness.commit() == f"{clean}-dirty"
-    monkeypatch.setenv("PATH", str(tmp_path / "empty"))
-    assert harness.commit() is None

@@ -1,6 +1,5 @@
 import json
 import random
-import sqlite3
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -13,22 +12,18 @@ import pytest
 from benchmarks.__main__ import main
 from benchmarks.hostile import attacks, client
 from benchmarks.hostile.attacks import ATTACKS, Attacker, wide_policy
-from benchmarks.hostile.client import PATIENCE_S, ClientCounters, KnownFleet, _code_of
+from benchmarks.hostile.client import PATIENCE_S, ClientCounters, KnownFleet
 from benchmarks.hostile.grammars import long_opens
 from benchmarks.hostile.messages import (
     DEFAULT_POLICY,
     HostileSessions,
 )
-from benchmarks.hostile.meters import kv_share, rows_beside
 from benchmarks.hostile.suite import AttackResult, wrong_with
-from fleet_common.metrics import exposition
 from fleet_common.mqtt.link import Message
-from fleet_edge.metrics import catalogue
 from fleet_edge.store.records import EventLogged
-from schemas.codec import decode_close, decode_draft, decode_open, encode_reply, encode_verdict
-from schemas.messages import Draft, Fault, Refused, Verdict
+from schemas.codec import decode_close, decode_draft, decode_open
+from schemas.messages import Draft
 from schemas.policy import SamplingPolicy
-from schemas.reasons import Action, FaultCode, RefusalCode
 from schemas.topics import Topic, build, parse
 from schemas.vocabulary import Vocabulary
 from tests.support.brokers import require_mosquitto
@@ -141,20 +136,6 @@ def test_in_a_control_the_edge_gets_nothing(attack: Callable[..., Attacker]) -> 
         assert all(topic.endswith((b"/up/draft/edge-sink", b"/config/reported")) for topic in topics), name
 
 
-@pytest.mark.parametrize("code", list(FaultCode))
-def test_the_code_of_a_fault_is_found_without_decoding(code: FaultCode) -> None:
-    fault = Fault(handle=1, round=2, code=code, action=Action.RESUME, sentence="The code is not here.")
-    assert _code_of(b"d/down/session", encode_reply(fault)) == code.value
-
-
-def test_the_code_of_a_refusal_is_found_and_a_verdict_is_known_by_its_topic() -> None:
-    refused = Refused(session=bytes(8), code=RefusalCode.BUSY, sentence="Later.")
-    assert _code_of(b"d/down/session", encode_reply(refused)) == "busy"
-    assert _code_of(b"d/down/verdict", encode_verdict(Verdict(handle=1, round=1, accepted=0))) == "verdict"
-    assert _code_of(b"d/down/session", b"code") == "other"
-    assert _code_of(b"d/down/session", b"") == "other"
-
-
 def good() -> AttackResult:
     return AttackResult(
         "opens", baseline=20.0, honest_control=0.95, honest_during=0.93, honest_after=1.0, fresh_device_s=0.2
@@ -195,30 +176,6 @@ def test_an_attack_on_a_real_broker_and_a_scripted_edge_is_measured(tmp_path: Pa
     assert not attack["edge_died"]
     assert not attack["broker_died"]
     assert {"honest_during", "honest_after", "edge_rss_mb", "rows", "fresh_device_s"} <= attack.keys()
-
-
-def test_rows_of_honest_work_are_left_out_and_those_of_nobody_are_not(tmp_path: Path) -> None:
-    database = tmp_path / "log.sqlite3"
-    with sqlite3.connect(database) as connection:
-        connection.executescript(
-            """
-            CREATE TABLE sessions (session TEXT PRIMARY KEY, device TEXT);
-            CREATE TABLE rounds (session TEXT, round INTEGER);
-            CREATE TABLE quarantines (device TEXT);
-            CREATE TABLE others (what TEXT);
-            INSERT INTO sessions VALUES ('1', 'honest'), ('2', 'hostile'), ('3', NULL);
-            INSERT INTO rounds VALUES ('1', 1), ('1', 2), ('2', 1), ('of no session', 1);
-            INSERT INTO quarantines VALUES ('hostile'), ('honest');
-            INSERT INTO others VALUES ('x');
-            """
-        )
-    # Sessions 2 and 3, their round and that of no session, one quarantine, and what concerns no device.
-    assert rows_beside(database, ["honest"]) == 6
-
-
-def test_keys_and_values_are_left_out_as_the_edges_metrics_have_them() -> None:
-    families = [catalogue.KV_USAGE.of(0.25), catalogue.KV_RETAINED.of(0.5), catalogue.RUNNING.of(3)]
-    assert kv_share(exposition(families).decode()) == 0.75
 
 
 NAME = "hostile-1"
@@ -264,16 +221,6 @@ def test_a_hostile_session_keeps_to_the_protocol_up_to_its_end(policy: SamplingP
     assert not list(hostile.group)
     assert any(draft.fix is not None for draft in hostile.drafts), "or nothing was ever rejected"
     assert not hostile.fleet.sink.of(EventLogged), "or it was answered with a fault"
-
-
-def test_one_that_asks_for_samples_stops_at_its_first_rejection() -> None:
-    hostile = Hostile(wide_policy(), number=1, drafts=False)
-    hostile.group.fill()
-    hostile.fleet.settle()
-    (session,) = hostile.group
-    assert session.rejected
-    asked = session.more_samples(64)
-    assert (asked.tried, asked.base, asked.epoch) == (64, session.committed, session.epoch)
 
 
 class LinkedClient(SilentClient):

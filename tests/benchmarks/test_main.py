@@ -1,6 +1,5 @@
 import importlib.util
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -32,15 +31,6 @@ def test_the_list_needs_no_package() -> None:
     command[-1] += "; runpy.run_module('benchmarks', run_name='__main__')"
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert all(name in done.stdout and summary in done.stdout for name, (_, summary) in SUITES.items())
-
-
-@pytest.mark.parametrize(("arguments", "sets_up"), [([], False), (["ARGS="], False), (["ARGS=bytes"], True)])
-def test_make_sets_up_only_what_it_runs(arguments: list[str], *, sets_up: bool) -> None:
-    environment = {key: value for key, value in os.environ.items() if key != "ARGS"}
-    command = ["make", "--dry-run", "bench", *arguments]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
-    assert ("scripts/setup" in done.stdout) is sets_up
-    assert "-m benchmarks" in done.stdout
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,12 +5,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.remote import Job, Oracle, check_greedy, check_sampled, time_steps
+from benchmarks.remote import Job, Oracle, check_greedy, check_sampled
 from dssd.distribution import shape
-from fleet_edge.verifiers.contract import VerifierError
 from fleet_edge.verifiers.scripted import ScriptedVerifier
 from schemas.policy import Mode, SamplingPolicy
-from tests.support.inference_server import Fault, InferenceServer
+from tests.support.inference_server import InferenceServer
 from tests.support.markov import MarkovScript
 
 SIZE, TOP, END = 12, 10, 0
@@ -85,15 +84,6 @@ def test_the_oracle_says_what_the_server_computes_and_writes(oracle: Oracle) -> 
     assert oracle.greedy(PROMPT, 6) == tuple(text[2:])
 
 
-def test_a_server_that_cannot_be_asked_is_told_of() -> None:
-    with server("vllm") as one:
-        asked = Oracle(one.url, "vllm", headers={}, vocabulary=SIZE)
-        one.fault = Fault(status=500)
-        with pytest.raises(VerifierError, match="/v1/completions"):
-            asked.row(PROMPT, TOP)
-        asked.close()
-
-
 @pytest.mark.parametrize("mode", list(Mode))
 def test_sampled_texts_are_held_against_the_servers_law(oracle: Oracle, mode: Mode) -> None:
     def check(draw: Draw) -> Any:
@@ -117,14 +107,3 @@ def test_greedy_texts_are_held_against_the_servers_own(oracle: Oracle) -> None:
     wrong = check(second_best)
     assert (wrong.passed, wrong.equal, len(wrong.gaps)) == (False, 0, 3)
     assert min(wrong.gaps) > 0.0
-
-
-def test_steps_are_timed_for_every_engine_and_size() -> None:
-    verifiers: Any = {
-        name: ScriptedVerifier(SCRIPT, SCRIPT.words, context=64, budget_tokens=400) for name in ("one", "other")
-    }
-    found = time_steps(verifiers, sequences=[1, 3], tokens=[1, 5], context=20, repeats=2)
-    sizes = [(step["engine"], step["sequences"], step["tokens"]) for step in found]
-    assert sizes == [(name, n, t) for n in (1, 3) for t in (1, 5) for name in ("one", "other")]
-    assert all(0 < step["best_ms"] <= step["ms"] for step in found)
-    assert all(verifier.capacity() == 400 for verifier in verifiers.values())

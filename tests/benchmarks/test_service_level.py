@@ -33,12 +33,6 @@ def test_one_wait_in_a_hundred_may_be_long() -> None:
     assert Client([text]).at_level(WINDOW, LEVEL)
 
 
-def test_a_client_that_got_nothing_is_not_at_the_level() -> None:
-    assert not Client([TimedRequest(5.0)]).at_level(WINDOW, LEVEL)
-    assert not Client().at_level(WINDOW, LEVEL)
-    assert not Client([TimedRequest(5.0, [(12.0, 1)])]).at_level(WINDOW, LEVEL)
-
-
 def test_a_client_that_starves_towards_the_end_is_slower_for_it() -> None:
     text = steady(10.0, 12.0, 0.1)
     assert Client([TimedRequest(text.asked_at, text.pieces, text.pieces[-1][0])]).at_level(WINDOW, LEVEL)
@@ -51,13 +45,3 @@ def test_only_the_window_counts_and_texts_may_begin_and_end_in_it() -> None:
     client = Client([steady(8.0, 12.0, 0.1, ended=True), steady(15.0, 30.0, 0.1)])
     assert client.tokens(WINDOW) == 20 + 50
     assert client.pace(WINDOW) == pytest.approx((20 + 49) / (1.9 + 5.0))
-
-
-def test_the_wait_for_a_first_token_lasts_until_somebody_looks() -> None:
-    assert TimedRequest(5.0).first_s(20.0) == 15.0
-    assert TimedRequest(5.0, [(6.5, 1)]).first_s(20.0) == 1.5
-
-
-def test_a_client_comes_back_from_json_as_it_was() -> None:
-    client = Client([steady(9.0, 10.0, 0.1, ended=True), TimedRequest(11.0)])
-    assert Client.from_json(client.json()) == client

@@ -1,5 +1,4 @@
 import json
-import socket
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -68,30 +67,6 @@ def test_the_figures_are_those_of_the_reports(
     assert not serving._failures([row | {"system": "llama-server"}])
 
 
-@pytest.mark.parametrize("name", ["guidellm", "aiperf"])
-@pytest.mark.parametrize("script", ["exit 1", "exit 0", "echo '{}' > REPORT"])
-def test_a_measurement_that_cannot_be_made_costs_only_its_own_line(
-    bench: Any, tmp_path: Path, name: str, script: str
-) -> None:
-    report = tmp_path / "reports" / f"{name}-llama-server-4.json"
-    row = load(bench, tmp_path, name, f"#!/bin/sh\n{script.replace('REPORT', str(report))}\n", "llama-server")
-    ours = {"load": name, "system": "4 devices", "clients": 4, "tokens_per_s": 30.0}
-    assert serving._failures([row, ours]) == [row["error"]]
-    assert serving._compared([row, ours], "4 devices") == []
-
-
-def test_a_row_is_compared_with_the_rival_under_the_same_load() -> None:
-    rates = {"llama-server": 10.0, "1 device": 30.0, "4 devices": 20.0}
-    rows: list[dict[str, Any]] = [
-        {"load": load, "clients": 4, "system": system, "tokens_per_s": factor * rate}
-        for load, factor in (("guidellm", 1.0), ("aiperf", 0.5))
-        for system, rate in rates.items()
-    ]
-    goals = serving._compared(rows, "4 devices")
-    assert [row["ratio"] for row in rows] == [1.0, 3.0, 2.0] * 2
-    assert [(goal.value, goal.reached) for goal in goals] == [(3.0, True)] * 2
-
-
 @pytest.mark.parametrize(("tested", "accepted", "alike"), [(20, 15, True), (20, 14, False), (0, 0, False)])
 def test_the_acceptance_of_a_load_generator_must_be_the_session_logs(
     *, tested: int, accepted: int, alike: bool
@@ -99,16 +74,3 @@ def test_the_acceptance_of_a_load_generator_must_be_the_session_logs(
     logged = view(Tally, tested=tested, accepted=accepted)
     counted = {"tested": 20, "accepted": 15} if tested else {"tested": 0, "accepted": 0}
     assert (serving._unlike(counted, logged) == "") is alike
-
-
-def test_connections_go_to_the_devices_in_turn() -> None:
-    listeners = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
-    urls = [f"http://127.0.0.1:{listener.getsockname()[1]}/v1" for listener in listeners]
-    with serving._Turns(urls) as relay:
-        clients = [socket.create_connection(("127.0.0.1", relay.port)) for _ in range(4)]
-        for listener in listeners:
-            listener.settimeout(5.0)
-            for accepted in (listener.accept()[0], listener.accept()[0]):
-                accepted.close()
-        for each in (*clients, *listeners):
-            each.close()

@@ -1,5 +1,4 @@
 import json
-import logging
 import shlex
 import signal
 import sys
@@ -11,7 +10,7 @@ import pytest
 from fleet_cli import device as device_module
 from fleet_cli.device import _print, at_first, read_grammar
 from fleet_cli.errors import CommandError
-from fleet_cli.main import _Formatter, main
+from fleet_cli.main import main
 from fleet_cli.options import on_interrupt
 from fleet_common.logs import Event
 from fleet_common.settings import load_settings
@@ -118,12 +117,6 @@ def test_a_terminal_gets_no_control_characters_and_a_program_the_text_as_it_is(
     assert (said.out, said.err) == (shown, "Waiting: The edge says \ufffd]0;x\ufffd.\n")
 
 
-def test_a_log_line_is_one_record_s_and_cannot_steer_the_terminal() -> None:
-    record = logging.LogRecord("fleet", logging.WARNING, "f.py", 1, "An edge says %s", ("\x1b[2J\nERROR forged",), None)
-    shown = _Formatter("%(levelname)s %(message)s").format(record)
-    assert shown == "WARNING An edge says \ufffd[2J\n    ERROR forged"
-
-
 def test_an_error_cannot_steer_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def fail(*_: object) -> None:
         raise FleetError("An edge says \x1b[2Jthis.")
@@ -185,8 +178,3 @@ def test_a_file_that_cannot_be_used_is_told_in_one_sentence(tmp_path: Path, cont
         schema.write_bytes(content)
     with pytest.raises(CommandError, match=says):
         read_grammar(json_schema=schema, regex=None, lark=None)
-
-
-def test_two_grammars_go_not_together(tmp_path: Path) -> None:
-    with pytest.raises(CommandError, match="--regex"):
-        read_grammar(json_schema=None, regex="a", lark=tmp_path / "x")

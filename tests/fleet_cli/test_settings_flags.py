@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 from fleet_cli.device import app as device_app
 from fleet_cli.edge import app as edge_app
 from fleet_cli.options import with_settings
-from fleet_common.settings import Settings, SettingsError, fields_of
+from fleet_common.settings import Settings, fields_of
 from fleet_device.settings import DeviceSettings
 from fleet_edge.settings import EdgeSettings
 
@@ -48,16 +48,6 @@ def test_options_become_settings_and_the_commands_own_stay_its_own(run, tmp_path
     assert (settings.broker.host, settings.broker.port) == ("here", 1884)
 
 
-def test_what_is_not_given_is_left_to_the_settings(run) -> None:
-    assert run("hello")[1] == DeviceSettings()
-
-
-def test_a_setting_that_cannot_work_is_told_before_the_command_runs(run) -> None:
-    with pytest.raises(SettingsError, match="port"):
-        run("hello", "--port", "-1")
-    assert taken == []
-
-
 def test_a_command_has_no_option_that_it_did_not_ask_for() -> None:
     with pytest.raises(KeyError):
         with_settings(DeviceSettings, only=["nonsense"])
@@ -82,21 +72,3 @@ def test_every_setting_but_a_secret_has_a_flag(app: typer.Typer, command: str, m
     wanted = {field.flag for field in fields_of(model)} - {None}
     assert wanted <= found
     assert not {"--password", "--api-token", "--token"} & found
-
-
-def test_all_flags_that_cannot_work_are_told_at_once(run) -> None:
-    with pytest.raises(SettingsError) as caught:
-        run("hello", "--port", "many", "--top-k", "-1", "--fleet", "a/b")
-    assert [line.partition(")")[0] for line in str(caught.value).splitlines()] == [
-        "The setting 'fleet' = 'a/b' (flag --fleet",
-        "The setting 'broker.port' = 'many' (flag --port",
-        "The setting 'top_k' = '-1' (flag --top-k",
-    ]
-
-
-def test_the_help_says_meaning_and_default() -> None:
-    app = typer.Typer()
-    app.command()(command)
-    shown = " ".join(CliRunner().invoke(app, ["--help"], env={"COLUMNS": "200", "TERM": "dumb"}).output.split())
-    assert "Folder of the models that are named as NAME:QUANTIZATION. (default models)" in shown
-    assert "Number of most likely tokens to keep; 0 keeps all. (default 50 tokens)" in shown

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fleet_admin.columns import ABSENT, Column, Kind, shown
-from fleet_cli.tables import print_table, table_lines
+from fleet_cli.tables import table_lines
 
 TEXTS = ("text", "sentence", "state", "id", "number")
 NUMBERS: list[Kind] = [kind for kind in get_args(Kind) if kind not in TEXTS]
@@ -116,11 +116,6 @@ def test_an_id_is_as_long_as_tells_the_rows_apart() -> None:
     one, other = "a" * 16, "a" * 9 + "b" * 7
     assert table_lines([column], [one, other], width=80)[2:] == [one[:10], other[:10]]
     assert table_lines([column], [one, other], width=None)[2:] == [one, other]
-
-
-def test_a_table_without_rows_is_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
-    print_table("Devices: 0", [Column("device", str)], [], empty="No device has been seen.")
-    assert capsys.readouterr().out == "No device has been seen.\n"
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@ import re
 
 import pytest
 
-from fleet_admin.dashboard.acts import ACTS
 from fleet_admin.dashboard.services import Services
 from tests.fleet_admin.dashboard.conftest import BASE, Browser
 
@@ -49,12 +48,6 @@ def test_an_act_on_ticked_devices(operator: Browser, services: Services) -> None
     assert quarantined(services) == ["gateway-3"]
 
 
-def test_the_state_of_a_device_that_is_shut_out_is_shown(operator: Browser, services: Services) -> None:
-    act(operator, services, act="quarantine", devices="gateway-1")
-    assert "state quarantined" in operator.get("/devices/gateway-1").text
-    assert "1 of 5" in operator.get("/devices?f_state=quarantined").text
-
-
 def test_a_viewer_is_neither_shown_nor_allowed_to_act(viewer: Browser, services: Services) -> None:
     page = viewer.get("/devices").text
     assert "/devices/act" not in page
@@ -86,11 +79,6 @@ def test_what_cannot_be_done_is_said(operator: Browser, fields: dict[str, str | 
     assert said in answer.text
 
 
-def test_a_duration_that_is_none_is_told_for_each_device(operator: Browser, services: Services) -> None:
-    assert "state failed" in act(operator, services, act="quarantine", argument="soon", devices="gateway-1")
-    assert quarantined(services) == []
-
-
 def test_labels_and_retirement_need_no_broker_and_are_in_the_audit_log(operator: Browser, services: Services) -> None:
     assert "Labels: hall_a." in act(operator, services, act="label", argument="hall_a", devices="gateway-1,gateway-2")
     act(operator, services, act="unlabel", argument="hall_a", devices="gateway-2")
@@ -106,28 +94,12 @@ def test_labels_and_retirement_need_no_broker_and_are_in_the_audit_log(operator:
     ]
 
 
-def test_without_steering_only_what_needs_no_broker_is_offered(operator: Browser) -> None:
-    for path in ("/devices", "/devices/gateway-1"):
-        page = operator.get(path).text
-        offered = set(re.findall(r'<option value="([a-z-]+)"', page)) & {act.key for act in ACTS}
-        assert offered == {"label", "unlabel", "quarantine", "unquarantine", "retire", "restore"}
-        assert "--steer" in page
-
-
 @pytest.mark.usefixtures("steering")
 def test_a_device_is_shown_with_its_settings(operator: Browser) -> None:
     page = operator.get("/devices/gateway-1").text
     assert "state in-force" in page
     assert "Requested by ada" in page
     assert "--steer" not in page
-
-
-@pytest.mark.usefixtures("steering")
-def test_updates_are_shown_with_their_failures(operator: Browser) -> None:
-    for path in ("/devices", "/devices/gateway-1"):
-        page = operator.get(path).text
-        assert "It was rolled back." in page
-        assert "state failed" in page
 
 
 def test_what_needs_the_broker_says_that_there_is_none(operator: Browser) -> None:

@@ -20,14 +20,6 @@ def states(url: str) -> dict[str, str]:
     return {each.subject: f"by {each.acknowledged_by}" if each.open else "cleared" for each in found}
 
 
-def test_open_alerts_are_shown_with_what_is_wrong(viewer: Browser) -> None:
-    page = viewer.get("/alerts").text
-    assert "The edge edge-2 is offline." in page
-    assert "<img src=x" not in page
-    assert "edge-offline" in page
-    assert "evaluated" not in page
-
-
 def test_alerts_of_a_condition_are_one_row_and_chosen_together(operator: Browser, services: Services, url: str) -> None:
     with services.alerts.connection() as connection:
         names = [f"gateway-{number}" for number in range(250)]
@@ -85,8 +77,3 @@ def test_what_is_no_alert_is_told(operator: Browser, url: str, chosen: str) -> N
     answer = operator.post("/alerts/clear", of="/alerts", alert=chosen)
     assert re.search(r"class=\"said\"[^>]*>0 cleared", operator.get(answer.headers["location"]).text)
     assert states(url) == {"evil": "by None", "edge-2": "by None"}
-
-
-def test_without_a_choice_nothing_is_done(operator: Browser) -> None:
-    answer = operator.post("/alerts/clear", of="/alerts")
-    assert "Select some alerts first." in operator.get(answer.headers["location"]).text

@@ -58,23 +58,10 @@ def test_answers_match_the_document(client: TestClient, bearer: Callable[..., di
     jsonschema.validate(answer.json(), {**said, "components": document["components"]})
 
 
-def test_settings_are_read_from_the_broker(client: TestClient, bearer: Callable[..., dict[str, str]]) -> None:
-    answer = client.get(f"{PREFIX}/devices/gateway-1/settings", headers=bearer(AccountRole.VIEWER))
-    assert answer.status_code == 409
-    assert "--steer" in answer.json()["error"]["sentence"]
-
-
 @pytest.mark.usefixtures("steering")
 def test_settings_are_those_that_the_broker_retains(client: TestClient, bearer: Callable[..., dict[str, str]]) -> None:
     found = client.get(f"{PREFIX}/devices/gateway-1/settings", headers=bearer(AccountRole.VIEWER)).json()
     assert (found["state"], found["wanted"], found["values"]) == ("in force", {"top_k": 7}, {"top_k": 7, "ahead": True})
-
-
-def test_derived_rates_are_documented(client: TestClient, bearer: Callable[..., dict[str, str]]) -> None:
-    headers = bearer(AccountRole.VIEWER)
-    assert client.get(f"{PREFIX}/usage", headers=headers).json()[0]["counted"]["acceptance"] > 0
-    document = client.get(f"{PREFIX}/openapi.json", headers=headers).json()
-    assert "acceptance" in document["components"]["schemas"]["Tally"]["required"]
 
 
 @pytest.mark.parametrize("endpoint", WRITTEN, ids=lambda each: f"{each.method} {each.path}")

@@ -144,47 +144,6 @@ def test_each_label_of_a_chart_can_be_read(log_in_tab: Callable[..., Tab], serve
     assert tab.complaints == []
 
 
-@pytest.mark.slow
-@pytest.mark.xdist_group("chromium")
-def test_labels_are_round_figures_and_times(log_in_tab: Callable[..., Tab], served: str) -> None:
-    tab = log_in_tab()
-    tab.goto(f"{served}/audit")
-    tab.evaluate(_RECORD)
-    day = floor(Grain.DAY, END)
-    for data, texts in (
-        (chart(timeline(Grain.DAY, 30), {day: 200_000.0}), {"0", "100k", "200k", "300k", "2026-02-12"}),
-        (chart(timeline(Grain.DAY, 30), {day: 0.98}, kind="percent"), {"0", "50", "100", "2026-02-26"}),
-        (chart(timeline(Grain.HOUR, 24), {day: 0.02}), {"0.00", "0.01", "0.03", "18:00", "00:00", "2026-03-05"}),
-        (chart(timeline(Grain.MONTH, 13), {floor(Grain.MONTH, END): 3e9}), {"0", "4,000M", "2025-05"}),
-    ):
-        found = {each["text"] for each in tab.evaluate(f"rendered({json.dumps(data)}, 600)")["labels"]}
-        assert texts <= found, found
-
-
-@pytest.mark.slow
-@pytest.mark.xdist_group("chromium")
-@pytest.mark.parametrize(
-    ("value", "options", "legend"),
-    [
-        (12_345.6, {"unit": "ms"}, "12.3k ms"),
-        (1_234.5, {"unit": "ms"}, "1,230 ms"),
-        (0.98765, {"kind": "percent"}, "98.8 %"),
-        (12_345.6, {"unit": "B/s", "kind": "bytes"}, "12.3 kB/s"),
-        (2.34567, {"unit": "per step"}, "2.35 per step"),
-        (7.0, {}, "7"),
-    ],
-)
-def test_a_legend_has_three_digits_and_a_unit(
-    log_in_tab: Callable[..., Tab], served: str, value: float, options: dict[str, Any], legend: str
-) -> None:
-    tab = log_in_tab()
-    tab.goto(f"{served}/audit")
-    tab.evaluate(_RECORD)
-    data = chart(timeline(Grain.DAY, 30), {floor(Grain.DAY, END): value}, **options)
-    tab.evaluate(f"rendered({json.dumps(data)}, 600)")
-    assert tab.evaluate("document.querySelector('.u-series:last-child .u-value').textContent") == legend
-
-
 def test_idle_times_are_zero_for_sums_and_gaps_for_means() -> None:
     line = timeline(Grain.HOUR, 4)
     rows: dict[datetime | None, float | None] = {line.begin: 1.0, line.begin + timedelta(hours=3): 2.0}

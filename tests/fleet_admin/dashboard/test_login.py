@@ -35,10 +35,6 @@ def test_without_a_login_nothing_can_be_sent(stranger: Browser) -> None:
             assert answer.status_code == 401, page.path
 
 
-def test_health_is_told_to_anybody_and_tells_nothing(stranger: Browser) -> None:
-    assert stranger.get("/healthz").json() == {"status": "ok"}
-
-
 @pytest.mark.parametrize("path", SHOWN)
 def test_a_viewer_sees_every_page(viewer: Browser, path: str) -> None:
     assert viewer.get(path).status_code == 200

@@ -96,13 +96,3 @@ def test_thousands_of_open_alerts_are_all_counted(admin: Run, url: str, monkeypa
 )
 def test_what_is_wrong_is_a_sentence(admin: Run, arguments: tuple[str, ...], sentence: str) -> None:
     assert sentence in refused(admin("alerts", *arguments))
-
-
-def test_a_threshold_that_cannot_be_is_named_with_its_line(admin: Run, tmp_path: Path) -> None:
-    config = tmp_path / "alerts.toml"
-    config.write_text('hold_s = -1\nwebhook = "http://hooks.example/"\n')
-    code, _, complaint = admin("alerts", "--watch", "--config", config)
-    lines = complaint.splitlines()
-    assert (code, len(lines)) == (2, 2)
-    assert "'hold_s' = -1" in lines[0]
-    assert "must begin with https://" in lines[1]

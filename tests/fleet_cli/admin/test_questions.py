@@ -186,20 +186,6 @@ def test_a_narrow_terminal_cuts_no_number(admin: Run, command: str, monkeypatch:
     assert all(len(line) <= 60 for line in tables_alone), narrow
 
 
-@pytest.mark.parametrize("sort", ["sessions", "tokens", "acceptance", "round-trip", "draft-time", "certificate"])
-def test_the_column_that_devices_are_sorted_by_is_shown(admin: Run, sort: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tables, "terminal_width", lambda: 60)
-    output = _said(admin, f"devices --sort {sort}")
-    assert sort.partition("-")[0] in output
-
-
-def test_a_ranking_by_speed_leaves_out_devices_with_few_tokens(admin: Run) -> None:
-    found = [each["device"] for each in json.loads(_said(admin, "usage --by device --sort tokens --since 30d --json"))]
-    assert found == ["gateway-8", "gateway-7"]
-    assert json.loads(_said(admin, "usage --by device --sort speed --since 30d --json")) == []
-    assert "100 tokens" in _said(admin, "usage --by device --sort speed --since 30d")
-
-
 def test_of_two_periods_equal_parts_are_compared() -> None:
     wednesday = datetime(2026, 11, 25, 12, tzinfo=UTC)
     last, this = (read_period(name, now=wednesday) for name in ("last-week", "this-week"))
@@ -209,14 +195,6 @@ def test_of_two_periods_equal_parts_are_compared() -> None:
         assert other == this
     over = [read_period(name, now=wednesday) for name in ("2026-09", "2026-10")]
     assert list(equal_parts(*over)) == over, "both are whole"
-
-
-def test_devices_are_limited_and_the_title_says_of_how_many(admin: Run) -> None:
-    output = _said(admin, "devices --limit 1")
-    assert ("gateway-7" in output, "gateway-8" in output) == (True, False)
-    assert "1 of 3" in output
-    assert len(json.loads(_said(admin, "devices --limit 1 --json"))) == 1
-    assert len(json.loads(_said(admin, "devices --json"))) == 3
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from broker_config.broker import Broker, BrokerError, BrokerFilesError, Tls
+from broker_config.broker import Broker, BrokerFilesError, Tls
 from broker_config.checks.check import check_certificates, check_directory
 from broker_config.checks.trial import TrialAuthority
 from broker_config.files import Profile, render_files, write_files
@@ -78,12 +78,6 @@ def test_the_command_prints_lines_or_json_and_fails_with_1(production: Path) -> 
     assert re.search(r"^FAILED  modes  .*chmod o-rwx", done.output, flags=re.MULTILINE)
     checks = json.loads(CliRunner().invoke(app, ["check", "--json", str(production)]).output)["checks"]
     assert {"name": "modes", "status": "failed"}.items() <= checks[0].items()
-
-
-def test_a_folder_without_the_files_is_one_sentence(production: Path) -> None:
-    (production / "access.acl").unlink()
-    with pytest.raises(BrokerError, match=r"access\.acl"):
-        check_directory(production)
 
 
 @pytest.fixture

@@ -10,9 +10,7 @@ from fleet_common.metrics import ListenAddress
 from fleet_common.metrics_server import MetricsServer
 from fleet_common.mqtt.link import Message
 from fleet_common.mqtt.paho_link import PahoLink
-from fleet_edge.metrics.catalogue import CATALOGUE
 from tests.support.brokers import StartBroker
-from tests.support.command import Run, refused
 from tests.support.memory_broker import MemoryBroker
 from tests.support.memory_link import MemoryLink
 from tests.support.waiting import until
@@ -45,18 +43,6 @@ def test_numbers_are_taken_and_all_else_is_passed_over(figures: BrokerFigures) -
     assert found == {"dssd_broker_up": 1.0, "dssd_broker_clients_connected": 12.0, "dssd_broker_uptime_seconds": 3600.0}
 
 
-def test_a_broker_that_is_away_has_no_figures(figures: BrokerFigures) -> None:
-    figures.take(Message("$SYS/broker/clients/connected", b"12"))
-    figures.link.stop()
-    assert told(figures) == {"dssd_broker_up": 0.0}
-    assert not figures.ready().well
-
-
-def test_no_name_is_an_edges_too() -> None:
-    names = [each.name for each in (*BROKER_CATALOGUE, *CATALOGUE)]
-    assert len(set(names)) == len(names)
-
-
 @pytest.mark.broker
 def test_a_real_broker_tells_all_of_them(start_mosquitto: StartBroker) -> None:
     mosquitto = start_mosquitto(Broker(sys_interval_s=1))
@@ -78,7 +64,3 @@ def test_a_real_broker_tells_all_of_them(start_mosquitto: StartBroker) -> None:
     read = {sample.name: sample.value for family in text_string_to_metric_families(text) for sample in family.samples}
     assert read["dssd_broker_clients_connected"] >= 1
     assert read["dssd_broker_up"] == 1
-
-
-def test_half_of_tls_is_one_sentence(fleet: Run) -> None:
-    assert "--ca" in refused(fleet("broker", "metrics", "--certificate", "monitor.pem"))

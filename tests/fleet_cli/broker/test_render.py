@@ -21,25 +21,6 @@ def test_production_is_rendered_for_where_it_will_lie(tmp_path: Path) -> None:
     assert (description.edges, description.monitors) == (("edge-7",), ("desk",))
 
 
-def test_a_loopback_broker_lies_where_it_was_written(tmp_path: Path) -> None:
-    render("--out", str(tmp_path), "--profile", "loopback", "--mosquitto", "2.0")
-    conf = (tmp_path / "mosquitto.conf").read_text()
-    assert f"acl_file {tmp_path}/access.acl\n" in conf
-    assert "listener 1883 127.0.0.1\n" in conf
-
-
-def test_flags_go_before_the_description(tmp_path: Path) -> None:
-    config = tmp_path / "mine.toml"
-    config.write_text('fleet = "plant"\nport = 9883\n[head_office]\nhost = "office.example"\nsite = "north"\n')
-    out = tmp_path / "out"
-    render("--out", str(out), "--config", str(config), "--profile", "bridge", "--fleet", "other", "--mosquitto", "2.0")
-    conf = (out / "mosquitto.conf").read_text()
-    assert "listener 9883\n" in conf
-    assert "topic dssd/v1/other/+/state out 1\n" in conf
-    assert "address office.example:8883\n" in conf
-    assert (out / "head-office-access.acl").read_text().count("topic write dssd/v1/other/") == 5
-
-
 def test_a_malformed_name_is_one_sentence_and_writes_nothing(tmp_path: Path) -> None:
     with pytest.raises(BrokerFilesError, match="_edge"):
         render("--out", str(tmp_path / "out"), "--edge", "_edge")

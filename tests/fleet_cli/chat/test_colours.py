@@ -28,25 +28,11 @@ def test_tokens_are_coloured_by_their_origin_and_the_colour_ends_with_the_piece(
     assert painted == "\x1b[32ma b \x1b[0m\x1b[4;31mc \x1b[0m\x1b[36md\x1b[0m"
 
 
-def test_every_origin_has_a_colour_and_only_what_the_edge_writes_shares_one() -> None:
-    painter = Painter(colours=True)
-    colours = {origin: painter.paint(piece((origin, "x"))) for origin in TokenOrigin}
-    assert len(set(colours.values())) == len(TokenOrigin) - 1
-    assert colours[TokenOrigin.BONUS] == colours[TokenOrigin.STREAMED]
-    assert all(painted.removesuffix("x\x1b[0m") in painter.legend() for painted in colours.values())
-
-
 @pytest.mark.parametrize("colours", [True, False])
 def test_what_a_text_says_cannot_steer_the_terminal(colours: bool) -> None:
     hostile = "a\x1b[2J\x1b]0;title\x07b\x9bc\u202ed"
     painted = Painter(colours=colours).paint(piece((TokenOrigin.DRAFTED, hostile)))
     assert COLOUR.sub("", painted) == "a\ufffd[2J\ufffd]0;title\ufffdb\ufffdc\ufffdd"
-
-
-def test_without_colours_and_of_what_was_held_back_there_is_the_text_alone() -> None:
-    assert Painter(colours=False).paint(piece((TokenOrigin.DRAFTED, "a"), (TokenOrigin.BONUS, "b"))) == "ab"
-    assert Painter(colours=False).legend() == ""
-    assert Painter(colours=True).paint(Piece("rest", 0)) == "rest"
 
 
 class Screen(io.StringIO):

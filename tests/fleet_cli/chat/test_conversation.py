@@ -101,15 +101,6 @@ def test_commands_set_the_system_s_message_forget_and_end(talk: Talk, talkers: l
     assert "[There is no system's message.]" in script.notes
 
 
-def test_help_lists_the_commands_and_an_unknown_one_is_told(talk: Talk) -> None:
-    script = talk("/help", "/nope \x1b[2J", "/ne\x1b[2J")
-    for command in ("/stats", "/reset", "/system", "/help", "/quit", "Ctrl-C"):
-        assert any(note.startswith(command) for note in script.notes)
-    assert script.notes[-2:] == [
-        "[There is no command /nope; /help lists them.]", "[There is no command /ne\ufffd[2J; /help lists them.]"
-    ]  # fmt: skip
-
-
 def test_figures_count_tokens_by_their_origin(talk: Talk) -> None:
     script = talk("/stats", "t1", "t1", "/stats")
     assert script.notes == [

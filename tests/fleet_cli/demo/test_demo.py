@@ -38,13 +38,6 @@ def test_a_quantization_is_the_demos_own_model_and_a_file_itself(models: Path) -
     assert demo_target(models) == str(models / "smollm2-135m" / "target-Q8_0.gguf")
 
 
-def test_a_model_is_fetched_before_devices_ask_for_it(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    located: list[str] = []
-    monkeypatch.setattr("fleet_cli.demo.locate_model", lambda model, **_: located.append(model))
-    assert draft_model("owner/name:*.gguf", models) == "owner/name:*.gguf"
-    assert located == ["owner/name:*.gguf"]
-
-
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -172,8 +165,3 @@ def test_a_request_that_fails_says_why(served: tuple[int, Replies], during: bool
     replies["hello"] = (200, f"{chunk('One', 1)}data: {body}\n\n") if during else (503, body)
     with pytest.raises(CommandError, match="No edge answers"):
         list(stream_answer(port, "hello"))
-
-
-def test_a_device_that_is_gone_is_a_sentence() -> None:
-    with pytest.raises(CommandError, match="does not answer"):
-        list(stream_answer(1, "hello"))

@@ -54,30 +54,6 @@ def test_an_edge_that_says_why_it_cannot_start_is_quoted(program: Program) -> No
         pass
 
 
-def test_all_sentences_of_a_process_are_passed_on_whatever_else_it_wrote(program: Program) -> None:
-    child = ended(
-        program,
-        """import sys; print('{"event": "error", "sentence": "This is wrong."}'); print("noise", file=sys.stderr); """
-        """print('{"event": "error", "sentence": "So is that."}'); sys.exit(2)""",
-    )
-    assert child.cause == "This is wrong. So is that."
-
-
-def test_a_killed_process_is_called_killed_and_its_last_line_what_it_is(program: Program) -> None:
-    child = ended(
-        program,
-        ONLINE + "import os, signal; print('WARNING something else', file=sys.stderr, flush=True); "
-        "os.kill(os.getpid(), signal.SIGKILL)",
-    )
-    assert child.cause == (
-        "its process was killed by SIGKILL and gave no reason. The last line that it wrote: WARNING something else"
-    )
-
-
-def test_a_process_that_says_nothing_is_told_by_its_exit_code(program: Program) -> None:
-    assert ended(program, "import sys; sys.exit(3)").cause == "its process ended with exit code 3 and gave no reason."
-
-
 def test_a_device_is_there_when_it_serves(program: Program) -> None:
     program("""print('{"event": "serving"}', flush=True); import time; time.sleep(60)""")
     with device_service("device-1", []) as device:
