@@ -7,18 +7,15 @@ import pytest
 from pydantic import ValidationError
 
 from broker_config.broker import REPORTED, Broker
-from broker_config.files import render_drop_in, render_firewall_unit, render_rules
+from broker_config.files import render_drop_in, render_firewall_unit
 from broker_config.mosquitto import (
     MosquittoVersion,
-    janitor_command,
-    render_access,
     render_conf,
     render_janitor_unit,
     render_site_access,
     render_timer,
 )
-from broker_config.processes import render_rumqttd
-from schemas.topics import ClientRole, Topic, rules_for, wildcard
+from schemas.topics import Topic, wildcard
 
 HOME = Path("/etc/mosquitto/fleet")
 
@@ -82,30 +79,6 @@ def test_the_configuration_has_what_the_link_depends_on() -> None:
     assert "max_queued_messages 0" not in lines
 
 
-def test_subscriptions_are_logged_if_that_is_asked_for() -> None:
-    assert "log_type subscribe" not in lines_of(Broker.production())
-    assert "log_type subscribe" in lines_of(Broker.production(log_subscriptions=True))
-
-
-def test_in_production_the_certificate_alone_says_who_a_client_is() -> None:
-    lines = lines_of(Broker.production())
-    listener = lines.index("listener 8883")
-    for needed in (
-        f"cafile {HOME}/ca.pem",
-        f"certfile {HOME}/broker.pem",
-        f"keyfile {HOME}/broker.key",
-        f"crlfile {HOME}/crl.pem",
-        "require_certificate true",
-        "use_identity_as_username true",
-        "use_username_as_clientid true",
-        "tls_version tlsv1.2",
-    ):
-        assert lines.index(needed) > listener, "or it is not the listener's"
-    assert "allow_anonymous false" in lines
-    ciphers = next(line for line in lines if line.startswith("ciphers ")).split()[1].split(":")
-    assert all(cipher.startswith("ECDHE-ECDSA-") and ("GCM" in cipher or "POLY1305" in cipher) for cipher in ciphers)
-
-
 def listeners(broker: Broker) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for line in lines_of(broker):
@@ -153,13 +126,6 @@ def test_a_path_that_the_file_cannot_hold_is_refused(home: Path) -> None:
         render_conf(Broker(port=1883), home=home)
 
 
-def test_the_port_must_be_chosen() -> None:
-    with pytest.raises(ValueError, match="port"):
-        render_conf(Broker(), home=HOME)
-    with pytest.raises(ValueError, match="port"):
-        render_rumqttd(Broker())
-
-
 def sections(text: str) -> dict[str, set[tuple[str, str]]]:
     """Return each user's pairs of access and filter; the user of patterns is `%u`."""
     found: dict[str, set[tuple[str, str]]] = {}
@@ -173,49 +139,6 @@ def sections(text: str) -> dict[str, set[tuple[str, str]]]:
             ways = ("read", "write") if access == "readwrite" else (access,)
             found.setdefault("%u" if keyword == "pattern" else user, set()).update((way, topic_filter) for way in ways)
     return found
-
-
-def rights(
-    role: ClientRole, *, device: str = "+", edge: str = "+", edges: tuple[str, ...] = ("edge-1",)
-) -> set[tuple[str, str]]:
-    granted = rules_for(role, fleet="home", device=device, edge=edge, edges=edges)
-    return {("write" if right.write else "read", right.filter) for right in granted}
-
-
-def test_every_right_of_the_topic_tree_is_rendered_and_no_other() -> None:
-    found = sections(render_access(Broker(edges=("e1", "e2"), monitors=("desk",), janitor="broom")))
-    everyone = rights(ClientRole.DEVICE, device="%u", edges=("e1", "e2"))
-    assert ("write", "dssd/v1/home/%u/up/draft/e2") in everyone
-    assert found.pop("%u") == everyone
-    for edge in ("e1", "e2"):
-        assert found.pop(edge) == rights(ClientRole.EDGE, edge=edge) - everyone
-        assert found.pop(f"_edge/{edge}") == {("deny", "#")}
-    assert found.pop("desk") == (rights(ClientRole.MONITOR) | {("read", "$SYS/#")}) - everyone
-    cleared = {
-        "%u/up/open",
-        "%u/up/draft/e1",
-        "%u/up/draft/e2",
-        "%u/up/close",
-        "%u/up/telemetry",
-        "%u/command/response",
-    }
-    both = {(way, f"dssd/v1/home/{each.replace('%u', '+')}") for each in cleared for way in ("read", "write")}
-    assert found.pop("broom") == both
-    assert found == {}
-
-
-def test_with_a_list_of_devices_there_is_no_pattern() -> None:
-    found = sections(render_access(Broker(devices=("d1",))))
-    assert set(found) == {"edge-1", "monitor", "d1"}
-    assert found["d1"] == rights(ClientRole.DEVICE, device="d1")
-    assert found["edge-1"] == rights(ClientRole.EDGE, edge="edge-1")
-
-
-def test_whoever_is_banned_is_denied_everything_first() -> None:
-    text = render_access(Broker(banned=("monitor", "d1")))
-    assert sections(text)["d1"] == {("deny", "#")}
-    assert {("deny", "#"), ("deny", "$SYS/#")} <= sections(text)["monitor"]
-    assert text.index("user monitor\ntopic deny") < text.index("topic write")
 
 
 def test_a_site_may_write_at_the_head_office_what_it_reports_and_nothing_else() -> None:
@@ -268,33 +191,3 @@ def test_systemd_understands_the_units(tmp_path: Path) -> None:
         "mosquitto.service.d/fleet.conf": render_drop_in(broker, home=HOME),
     }
     assert systemd_complaints(tmp_path, units) == []
-
-
-def test_the_janitors_unit_runs_its_command_with_an_identity_of_its_own() -> None:
-    broker = Broker.production(public_name="broker.example", fleet="plant")
-    text = render_janitor_unit(broker, home=HOME)
-    (command,) = [line.removeprefix("ExecStart=") for line in text.splitlines() if line.startswith("ExecStart=")]
-    assert command.replace("%%", "%").split() == janitor_command(broker, folder=str(HOME))
-    assert command.startswith(f"/usr/bin/mosquitto_sub -V 5 -q 0 -h broker.example -p 8884 --cafile {HOME}/ca.pem ")
-    assert "-t dssd/v1/plant/+/up/open " in command
-    assert f" --key {HOME}/janitor.key " in command
-    assert "User=mosquitto" in text
-
-
-def test_the_firewalls_limits_grow_with_the_devices_behind_an_address() -> None:
-    rules = render_rules(Broker.production(max_device_connections=5, devices_per_address=10))
-    assert "ct count over 50 }" in rules
-    assert "limit rate over 5242880 bytes/second" in rules
-    assert "limit rate over 600/minute" in rules
-    assert "goto edge_port" not in rules, "nobody has said who may reach it"
-
-
-def test_the_firewall_lets_those_that_are_named_reach_the_edges_port() -> None:
-    broker = Broker.production(edge_networks=["10.0.0.7/24", "10.0.1.1", "fd00::1"])
-    rules = render_rules(broker)
-    assert "elements = { 10.0.0.0/24, 10.0.1.1/32 }" in rules
-    assert "elements = { fd00::1/128 }" in rules
-    assert "tcp dport 8884 goto edge_port" in rules
-    assert "8884" not in render_rules(broker.model_copy(update={"edge_port": 0}))
-    with pytest.raises(ValueError, match="port"):
-        render_rules(Broker())
