@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from fleet_device import AsyncDevice, DeviceClosed, Grammar, InvalidRequest, RequestTimeout, TextCancelled
+from fleet_device import AsyncDevice, RequestTimeout, TextCancelled
 from tests.fleet_device.test_device import COUPLED, LONG, at_home
 from tests.support.memory_device import TalkingDrafter, announce_edge, at_work, settings
 from tests.support.memory_fleet import MemoryFleet
@@ -114,20 +114,3 @@ def test_a_timeout_ends_a_request_that_nobody_serves() -> None:
                 await waiting
 
     asyncio.run(script())
-
-
-def test_what_cannot_be_used_is_refused() -> None:
-    async def script(device: AsyncDevice, _fleet: MemoryFleet) -> None:
-        with pytest.raises(InvalidRequest):
-            device.stream("t1", temperature=9)
-        with pytest.raises(InvalidRequest, match="tool_choice"):
-            await device.generate("t1", tool_choice="required")
-        for grammar in (Grammar.regex("("), Grammar.lark("start: x")):
-            with pytest.raises(InvalidRequest):
-                await device.generate("t1", grammar=grammar)
-        await device.close()
-        await device.close()
-        with pytest.raises(DeviceClosed):
-            device.stream("t1")
-
-    run(script)

@@ -18,7 +18,6 @@ from fleet_device import (
     GeneratedText,
     Grammar,
     InvalidRequest,
-    SettingsError,
     TextCancelled,
     TextOptions,
 )
@@ -81,15 +80,6 @@ def test_text_chat_and_tokens_are_the_same_prompt() -> None:
         ]
         texts = [device.generate(prompt, seed=6, max_new_tokens=8, **COUPLED) for prompt in prompts]
     assert len({text.tokens for text in texts}) == 1
-
-
-def test_a_stream_is_the_text_in_pieces() -> None:
-    with at_home() as (device, _):
-        stream = device.stream("t1 t2", raw=True, max_new_tokens=LONG, seed=6, **COUPLED)
-        pieces = list(stream)
-        whole = device.generate("t1 t2", raw=True, max_new_tokens=LONG, seed=6, **COUPLED)
-    assert len(pieces) > 1
-    assert "".join(pieces) == stream.result().text == whole.text
 
 
 def test_leaving_a_stream_closes_its_session_and_the_next_text_is_written() -> None:
@@ -159,11 +149,6 @@ def test_without_a_broker_it_does_not_open_and_frees_the_model() -> None:
     assert drafter.closed == 1
 
 
-def test_an_option_that_cannot_be_used_is_told_at_once() -> None:
-    with at_home() as (device, _), pytest.raises(InvalidRequest):
-        device.stream("t1", temperature=9)
-
-
 def test_settings_come_from_file_environment_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = tmp_path / "device.toml"
     config.write_text('fleet = "home"\ndevice = "hall"\ntop_k = 3\n[broker]\nport = 2000\n')
@@ -173,18 +158,6 @@ def test_settings_come_from_file_environment_arguments(tmp_path: Path, monkeypat
     assert (chosen.broker.host, chosen.broker.port) == ("10.0.0.1", 2000)
     monkeypatch.setenv("FLEET_DEVICE_CONFIG", str(config))
     assert Device.from_config().settings.device == "hall"
-
-
-def test_a_mistyped_setting_is_an_error_of_settings(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match="modle"):
-        Device.from_config(modle="x")
-    with pytest.raises(SettingsError, match="cannot be read"):
-        Device.from_config(tmp_path / "none.toml")
-
-
-def test_a_draft_model_that_is_not_there_is_told_before_anything_is_loaded(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match="nowhere"), Device.from_config(model=str(tmp_path / "nowhere.gguf")):
-        pass
 
 
 def test_importing_the_device_loads_neither_llama_cpp_nor_a_web_server() -> None:

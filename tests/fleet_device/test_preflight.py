@@ -44,11 +44,6 @@ def test_all_that_cannot_work_is_told_at_once(tmp_path: Path) -> None:
     assert "is in use" in lines[3]
 
 
-def test_a_port_that_is_not_served_on_may_be_taken(model: Path) -> None:
-    with listen() as taken:
-        preflight(settings(model, api_listen=f"127.0.0.1:{taken.getsockname()[1]}"), serves=False)
-
-
 @pytest.mark.parametrize("drafter", ["none", "suffix"])
 def test_a_drafter_without_a_model_cannot_go_on_alone(model: Path, drafter: str) -> None:
     with pytest.raises(SettingsError, match=f"{drafter}"):

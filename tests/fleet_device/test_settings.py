@@ -7,16 +7,11 @@ from fleet_device.pacing.adaptive import AdaptivePacing, make_pacing
 from fleet_device.pacing.contract import STREAMED, FixedPacing, Pacing
 from fleet_device.settings import DeviceSettings
 from schemas.fields import MAX_TOKENS
-from schemas.policy import MAX_TOP_K, Mode
+from schemas.policy import MAX_TOP_K
 
 
 def settings(**flags: Any) -> DeviceSettings:
     return load_settings(DeviceSettings, config=None, flags=flags)
-
-
-def test_the_defaults_make_a_policy() -> None:
-    policy = settings().policy()
-    assert (policy.mode, policy.temperature, policy.top_k, policy.top_p) == (Mode.RESIDUAL, 0.7, 50, 0.95)
 
 
 def test_a_seed_that_is_set_stays_and_one_that_is_not_is_fresh_each_time() -> None:

@@ -7,7 +7,6 @@ import pytest
 from fleet_device.api.app import MAX_BODY_BYTES
 from fleet_device.drafters.contract import DrafterError
 from fleet_device.errors import EdgeUnavailable, SessionFailed, SessionRefused
-from schemas.names import VERSION
 from schemas.policy import Mode
 from schemas.reasons import EndReason, RefusalCode
 from tests.fleet_device.api.client import Sent, ask, ask_and_leave, chat, chunks, complete, error, exchange
@@ -58,14 +57,6 @@ def test_a_chat_is_answered_in_openai_shape(make: Make) -> None:
     assert body["fleet"]["acceptance"] == 0.75
 
 
-def test_a_completion_is_answered_in_openai_shape(make: Make) -> None:
-    app, _ = make(ScriptedAgent(reason=EndReason.LENGTH))
-    body = complete(app).json()
-    assert body["id"].startswith("cmpl-")
-    assert body["object"] == "text_completion"
-    assert body["choices"] == [{"index": 0, "text": "t1 t2 t3 ", "logprobs": None, "finish_reason": "length"}]
-
-
 def test_a_chat_streams_role_pieces_and_end(make: Make) -> None:
     app, _ = make()
     got = chunks(chat(app, stream=True))
@@ -79,14 +70,6 @@ def test_a_chat_streams_role_pieces_and_end(make: Make) -> None:
     ]
     assert [chunk["choices"][0]["finish_reason"] for chunk in got] == [None, None, None, "stop"]
     assert all("usage" not in chunk for chunk in got)
-
-
-def test_a_stream_tells_the_usage_in_a_last_chunk_if_asked(make: Make) -> None:
-    app, _ = make()
-    *others, last = chunks(chat(app, stream=True, stream_options={"include_usage": True}))
-    assert all(chunk["usage"] is None for chunk in others)
-    assert last["choices"] == []
-    assert last["usage"]["completion_tokens"] == 3
 
 
 def test_several_choices_are_written_with_a_seed_each(make: Make) -> None:
@@ -118,24 +101,6 @@ def test_where_one_choice_has_no_place_in_the_queue_none_is_written(make: Make) 
     assert int(response.headers["retry-after"]) >= 1
     until(lambda: (backend.queue.running, backend.queue.waiting) == (0, 0))
     assert len(backend.cancelled) == 2
-
-
-def test_more_choices_than_the_device_takes_at_all_are_refused(make: Make) -> None:
-    app, _ = make(api_waiting=2)
-    assert error(chat(app, n=4))["param"] == "n"
-
-
-def test_a_completion_streams_text(make: Make) -> None:
-    app, _ = make()
-    got = chunks(complete(app, stream=True))
-    assert [chunk["choices"][0]["text"] for chunk in got] == ["t1 t2 ", "t3 ", ""]
-    assert got[-1]["choices"][0]["finish_reason"] == "stop"
-
-
-def test_a_stop_string_cuts_the_text(make: Make) -> None:
-    app, _ = make(ScriptedAgent(batches=[(1, 2), (3, 4)], reason=EndReason.LENGTH))
-    choice = chat(app, stop="t3").json()["choices"][0]
-    assert (choice["message"]["content"], choice["finish_reason"]) == ("t1 t2 ", "stop")
 
 
 def test_parameters_reach_the_agent_and_the_settings_fill_in_the_rest(make: Make) -> None:
@@ -230,11 +195,6 @@ def test_without_broker_or_edge_the_answer_is_503_at_once(make: Make) -> None:
         assert (health.status_code, health.json()["status"]) == (503, "waiting")
 
 
-def test_the_version_is_served(make: Make) -> None:
-    app, _ = make(ScriptedAgent())
-    assert ask(app, "GET", "/version").json() == {"version": VERSION}
-
-
 def test_a_device_that_can_write_alone_is_healthy_without_an_edge(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     app, backend = make(ScriptedAgent())
     monkeypatch.setattr(backend, "health", lambda: {"status": "local", "reason": "No edge is online."})
@@ -321,13 +281,6 @@ def test_a_body_that_is_no_json_is_refused(make: Make, headers: dict[str, str], 
     error(response)
 
 
-def test_unknown_paths_and_methods_are_answered_in_openai_shape(make: Make) -> None:
-    app, _ = make()
-    assert error(ask(app, "GET", "/v1/images"))["code"] == "not_found"
-    wrong = ask(app, "GET", "/v1/completions")
-    assert (wrong.status_code, error(wrong)["code"]) == (405, "method_not_allowed")
-
-
 SCHEMA = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"not": {}}}}
 TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {"not": {}}}}]
 
@@ -354,26 +307,10 @@ def test_an_unusable_grammar_is_refused_at_once(make: Make, asked: dict[str, Any
     assert agent.asked == []
 
 
-def test_the_responses_endpoint_names_its_own_field_of_a_schema(make: Make) -> None:
-    app, backend = make()
-    backend.unusable = True
-    form = {"type": "json_schema", "name": "x", "schema": {"not": {}}}
-    response = ask(app, "POST", "/v1/responses", body={"model": "fleet", "input": "t1", "text": {"format": form}})
-    assert (response.status_code, error(response)["code"], error(response)["param"]) == (400, "grammar", "text")
-
-
 @pytest.mark.parametrize("stream", [False, True])
 def test_an_answer_says_how_long_its_request_waited(make: Make, stream: bool) -> None:
     app, _ = make()
     assert int(chat(app, stream=stream).headers["X-Fleet-Queue-Ms"]) >= 0
-
-
-@pytest.mark.parametrize("stream", [False, True])
-def test_harmless_fields_of_other_servers_are_ignored_and_named(make: Make, stream: bool) -> None:
-    app, _ = make()
-    answer = chat(app, stream=stream, ignore_eos=True, min_tokens=2)
-    assert (answer.status_code, answer.headers["X-Fleet-Ignored"]) == (200, "ignore_eos, min_tokens")
-    assert "X-Fleet-Ignored" not in chat(app, stream=stream, ignore_eos=False).headers
 
 
 def test_a_stream_counts_its_tokens_in_each_chunk_if_asked(make: Make) -> None:

@@ -5,7 +5,7 @@ import httpx
 import pytest
 from starlette.applications import Starlette
 
-from tests.fleet_device.api.client import ask, chat, chunks, complete, error
+from tests.fleet_device.api.client import chat, chunks, complete, error
 from tests.fleet_device.api.conftest import Make
 from tests.support.memory_device import ScriptedAgent, TalkingCodec
 
@@ -63,12 +63,6 @@ def test_entries_of_a_chat_have_the_bytes_and_control_tokens_a_name(make: Make) 
     assert content[0]["top_logprobs"][CONTROL]["token"] == "<|end|>"
 
 
-def test_tokenize_names_control_tokens(make: Make) -> None:
-    app = of_parts(make, [A])
-    body = ask(app, "POST", "/tokenize", body={"prompt": "a", "return_token_strs": True}).json()
-    assert body["token_strs"] == ["a"]
-
-
 def test_an_echo_has_the_log_probabilities_of_all_tokens(make: Make) -> None:
     app = of_parts(make, [A, CONTROL])
     body = complete(app, prompt=[A, CONTROL, 0, 1, 2, 3], echo=True, logprobs=1).json()["choices"][0]
@@ -97,16 +91,6 @@ def test_an_echo_of_no_token_is_the_prompt(make: Make) -> None:
     assert (body["usage"]["prompt_tokens"], body["usage"]["completion_tokens"]) == (2, 0)
     assert [asked["max_new_tokens"] for asked in backend.agent.asked] == [1]
     assert backend.agent.speculation == [False]
-
-
-def test_each_of_several_prompts_has_its_choices(make: Make) -> None:
-    app, backend = make(waiting=3)
-    body = complete(app, prompt=["t1", [2, 3]], n=2, echo=True, seed=7).json()
-    assert [choice["text"] for choice in body["choices"]] == [
-        f"{prompt} t1 t2 t3 " for prompt in ("t1", "t1", "t2 t3", "t2 t3")
-    ]
-    assert (body["usage"]["prompt_tokens"], body["usage"]["completion_tokens"]) == (3, 12)
-    assert [asked["policy"].seed for asked in backend.agent.asked] == [7, 8, 7, 8]
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from fleet_device.api.problems import ApiProblem
-from fleet_device.api.requests import LABELS, NEUTRAL, ChatRequest, CompletionRequest, IgnoredFields, read_request
+from fleet_device.api.requests import LABELS, ChatRequest, CompletionRequest, IgnoredFields, read_request
 from schemas.fields import MAX_TOKENS
 from schemas.policy import MAX_SEED
 from tests.support.memory_device import TalkingDrafter, settings
@@ -70,11 +70,6 @@ def test_what_does_no_harm_is_taken_whatever_its_value(value: Any) -> None:
     fields = dict.fromkeys(IgnoredFields.model_fields, value)
     assert chat(**fields).ignored == completion(**fields).ignored == list(fields)
     assert chat(**dict.fromkeys(LABELS, value)).ignored == []
-
-
-def test_null_is_no_value() -> None:
-    names = (ChatRequest.model_fields.keys() | NEUTRAL.keys()) - {"model", "messages"}
-    assert chat(**dict.fromkeys(names)) == chat()
 
 
 @pytest.mark.parametrize(
@@ -148,12 +143,6 @@ def test_an_answer_can_be_sent_back_as_it_came() -> None:
     assert chat(messages=[USER, answer, USER]).messages[1].content == "t3"
 
 
-def test_a_developer_is_the_system() -> None:
-    codec = TalkingDrafter().codec
-    request = chat(messages=[{"role": "developer", "content": "t1"}, USER])
-    assert list(request.generate_request(codec, settings()).prompt) == codec.encode("system: t1 user: t1")
-
-
 @pytest.mark.parametrize(
     ("prompt", "tokens"), [("t1 t2", [1, 2]), (["t3"], [3]), ([1, 2, 3], [1, 2, 3]), ([[4, 5]], [4, 5])]
 )
@@ -200,68 +189,3 @@ def test_whatever_comes_is_a_request_or_a_problem(body: bytes) -> None:
     for model in (ChatRequest, CompletionRequest):
         with contextlib.suppress(ApiProblem):
             assert read_request(model, body).temperature is None  # none of the names above
-
-
-@pytest.mark.parametrize(
-    ("request_type", "fields", "sentence"),
-    [
-        (ChatRequest, {"messages": []}, "The parameter 'messages' cannot be used: it must not be empty."),
-        (ChatRequest, {"messages": 5}, "The parameter 'messages' cannot be used: it must be a list."),
-        (ChatRequest, {}, "The parameter 'messages' cannot be used: it is required."),
-        (
-            ChatRequest,
-            {"messages": [5]},
-            "The parameter 'messages.0' cannot be used: it must be a section or an object with fields of its own.",
-        ),
-        (
-            ChatRequest,
-            {"messages": [{"role": "king", "content": "x"}]},
-            (
-                "The parameter 'messages.0.role' cannot be used: it must be 'system', 'developer', 'user', 'assistant' "
-                "or 'tool'."
-            ),
-        ),
-        (
-            ChatRequest,
-            {"messages": [USER], "temperature": "hot"},
-            "The parameter 'temperature' cannot be used: it must be a number.",
-        ),
-        (
-            ChatRequest,
-            {"messages": [USER], "top_k": 1.5},
-            "The parameter 'top_k' cannot be used: it must be a whole number.",
-        ),
-        (
-            ChatRequest,
-            {"messages": [USER], "max_tokens": 0},
-            "The parameter 'max_tokens' cannot be used: it must be at least 1.",
-        ),
-        (
-            ChatRequest,
-            {"messages": [USER], "mode": "both"},
-            "The parameter 'mode' cannot be used: it must be 'residual' or 'coupled'.",
-        ),
-        (
-            ChatRequest,
-            {"messages": [USER], "stop": ["a", "b", "c", "d", "e"]},
-            "The parameter 'stop' cannot be used: it must have at most 4 entries.",
-        ),
-        (
-            ChatRequest,
-            {"messages": [USER], "stop": [""]},
-            "The parameter 'stop.0' cannot be used: it must not be empty.",
-        ),
-    ],
-)
-def test_what_is_wrong_is_told_in_plain_words(request_type: Any, fields: dict[str, Any], sentence: str) -> None:
-    with pytest.raises(ApiProblem) as caught:
-        read_request(request_type, json.dumps(fields).encode())
-    assert str(caught.value) == sentence
-
-
-@pytest.mark.parametrize("wrong", [5, {}, [1, -1], [1, None], [[1.5]], [True]], ids=repr)
-def test_a_prompt_of_another_kind_is_one_sentence(wrong: object) -> None:
-    with pytest.raises(ApiProblem) as caught:
-        completion(prompt=wrong)
-    assert str(caught.value) == "The parameter 'prompt' cannot be used: it must be text, or a list of token ids."
-    assert caught.value.param == "prompt"

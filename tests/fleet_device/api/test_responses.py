@@ -185,24 +185,6 @@ def test_some_of_the_tools_may_be_allowed() -> None:
     assert (calls.names, calls.may_talk) == (["stop"], False)
 
 
-def test_what_has_no_effect_is_named(app: Starlette) -> None:
-    response = respond(app, reasoning={"effort": "high"}, text={"verbosity": "low"})
-    assert response.headers["x-fleet-ignored"] == "reasoning, verbosity"
-
-
-def test_a_response_repeats_what_was_asked_for() -> None:
-    form = {"type": "json_schema", "name": "n", "schema": {"type": "object"}}
-    body = reply_to(
-        instructions="Be brief.", metadata={"a": "b"}, top_p=0.5, tools=[TOOL], tool_choice="none",
-        text={"format": form}, max_output_tokens=7, prompt_cache_key="k", user="u",
-    ).whole(generated("t1"))  # fmt: skip
-    assert (body["instructions"], body["metadata"], body["prompt_cache_key"]) == ("Be brief.", {"a": "b"}, "k")
-    assert (body["top_p"], body["temperature"], body["max_output_tokens"]) == (0.5, settings().temperature, 7)
-    assert body["tools"] == [TOOL | {"description": None, "strict": None}]
-    assert (body["tool_choice"], body["text"]["format"]["schema"]) == ("none", {"type": "object"})
-    assert (body["created_at"], body["completed_at"]) == (1, 2)
-
-
 def test_calls_and_their_results_are_messages() -> None:
     call = {"type": "function_call", "id": "fc_1", "status": "completed", "name": "weather", "arguments": "{}"}
     asked = read_chat(

@@ -93,13 +93,6 @@ def test_a_model_that_does_not_fit_into_memory_is_not_loaded(fleet: MemoryFleet,
     assert not drafter.closed
 
 
-def test_more_threads_than_cores_are_found(fleet: MemoryFleet, model: Path) -> None:
-    announce_edge(fleet)
-    checks = doctor(fleet, model, threads=1024).run()
-    assert status(checks) == {"threads": "failed"}
-    assert "the setting 'threads' is 1024" in sentence(checks, "threads").lower()
-
-
 def test_a_broken_model_is_quoted_and_the_rest_is_checked(fleet: MemoryFleet, model: Path) -> None:
     def fail(_settings: object) -> TalkingDrafter:
         raise DrafterError("It is not a GGUF file.")

@@ -12,7 +12,7 @@ import pytest
 
 from fleet_device.drafters import llama_cpp as llama_cpp_drafter
 from fleet_device.drafters.contract import DrafterError
-from fleet_device.drafters.llama_cpp import MOST_KEPT, LlamaCppDrafter, LlamaCppSettings, default_threads
+from fleet_device.drafters.llama_cpp import LlamaCppDrafter, LlamaCppSettings
 from schemas.policy import SamplingPolicy
 from tests.support.prepared_models import prepared
 from tests.support.tiny_gguf import tiny_gguf, tiny_words
@@ -145,15 +145,6 @@ def test_an_unreadable_copy_is_computed_again(roomy: LlamaCppDrafter, monkeypatc
     assert alike(row(roomy), expected[0])
 
 
-def test_of_many_short_texts_the_latest_are_kept(roomy: LlamaCppDrafter) -> None:
-    for number in range(30):
-        assert computed_for(roomy, [100 + number, *[3 + number] * 24]) == 25
-    assert len(roomy._kept) == MOST_KEPT
-    assert computed_for(roomy, [129, *[32] * 24, 5]) == 1
-    assert computed_for(roomy, [122, *[25] * 24, 5]) == 1
-    assert computed_for(roomy, [110, *[13] * 24]) == 25
-
-
 @pytest.mark.parametrize("seed", range(6))
 def test_whatever_is_kept_the_rows_are_those_of_a_fresh_drafter(seed: int, make: Make) -> None:
     rng = random.Random(seed)
@@ -211,20 +202,10 @@ def test_a_model_that_cannot_be_used_is_refused(tmp_path: Path, model: dict[str,
         LlamaCppDrafter(settings(tiny_gguf(tmp_path / "odd.gguf", **model), context=1 << 30))
 
 
-def test_a_context_is_no_longer_than_the_model_was_trained_for(make: Make) -> None:
-    assert make(context=4096, trained=64).context == 64
-
-
 def test_a_recurrent_model_is_refused(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(llama_cpp, "llama_model_is_recurrent", lambda _: True)
     with pytest.raises(DrafterError, match="recurrent"):
         make()
-
-
-@pytest.mark.parametrize(("context", "batch", "threads"), [(0, 1, 1), (1, 0, 1), (1, 1, -1)])
-def test_settings_that_cannot_work_are_refused(context: int, batch: int, threads: int) -> None:
-    with pytest.raises(DrafterError, match="at least"):
-        LlamaCppSettings(Path("any.gguf"), context=context, batch=batch, threads=threads)
 
 
 def test_padding_rows_are_never_drafted(drafter: LlamaCppDrafter) -> None:
@@ -312,10 +293,6 @@ def test_nan_logits_are_said(drafter: LlamaCppDrafter, monkeypatch: pytest.Monke
     drafter.reset([5])
     with pytest.raises(DrafterError, match="computes invalid values"):
         drafter.next(POLICY)
-
-
-def test_default_threads_stay_within_this_process_s_cores() -> None:
-    assert 1 <= default_threads() <= 4
 
 
 def _compare(path: Path, *, batch: int) -> float:

@@ -20,7 +20,7 @@ from fleet_device.settings import DeviceSettings
 from schemas.policy import SamplingPolicy
 from schemas.vocabulary import Vocabulary
 from tests.support.prepared_models import prepared
-from tests.support.tiny_gguf import CHAT_TEMPLATE, END, PADDING, tiny_gguf, tiny_rows, tiny_words
+from tests.support.tiny_gguf import END, tiny_gguf, tiny_rows, tiny_words
 
 FILES = ["README.md", "tiny-q4_0.gguf", "tiny-q8_0.gguf", "big-00002-of-00002.gguf", "big-00001-of-00002.gguf"]
 
@@ -122,12 +122,6 @@ POLICY = SamplingPolicy(temperature=1.0, top_k=0, top_p=1.0, seed=1)
 MEGA = 1_000_000
 
 
-def test_with_memory_enough_all_is_as_wanted() -> None:
-    memory = fit_memory(MODEL, context=2048, batch=256, sequences=2, budget=1000 * MEGA)
-    assert (memory.context, memory.batch, memory.small_keys, memory.kept) == (2048, 256, False, 2048)
-    assert fit_memory(MODEL, context=2048, batch=256, sequences=2, budget=None).context == 2048
-
-
 def test_with_less_the_batch_becomes_smaller_first_then_keys_then_the_context() -> None:
     batches = fit_memory(MODEL, context=2048, batch=256, sequences=1, budget=100 * MEGA)
     assert (batches.context, batches.small_keys) == (2048, False)
@@ -202,11 +196,6 @@ def model(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[GgufModel]
     model.close()
 
 
-def test_the_fingerprint_is_over_the_token_strings_without_padding(model: GgufModel) -> None:
-    assert model.vocabulary == Vocabulary.of(tiny_words())
-    assert model.rows == len(tiny_words()) + PADDING
-
-
 def test_a_token_that_is_not_used_is_a_token(tmp_path: Path) -> None:
     """llama.cpp marks rows as unused that every file of the model family has, also those of edges."""
     names = ("<unused0>", "<unused1>")
@@ -215,13 +204,6 @@ def test_a_token_that_is_not_used_is_a_token(tmp_path: Path) -> None:
         model = GgufModel(path, vocabulary_only=True)
         assert model.vocabulary == Vocabulary.of([*tiny_words(), *names])
         model.close()
-
-
-def test_a_file_of_nothing_but_padding_is_refused(tmp_path: Path) -> None:
-    rows = [("a", TokenType.NORMAL), *((f"[PAD{index}]", TokenType.UNUSED) for index in range(1, 9))]
-    path = tiny_gguf(tmp_path / "tiny.gguf", rows=rows)
-    with pytest.raises(DrafterError, match="no vocabulary but padding"):
-        GgufModel(path, vocabulary_only=True)
 
 
 def test_plain_text_never_becomes_a_control_token(model: GgufModel) -> None:
@@ -244,12 +226,6 @@ def test_control_tokens_have_no_text(model: GgufModel) -> None:
     assert END in model.end_tokens
 
 
-def test_a_token_outside_the_vocabulary_has_no_piece(model: GgufModel) -> None:
-    for wrong in (-1, model.vocabulary.size):
-        with pytest.raises(DrafterError, match="outside the vocabulary"):
-            model.piece(wrong)
-
-
 @pytest.mark.parametrize(
     "use",
     [
@@ -267,20 +243,12 @@ def test_a_closed_model_says_so(model: GgufModel, use: Callable[[GgufModel], obj
         use(model)
 
 
-def test_the_chat_template_is_the_file_s(model: GgufModel) -> None:
-    assert model.chat_template == CHAT_TEMPLATE
-
-
 def test_a_stream_never_gives_half_a_character(model: GgufModel) -> None:
     text = "é東😀 the"
     stream = Detokenizer(model)
     parts = [stream.feed([token]) for token in model.encode(text)]
     assert "".join(parts) == text
     assert all("\ufffd" not in part for part in parts)
-
-
-def test_a_character_that_never_gets_whole_is_not_given(model: GgufModel) -> None:
-    assert Detokenizer(model).feed([*model.encode("a"), *model.encode("😀")[:3]]) == "a"
 
 
 def test_a_broken_character_does_not_hold_up_the_text(model: GgufModel) -> None:

@@ -45,16 +45,6 @@ def test_whatever_was_appended_and_taken_back_it_finds_what_a_plain_search_finds
     assert found > 500
 
 
-def test_how_much_is_alike_is_told_up_to_the_longest() -> None:
-    index = SuffixIndex()
-    index.append([*range(40), 7, *range(5, 40)])
-    match = index.find(list(range(5, 38)))
-    assert match.followers == [38, 38]
-    assert match.alike == [LONGEST, LONGEST]
-    match = index.find([99, 98, 10, 11])
-    assert match.alike == [2, 2]
-
-
 def test_nothing_is_found_across_two_texts() -> None:
     index = SuffixIndex()
     index.append([1, 2, -1, 3, 4, 5])

@@ -391,21 +391,6 @@ def test_trials_that_show_nothing_better_become_rarer() -> None:
     assert 10 < len(trials) < 60
 
 
-def test_a_trial_is_never_an_empty_draft() -> None:
-    """An empty draft yields a token, as edge-only decoding does, and measures nothing."""
-    costly = {"token_s": 0.05, "round_trip_s": 0.02, "streamed_s": 0.02}
-    plans, _ = live_with_streaming(AdaptivePacing(ahead=False, stream=None), 3000, acceptance=0.05, **costly)
-    trials = drafts_of(plans[20:])
-    assert 0 < len(trials) < 60
-    assert all(plan.tokens for plan in trials)
-
-
-def test_what_was_forbidden_is_not_chosen() -> None:
-    place = {"acceptance": 0.1, "token_s": 0.05, "round_trip_s": 0.1, "streamed_s": 0.01}
-    plans, _ = live_with_streaming(AdaptivePacing(stream=False), 100, **place)
-    assert not any(plan.stream for plan in plans)
-
-
 def test_drafts_end_where_the_draft_model_is_unsure_and_go_on_where_it_is_sure() -> None:
     """Nearly all sure tokens (0.99) are accepted, and a third of the others (0.3)."""
     rng, pacing = random.Random(8), AdaptivePacing(ahead=False)
@@ -462,17 +447,6 @@ def test_the_choice_is_told_with_what_the_other_ways_promise() -> None:
     pacing = AdaptivePacing(ahead=False, stream=None)
     live_with_streaming(pacing, 60, acceptance=0.97, streamed_s=0.2, **place)
     assert pacing.choice().plan == "draft"
-
-
-def test_what_is_told_of_shared_steps_is_what_the_choice_went_by() -> None:
-    pacing = AdaptivePacing()
-    pacing.note_load(SIXTEEN)
-    follow(pacing, 40, lambda plan: verified(plan, plan.tokens, 0.16))
-    told = pacing.choice().reason
-    assert "16 requests at the edge" in told
-    rates = {n: 0.75 * pacing.conditions(WINDOW, ahead=True).rate(Plan(n, ahead=True)) for n in (1, 2, 4, 8)}
-    best = max(rates, key=rates.__getitem__)
-    assert f"drafting ahead {rates[best]:.1f} tokens/s with {best} a draft" in told
 
 
 TIMES = st.none() | st.just(0.0) | st.floats(0.0, 65.0)

@@ -23,15 +23,6 @@ def test_acceptance_begins_at_what_is_usual_and_moves_to_what_is_seen() -> None:
     assert acceptance.rate == pytest.approx(0.8, abs=0.02)
 
 
-def test_acceptance_stays_below_one_and_a_verdict_on_nothing_changes_nothing() -> None:
-    acceptance = AcceptanceEstimate()
-    acceptance.add(tested=0, accepted=0)
-    assert acceptance.rate == pytest.approx(0.7)
-    for _ in range(1000):
-        acceptance.add(tested=16, accepted=16)
-    assert 0.99 < acceptance.rate < 1.0
-
-
 @pytest.mark.parametrize(("before", "after"), [(0.9, 0.4), (0.4, 0.9)])
 def test_another_kind_of_text_is_noticed_within_a_text(before: float, after: float) -> None:
     rng, acceptance = random.Random(4), AcceptanceEstimate()

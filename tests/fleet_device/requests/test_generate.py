@@ -102,11 +102,6 @@ def test_bytes_that_are_no_character_are_marked_where_they_stand() -> None:
     assert halves((4, 3), reason=EndReason.LENGTH) == "x\ufffd"
 
 
-def test_an_empty_stop_string_is_a_mistake() -> None:
-    with pytest.raises(ValueError, match="empty"):
-        StopStrings(["x", ""])
-
-
 @given(st.lists(st.text("ab", max_size=4), max_size=8), st.lists(st.text("ab", min_size=1, max_size=3), max_size=3))
 def test_any_cut_yields_the_text_up_to_the_first_stop(pieces: list[str], stops: list[str]) -> None:
     text = "".join(pieces)

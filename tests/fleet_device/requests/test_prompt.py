@@ -39,13 +39,6 @@ def test_a_prompt_is_a_text_or_a_chat(prompt: Prompt, raw: bool, meant: str) -> 
     assert list(prepare(prompt, raw=raw).prompt) == CODEC.encode(meant)
 
 
-def test_options_that_are_left_out_are_the_device_s_settings() -> None:
-    request = prepare(temperature=None)
-    policy = request.policy
-    assert (policy.temperature, policy.top_k, policy.top_p, policy.seed) == (0.5, 7, 0.9, 4)
-    assert (policy.mode, request.max_new_tokens, request.stop) == (Mode.RESIDUAL, 20, ())
-
-
 def test_options_that_are_given_override_the_settings() -> None:
     request = prepare(
         max_new_tokens=0, temperature=0, top_k=0, top_p=1.0, mode="coupled", seed=2**64 - 1, stop=["a", "b"]
@@ -54,12 +47,6 @@ def test_options_that_are_given_override_the_settings() -> None:
     assert (policy.temperature, policy.top_k, policy.top_p, policy.seed) == (0.0, 0, 1.0, 2**64 - 1)
     assert (policy.mode, request.max_new_tokens, request.stop) == (Mode.COUPLED, 0, ("a", "b"))
     assert prepare(stop="end").stop == ("end",)
-
-
-def test_texts_without_a_seed_get_seeds_of_their_own() -> None:
-    defaults = settings(seed=None)
-    seeds = {prepare_request("t1", defaults).encode(CODEC).policy.seed for _ in range(3)}
-    assert len(seeds) == 3
 
 
 @pytest.mark.parametrize(

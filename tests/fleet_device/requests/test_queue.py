@@ -80,20 +80,6 @@ def test_a_place_is_free_when_the_text_under_way_ends(make: Make) -> None:
     assert full(make, lasted_s=[9.5], elapsed_s=7.5) == 2
 
 
-def test_one_short_text_hardly_changes_the_expected_duration(make: Make) -> None:
-    assert 20 <= full(make, lasted_s=[40.0, 40.0, 1.0], elapsed_s=0.0) <= 40
-
-
-def test_a_text_that_takes_longer_than_usual_is_given_as_long_again(make: Make) -> None:
-    assert full(make, lasted_s=[10.0], elapsed_s=25.0) == 15
-    assert full(make, lasted_s=[], elapsed_s=6.0) == 6
-
-
-def test_the_retry_after_of_a_refused_text_is_bounded(make: Make) -> None:
-    assert full(make, lasted_s=[5.0], elapsed_s=5.0) == 1
-    assert full(make, lasted_s=[3600.0], elapsed_s=1.0) == 120
-
-
 def test_a_failure_is_told_and_the_next_text_is_written(make: Make) -> None:
     agent, first, second = ScriptedAgent(error=EdgeUnavailable("nobody there")), Events(), Events()
     texts = make(agent)

@@ -30,14 +30,6 @@ def test_pieces_tell_their_tokens_also_where_they_complete_no_text(make: Make) -
     assert list(stream.pieces()) == [Piece("t1 ", 1), Piece("", 0), Piece("t2 t3 ", 2)]
 
 
-def test_what_is_written_is_known_once_the_text_is_begun(make: Make) -> None:
-    agent = gated()
-    stream = TextStream(make(agent), lambda: REQUEST)
-    assert stream.request() == REQUEST
-    open_gate(agent)
-    assert "".join(stream) == "t1 t2 t3 "
-
-
 def test_leaving_the_loop_gives_the_text_up_and_the_next_one_is_written(make: Make) -> None:
     agent = gated()
     texts = make(agent)
@@ -91,13 +83,6 @@ def test_a_stream_that_is_closed_gives_nothing_more(make: Make) -> None:
     stream.close()
     stream.close()
     assert list(stream) == []
-    until(lambda: agent.ended == [EndReason.CANCELLED])
-
-
-def test_a_with_block_closes_the_stream(make: Make) -> None:
-    agent = gated()
-    with TextStream(make(agent), lambda: REQUEST):
-        assert agent.started.wait(10.0)
     until(lambda: agent.ended == [EndReason.CANCELLED])
 
 

@@ -10,14 +10,10 @@ from fleet_common.settings import SettingsError
 from fleet_device.applications import Application, ApplicationsFile, new_key
 from fleet_device.settings import DeviceSettings
 from fleet_device.steering.remote_settings import (
-    STEERABLE,
-    Effect,
     SteeredSettings,
     check_values,
-    effect_of,
     kept_file,
     load_steered,
-    quota_of,
 )
 from schemas.control import DesiredSettings
 
@@ -232,16 +228,6 @@ def test_a_disk_that_is_full_is_told_and_ends_nothing(tmp_path: Path, caplog: py
     assert "restart" in caplog.text
 
 
-def test_a_user_without_a_home_is_told_that_nothing_is_kept(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("fleet_device.settings.state_folder", lambda: None)
-    it = remote(own(tmp_path, state_dir=None))
-    assert "restart" in caplog.text
-    it.consider(wanted(1, top_k=5))
-    assert it.settings.top_k == 5
-
-
 def test_what_is_kept_is_for_the_devices_user_alone(tmp_path: Path) -> None:
     it = remote(own(tmp_path))
     it.consider(wanted(1, top_k=5))
@@ -250,23 +236,7 @@ def test_what_is_kept_is_for_the_devices_user_alone(tmp_path: Path) -> None:
     assert json.loads(file.read_text())["taken"] == {"id": id_of(1), "values": {"top_k": 5}}
 
 
-def test_the_catalogue_names_settings_and_none_that_are_the_devices_own() -> None:
-    assert set(STEERABLE) <= set(DeviceSettings.model_fields)
-    private = {"fleet", "device", "broker", "models_dir", "api_listen", "api_token", "applications"}
-    assert not private & set(STEERABLE)
-    assert not [name for name in STEERABLE if name.startswith("steering") or name.endswith(("_dir", "_log"))]
-    assert (effect_of("model"), effect_of("top_k"), effect_of("broker")) == (Effect.RELOAD, Effect.NOW, None)
-    assert quota_of("quota.a.b.tokens_per_day") == ("a.b", "tokens_per_day")
-    for name in ("quota.tokens_per_day", "quota..tokens_per_day", "quota.a.other", "a.tokens_per_day"):
-        assert quota_of(name) is None
-
-
 def test_settings_that_do_not_go_together_are_refused() -> None:
     checked = check_values({"drafter": "none", "offline": "local"}, DeviceSettings())
     assert set(checked.refused) == {"drafter", "offline"}
     assert set(check_values({"drafter": "none"}, DeviceSettings()).values) == {"drafter"}
-
-
-def test_a_fixed_setting_that_there_is_not_is_told_at_the_start() -> None:
-    with pytest.raises(ValueError, match="thread"):
-        DeviceSettings(steering_fixed="thread")
