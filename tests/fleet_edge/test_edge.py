@@ -101,14 +101,6 @@ def test_on_a_thread_it_runs_until_it_is_stopped_from_another_one(place: Place) 
     assert told == ["online", "end"]
 
 
-def test_a_stop_before_it_runs_counts(place: Place) -> None:
-    edge = place.edge()
-    edge.stop()
-    with place.broker.running():
-        edge.run()
-    assert place.presence is Presence.OFFLINE
-
-
 def test_whoever_runs_it_hears_of_a_drain_and_of_what_was_handed_over(place: Place) -> None:
     edge, told = place.edge(), list[int]()
     edge.drain()
@@ -156,18 +148,6 @@ def test_without_a_broker_it_does_not_begin(place: Place) -> None:
         pass
     with pytest.raises(ConnectFailed):
         place.edge().run()
-
-
-def test_settings_come_from_file_environment_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = tmp_path / "edge.toml"
-    config.write_text('fleet = "home"\nedge = "north"\nmax_draft = 3\n[broker]\nport = 2000\n')
-    monkeypatch.setenv("FLEET_EDGE_MAX_DRAFT", "5")
-    edge = Edge.from_config(config, edge="south", broker={"host": "10.0.0.1"})
-    settings = edge.settings
-    assert (settings.fleet, settings.edge, settings.max_draft) == ("home", "south", 5)
-    assert (settings.broker.host, settings.broker.port) == ("10.0.0.1", 2000)
-    monkeypatch.setenv("FLEET_EDGE_CONFIG", str(config))
-    assert Edge.from_config().settings.edge == "north"
 
 
 def test_configuring_an_edge_loads_neither_torch_nor_sqlalchemy() -> None:

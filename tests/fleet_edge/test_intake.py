@@ -43,13 +43,6 @@ def test_whose_message_it_is_comes_from_the_topic_alone(intake: Intake, inbox: I
     assert [arrival.device for arrival in arrivals(inbox)] == ["device-2"]
 
 
-def test_an_empty_message_is_nobodys(intake: Intake, inbox: IntakeQueue) -> None:
-    # Subscribers get an empty message when a retained one is cleared; the topic's device is not at fault.
-    for kind, edge in ((Topic.OPEN, None), (Topic.CLOSE, None), (Topic.DRAFT, "edge-1"), (Topic.STATE, None)):
-        intake.on_message(Message(topic(kind, edge=edge), b""))
-    assert arrivals(inbox) == []
-
-
 @pytest.mark.parametrize(
     "name",
     [
@@ -91,13 +84,6 @@ def test_devices_take_turns_whatever_one_of_them_has_sent() -> None:
         inbox.put(received("hostile", number))
     inbox.put(received("honest"))
     assert received("honest") in inbox.take(timeout_s=0.0, most=20)
-
-
-def test_what_is_taken_at_once_is_bounded(inbox: IntakeQueue) -> None:
-    for number in range(10):
-        inbox.put(received("device-1", number))
-    assert len(inbox.take(timeout_s=0.0, most=4)) == 4
-    assert len(inbox.take(timeout_s=60.0, most=400)) == 6
 
 
 @pytest.mark.timeout(20)

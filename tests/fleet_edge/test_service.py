@@ -50,32 +50,6 @@ def test_a_session_that_ends_within_the_drain_is_undisturbed(site: Site) -> None
     assert site.rows("SELECT presence FROM edges") == [{"presence": "offline"}]
 
 
-def test_what_is_open_at_the_deadline_goes_on_at_another_edge(site: Site) -> None:
-    with ExitStack() as second, site.edge() as edge, site.device() as device:
-
-        def end_the_first() -> None:
-            second.enter_context(site.edge("edge-2"))
-            drain(site, edge)
-            edge.reach_the_deadline()
-
-        done = Writing(device, at=AT, disturb=end_the_first).finish()
-    assert (done.tokens, done.reason, done.resumes) == (undisturbed(), EndReason.LENGTH, 1)
-    first, last = site.rows(SEGMENTS)
-    assert (first["edge"], first["reason"]) == ("edge-1", "handed-over")
-    assert (last["edge"], last["reason"]) == ("edge-2", "length")
-    assert first["tokens"] >= AT
-    assert last["resumed_tokens"] == first["tokens"]
-    # The counts of both edges add up to the device's.
-    (session,) = site.rows(SESSIONS)
-    assert (session["reason"], session["tokens"]) == ("length", LENGTH)
-    for name in ("tokens", "rounds", "uplink_bytes"):
-        assert first[name] + last[name] == session[f"device_{name}"], name
-    story = [row["code"] for row in site.rows("SELECT code FROM events WHERE kind != 'device' ORDER BY at")]
-    assert sorted(story) == sorted(
-        ["started", "started", "draining", "handed-over", "taken-over", "stopped", "stopped"]
-    ), "and no fault or refusal"
-
-
 def test_without_another_edge_a_device_waits_until_this_one_is_back(site: Site) -> None:
     with site.device() as device:
         with site.edge() as edge:
@@ -186,23 +160,6 @@ def test_hanging_jobs_delay_neither_devices_nor_log(site: Site, monkeypatch: pyt
         assert not edge.ended
         may_end.set()
         edge.join()
-
-
-def test_an_edge_starts_without_its_database_and_logs_all_when_it_is_there(site: Site, tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path / 'mounted' / 'fleet.sqlite3'}"
-    with site.edge(db=url) as edge, site.device() as device:
-        for name in edge.service._jobs.names:
-            edge.service._jobs.run(name)  # survive it
-        done = device.agent.generate(GenerateRequest(PROMPT, policy=POLICY, max_new_tokens=LENGTH))
-        assert done.tokens == undisturbed()
-        until(lambda: edge.service.writer.counters.spooled > 0)
-        (tmp_path / "mounted").mkdir()
-        assert edge.service._jobs.run("flush-progress")
-    with site.edge(db=url):
-        pass  # finds in the spool what the first could not store
-    with open_store(url) as store, store.engine.connect() as connection:
-        [session] = connection.exec_driver_sql("SELECT reason, tokens, device_tokens FROM sessions").all()
-    assert tuple(session) == ("length", LENGTH, LENGTH)
 
 
 def test_an_edge_evaluates_alerts_and_leaves_them_to_another_when_it_ends(site: Site) -> None:

@@ -10,9 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from fleet_edge.step_time import MOST_NEW, CurveError, CurveMeasurement, StepCurve, as_json, read_curve, write_curve
+from fleet_edge.step_time import CurveError, CurveMeasurement, StepCurve, as_json, read_curve, write_curve
 from fleet_edge.verifiers.contract import CapacityExceeded, Item, TargetInfo
-from schemas.policy import Mode
 from schemas.vocabulary import Vocabulary
 
 CURVE = StepCurve(
@@ -100,12 +99,6 @@ def test_a_step_with_more_of_anything_takes_no_less(
 def test_a_curve_that_says_nothing_is_refused(rows: Any, sentence: str) -> None:
     with pytest.raises(CurveError, match=sentence):
         StepCurve(rows=rows, prefill=())
-
-
-def test_a_curve_is_read_as_it_was_written(tmp_path: Path) -> None:
-    file = tmp_path / "curve.json"
-    write_curve(CURVE, file)
-    assert read_curve(file) == CURVE
 
 
 def good() -> dict[str, Any]:
@@ -201,33 +194,11 @@ def test_each_size_takes_what_its_steps_took_and_nothing_is_left() -> None:
     assert verifier.lengths == {}
 
 
-@pytest.mark.parametrize(("mode", "stable"), [(Mode.RESIDUAL, False), (Mode.COUPLED, True)])
-def test_steps_are_those_of_the_mode(mode: Mode, stable: bool) -> None:
-    verifier = TimedVerifier()
-    curve = measurement(verifier, mode=mode, sessions=(1,)).measure(verifier)  # type: ignore[arg-type]
-    assert verifier.stable == {stable}
-    assert curve.mode == mode.value
-
-
 def test_the_curve_ends_where_memory_does() -> None:
     verifier = TimedVerifier(room=6 * 300)
     curve = measurement(verifier).measure(verifier)  # type: ignore[arg-type]
     assert list(curve.rows) == [1, 2, 4]
     assert verifier.lengths == {}
-
-
-def test_the_curve_ends_when_its_time_is_over() -> None:
-    verifier = TimedVerifier()
-    curve = measurement(verifier, limit_s=0.0).measure(verifier)  # type: ignore[arg-type]
-    assert list(curve.rows) == [1]
-    assert len(curve.rows[1]) == 6
-
-
-def test_prompts_are_as_long_as_the_context_lets_them() -> None:
-    verifier = TimedVerifier(context=255)
-    curve = measurement(verifier, sessions=(1,)).measure(verifier)  # type: ignore[arg-type]
-    assert [tokens for tokens, _ in curve.prefill] == [16, 64, 128]
-    assert curve.context == 255 - MOST_NEW
 
 
 def test_a_context_that_holds_no_measurement_is_refused() -> None:

@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 
 from fleet_edge.alerts.alerts import AlertSeverity, RuleReading
-from fleet_edge.alerts.rules import RULES, Facts, grouped, readings
+from fleet_edge.alerts.rules import RULES, Facts, readings
 from fleet_edge.alerts.settings import AlertSettings
-from fleet_edge.store.views import AlertView, DeviceSigns, EdgeView, MachineState
+from fleet_edge.store.views import DeviceSigns, EdgeView, MachineState
 from tests.fleet_edge.store import samples
 
 NOW = datetime(2026, 5, 1, 12, tzinfo=UTC)
@@ -118,33 +118,3 @@ def test_a_hostile_name_or_code_stays_what_it_is() -> None:
     hostile = "x'; DROP TABLE alerts; --\n\x1b[31m{value}"
     reading = read("refusals", Facts(now=NOW, refusals={("edge-1", hostile): 100}))
     assert repr(hostile) in reading.sentence
-
-
-def opened(rule: str, subject: str, **changed: Any) -> AlertView:
-    given = {"severity": "warning", "sentence": f"{subject} is away.", "since_at": NOW, "last_at": NOW}
-    return samples.view(AlertView, id=f"{subject}-{rule}", rule=rule, subject=subject, **{**given, **changed})
-
-
-def test_alerts_of_a_condition_are_one_line_and_the_gravest_come_first() -> None:
-    certificates = [
-        opened("certificate-ends", f"gateway-{number:02}", since_at=NOW - number * DAY) for number in range(60)
-    ]
-    certificates[7] = replace(certificates[7], severity="critical")
-    noted = opened("edge-offline", "edge-1", severity="critical", acknowledged_at=NOW)
-    groups = grouped([opened("kv-full", "edge-9"), noted, *certificates])
-    assert [each.rule for each in groups] == ["certificate-ends", "kv-full", "edge-offline"]
-    many, one, last = groups
-    assert (many.reference, many.severity, many.critical) == ("certificate-ends", "critical", 1)
-    assert many.alerts[0].subject == "gateway-07"
-    assert many.since_at == NOW - 59 * DAY
-    assert many.subjects == "gateway-07, gateway-00, gateway-01, and 57 more"
-    assert "60 certificates" in many.sentence
-    assert (one.reference, one.sentence, one.subjects) == ("edge-9-kv-full", "edge-9 is away.", "edge-9")
-    assert last.state == "acknowledged"
-
-
-def test_a_sentence_with_braces_stays_what_it_is() -> None:
-    (one,) = grouped([opened("no-such-rule", "a", sentence="{number} {0} {x}")])
-    assert one.sentence == "{number} {0} {x}"
-    (two,) = grouped([opened("no-such-rule", name, sentence="{x}") for name in "ab"])
-    assert two.sentence.startswith("2 alerts")

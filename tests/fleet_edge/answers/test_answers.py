@@ -6,11 +6,11 @@ from dssd.distribution import shape
 from dssd.downlink import FormName
 from dssd.verification import Judgement
 from fleet_common.mqtt.link import Message
-from fleet_edge.answers.answers import ReportedLoads, Responder, fault_reply
+from fleet_edge.answers.answers import ReportedLoads, Responder
 from fleet_edge.answers.publisher import Publisher
 from fleet_edge.answers.recorder import Recorder
 from fleet_edge.counters import SEGMENT_COUNTERS, SegmentCounters
-from fleet_edge.errors import DraftFault, OpenRefused
+from fleet_edge.errors import DraftFault
 from fleet_edge.guard import DeviceGuard
 from fleet_edge.limits import QuarantineSettings, QuotaSettings
 from fleet_edge.metrics.figures import Figures
@@ -28,9 +28,9 @@ from fleet_edge.store.records import (
 from schemas.codec import decode_reply, decode_verdict
 from schemas.downlink import Samples
 from schemas.fields import EdgeLoad
-from schemas.messages import Closed, Fault, Opened, Refused, SessionReply, Verdict
+from schemas.messages import Closed, Fault, Opened, SessionReply, Verdict
 from schemas.policy import Mode
-from schemas.reasons import Action, EndReason, FaultCode, RefusalCode
+from schemas.reasons import Action, EndReason, FaultCode
 from schemas.topics import Topic, build
 from tests.support.drafts import arrived, draft, edge_session, open_message
 from tests.support.memory_broker import MemoryBroker
@@ -52,16 +52,6 @@ def test_a_grant_names_the_session_and_its_limits() -> None:
     assert len(granted.target) == 200
     assert granted.load is not None
     assert (granted.load.texts, granted.load.text_ms, granted.load.token_ms) == (2, 4.5, 1.25)
-
-
-def test_sentences_are_cut_to_what_a_message_holds() -> None:
-    exchange = Exchange()
-    exchange.answers.refuse("device-1", open_message(), OpenRefused(RefusalCode.BUSY, "x" * 5000))
-    refused = exchange.listen()[-1]
-    assert isinstance(refused, Refused)
-    assert len(refused.sentence) == 500
-    error = DraftFault(FaultCode.TOKENS_DIFFER, Action.RESUME, "x" * 5000)
-    assert len(fault_reply(draft(), error).sentence) == 500
 
 
 LOAD = EdgeLoad(texts=8, writing_ms=60.0, step_ms=30.0, text_ms=5.0, token_ms=2.0, free=1)

@@ -145,14 +145,6 @@ def test_every_metric_of_the_catalogue_is_served(site: Site) -> None:
     assert served == set(CATALOGUE)
 
 
-def test_the_catalogue_names_each_metric_once_and_no_device() -> None:
-    names = [each.name for each in CATALOGUE]
-    assert len(set(names)) == len(names)
-    assert all(name.startswith("dssd_") for name in names)
-    assert not {"device", "session"} & {label for each in CATALOGUE for label in each.labels}
-    assert all(each.name.endswith("_total") == (each.kind == "counter") for each in CATALOGUE)
-
-
 def test_the_page_names_metrics_that_there_are() -> None:
     page = (Path(__file__).parents[3] / "docs" / "metrics.md").read_text(encoding="utf-8")
     assert set(re.findall(r"`(dssd_\w+)`", page)) <= {each.name for each in CATALOGUE}

@@ -1,9 +1,6 @@
-import sys
-
 import pytest
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from fleet_common.metrics import MetricsUnavailable
 from fleet_device.requests.generate import GenerateRequest
 from fleet_edge.metrics.tracing import Tracing
 from tests.support.memory_edges import LENGTH, POLICY, PROMPT, Site
@@ -42,12 +39,6 @@ def test_a_span_lasts_as_long_as_what_it_tells_of() -> None:
     (span,) = spans.get_finished_spans()
     assert (span.start_time, span.end_time) == (4_750_000_000, 5_000_000_000)
     assert span.attributes == {"dssd.batch_sessions": 3, "dssd.batch_tokens": 12}
-
-
-def test_a_library_that_is_missing_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "opentelemetry.sdk.resources", None)
-    with pytest.raises(MetricsUnavailable):
-        Tracing.start(fleet="north", edge="edge-1", target="scripted")
 
 
 @pytest.mark.slow

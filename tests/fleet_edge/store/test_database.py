@@ -1,5 +1,4 @@
 import gc
-import os
 import sqlite3
 import subprocess
 import sys
@@ -110,12 +109,6 @@ def test_a_reader_cannot_write(database_url: str) -> None:
     engine.dispose()
 
 
-def test_sqlite_is_kept_with_a_write_ahead_log_and_foreign_keys(tmp_path: Path) -> None:
-    with open_store(f"sqlite:///{tmp_path / 'x.sqlite3'}") as store, store.engine.connect() as connection:
-        assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
-        assert connection.exec_driver_sql("PRAGMA foreign_keys").scalar() == 1
-
-
 def test_a_path_with_signs_that_mean_something_elsewhere_is_only_a_path(tmp_path: Path) -> None:
     folder = tmp_path / "100% #x"
     folder.mkdir()
@@ -145,29 +138,6 @@ def test_a_wrong_url_is_refused_in_one_sentence_without_its_password(url: str, s
         assert "hunter2" not in str(refused.value)
         assert "\n" not in str(refused.value)
         assert str(refused.value).endswith(".")
-
-
-def test_a_folder_and_a_file_of_something_else_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(StoreUnavailable, match="database"):
-        open_store(f"sqlite:///{tmp_path}")
-    (tmp_path / "notes.txt").write_text("not a database, but long enough to have a header of its own" * 20)
-    with pytest.raises(StoreUnavailable, match="database"):
-        open_store(f"sqlite:///{tmp_path / 'notes.txt'}")
-
-
-def test_a_file_that_may_not_be_opened_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    url = f"sqlite:///{tmp_path / 'x.sqlite3'}"
-    open_store(url).close()
-    # Root may open anything, so the system's answer is replaced.
-    monkeypatch.setattr(os, "access", lambda *_: False)
-    with pytest.raises(StoreUnavailable, match="may not be opened by this user"):
-        open_existing(url, read_only=True)
-
-
-def test_a_missing_driver_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "psycopg", None)
-    with pytest.raises(StoreError, match="PostgreSQL"):
-        open_store("postgresql://fleet@host/fleet")
 
 
 def test_connections_that_are_not_needed_at_once_are_not_used_by_turns(tmp_path: Path) -> None:

@@ -7,14 +7,12 @@ from sqlalchemy import text
 
 from fleet_edge.session_log import SessionLog
 from fleet_edge.store.database import Store
-from fleet_edge.store.errors import NotFound, StoreError
+from fleet_edge.store.errors import StoreError
 from fleet_edge.store.event_codes import Severity
 from fleet_edge.store.periods import Grain, floor
 from fleet_edge.store.records import segment_number
-from schemas.policy import Mode
-from schemas.reasons import EndReason
 from tests.fleet_edge.store import samples
-from tests.fleet_edge.store.samples import OTHER, SESSION, THIRD, after
+from tests.fleet_edge.store.samples import SESSION, THIRD, after
 
 
 def test_a_session_sums_its_segments_and_stands_beside_its_devices_count(fleet_log: SessionLog) -> None:
@@ -40,70 +38,6 @@ def test_time_is_added_up_of_sessions_that_device_and_edge_have_counted(
     assert (found, spent.reported) == (name, samples.COUNTERS)
     assert (spent.counted.sessions, spent.counted.segments, spent.counted.compute_ms) == (1, 2, 400.0)
     assert fleet_log.spent_times(by, since=after(1)) == {}
-
-
-def test_segments_and_rounds_of_a_session_come_in_order(fleet_log: SessionLog) -> None:
-    segments = fleet_log.segments(SESSION, device="sensor-1")
-    assert [(segment.edge, segment.reason, segment.resumed_tokens) for segment in segments] == [
-        ("edge-1", "lost", 0),
-        ("edge-2", "stop", 20),
-    ]
-    assert segments[1].opened_at == after(100)
-    assert [(judged.round, judged.base) for judged in fleet_log.rounds(SESSION, device="sensor-1")] == [
-        (0, 0),
-        (7, 20),
-    ]
-    assert fleet_log.rounds(OTHER, device="sensor-2") == []
-
-
-def test_a_unique_prefix_names_a_session(fleet_log: SessionLog) -> None:
-    assert fleet_log.session("0").session == SESSION
-    assert fleet_log.session(OTHER.upper()).session == OTHER
-    with pytest.raises(StoreError, match="sessions"):
-        fleet_log.session("ff")
-
-
-@pytest.mark.parametrize("prefix", ["abc", "", "xyz", "%", "0" * 17])
-def test_an_unknown_session_is_not_found(fleet_log: SessionLog, prefix: str) -> None:
-    with pytest.raises(NotFound, match="session"):
-        fleet_log.session(prefix)
-
-
-@pytest.mark.parametrize(
-    ("chosen", "expected"),
-    [
-        ({}, [THIRD, OTHER, SESSION]),
-        ({"device": "sensor-2"}, [THIRD, OTHER]),
-        ({"device": ["sensor-2", "nobody", "sensor-1"]}, [THIRD, OTHER, SESSION]),
-        ({"edge": "edge-2"}, [SESSION]),
-        ({"edge": "edge-1"}, [THIRD, OTHER, SESSION]),
-        ({"reason": EndReason.LENGTH}, [OTHER]),
-        ({"mode": Mode.COUPLED}, [OTHER]),
-        ({"since": after(3600)}, [THIRD, OTHER]),
-        ({"until": after(3600)}, [SESSION]),
-        ({"open": True}, [THIRD]),
-        ({"device": "nobody"}, []),
-    ],
-)
-def test_filters_choose_latest_first(fleet_log: SessionLog, chosen: dict[str, object], expected: list[str]) -> None:
-    assert [view.session for view in fleet_log.sessions(**chosen)] == expected  # type: ignore[arg-type]
-
-
-def test_the_limit_keeps_the_latest(fleet_log: SessionLog) -> None:
-    assert [view.session for view in fleet_log.sessions(limit=1)] == [THIRD]
-
-
-def test_devices_tell_of_their_sessions(fleet_log: SessionLog) -> None:
-    found = {view.device: view for view in fleet_log.devices()}
-    assert [(name, view.sessions) for name, view in found.items()] == [("idle", 0), ("sensor-1", 1), ("sensor-2", 2)]
-    assert found["sensor-2"].last_session_at == after(7200)
-    assert found["idle"].last_session_at is None
-    assert (found["sensor-2"].last_verdict_at, found["sensor-2"].tokens_today) == (after(7200), 7)
-    assert (found["sensor-2"].acceptance_1h, found["sensor-2"].acceptance_24h) == (None, 15 / 20)
-    assert found["sensor-1"].acceptance_24h == (15 + 5) / 40
-    assert fleet_log.device("sensor-1") == found["sensor-1"]
-    with pytest.raises(NotFound, match="nobody"):
-        fleet_log.device("nobody")
 
 
 def test_a_segment_that_another_device_opened_is_not_counted_to_the_session(store: Store, log: SessionLog) -> None:
@@ -182,11 +116,6 @@ def event_log(store: Store, log: SessionLog) -> SessionLog:
 )
 def test_filters_choose_events(event_log: SessionLog, chosen: dict[str, object], expected: str) -> None:
     assert "".join(event.id for event in event_log.events(**chosen)) == expected  # type: ignore[arg-type]
-
-
-def test_events_are_limited_and_say_who_and_how_grave(event_log: SessionLog) -> None:
-    [event] = event_log.events(limit=1)
-    assert (event.id, event.who, event.severity, event.sentence) == ("d", "ada", "info", "The prefix differs.")
 
 
 def _counted(log: SessionLog, *by: str, kind: str | None = None) -> list[tuple[object, ...]]:

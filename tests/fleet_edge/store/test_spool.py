@@ -128,16 +128,6 @@ def test_two_processes_may_not_share_a_spool(spool: Spool) -> None:
         Spool(spool.folder)
 
 
-def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(StoreError, match="file/spool"):
-        Spool(tmp_path / "file" / "spool")
-
-
-def test_others_may_not_look_into_the_spool(spool: Spool) -> None:
-    assert spool.folder.stat().st_mode & 0o077 == 0
-
-
 RECORDS: list[Record] = [
     samples.device_seen(draft_model='quotes " and\nnewlines'),
     samples.edge_seen(),

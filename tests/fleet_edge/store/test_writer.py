@@ -75,22 +75,6 @@ def _writer(sink: FakeSink | Store, spool: Spool, clock: Clock, **changes: float
     return LogWriter(sink, spool, settings=settings, monotonic=clock)
 
 
-def test_closing_writes_all_that_was_put(sink: FakeSink, spool: Spool) -> None:
-    writer = LogWriter(sink, spool).start()
-    _put_all(writer, _rounds(0, 1234))
-    assert writer.close(PATIENCE_S)
-    assert sink.stored == Counter(_rounds(0, 1234))
-    assert writer.counters.written == 1234
-    assert writer.close(PATIENCE_S)  # again: nothing to do
-
-
-def test_what_is_put_is_written_without_being_asked(sink: FakeSink, spool: Spool) -> None:
-    writer = LogWriter(sink, spool, settings=WriterSettings(flush_interval_s=0.01)).start()
-    writer.put(samples.judged())
-    assert sink.entered.wait(PATIENCE_S)
-    assert writer.close(PATIENCE_S)
-
-
 def test_a_record_is_confirmed_once_written_and_written_at_once(sink: FakeSink, spool: Spool) -> None:
     writer = LogWriter(sink, spool, settings=WriterSettings(flush_interval_s=3600.0)).start()
     sink.gate.clear()

@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from numpy.typing import NDArray
 
 from fleet_edge.settings import PrefixSharing
-from fleet_edge.verifiers.contract import CapacityExceeded, Item, VerifierError
+from fleet_edge.verifiers.contract import CapacityExceeded, Item
 from fleet_edge.verifiers.packed.verifier import PackedVerifier
 from fleet_edge.verifiers.prefix_cache import LEAST_REUSED, TAIL, PrefixCache, PrefixIndex, pack, shared_tokens
 from fleet_edge.verifiers.scripted import ScriptedVerifier
@@ -125,29 +125,6 @@ def test_too_little_in_common_is_computed() -> None:
     assert compute(cache, 1, [*SYSTEM[:few], 60, 60]) == few + 2
 
 
-def test_devices_that_share_with_themselves_alone() -> None:
-    cache = PrefixCache(scripted(), sharing=PrefixSharing.DEVICE)
-    compute(cache, 0, SYSTEM, owner="one")
-    assert compute(cache, 1, SYSTEM, owner="other") == 100
-    cache.close(0)
-    assert compute(cache, 2, SYSTEM, owner="third") == 100
-    assert compute(cache, 3, SYSTEM, owner="one") == 1
-    cache.close(1)
-    cache.close(3)
-    assert cache.retained_tokens == 200, "each has his own"
-
-
-def test_of_another_device_what_is_public_is_taken_over_and_no_more() -> None:
-    cache = PrefixCache(scripted(), sharing=PrefixSharing.DEVICE, public=[SYSTEM[:40], [9, 9, 9]])
-    text = [*SYSTEM, 1, 2, 3]
-    assert compute(cache, 0, text, owner="one") == 103
-    assert compute(cache, 1, text, owner="other") == 63
-    cache.close(0)
-    cache.close(1)
-    assert compute(cache, 2, text, owner="third") == 63
-    assert compute(cache, 3, text, owner="one") == 1
-
-
 def test_a_cache_below_keeps_devices_apart_too() -> None:
     class Below(ScriptedVerifier):
         def __init__(self) -> None:
@@ -203,22 +180,6 @@ def test_who_has_retained_more_than_his_share_makes_room_first() -> None:
     assert compute(cache, 11, [0] * 60) == 1
 
 
-def test_ended_sequences_make_room_before_any_that_is_open_does() -> None:
-    cache = PrefixCache(scripted(budget_tokens=300))
-    compute(cache, 0, texts(1)[0])
-    compute(cache, 1, [1] * 100)
-    cache.close(1)
-    cache.open(2)
-    item = Item(2, [2] * 150, 1)
-    assert cache.capacity() == 100, "what is certain"
-    assert cache.fits([item])
-    assert cache.retained_tokens == 0
-    cache.score([item])
-    with pytest.raises(CapacityExceeded):
-        cache.score([Item(2, [2] * 100, 1)])
-    assert (cache.computed(0), cache.computed(2)) == (100, 150)
-
-
 def test_a_step_makes_the_room_that_it_needs_also_where_nobody_asked_whether_it_fits() -> None:
     cache = PrefixCache(scripted(budget_tokens=300))
     compute(cache, 1, [1] * 200)
@@ -237,15 +198,6 @@ def test_where_there_is_no_room_for_a_copy_an_ended_sequence_is_taken_over_with_
     roomy.close(0)
     assert compute(roomy, 1, [*SYSTEM, 2]) == 1
     assert roomy.retained_tokens == 100 + TAIL + 10
-
-
-def test_where_there_is_no_room_for_a_copy_of_an_open_sequence_it_is_computed() -> None:
-    cache = PrefixCache(scripted(budget_tokens=180))
-    compute(cache, 0, SYSTEM)
-    cache.open(1)
-    cache.expect(1, [*SYSTEM, 2])
-    assert cache.reuse(1) == 0
-    assert (cache.computed(0), cache.computed(1)) == (100, 0)
 
 
 def test_a_text_that_is_to_repeat_takes_nothing_over_of_one_that_need_not() -> None:
@@ -273,16 +225,6 @@ def test_a_text_that_is_to_repeat_takes_over_any_where_all_rows_repeat(least_tok
     assert compute(cache, 1, [*SYSTEM, 3]) == computed
 
 
-def test_an_evicted_sequence_is_gone_and_may_take_over_again() -> None:
-    below = scripted()
-    cache = PrefixCache(below)
-    compute(cache, 0, SYSTEM)
-    cache.evict(0)
-    assert (cache.computed(0), below.capacity()) == (0, 100_000)
-    compute(cache, 1, [*SYSTEM, 3])
-    assert cache.reuse(0) == 99
-
-
 def test_of_many_that_begin_alike_the_one_that_is_furthest_goes_ahead() -> None:
     cache = PrefixCache(scripted())
     for sequence in range(4):
@@ -297,13 +239,6 @@ def test_of_many_that_begin_alike_the_one_that_is_furthest_goes_ahead() -> None:
     cache.score([Item(0, SYSTEM[40:90], 0)])
     assert cache.ahead(1, computing={0}, able=everyone) is None, "what is still to come is not worth a wait"
     assert cache.reuse(1) == 90
-
-
-def test_misuse_of_what_is_beyond_the_contract_is_told_in_a_sentence() -> None:
-    cache = PrefixCache(scripted())
-    for call in (cache.reuse, cache.evict):
-        with pytest.raises(VerifierError, match="open"):
-            call(3)
 
 
 def test_what_is_taken_over_of_a_model_gives_the_rows_of_one_that_computed_it() -> None:

@@ -75,11 +75,3 @@ def test_tokens_are_read_with_what_is_installed(gguf: Path, tmp_path: Path, monk
     assert read_target_tokens(settings(gguf)) == WORDS
     with pytest.raises(VerifierError, match="edge"):
         read_target_tokens(settings(folder))
-
-
-def test_the_tokens_of_a_remote_target_need_no_weights(tmp_path: Path) -> None:
-    folder = tiny_folder(tmp_path / "tiny")
-    (folder / "model.safetensors").unlink()
-    assert read_target_tokens(settings(folder, engine="remote")) == WORDS
-    with pytest.raises(VerifierError, match="weights"):
-        read_target_tokens(settings(folder))

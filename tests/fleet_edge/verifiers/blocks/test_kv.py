@@ -110,10 +110,3 @@ def test_a_fork_takes_no_page_until_it_is_written_to() -> None:
     its.check()
     its.pages.close(1)
     assert its.pages.used == 2
-
-
-def test_a_budget_beyond_the_machines_memory_is_only_taken_as_it_is_used() -> None:
-    pages = Pages(**SHAPE, budget_bytes=1 << 40)
-    pages.reserve(1, 0, 10)
-    assert pages.used == 1
-    assert np.isfinite(pages.keys[pages.table(1)[0]].view(np.float16)).all()

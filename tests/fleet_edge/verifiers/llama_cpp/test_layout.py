@@ -69,23 +69,12 @@ def test_no_step_costs_more_than_each_sequence_alone_or_all_filled_up() -> None:
         assert cost(calls, call_tokens) <= min(alone, whole)
 
 
-def test_neighbours_with_equally_many_tokens_are_one_call() -> None:
-    calls = lay_out([StreamPart(stream, 5, 5) for stream in range(16)], room=ROOM, call_tokens=3.0, limits=LIMITS)
-    assert calls == [tuple(Share(stream, 0, 5, 0) for stream in range(16))]
-
-
 def test_a_gap_is_filled_where_that_is_cheaper_than_another_pass() -> None:
     parts = [StreamPart(0, 1, 1), StreamPart(2, 1, 1)]
     filled = lay_out(parts, room=ROOM, call_tokens=3.0, limits=LIMITS)
     assert filled == [(Share(0, 0, 1, 0), Share(1, 0, 0, 1), Share(2, 0, 1, 0))]
     assert len(lay_out(parts, room=ROOM, call_tokens=0.5, limits=LIMITS)) == 2
     assert len(lay_out(parts, room=ROOM | {1: 0}, call_tokens=3.0, limits=LIMITS)) == 2
-
-
-def test_the_ends_of_longer_parts_are_a_layer_of_their_own() -> None:
-    parts = [StreamPart(stream, 1 if stream % 8 else 9, 1) for stream in range(16)]
-    calls = lay_out(parts, room=ROOM, call_tokens=3.0, limits=LIMITS)
-    assert [len(call) for call in calls] == [16, 1, 1]
 
 
 def test_a_prompt_is_not_mixed_with_drafts() -> None:
@@ -120,10 +109,3 @@ def test_many_drafts_are_cut_between_streams(streams: int, tokens: int, fewest: 
     calls = lay_out(parts, room=dict.fromkeys(range(streams), 200), call_tokens=3.0, limits=limits)
     assert len(calls) == fewest
     assert {(share.count, share.filling) for call in calls for share in call} == {(tokens, 0)}
-
-
-def test_a_gap_that_has_no_room_for_company_is_not_filled() -> None:
-    limits = CallLimits(tokens=512, rows=128, height=512, least=2)
-    parts = [StreamPart(0, 1, 1), StreamPart(2, 1, 1)]
-    calls = lay_out(parts, room=ROOM | {1: 1}, call_tokens=30.0, limits=limits)
-    assert calls == [(Share(0, 0, 1, 1),), (Share(2, 0, 1, 1),)]

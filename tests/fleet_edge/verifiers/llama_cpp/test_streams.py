@@ -33,12 +33,6 @@ def test_a_smaller_budget_holds_fewer_texts_rather_than_short_ones() -> None:
     assert plan(16 << 20).context == 255  # and the smallest one a single sequence
 
 
-@pytest.mark.parametrize(("wanted", "context"), [(0, 512), (512, 512), (1000, 512), (100, 100)])
-def test_no_text_is_longer_than_the_model_or_than_is_asked_for(wanted: int, context: int) -> None:
-    found = plan(2 << 30, wanted=wanted, trained=512)
-    assert found.context == context < found.shape.cells
-
-
 @pytest.mark.parametrize("wanted", [0, 1, 255, 256, 3000, 100_000])
 def test_the_budget_is_kept_to(wanted: int) -> None:
     for budget_bytes in range(6_000_000, 3_000_000_000, 93_000_000):
@@ -58,15 +52,3 @@ def test_the_scores_of_a_call_have_a_bound_and_two_tokens_of_each_stream_fit_int
     scores = shape.tokens * shape.cells * heads * 4 * found.slabs
     assert scores <= 64 << 20 or shape.tokens == max(64, 2 * shape.streams)
     assert plan(2 << 30, wanted=wanted, trained=1 << 17, heads=0).shape.tokens == 512, "a GPU keeps none"
-
-
-def test_as_many_streams_as_can_be_share_a_slab() -> None:
-    """A step passes over the weights once per slab."""
-    assert [plan(2 << 30, wanted=wanted).slabs for wanted in (4000, 1000, 400, 200)] == [1, 2, 3, 6]
-
-
-def test_drafts_of_all_texts_of_a_slab_are_verified_in_one_call() -> None:
-    shape = plan(1 << 30, wanted=512).shape
-    assert shape.streams >= 32
-    assert shape.rows >= 5 * shape.streams
-    assert shape.rows * 49_152 * 4 <= 64 << 20

@@ -1,4 +1,3 @@
-import gc
 import random
 import threading
 from pathlib import Path
@@ -9,14 +8,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from fleet_edge.settings import EdgeSettings
-from fleet_edge.verifiers.contract import CapacityExceeded, Item, UnsupportedModel, VerifierError
+from fleet_edge.verifiers.contract import Item, UnsupportedModel, VerifierError
 from fleet_edge.verifiers.llama_cpp import slab, streams
 from fleet_edge.verifiers.llama_cpp.slab import GgufTarget, open_target
 from fleet_edge.verifiers.llama_cpp.verifier import LlamaCppVerifier
-from fleet_edge.verifiers.registry import load_verifier
-from schemas.vocabulary import Vocabulary
-from tests.fleet_edge.verifiers.oracle import CONTEXT, VOCABULARY, WORDS, tiny_target_gguf
+from tests.fleet_edge.verifiers.oracle import tiny_target_gguf
 from tests.support.prepared_models import prepared
 
 BUDGET = 1 << 20
@@ -158,39 +154,9 @@ def test_with_batch_invariant_a_long_text_has_the_same_logits_in_every_batch() -
     np.testing.assert_array_equal(one_by_one, together[10:])
 
 
-def test_the_vocabulary_is_that_of_a_device_with_the_same_file(path: Path) -> None:
-    verifier = load(path)
-    assert verifier.info.vocabulary == Vocabulary.of(WORDS)
-    assert verifier.info.end_tokens == (2, VOCABULARY - 1)  # the file's own, and what llama.cpp knows as an end
-
-
-def test_the_budget_is_kept_and_divided(path: Path) -> None:
-    token = 2 * 32 * 2  # keys and values, dim, bytes
-    for budget in (256 * token, 5000 * token, BUDGET, 20_000 * token):
-        verifier = load(path, budget=budget)
-        opened = 0
-        while True:
-            verifier.open(opened)
-            item = Item(opened, [1] * verifier.info.context, 0)
-            if not verifier.fits([item]):
-                break
-            verifier.score([item])
-            assert verifier.allocated_bytes <= budget
-            opened += 1
-        assert opened >= 1
-        with pytest.raises(CapacityExceeded, match="streams"):
-            verifier.score([item])
-
-
 def test_a_budget_that_serves_nothing_is_refused_with_what_is_needed(path: Path) -> None:
     with pytest.raises(VerifierError, match="kv_bytes"):
         load(path, budget=256 * 128 - 1)
-
-
-def test_the_context_can_be_set_and_is_the_model_s_at_most(path: Path) -> None:
-    assert load(path).info.context == CONTEXT
-    assert load(path, context=100).info.context == 100
-    assert load(path, context=9999).info.context == CONTEXT
 
 
 def test_a_failed_step_changes_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -274,22 +240,3 @@ def test_a_broken_rollback_is_noticed_at_the_start(path: Path, monkeypatch: pyte
     monkeypatch.setattr(slab.LlamaSlab, "cut", lambda *_: None)
     with pytest.raises(VerifierError):
         load(path)
-
-
-def test_memory_is_given_back_with_the_verifier(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    gc.collect()
-    freed: list[Any] = []
-    free = llama_cpp.llama_free
-    monkeypatch.setattr(llama_cpp, "llama_free", lambda native: (freed.append(native), free(native)))
-    verifier = load(path)
-    assert not freed
-    del verifier
-    gc.collect()
-    assert len(freed) == 1
-
-
-def test_a_folder_is_refused_by_name(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text("{}")
-    (tmp_path / "model.safetensors").write_text("")
-    with pytest.raises(UnsupportedModel, match="GGUF"):
-        load_verifier(EdgeSettings(engine="llama.cpp", target=str(tmp_path)))

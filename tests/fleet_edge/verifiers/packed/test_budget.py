@@ -159,36 +159,6 @@ def test_any_mix_of_sequences_keeps_to_the_budget_and_uses_it(name: str, typical
     assert live.now == sessions.store.allocated_bytes == 0
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_one_sequence_grows_to_the_context_by_tokens_or_at_once(name: str, live: LiveBytes) -> None:
-    sessions = Sessions(MODELS[name], live)
-    for piece in (sessions.context, 300, 17):
-        sequence = sessions.open()
-        while sessions.lengths[sequence] < sessions.context:
-            assert sessions.score({sequence: piece})
-        sessions.check()
-        sessions.close(sequence)
-
-
-def test_sessions_of_one_size_use_nearly_all_of_the_budget(live: LiveBytes) -> None:
-    sessions = Sessions(MODELS["7B"], live)
-    while sessions.score({sessions.open(): 64}):
-        sessions.check()
-    used = sum(sessions.lengths.values()) * sessions.model.token_bytes
-    assert used == sessions.model.budget
-
-
-def test_what_a_smaller_size_does_not_use_any_more_serves_a_larger_one(live: LiveBytes) -> None:
-    sessions = Sessions(MODELS["7B"], live)
-    while sessions.score({sessions.open(): 64}):
-        pass
-    for sequence in list(sessions.lengths)[:-3]:
-        sessions.close(sequence)
-    assert sessions.score({sessions.open(): 2000})
-    assert sessions.score({sessions.open(): 1000})
-    sessions.check()
-
-
 class RandomWalk(RuleBasedStateMachine):
     """Any order of calls; the memory that the store reports as free can be used."""
 

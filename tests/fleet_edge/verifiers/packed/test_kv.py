@@ -3,7 +3,7 @@ import random
 import pytest
 import torch
 
-from fleet_edge.verifiers.packed.kv import SLAB_TOKENS, SMALLEST_SLOT, KVStore, LayerShape, SlabMemory, slot_capacity
+from fleet_edge.verifiers.packed.kv import KVStore, LayerShape, SlabMemory
 
 SHAPES = (LayerShape(2, 4, 4), LayerShape(1, 3, 5))
 CONTEXT = 1000
@@ -86,24 +86,6 @@ def test_a_slot_is_finite_beyond_its_length_whoever_had_it_before() -> None:
     store.release(2)  # the last moves into the hole
     slot = store.slot(3)
     assert all(tensor[slot.index].isfinite().all() for tensor in slot.slab.keys + slot.slab.values)
-
-
-def test_slots_round_up_by_half_at_most_and_stop_at_the_context() -> None:
-    assert slot_capacity(1, context=CONTEXT) == SMALLEST_SLOT
-    for length in range(SMALLEST_SLOT, CONTEXT + 1):
-        assert length <= slot_capacity(length, context=CONTEXT) <= min(1.5 * length, CONTEXT)
-
-
-def test_slabs_are_bounded_and_begin_small() -> None:
-    store = _store()
-    _reserve(store, 0, 64, keep=0)
-    assert store.slot(0).slab.slots == 4
-    for sequence in range(1, 400):
-        _reserve(store, sequence, 64, keep=0)
-    slabs = {id(slab): slab for slab in (store.slot(sequence).slab for sequence in range(400))}
-    assert len(slabs) == 4
-    assert max(slab.slots * slab.capacity for slab in slabs.values()) == SLAB_TOKENS
-    assert store.allocated_bytes <= 2 * 400 * 64 * TOKEN_BYTES
 
 
 def test_a_refused_allocation_leaves_all_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from fleet_edge.verifiers.contract import UnsupportedModel, VerifierError
 from fleet_edge.verifiers.packed.target import load_target, resolve_device, resolve_dtype
-from fleet_edge.verifiers.tokens import gguf_tokens, repository_tokens, target_tokens
+from fleet_edge.verifiers.tokens import gguf_tokens, target_tokens
 from schemas.vocabulary import Vocabulary
 from tests.fleet_edge.verifiers.oracle import CONFIGS, CONTEXT, WORDS, random_model, tiny_folder, tokenizer
 
@@ -53,27 +53,11 @@ def test_a_folder_is_loaded_without_padding_or_output(whole: Path, capfd: pytest
     assert capfd.readouterr() == ("", "")
 
 
-def test_the_generation_configuration_says_which_tokens_end_a_text(folder: Path) -> None:
-    (folder / "generation_config.json").write_text('{"eos_token_id": [60, 2]}')
-    assert load_target(folder, dtype="float32").info.end_tokens == (2, 60)
-
-
-def test_a_folder_can_be_loaded_in_another_format(whole: Path) -> None:
-    assert load_target(str(whole), dtype="bfloat16").model.dtype == torch.bfloat16
-
-
 def test_a_gguf_and_a_folder_of_one_model_have_one_fingerprint(whole: Path, tmp_path: Path) -> None:
     padded = [*WORDS, *(f"[PAD{index}]" for index in range(len(WORDS), 64))]
     path = _gguf(tmp_path / "tiny.gguf", padded)
     assert len(gguf_tokens(path)) == 64
     assert target_tokens(path) == target_tokens(whole) == WORDS
-
-
-def test_gaps_are_named_as_a_converter_names_them(folder: Path) -> None:
-    (folder / "tokenizer.json").write_text(
-        '{"model": {"vocab": [["a", 0.0], ["b", -1.0]]}, "added_tokens": [{"id": 4, "content": "c"}]}'
-    )
-    assert repository_tokens(str(folder)) == ["a", "b", "[PAD2]", "[PAD3]", "c"]
 
 
 def test_an_added_token_without_a_row_is_no_token(folder: Path) -> None:
@@ -169,23 +153,6 @@ def test_a_folder_whose_weights_lack_a_tensor(folder: Path) -> None:
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(UnsupportedModel, match=r"model\.layers\.2\.mlp\.up_proj\.weight"):
         load_target(folder)
-
-
-@pytest.mark.parametrize("source", ["/no/such/model.gguf", "/no/such/folder", "./nothing", "nothing", "a/b/c"])
-def test_a_path_where_nothing_is(source: str) -> None:
-    _refused(source, VerifierError, "There is no")
-
-
-def test_a_repository_that_cannot_be_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    _refused("nobody/nothing", VerifierError, r"huggingface\.co")
-
-
-def test_a_number_format_or_device_that_does_not_exist(whole: Path) -> None:
-    with pytest.raises(VerifierError, match="int3"):
-        load_target(whole, dtype="int3")
-    with pytest.raises(VerifierError, match="toaster"):
-        load_target(whole, device="toaster")
 
 
 def test_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:

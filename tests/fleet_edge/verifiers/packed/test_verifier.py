@@ -8,7 +8,6 @@ from fleet_edge.verifiers.contract import CapacityExceeded, Item, UnsupportedMod
 from fleet_edge.verifiers.packed.verifier import PackedVerifier
 from tests.fleet_edge.verifiers.oracle import (
     CONFIGS,
-    CONTEXT,
     VOCABULARY,
     Oracle,
     random_model,
@@ -127,32 +126,6 @@ def test_wide_soft_capped_prefill_in_pieces_is_the_same(monkeypatch: pytest.Monk
     rows = verifier.score([Item(1, tokens, len(tokens))])
     expected = Oracle("gemma2-softcap-window").logits(tokens)
     torch.testing.assert_close(rows, expected, atol=TOLERANCE, rtol=0)
-
-
-def test_a_full_context_is_served_and_one_more_token_refused() -> None:
-    tokens = [index * 3 % VOCABULARY for index in range(CONTEXT)]
-    verifier = PackedVerifier(tiny_target("gpt2"), budget_bytes=BUDGET)
-    verifier.open(1)
-    rows = verifier.score([Item(1, tokens, 2)])
-    torch.testing.assert_close(rows, Oracle("gpt2").logits(tokens)[-2:], atol=TOLERANCE, rtol=0)
-    with pytest.raises(VerifierError, match="context holds 320"):
-        verifier.score([Item(1, [5], 1)])
-    assert verifier.computed(1) == CONTEXT
-
-
-def test_memory_grows_with_use_and_is_given_back() -> None:
-    verifier = PackedVerifier(tiny_target("llama"), budget_bytes=BUDGET)
-    assert verifier.allocated_bytes == 0  # the trial run left nothing behind
-    for key in range(64):
-        verifier.open(key)
-    assert verifier.allocated_bytes == 0
-    verifier.score([Item(0, [1] * 10, 0)])
-    one = verifier.allocated_bytes
-    verifier.score([Item(key, [1] * 10, 0) for key in range(1, 32)])
-    assert one < verifier.allocated_bytes <= 16 * one
-    for key in range(64):
-        verifier.close(key)
-    assert verifier.allocated_bytes == 0
 
 
 def test_a_budget_in_bytes_is_kept() -> None:

@@ -136,11 +136,6 @@ def test_addresses_that_are_none_are_told_of(text: str, sentence: str) -> None:
     assert "secret" not in str(caught.value)
 
 
-def test_addresses_are_taken_as_people_write_them() -> None:
-    assert endpoint_url(" http://a:8000/") == "http://a:8000"
-    assert endpoint_url("https://b/v1") == "https://b"
-
-
 def test_the_preflight_looks_for_the_tokenizer(tmp_path: Path) -> None:
     settings = {"engine": "remote", "remote": {"endpoint": "http://a:1"}, "target": str(tmp_path)}
     with pytest.raises(VerifierError, match=r"tokenizer\.json"):

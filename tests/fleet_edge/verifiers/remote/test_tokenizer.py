@@ -3,7 +3,6 @@ from pathlib import Path
 
 import pytest
 
-from fleet_edge.verifiers.contract import UnsupportedModel
 from fleet_edge.verifiers.remote.loading import load_local, readings, sample_tokens
 from tests.fleet_edge.verifiers.oracle import WORDS, tokenizer
 
@@ -20,12 +19,6 @@ def test_vocabulary_and_end_tokens_come_from_small_files(tmp_path: Path) -> None
     assert local.strings == WORDS
     assert local.end_tokens == (2, 60)
     assert local.name == tmp_path.name
-
-
-@pytest.mark.parametrize("ends", [None, "2", [2.5], [-1], {}])
-def test_end_tokens_that_are_none_are_told_of(ends: object, tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedModel, match=r"config\.json"):
-        load_local(str(folder(tmp_path, config={"eos_token_id": ends})))
 
 
 @pytest.mark.parametrize(
