@@ -130,9 +130,6 @@ def test_a_full_disk_has_no_room_until_it_is_freed(user: str, tmp_path: Path, mo
     assert disk.how
 
 
-TEXT = {"event": "text", "session": "aa", "written": 3, "reason": "length", "mode": "coupled", "resumes": 2}
-
-
 PROMPT = (5, 6)
 LENGTH = 30
 

@@ -10,7 +10,7 @@ import pytest
 
 from fleet_cli.commands import _OURS
 from fleet_cli.errors import ExitCode
-from fleet_common.logs import Event, read_events, wait_for_event
+from fleet_common.logs import Event, wait_for_event
 from tests.support.tiny_gguf import tiny_gguf
 
 ROOT = Path(__file__).parents[2]
@@ -52,17 +52,6 @@ def device(tmp_path: Path) -> Iterator["subprocess.Popen[str]"]:
     yield process
     process.kill()
     process.communicate()
-
-
-def test_a_device_tells_of_its_life_in_events(device: "subprocess.Popen[str]") -> None:
-    assert device.stdout is not None
-    serving = wait_for_event(device.stdout, Event.SERVING)
-    assert (serving["device"], serving["api"]) == ("device-1", None)
-    device.send_signal(signal.SIGTERM)
-    rest = list(read_events(device.stdout))
-    assert device.wait(30) == 0
-    assert [event["event"] for event in rest] == [Event.DRAINING, Event.STOPPED]
-    assert rest[0]["texts"] == 0
 
 
 def test_a_service_outlives_whoever_read_its_events(device: "subprocess.Popen[str]") -> None:

@@ -32,15 +32,3 @@ def test_a_stream(served: Served) -> None:
     pieces = [piece.content for piece in model(served).stream("t1 t2 t3")]
     assert "".join(pieces) == expected(5)
     assert sum(map(bool, pieces)) > 1
-
-
-def test_several_at_once(served: Served) -> None:
-    answers = model(served).batch(["t1 t2 t3"] * 4)
-    assert [answer.content for answer in answers] == [expected(5)] * 4
-
-
-def test_stop_and_logprobs(served: Served) -> None:
-    words = expected(5).split()
-    answer = model(served).bind(stop=[words[6]], logprobs=True).invoke("t1 t2 t3")
-    told = answer.response_metadata["logprobs"]["content"]
-    assert [each["token"].strip() for each in told] == answer.content.split() == words[:6]

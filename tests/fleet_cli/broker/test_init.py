@@ -35,22 +35,6 @@ def link_to(broker: LocalBroker, name: str) -> PahoLink:
     return PahoLink(LinkSettings(client_id=name, host="localhost", port=broker.broker.port_of(name), tls=tls))
 
 
-def test_a_device_and_an_edge_speak_through_it(made: Path) -> None:
-    with LocalBroker(made, port=0) as broker:
-        assert not {broker.port, broker.edge_port} & {0, 18_883, 18_884}
-        assert broker.port != broker.edge_port
-        edge, device, inbox = link_to(broker, "edge-1"), link_to(broker, "device-1"), Inbox()
-        device.subscribe(build(Topic.VERDICT, fleet="home", device="device-1"), inbox)
-        device.start(timeout_s=START_S)
-        edge.start(timeout_s=START_S)
-        for name in ("device-1", "device-2"):
-            publish_confirmed(edge, build(Topic.VERDICT, fleet="home", device=name), name.encode(), timeout_s=START_S)
-        until(lambda: inbox.payloads == [b"device-1"])
-        edge.stop()
-        device.stop()
-    assert (made / "broker.toml").is_file(), "the folder outlives the broker"
-
-
 def test_what_is_retained_outlives_a_restart(made: Path) -> None:
     topic = build(Topic.STATE, fleet="home", device="device-1")
     with LocalBroker(made, port=0) as broker:

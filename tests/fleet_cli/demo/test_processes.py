@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from fleet_cli.demo_processes import ChildProcess, device_service, edge_process
+from fleet_cli.demo_processes import device_service, edge_process
 from fleet_cli.errors import CommandError
 
 pytestmark = pytest.mark.timeout(60)
@@ -27,14 +27,6 @@ def program(monkeypatch: pytest.MonkeyPatch) -> Program:
 
 
 ONLINE = """import sys; print('{"event": "online", "target": "large"}', flush=True); """
-
-
-def ended(program: Program, code: str) -> ChildProcess:
-    program(code)
-    child = ChildProcess.spawn("edge", [], on_event=lambda _event: None)
-    child.process.wait()
-    child.end()
-    return child
 
 
 def test_an_edge_is_there_when_it_says_that_it_is_online(program: Program) -> None:
