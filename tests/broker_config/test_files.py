@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from broker_config.broker import Broker, BrokerFilesError, describe, read_description, render_description
-from broker_config.files import Profile, RenderedFile, render_files, write_files
+from broker_config.files import Profile, render_files, write_files
 
 HOME = Path("/etc/mosquitto/fleet")
 OFFICE = {"host": "office.example", "site": "north"}
@@ -33,11 +33,6 @@ def test_what_a_description_leaves_out_has_productions_default(tmp_path: Path) -
     assert (broker.tls.ca, broker.tls.key) == (Path("other.pem"), Path("broker.key"))
 
 
-def test_what_is_empty_is_left_out() -> None:
-    assert describe({"host": "", "janitor": ""}, production=True).janitor is None
-    assert describe({}, production=True).janitor == "monitor-janitor"
-
-
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
@@ -54,11 +49,6 @@ def test_an_invalid_description_is_one_sentence(text: str, sentence: str, tmp_pa
     path.write_text(text)
     with pytest.raises(BrokerFilesError, match=sentence):
         read_description(path)
-
-
-def test_a_description_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(BrokerFilesError):
-        read_description(tmp_path / "none.toml")
 
 
 def test_each_profile_has_its_files() -> None:
@@ -102,25 +92,3 @@ def test_files_are_written_with_their_modes_and_leave_nothing_behind(tmp_path: P
     for file in files:
         assert stat.S_IMODE((tmp_path / file.name).stat().st_mode) == file.mode
     assert stat.S_IMODE((tmp_path / "access.acl").stat().st_mode) == 0o640
-
-
-def test_a_file_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
-    (tmp_path / "in the way").write_text("")
-    with pytest.raises(BrokerFilesError, match="cannot be written"):
-        write_files([RenderedFile("in the way/broker.toml", "")], tmp_path)
-
-
-def test_all_that_is_wrong_in_a_description_is_told_at_once_in_plain_words(tmp_path: Path) -> None:
-    path = tmp_path / "broker.toml"
-    path.write_text('port = "high"\nedges = "edge-1"\nmax_queued = 0\nprot = 1\n[tls]\nkye = "x"\n', encoding="utf-8")
-    with pytest.raises(BrokerFilesError) as caught:
-        read_description(path)
-    found = str(caught.value).splitlines()
-    begin = f" in {path} cannot be used: "
-    assert f"The setting 'port'{begin}it must be a whole number." in found
-    assert f"The setting 'edges'{begin}it must be a list." in found
-    assert f"The setting 'max_queued'{begin}it must be at least 1." in found
-    unknown = f"{begin}there is no setting of that name; known are "
-    assert f"The setting 'tls.kye'{unknown}ca, certificate, crl, key." in found
-    assert any(line.startswith(f"The setting 'prot'{unknown}acl_plugin, banned") for line in found)
-    assert len(found) == 5

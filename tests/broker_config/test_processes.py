@@ -18,8 +18,6 @@ from broker_config.processes import (
     find_mosquitto,
     trial_lines,
 )
-from fleet_common.mqtt.paho_link import PahoLink
-from fleet_common.mqtt.settings import LinkSettings
 from tests.support.brokers import require_mosquitto
 from tests.support.waiting import until
 
@@ -32,14 +30,6 @@ def broker(request: pytest.FixtureRequest) -> Iterator[ThrowAwayBroker]:
         pytest.importorskip("iotcore")
     with request.param(Broker()) as process:
         yield process
-
-
-def link_to(broker: ThrowAwayBroker, name: str) -> PahoLink:
-    return PahoLink(
-        LinkSettings(
-            client_id=name, username=name, host=broker.host, port=broker.port, min_backoff_s=0.02, max_backoff_s=0.1
-        )
-    )
 
 
 def test_stop_and_kill_end_it_and_start_may_follow(broker: ThrowAwayBroker) -> None:
@@ -139,11 +129,6 @@ def test_a_trial_changes_nothing_but_what_belongs_to_the_production_machine() ->
     assert not any(str(HOME) in line for line in lines)
 
 
-def test_the_plugins_file_is_moved_too() -> None:
-    lines = tried(Broker.production(acl_plugin="/usr/lib/acl.so"), MosquittoVersion.V2_1)
-    assert f"plugin_opt_acl_file {FOLDER}/access.acl" in lines
-
-
 def test_a_trial_reports_to_nobody() -> None:
     broker = Broker.production(head_office={"host": "office.example", "site": "north"})
     assert {"connection", "address", "bridge_cafile", "topic"}.isdisjoint(
@@ -177,11 +162,6 @@ def test_the_version_is_read_from_the_programs_own_words(says: str, version: Mos
 def test_a_program_that_is_not_mosquitto_is_refused_in_one_sentence(says: str, sentence: str, tmp_path: Path) -> None:
     with pytest.raises(BrokerFailed, match=sentence):
         installed_version(program(tmp_path, says))
-
-
-def test_a_program_that_cannot_be_run_is_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(BrokerFailed, match="run"):
-        installed_version(tmp_path / "none")
 
 
 @pytest.mark.broker

@@ -3,11 +3,10 @@ from pathlib import Path
 
 import pytest
 
-from fleet_admin.reports import days_left
 from fleet_admin.unmatched import Sighted, UnmatchedKind, find_unmatched
 from fleet_common.identity.authority import create_authority, issue
 from fleet_common.identity.certificates import IdentityRole
-from fleet_common.identity.index import Entry, certificate_statuses
+from fleet_common.identity.index import Entry
 from fleet_edge.store.database import open_store
 from tests.fleet_edge.store import samples
 from tests.support.command import Run, as_json
@@ -34,11 +33,6 @@ def entry(
 
 def seen(name: str, role: IdentityRole = DEVICE) -> Sighted:
     return Sighted(name, role, NOW - timedelta(hours=1))
-
-
-def test_who_is_enrolled_and_was_seen_is_not_unmatched() -> None:
-    entries = [entry("a"), entry("edge-1", role=EDGE), entry("due", days=3)]
-    assert find_unmatched(entries, [seen("a"), seen("edge-1", EDGE), seen("due")], now=NOW) == []
 
 
 def test_who_is_enrolled_and_was_never_seen() -> None:
@@ -70,10 +64,6 @@ def test_who_was_seen_and_is_not_enrolled(entries: list[Entry], why: str) -> Non
     assert why in found.sentence
 
 
-def test_a_renewed_certificate_counts() -> None:
-    assert find_unmatched([entry("a", days=-1), entry("a", serial="2")], [seen("a")], now=NOW) == []
-
-
 def test_the_command_over_a_real_authority_and_log(tmp_path: Path, fleet: Run) -> None:
     authority = create_authority(tmp_path / "ca", fleet="north", actor="test", kept=[("edge-1", EDGE)])
     for name in ("sensor-1", "sensor-2"):
@@ -90,9 +80,3 @@ def test_the_command_over_a_real_authority_and_log(tmp_path: Path, fleet: Run) -
 def test_the_identity_of_an_edge_s_self_test_is_not_unmatched() -> None:
     entries = [entry("edge-1", role=EDGE), entry("probe-edge-1"), entry("probe-other")]
     assert [each.name for each in find_unmatched(entries, [seen("edge-1", EDGE)], now=NOW)] == ["probe-other"]
-
-
-@pytest.mark.parametrize("days", [1.9, 0.1, -0.1, -1.5])
-def test_a_certificate_has_as_many_days_left_in_each_table(days: float) -> None:
-    (status,) = certificate_statuses([entry("a", days=days)], now=NOW)
-    assert status.days_left == days_left(status.not_after, NOW)

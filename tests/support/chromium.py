@@ -167,13 +167,6 @@ class Tab:
             f" lost(new Error({json.dumps(condition)})) : setTimeout(look, 50); look(); }})"
         )
 
-    def key(self, key: str) -> None:
-        text = {"text": key} if len(key) == 1 else {"text": "\r"} if key == "Enter" else {}
-        codes = {"Tab": 9, "Enter": 13, "Escape": 27}
-        more = {"windowsVirtualKeyCode": codes[key]} if key in codes else {}
-        self.call("Input.dispatchKeyEvent", type="keyDown", key=key, code=key, **text, **more)
-        self.call("Input.dispatchKeyEvent", type="keyUp", key=key, code=key, **more)
-
     def screenshot(self, path: Path, *, whole: bool = False) -> None:
         got = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=whole)
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -70,58 +70,11 @@ def test_a_page_can_be_read_in_the_dark(log_in_tab: Callable[..., Tab], served: 
     assert tab.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(17, 22, 29)"
 
 
-def test_charts_come_soon(log_in_tab: Callable[..., Tab], served: str) -> None:
-    """On a desk above the fold, on a phone within the first screen and a half."""
-    tab = log_in_tab()
-    for width, height, within in ((1280, 800, 800), (390, 844, 1.5 * 844)):
-        tab.size(width, height)
-        tab.goto(served)
-        assert tab.evaluate("document.querySelector('.chart').getBoundingClientRect().bottom") <= within
-    tab.goto(f"{served}/sessions/{1:016x}?device=gateway-1")
-    of_card = "document.querySelector('svg.rounds').{0}.clientWidth"
-    assert (
-        tab.evaluate(of_card.format("parentElement"))
-        - tab.evaluate("document.querySelector('svg.rounds').getBoundingClientRect().width")
-        < 32
-    )
-
-
-def test_the_name_of_a_row_stays_in_sight(log_in_tab: Callable[..., Tab], served: str) -> None:
-    tab = log_in_tab(width=390, height=844)
-    for path, name in (("/devices", "tbody td:nth-child(2)"), ("/sessions", "tbody td")):
-        tab.goto(served + path)
-        tab.evaluate("document.querySelector('.scroll').scrollLeft = 600")
-        assert tab.evaluate("document.querySelector('.scroll').scrollLeft") > 0
-        assert 0 <= tab.evaluate(f"document.querySelector('#live {name}').getBoundingClientRect().left") < 80
-
-
-def test_a_page_that_is_not_there_has_the_menu(log_in_tab: Callable[..., Tab], served: str) -> None:
-    tab = log_in_tab()
-    tab.goto(f"{served}/edges/nowhere")
-    assert "There is no edge" in tab.evaluate("document.querySelector('main').innerText")
-    assert tab.evaluate("document.querySelectorAll('nav a').length") > 1
-    assert tab.axe() == []
-
-
 def test_the_login_is_for_everybody(chromium: Chromium, served: str) -> None:
     tab = chromium.tab(width=390)
     tab.goto(f"{served}/login")
     assert tab.axe() == []
     assert tab.evaluate("document.activeElement.name") == "account"
-
-
-def test_slash_goes_to_the_filter_and_the_skip_link_to_the_content(log_in_tab: Callable[..., Tab], served: str) -> None:
-    tab = log_in_tab()
-    tab.goto(f"{served}/devices")
-    tab.key("Tab")
-    assert tab.evaluate("document.activeElement.className") == "skip"
-    tab.key("/")
-    assert tab.evaluate("document.activeElement.name") == "f_device"
-    assert tab.evaluate("document.activeElement.value") == ""
-    for letter in "evil":
-        tab.key(letter)
-    tab.after_load(lambda: tab.key("Enter"))
-    assert tab.evaluate("document.querySelectorAll('#live tbody tr').length") == 1
 
 
 def test_no_name_of_a_device_gets_out_of_its_cell(log_in_tab: Callable[..., Tab], served: str) -> None:

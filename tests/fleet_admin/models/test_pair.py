@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 from gguf import GGMLQuantizationType, TokenType
-from huggingface_hub import constants
 
 from fleet_admin.models.errors import ModelUnreadable
 from fleet_admin.models.facts import ModelFacts, gguf_facts, write_vocabulary
@@ -49,14 +48,6 @@ def rows(*, first: int, common: int, size: int = 260) -> list[Row]:
     control = tiny_rows()[:3]
     words = [f"w{index if index < common else first + index}" for index in range(size)]
     return [*control, *((word, TokenType.NORMAL) for word in words)]
-
-
-def test_a_pair_of_one_family_fits(tmp_path: Path) -> None:
-    checked = pair(tmp_path)
-    assert set(outcomes(checked).values()) == {CheckStatus.OK}
-    assert not checked.refused
-    assert "<|im_end|>" in sentence(checked, "end tokens")
-    assert "131,072 tokens" in sentence(checked, "context")
 
 
 @pytest.mark.parametrize(
@@ -169,50 +160,9 @@ def test_the_command_says_whether_the_pair_fits(check: Run, tmp_path: Path) -> N
     assert as_json(check(other, target, "--json"), 1)["fits"] is False
 
 
-@pytest.mark.parametrize(("package", "extra"), [("gguf", "edge"), ("transformers", "edge-torch")])
-def test_missing_extras_are_named(
-    package: str, extra: str, check: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def missing(*_: object, **__: object) -> None:
-        raise ModuleNotFoundError(f"No module named {package!r}", name=package)
-
-    monkeypatch.setattr("fleet_admin.models.pair.check_pair", missing)
-    assert f"'{extra}'" in refused(check(tmp_path / "draft.gguf", tmp_path / "target.gguf"))
-
-
 def test_what_a_file_says_cannot_steer_a_terminal(check: Run, tmp_path: Path) -> None:
     evil = [*tiny_rows()[:2], ("\x1b[2J", TokenType.CONTROL), *tiny_rows()[3:]]
     draft = family_gguf(tmp_path / "draft.gguf", SMALL, rows=evil)
     code, output, _ = check(draft, family_gguf(tmp_path / "target.gguf", LARGE, rows=evil))
     assert code == 0
     assert "\x1b" not in output
-
-
-@pytest.mark.parametrize(
-    ("draft", "target", "part"),
-    [
-        ("none.gguf", "target.gguf", "none.gguf does not exist"),
-        ("draft.gguf", "none", "There is no file or folder none"),
-        ("draft.gguf", "owner/model", "no file or folder owner/model. The model owner/model is not in the local cache"),
-        ("draft.gguf", "owner/model:x.gguf", "The model owner/model is not in the local cache"),
-        ("noise.gguf", "target.gguf", "is no GGUF"),
-        ("draft.gguf", "noise.gguf", "is no GGUF"),
-        ("draft.gguf", "half.gguf", "is truncated"),
-        ("draft.gguf", "empty", "has no config.json"),
-        ("draft.gguf", "words.gguf", "has no weights; give a file of the whole model"),
-    ],
-)
-def test_what_cannot_be_read_ends_in_one_sentence(
-    draft: str, target: str, part: str, check: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    family_gguf(Path("draft.gguf"), SMALL)
-    whole = family_gguf(Path("target.gguf"), LARGE)
-    Path("noise.gguf").write_bytes(b"noise" * 100)
-    with whole.open("rb") as file:
-        Path("half.gguf").write_bytes(file.read(1 << 16))
-    Path("empty").mkdir()
-    write_vocabulary(whole, Path("words.gguf"))
-    assert part in refused(check(draft, target))

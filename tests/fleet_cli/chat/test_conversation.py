@@ -101,16 +101,6 @@ def test_commands_set_the_system_s_message_forget_and_end(talk: Talk, talkers: l
     assert "[There is no system's message.]" in script.notes
 
 
-def test_figures_count_tokens_by_their_origin(talk: Talk) -> None:
-    script = talk("/stats", "t1", "t1", "/stats")
-    assert script.notes == [
-        "Nothing has been written yet.",
-        "3 tokens in 0.1 s, 30.0 tokens/s, the first after 0.01 s; stop",
-        "tokens      2 drafted and accepted, 1 drawn by the edge behind a draft",
-        "acceptance  0.75 of 4 draft tokens",
-    ]
-
-
 def test_turns_that_the_context_cannot_hold_are_dropped_with_a_note(talk: Talk, talkers: list[ScriptedTalker]) -> None:
     script = talk("t1", "t2", "t3", context=20)  # half of it is the answers'; a turn has six words of the template
     assert asked(talkers[0], 2) == ["user:t2", "assistant:t1 t2 t3 ", "user:t3"]
@@ -142,13 +132,6 @@ def test_a_text_that_fails_is_told_and_the_next_one_is_written(talk: Talk, talke
     assert script.notes == ["[No edge \ufffd[2J is there.]"]
     assert script.shown == "t1 \n"
     assert asked(talkers[0], 1) == ["user:t2"]
-
-
-def test_why_an_answer_is_late_and_that_it_was_cut_are_told(talk: Talk) -> None:
-    script = talk("t1", agent=ScriptedAgent(late="The edge is away.", reason=EndReason.LENGTH))
-    assert script.notes == [
-        "[Waiting: The edge is away.]", "[The answer was cut after 3 tokens: see 'max_new_tokens'.]"
-    ]  # fmt: skip
 
 
 def test_an_answer_of_which_the_end_was_taken_back_is_shown_as_it_is_now(

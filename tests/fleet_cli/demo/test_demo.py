@@ -83,11 +83,6 @@ def test_while_the_chat_runs_ctrl_c_is_its_own(monkeypatch: pytest.MonkeyPatch) 
     assert signal.getsignal(signal.SIGINT) is before
 
 
-@pytest.mark.parametrize("also", [["--json", "-"], ["--raw"]])
-def test_a_chat_makes_no_report_and_continues_no_prompt(also: list[str], fleet: Run) -> None:
-    assert "--json" in refused(fleet("demo", "--chat", *also))
-
-
 @pytest.mark.parametrize(("broker_lives", "edge_ended", "said"), [(False, None, "broker"), (True, 1, "its own words")])
 def test_a_broker_or_an_edge_that_has_ended_ends_the_demo(
     broker_lives: bool, edge_ended: int | None, said: str
