@@ -3,9 +3,9 @@
 import random
 import time
 from collections.abc import Callable
-from typing import Protocol
 
-from fleet_common.mqtt.link import Link, Message, Will
+from broker_config.processes import EmbeddedBroker, MosquittoProcess
+from fleet_common.mqtt.link import Message, Will
 from fleet_common.mqtt.paho_link import PahoLink
 from fleet_common.mqtt.settings import LinkSettings
 from tests.support.memory_broker import MemoryBroker
@@ -34,31 +34,6 @@ class Inbox(list[Message]):
     @property
     def payloads(self) -> list[bytes]:
         return [message.payload for message in self]
-
-
-class Harness(Protocol):
-    clock: Clock
-
-    def link(self, name: str, *, will: Will | None = None, queue_messages: int = 1000) -> Link:
-        """Make a link whose user and client id are `name`; the harness stops it at the end."""
-
-    def until(self, condition: Callable[[], bool]) -> None:
-        """Let things happen until `condition()` holds."""
-
-    def isolate(self, name: str) -> None:
-        """Break a link's connection without a goodbye, and keep it broken."""
-
-    def reunite(self, name: str) -> None:
-        """Let an isolated link connect again."""
-
-    def broker_down(self) -> None:
-        """Stop the broker."""
-
-    def broker_up(self) -> None:
-        """Start it again."""
-
-    def close(self) -> None:
-        """Stop all links."""
 
 
 class MemoryHarness:
@@ -95,19 +70,10 @@ class MemoryHarness:
             link.stop()
 
 
-class StoppableBroker(Protocol):
-    @property
-    def port(self) -> int: ...
-
-    def start(self) -> None: ...
-
-    def stop(self) -> None: ...
-
-
 class PahoHarness:
     """Links to a real broker, each through a relay that can be cut."""
 
-    def __init__(self, broker: StoppableBroker, *, packet_bytes: int = 1 << 20) -> None:
+    def __init__(self, broker: MosquittoProcess | EmbeddedBroker, *, packet_bytes: int = 1 << 20) -> None:
         self.clock = Clock()
         self.packet_bytes = packet_bytes
         self.broker = broker
@@ -150,3 +116,6 @@ class PahoHarness:
             link.stop()
         for relay in self._relays.values():
             relay.close()
+
+
+Harness = MemoryHarness | PahoHarness
