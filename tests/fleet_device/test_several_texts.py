@@ -175,10 +175,6 @@ def test_more_requests_need_a_draft_sequence_without_edge_decoding(given: dict[s
         assert drafter.sequences == sequences
 
 
-def test_a_drafter_without_a_model_has_a_sequence_for_each_request() -> None:
-    assert DeviceSettings(fleet=FLEET, drafter="suffix", texts_at_once=5).draft_sequences == 5
-
-
 def test_requests_that_may_go_on_alone_always_have_the_draft_model(tmp_path: Path) -> None:
     fleet = MemoryFleet()
     with (

@@ -9,7 +9,6 @@ from fleet_device.pacing.contract import STREAMED, FixedPacing
 from fleet_edge.batching.steps import StepReport
 from fleet_edge.errors import OpenRefused
 from fleet_edge.sessions.admission import SessionOffer, grant
-from fleet_edge.store.records import SegmentProgress
 from fleet_edge.verifiers.contract import Item, Logits, TargetInfo
 from schemas.messages import Fault, Refused
 from schemas.reasons import Action, RefusalCode
@@ -65,13 +64,6 @@ def test_prompts_of_many_devices_are_scored_a_part_in_each_step(
         assert_scored(device)
     assert max(sum(item.rows for item in items if item.rows > 1) for items in steps) <= MOST_ROWS
     assert sum(item.rows for items in steps for item in items if len(item.tokens) > 1) >= 5 * 99
-
-
-def test_what_scores_counts_as_a_prompt_of_its_device() -> None:
-    fleet = MemoryFleet()
-    device = scoring(fleet, 1, prompt(1))
-    run(fleet, [device], random.Random(0))
-    assert fleet.sink.of(SegmentProgress)[-1].prefill_tokens == 99
 
 
 def test_the_share_of_a_device_pays_for_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 
 from fleet_common.mqtt.link import matches
 from schemas.errors import InvalidName, TopicError
-from schemas.topics import TREE, Access, ClientRole, Topic, TopicAddress, TopicRule, build, parse, rules_for, wildcard
+from schemas.topics import TREE, ClientRole, Topic, TopicAddress, TopicRule, build, parse, rules_for, wildcard
 from tests.schemas.strategies import NAME
 
 each_rule = pytest.mark.parametrize("rule", TREE, ids=lambda rule: rule.topic.value)
@@ -139,33 +139,6 @@ def test_a_device_speaks_and_hears_under_its_own_name_alone(rule: TopicRule) -> 
         assert not may(ClientRole.DEVICE, other, write=False, device="device-1")
 
 
-def test_a_device_may_draft_to_any_edge_and_see_them_all_but_pose_as_none() -> None:
-    for edge in ("edge-1", "edge-2"):
-        assert may(ClientRole.DEVICE, build(Topic.DRAFT, fleet="fleet", device="d", edge=edge), write=True, device="d")
-        state = build(Topic.EDGE_STATE, fleet="fleet", edge=edge)
-        assert may(ClientRole.DEVICE, state, write=False, device="d")
-        assert not may(ClientRole.DEVICE, state, write=True, device="d")
-
-
-def test_an_edge_serves_all_devices_but_under_its_own_name_alone() -> None:
-    for device in ("d1", "d2"):
-        assert may(ClientRole.EDGE, build(Topic.VERDICT, fleet="fleet", device=device), write=True, edge="edge-1")
-        mine, other = (build(Topic.DRAFT, fleet="fleet", device=device, edge=edge) for edge in ("edge-1", "edge-2"))
-        assert may(ClientRole.EDGE, mine, write=False, edge="edge-1")
-        assert not may(ClientRole.EDGE, other, write=False, edge="edge-1")
-    other_state = build(Topic.EDGE_STATE, fleet="fleet", edge="edge-2")
-    assert may(ClientRole.EDGE, other_state, write=False, edge="edge-1")
-    assert not may(ClientRole.EDGE, other_state, write=True, edge="edge-1")
-
-
-def test_nobody_reaches_another_fleet() -> None:
-    for role in ClientRole:
-        for rule in TREE:
-            foreign = str(address(rule, fleet="other"))
-            assert not may(role, foreign, write=True)
-            assert not may(role, foreign, write=False)
-
-
 @each_rule
 def test_every_topic_has_someone_who_speaks_and_someone_who_hears(rule: TopicRule) -> None:
     assert rule.writers
@@ -179,10 +152,6 @@ def test_who_speaks_where_is_what_was_agreed() -> None:
     assert spoken[ClientRole.EDGE] == {Topic.SESSION, Topic.VERDICT, Topic.EDGE_STATE}
     assert spoken[ClientRole.MONITOR] == {Topic.CONFIG_DESIRED, Topic.COMMAND_REQUEST, Topic.ALERT}
     assert spoken[ClientRole.DEVICE] == set(Topic) - spoken[ClientRole.EDGE] - spoken[ClientRole.MONITOR]
-
-
-def test_rules_carry_the_brokers_own_substitution() -> None:
-    assert Access("dssd/v1/fleet/%u/up/open", write=True) in rules_for(ClientRole.DEVICE, fleet="fleet", device="%u")
 
 
 def test_hot_messages_are_binary_and_perish_and_states_are_kept() -> None:

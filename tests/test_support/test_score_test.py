@@ -58,12 +58,6 @@ def test_a_correction_that_the_residual_excludes_is_impossible() -> None:
     assert score.p_value() == 0.0
 
 
-def test_a_certain_token_says_nothing() -> None:
-    score = ScoreTest()
-    score.add(untested({3: 1.0}, {3: 1.0}), (3, None), times=10)
-    assert score.p_value() is None
-
-
 def test_outcomes_of_coupled_drafts_are_those_of_shared_noise() -> None:
     """Chi-square over 20,000 seeds, false once in 10,000."""
     p, q = (Dist(np.array(list(each)), np.array(list(each.values()))) for each in (P, Q))

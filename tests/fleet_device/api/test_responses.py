@@ -6,7 +6,6 @@ import httpx
 import pytest
 from starlette.applications import Starlette
 
-from fleet_device.api.problems import ApiProblem
 from fleet_device.api.requests import ChatRequest, read_request
 from fleet_device.api.responses import ResponseReply, ResponsesRequest
 from fleet_device.errors import SessionFailed
@@ -29,19 +28,6 @@ def events(response: httpx.Response) -> list[dict[str, Any]]:
     assert [kind.removeprefix("event: ") for kind, _ in parts] == [body["type"] for body in bodies]
     assert [body["sequence_number"] for body in bodies] == list(range(len(bodies)))
     return bodies
-
-
-def test_a_response_has_its_text_and_its_usage(app: Starlette) -> None:
-    body = respond(app, max_output_tokens=9).json()
-    assert (body["object"], body["status"], body["incomplete_details"]) == ("response", "completed", None)
-    [item] = body["output"]
-    assert (item["type"], item["role"], item["content"][0]["text"]) == ("message", "assistant", "t1 t2 t3 ")
-    assert (body["usage"]["input_tokens"], body["usage"]["output_tokens"]) == (3, 3)
-
-
-def test_a_text_that_is_cut_off_is_incomplete(make: Make) -> None:
-    body = respond(make(ScriptedAgent(reason=EndReason.LENGTH))[0]).json()
-    assert (body["status"], body["incomplete_details"]) == ("incomplete", {"reason": "max_output_tokens"})
 
 
 def test_a_stream_has_its_events_in_order(app: Starlette) -> None:
@@ -221,10 +207,3 @@ def test_input_is_a_chat_with_instructions_first() -> None:
         ("user", "t3"),
     ]
     assert asked.seed == 5
-
-
-def test_a_format_is_a_chat_s_response_format() -> None:
-    form = {"type": "json_schema", "name": "n", "schema": {"type": "object"}, "strict": True}
-    assert read_chat(input="t1", text={"format": form}).response_format is not None
-    with pytest.raises(ApiProblem, match="JSON"):
-        read_request(ResponsesRequest, b"{")

@@ -12,7 +12,7 @@ from fleet_common.grammar.errors import OutsideGrammar
 from fleet_common.grammar.process import GrammarTokenizer
 from fleet_device.api.requests import ChatRequest, read_request
 from fleet_device.requests.structured import MOST_CALLS, ToolCalls
-from schemas.policy import Grammar, GrammarKind
+from schemas.policy import Grammar
 
 WEATHER = {
     "name": "weather",
@@ -147,10 +147,6 @@ def test_an_object_without_a_call_is_streamed_as_it_comes() -> None:
     assert calls.pieces(0, text[3:]) == [{"content": text[3:]}]
 
 
-def test_auto_is_the_choice_that_is_made_where_there_are_tools() -> None:
-    assert chat(tools=TOOLS).text_grammar() == chat(tools=TOOLS, tool_choice="auto").text_grammar()
-
-
 def test_the_model_is_told_of_its_tools_and_of_what_they_returned() -> None:
     asked = chat(
         tools=TOOLS,
@@ -211,13 +207,6 @@ def test_calls_are_the_same_whole_and_however_they_are_cut(cuts: set[int], *, ma
     assert [(each["name"], json.loads(each["arguments"])) for each in functions] == expected
 
 
-def test_plain_words_stay_words_and_the_arguments_of_a_named_function_are_the_text() -> None:
-    assert ToolCalls(NAMES, may_talk=True).message("Warm {Bonn}") == {"content": "Warm {Bonn}"}
-    assert ToolCalls(NAMES, may_talk=True).message("") == {"content": ""}
-    named = ToolCalls(NAMES[:1], is_arguments=True).message('{"city": "Bonn"}')["tool_calls"][0]
-    assert named["function"] == {"name": "weather", "arguments": '{"city": "Bonn"}'}
-
-
 def test_a_call_that_was_cut_short_is_given_out_as_far_as_it_came() -> None:
     cut = ToolCalls(NAMES).message(CALL[:-4])["tool_calls"][0]["function"]
     assert cut == {"name": "weather", "arguments": '{"city": "Bon'}
@@ -225,10 +214,3 @@ def test_a_call_that_was_cut_short_is_given_out_as_far_as_it_came() -> None:
     for rest in ("\n", '\n{"name": "wea'):
         [whole] = ToolCalls(NAMES).message(CALL + rest)["tool_calls"]
         assert json.loads(whole["function"]["arguments"]) == {"city": "Bonn"}
-
-
-def test_a_grammar_is_part_of_what_is_asked_of_the_edge() -> None:
-    from tests.support.memory_device import TalkingDrafter, settings  # noqa: PLC0415
-
-    request = chat(response_format={"type": "json_object"}).generate_request(TalkingDrafter().codec, settings())
-    assert request.policy.grammar == Grammar(kind=GrammarKind.JSON_OBJECT)

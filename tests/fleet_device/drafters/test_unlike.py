@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from dssd.distribution import Dist
 from fleet_device.drafters.contract import DrafterError
-from fleet_device.drafters.llama_cpp import LlamaCppDrafter
 from fleet_device.drafters.model_file import GgufModel, load_drafter
 from fleet_device.drafters.unlike import NONE, CommonTokens, UnlikeVocabularyDrafter, turn_begin, turn_end
 from fleet_device.drafters.without_model import ScriptedDrafter, WordCodec
@@ -143,19 +142,6 @@ def test_a_pair_with_too_little_in_common_is_refused_with_the_figure() -> None:
         UnlikeVocabularyDrafter(ScriptedDrafter(Fixed(), words), Vocabulary.of(others), WordCodec(others))
 
 
-def test_a_vocabulary_that_is_the_draft_models_own_changes_nothing(tmp_path: Path) -> None:
-    path = tiny_gguf(tmp_path / "one.gguf")
-    drafter = load_drafter(DeviceSettings(model=str(path), target_vocabulary=path))
-    assert isinstance(drafter, LlamaCppDrafter)
-    drafter.close()
-
-
-def test_a_vocabulary_that_is_not_there_is_said_by_its_setting(tmp_path: Path) -> None:
-    path = tiny_gguf(tmp_path / "one.gguf")
-    with pytest.raises(DrafterError, match="target_vocabulary"):
-        load_drafter(DeviceSettings(model=str(path), target_vocabulary=tmp_path / "none.gguf"))
-
-
 @dataclass(frozen=True)
 class Codec:
     pieces: Sequence[bytes]
@@ -223,11 +209,6 @@ def test_an_end_without_a_counterpart_is_not_common() -> None:
     target = Codec([b"a", b""], {"</s>": 1}, (1,), None, "</s>")
     assert common(draft, target).to_target.tolist() == [NONE, NONE, 1, 0]
     assert common(draft, Codec([b"a", b"b"])).to_target.tolist() == [NONE, NONE, NONE, 0]
-
-
-def test_an_end_that_has_bytes_is_an_end_all_the_same() -> None:
-    target = Codec([b"a", b"</s>"], {}, (1,))
-    assert common(Codec([b"</s>", b"a"]), target).to_target.tolist() == [NONE, 0]
 
 
 @pytest.mark.parametrize("text", ["<|im_end|>", "<end_of_turn>", "<turn|>", "<|eot_id|>", "<|end|>"])

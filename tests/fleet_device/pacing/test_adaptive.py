@@ -2,7 +2,6 @@ import math
 import random
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import cycle, pairwise
 from typing import Any
 
 import pytest
@@ -165,14 +164,6 @@ def test_an_edge_that_allows_no_draft_tokens_gets_none() -> None:
         assert {pacing.plan(longest=0, window=1).tokens for _ in range(40)} == {0}
 
 
-def test_now_and_then_a_draft_is_a_token_longer_or_shorter() -> None:
-    plans = live(AdaptivePacing(ahead=False), 200, acceptance=0.7, answer_s=0.05)[64:]
-    usual = {plan.tokens for number, plan in enumerate(plans, start=65) if number % 16}
-    tried = {plan.tokens for number, plan in enumerate(plans, start=65) if number % 16 == 0}
-    assert max(tried) - min(tried) >= 2
-    assert len(usual) <= 3
-
-
 def test_a_device_that_has_stopped_drafting_finds_out_when_its_drafts_are_good_again() -> None:
     pacing = AdaptivePacing()
     assert live(pacing, 300, acceptance=0.0, answer_s=0.05)[-2].tokens == 0
@@ -205,20 +196,6 @@ def test_drafting_ahead_is_taken_up_again_when_answers_get_faster() -> None:
     assert gone_on(300, slow_s=0.15) > 120
     assert gone_on(300, slow_s=0.6) < 8
     assert gone_on(800, slow_s=0.15) > 64
-
-
-def test_drafting_ahead_is_first_tried_only_where_a_larger_gain_is_expected() -> None:
-    slightly = next(
-        answer_s
-        for answer_s in (0.002 + 0.0005 * number for number in range(400))
-        if best(under := conditions(7 / 9, answer_s, slope=0.0)).ahead
-        and not best_plan(under, under, longest=LONGEST, trust=0.97).ahead
-    )
-    pacing = AdaptivePacing()
-    for _ in range(15):
-        pacing.learn(lesson(START, 0, answer_s=slightly))
-        pacing.learn(lesson(Plan(10), 7, answer_s=slightly))
-    assert not pacing.plan(longest=LONGEST, window=WINDOW).ahead
 
 
 def live_with_streaming(
@@ -379,18 +356,6 @@ def test_where_others_found_a_draft_model_good_a_bad_start_does_not_silence_it()
     assert drafts[0.95] > drafts[None]
 
 
-def test_trials_that_show_nothing_better_become_rarer() -> None:
-    """Drafting is a little slower than edge-only decoding, and is tried again now and then."""
-    pacing, accepted = AdaptivePacing(ahead=False, stream=None), cycle((4, 1, 3, 2))
-
-    def learn(plan: Plan) -> DraftOutcome:
-        return verified(plan, min(plan.tokens, next(accepted)), 0.03, token_s=0.02, answer_s=0.1)
-
-    plans = follow(pacing, 1600, learn, token_s=0.052, step_s=0.03, longest=4)
-    trials = [plan for before, plan in pairwise(plans[800:]) if before.stream and not plan.stream]
-    assert 10 < len(trials) < 60
-
-
 def test_drafts_end_where_the_draft_model_is_unsure_and_go_on_where_it_is_sure() -> None:
     """Nearly all sure tokens (0.99) are accepted, and a third of the others (0.3)."""
     rng, pacing = random.Random(8), AdaptivePacing(ahead=False)
@@ -432,21 +397,6 @@ def test_stopping_where_it_is_unsure_brings_more_than_any_fixed_length() -> None
 
     best_fixed = max(rate(FixedPacing(tokens)) for tokens in range(1, 13))
     assert rate(AdaptivePacing(ahead=False)) > 1.03 * best_fixed
-
-
-def test_the_choice_is_told_with_what_the_other_ways_promise() -> None:
-    place = {"token_s": 0.013, "round_trip_s": 0.05}
-    untold = AdaptivePacing(stream=None).choice()
-    assert (untold.plan, untold.reason) == ("stream", "Nothing has been measured yet.")
-    pacing = AdaptivePacing(ahead=False, stream=None)
-    live_with_streaming(pacing, 60, acceptance=0.6, streamed_s=0.013, **place)
-    told = pacing.choice()
-    assert told.plan == "stream"
-    assert "Edge-only decoding" in told.reason
-    assert "drafting" in told.reason
-    pacing = AdaptivePacing(ahead=False, stream=None)
-    live_with_streaming(pacing, 60, acceptance=0.97, streamed_s=0.2, **place)
-    assert pacing.choice().plan == "draft"
 
 
 TIMES = st.none() | st.just(0.0) | st.floats(0.0, 65.0)

@@ -18,24 +18,6 @@ def test_a_state_is_written_at_once_and_of_a_flood_the_last() -> None:
     assert written == [flood[0], flood[-1]]
 
 
-def test_a_device_that_says_little_is_never_held_back() -> None:
-    written: list[DeviceSeen] = []
-    states = DeviceStates(written.append)
-    said = [device_seen(at=after(6 * number)) for number in range(5)]
-    for seen in said:
-        states.note(seen)
-    assert written == said
-
-
-def test_devices_do_not_hold_each_other_back() -> None:
-    written: list[DeviceSeen] = []
-    states = DeviceStates(written.append)
-    said = [device_seen(device=f"sensor-{number}", at=after(0)) for number in range(50)]
-    for seen in said:
-        states.note(seen)
-    assert written == said
-
-
 def test_a_state_after_a_flood_is_held_back_no_longer_than_the_next_flush() -> None:
     written: list[DeviceSeen] = []
     states = DeviceStates(written.append, every=timedelta(seconds=5))

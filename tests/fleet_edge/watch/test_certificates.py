@@ -47,15 +47,6 @@ def test_each_is_told_once_a_day(calendar: Calendar) -> None:
     assert names(expiry) == ["soon"]
 
 
-def test_who_has_renewed_or_has_none_is_not_told_of(calendar: Calendar) -> None:
-    expiry = CertificateWatch(calendar)
-    expiry.note("renewed", START + timedelta(days=3))
-    expiry.note("plain", START + timedelta(days=3))
-    expiry.note("renewed", START + timedelta(days=90))
-    expiry.note("plain", None)
-    assert names(expiry) == []
-
-
 def test_one_that_has_renewed_is_told_of_again_when_the_next_end_is_near(calendar: Calendar) -> None:
     expiry = CertificateWatch(calendar)
     expiry.note("device", START + timedelta(days=3))
