@@ -114,3 +114,10 @@ def test_what_cannot_be_recorded_is_told(tmp_path: Path, url: str) -> None:
         with pytest.raises(StoreUnavailable):
             log.label(["gw-1"], add=["a"], actor=ALICE)
         assert log.labels() == {}, "nothing of it happens"
+
+
+def test_an_entry_is_one_printable_line_of_bounded_length(log: SteeringLog) -> None:
+    log.record([AuditEntry(who="a\nb\x1b[2J", action="set", subject="gw-1", after="x" * 10_000)])
+    [found] = log.audit()
+    assert found.who.isprintable()
+    assert len(found.after or "") == 2001

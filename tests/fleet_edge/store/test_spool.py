@@ -171,3 +171,7 @@ def test_a_counter_that_is_unknown_or_missing_spoils_no_line() -> None:
 @pytest.mark.parametrize("body", [b"Stranger {}", b"RoundJudged {}", b"RoundJudged", b"", b"\xff {}"])
 def test_a_sound_line_of_another_version_is_not_read(body: bytes) -> None:
     assert from_line(b"%08x %s\n" % (crc32(body), body)) is None
+
+
+def test_others_may_not_look_into_the_spool(spool: Spool) -> None:
+    assert spool.folder.stat().st_mode & 0o077 == 0

@@ -161,3 +161,17 @@ def test_whatever_comes_is_an_answer_or_is_refused(api: str, data: st.DataObject
     assert ((rows.ids >= 0) & (rows.ids < SIZE)).all()
     assert all(len(set(row)) == 3 for row in rows.ids.tolist())
     assert (np.exp(rows.logprobs.astype(np.float64)).sum(axis=1) < 1.01).all()
+
+
+@each
+def test_a_row_too_few_or_too_many_is_refused(api: str) -> None:
+    for rows in ([top(0)], [top(0), top(1), top(1)]):
+        with pytest.raises(BadAnswer):
+            read(api, ANSWERS[api](rows))
+
+
+def test_two_choices_of_one_index_are_refused() -> None:
+    answer = vllm([top(0), top(1)])
+    answer["choices"][1]["index"] = 0
+    with pytest.raises(BadAnswer, match="index"):
+        read("vllm", answer)
