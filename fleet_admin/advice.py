@@ -1,4 +1,4 @@
-"""Advice: whether drafting pays at an edge, how many devices it serves, and what a fleet needs.
+"""Advice: whether drafting pays at an edge, and how many devices it serves.
 
 All of it is computed from the edge's step times. Let n devices generate all the time, s(m, r) be the time of a step of
 m sequences with r new tokens each, and P the time of a prompt.
@@ -11,25 +11,16 @@ m sequences with r new tokens each, and P the time of a prompt.
 - Every request also waits for its own prompt, and for the prompts of the other devices while the edge is busy.
 """
 
-import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-from fleet_common.mqtt.packets import publish_packet_bytes
-from fleet_device.pacing.contract import STREAMED, Plan
+from fleet_device.pacing.contract import Plan
 from fleet_device.pacing.estimates import Conditions
 from fleet_edge.batching.batch_builder import Budget
-from fleet_edge.jobs import JobSettings
-from fleet_edge.orchestrator import PIECE_S
 from fleet_edge.session_log import SessionLog
 from fleet_edge.step_time import StepCurve
-from schemas.codec import encode_draft, encode_verdict
 from schemas.errors import FleetError
-from schemas.messages import Draft, Verdict
-from schemas.policy import Mode
 
 _SINCE: Final = "7d"
 _SESSIONS: Final = 2000
@@ -37,7 +28,6 @@ _LEAST_TESTED: Final = 200
 _LEAST_SESSIONS: Final = 5
 _ROUND_TRIP_MS: Final = 20.0
 _MOST_MS: Final = 60_000.0
-_MOST_BYTES: Final = 1 << 24
 
 
 class PlanningError(FleetError):
@@ -49,7 +39,6 @@ class Given:
     draft_ms: float | None = None
     acceptance: float | None = None
     round_trip_ms: float | None = None
-    pair: Path | None = None  # output of `fleet models check --measure --json`
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,14 +49,11 @@ class DraftFigures:
     sources: Mapping[str, str]  # origin of each of the three
 
 
-def find_drafts(given: Given, *, db: str, mode: Mode) -> DraftFigures:
-    """Return figures given by the user, else of the pair's measurement, else of last week's sessions."""
+def find_drafts(given: Given, *, db: str) -> DraftFigures:
+    """Return figures given by the user, else of last week's sessions."""
     _check(given)
-    found: dict[str, tuple[float, str]] = {}
-    if given.pair is not None:
-        found["acceptance"] = (_of_pair(given.pair, mode), f"{mode.value} acceptance in {given.pair}")
     flags = (("draft_ms", given.draft_ms), ("acceptance", given.acceptance), ("round_trip_ms", given.round_trip_ms))
-    found |= {name: (value, "as given") for name, value in flags if value is not None}
+    found = {name: (value, "as given") for name, value in flags if value is not None}
     reason = ""
     if len(found) < len(flags):
         try:
@@ -97,22 +83,6 @@ def _check(given: Given) -> None:
         raise PlanningError(
             f"--acceptance is {given.acceptance:g}; give the share of draft tokens that is accepted, from 0 to 1."
         )
-
-
-def _of_pair(path: Path, mode: Mode) -> float:
-    try:
-        with path.open("rb") as file:
-            content: Any = json.loads(file.read(_MOST_BYTES))
-        value = content["measured"][mode.value]["acceptance"]
-    except OSError as error:
-        raise PlanningError(f"{path} cannot be read: {error.strerror or error}; correct --pair.") from error
-    except (ValueError, KeyError, TypeError):
-        value = None
-    if not isinstance(value, int | float) or isinstance(value, bool) or not 0.0 <= value <= 1.0:
-        raise PlanningError(
-            f"{path} holds no measured acceptance; write it with `fleet models check DRAFT TARGET --measure --json`."
-        )
-    return float(value)
 
 
 def _of_log(db: str) -> dict[str, tuple[float, str]]:
@@ -182,8 +152,6 @@ class Rate:
     tokens_per_s: float  # prompts included
     gap_s: float  # 95th percentile of the time between tokens
     busy: float  # share of the time in which the edge computes
-    up_messages: float  # drafts, or requests for tokens, per token
-    down_messages: float  # verdicts, or pieces of edge-only decoding, per token
     plan: Plan
 
 
@@ -198,8 +166,6 @@ def edge_only(workload: Workload, devices: int) -> Rate:
         tokens_per_s=workload.text_tokens / seconds,
         gap_s=slow_s if chunks > _RARE else step_s,
         busy=1.0 - workload.round_trip_s / seconds,
-        up_messages=2.0 / STREAMED,
-        down_messages=1.0 / max(1, round(PIECE_S / step_s)),
         plan=Plan(1, stream=True),
     )
 
@@ -226,13 +192,10 @@ def drafting(workload: Workload, devices: int, plan: Plan) -> Rate:
     rounds = workload.text_tokens / committed
     prompts_s = workload.prompt_s * (1.0 + (devices - 1) * busy)
     seconds = rounds * round_s + prompts_s
-    drafts = round_s / each_s / committed
     return Rate(
         tokens_per_s=workload.text_tokens / seconds,
         gap_s=round_s if 1.0 / committed > _RARE else 0.0,
         busy=busy,
-        up_messages=drafts,
-        down_messages=drafts,
         plan=plan,
     )
 
@@ -307,136 +270,3 @@ def _load(workload: Workload, devices: int) -> LoadPoint:
 def _scaled(curve: StepCurve, cost: int) -> StepCurve:
     rows = {sessions: tuple((tokens, cost * ms) for tokens, ms in row) for sessions, row in curve.rows.items()}
     return StepCurve(rows=rows, prefill=tuple((tokens, cost * ms) for tokens, ms in curve.prefill))
-
-
-_PUBACK: Final = 4
-_TOPIC: Final = "dssd/v1/fleet/device/down/verdict"
-_TOKEN: Final = 20_000
-_PLACE: Final = 200
-_SUPPORT: Final = 12
-_SPARSE_TOKEN: Final = 6
-_ROWS: Final = 2  # of a session: itself, and its stay at an edge
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Assumptions:
-    """Figures that cannot be measured here."""
-
-    writing: float = 0.02  # share of the devices that generate at once
-    headroom: float = 0.8  # share of an edge's capacity that is planned for
-    mode: Mode = Mode.RESIDUAL
-
-
-_BROKER_MESSAGES: Final = 10_000.0  # per second and broker, assumed
-_BROKER_CONNECTIONS: Final = 20_000  # per broker, assumed
-
-
-@dataclass(frozen=True, slots=True)
-class DeviceTraffic:
-    tokens_per_s: float
-    up_messages: float  # per token
-    down_messages: float  # per token
-    up_bytes: float  # per token, as MQTT packets with acknowledgements
-    down_bytes: float  # per token
-    verdicts: float  # per token
-    texts_per_s: float  # requests that end
-
-
-@dataclass(frozen=True, slots=True)
-class FleetNeed:
-    devices: int
-    writing: int  # that generate at once
-    edges: int
-    brokers: int  # cores of brokers
-    messages_per_s: float  # to the brokers
-    bytes_per_s: float  # to the brokers and from them to devices
-    rows_per_s: float  # new in the session log
-    updates_per_s: float  # of rows in the session log
-
-
-def traffic_of(workload: Workload, rate: Rate, assumptions: Assumptions) -> DeviceTraffic:
-    """Return a device's mean traffic, from the messages of a token and their real sizes."""
-    residual = assumptions.mode is Mode.RESIDUAL
-    texts = 2.0 / workload.text_tokens  # Open and Close, and their answers
-    up, down = rate.up_messages + texts, rate.down_messages + texts
-    if rate.plan.stream:
-        draft = _draft(0, residual=residual).model_copy(update={"write": STREAMED})
-        verdict = _packet(encode_verdict(_verdict(written=max(1, round(1.0 / rate.down_messages)))))
-        residual_bytes = 0.0
-    else:
-        draft = _draft(rate.plan.tokens, residual=residual)
-        verdict = _packet(encode_verdict(_verdict()))
-        # After a rejection in residual mode the edge sends p: 6 bytes for each token of its support.
-        rejected = rate.down_messages * (1.0 - workload.acceptance**rate.plan.tokens)
-        residual_bytes = rejected * _SUPPORT * _SPARSE_TOKEN if residual else 0.0
-    return DeviceTraffic(
-        tokens_per_s=rate.tokens_per_s,
-        up_messages=up,
-        down_messages=down,
-        up_bytes=rate.up_messages * _packet(encode_draft(draft)) + down * _PUBACK,
-        down_bytes=rate.down_messages * verdict + residual_bytes + up * _PUBACK,
-        verdicts=0.0 if rate.plan.stream else rate.down_messages,
-        texts_per_s=rate.tokens_per_s / workload.text_tokens,
-    )
-
-
-def planned_devices(per_edge: int, assumptions: Assumptions) -> int:
-    return max(1, math.floor(per_edge * assumptions.headroom))
-
-
-def need_of(devices: int, *, per_edge: int, traffic: DeviceTraffic, assumptions: Assumptions) -> FleetNeed:
-    """Return a fleet's needs if an edge serves `per_edge` generating devices."""
-    writing = math.ceil(devices * assumptions.writing)
-    tokens_per_s = writing * traffic.tokens_per_s
-    messages = tokens_per_s * (traffic.up_messages + traffic.down_messages)
-    rows = writing * traffic.texts_per_s * _ROWS + tokens_per_s * traffic.verdicts
-    return FleetNeed(
-        devices=devices,
-        writing=writing,
-        edges=math.ceil(writing / planned_devices(per_edge, assumptions)),
-        brokers=max(math.ceil(messages / _BROKER_MESSAGES), math.ceil(devices / _BROKER_CONNECTIONS)),
-        messages_per_s=messages,
-        bytes_per_s=tokens_per_s * (traffic.up_bytes + traffic.down_bytes),
-        rows_per_s=rows,
-        updates_per_s=writing / JobSettings().progress_every_s,
-    )
-
-
-def sources(assumptions: Assumptions, *, per_edge: int) -> Sequence[tuple[str, str]]:
-    edges = f"{planned_devices(per_edge, assumptions)} devices each: {assumptions.headroom:.0%} (--headroom) of the "
-    brokers = f"{_BROKER_MESSAGES:,.0f} messages/s and {_BROKER_CONNECTIONS:,} connections each, assumed: measure yours"
-    rows = (
-        "2 for each request, and 1 for each verdict on a draft; updates: the "
-        f"counters of each open session every {JobSettings().progress_every_s:g} s"
-    )
-    return (
-        ("writing at once", f"{assumptions.writing:.1%} of the devices (--writing-share, assumed)"),
-        ("edges", f"{edges}{per_edge} that one serves"),
-        ("brokers", brokers),
-        ("messages", "Opens and Closes included; each is forwarded once"),
-        ("bytes", "these messages encoded as they go over the wire, as MQTT packets with their acknowledgements"),
-        ("rows", rows),
-    )
-
-
-def _packet(payload: bytes) -> int:
-    return publish_packet_bytes(_TOPIC, payload, expiry=True, alias=True, topic_known=True)
-
-
-def _draft(tokens: int, *, residual: bool) -> Draft:
-    return Draft(
-        handle=1000,
-        round=_PLACE,
-        epoch=_PLACE // 4,
-        base=_PLACE,
-        tokens=(_TOKEN,) * tokens,
-        counts=(_TOKEN,) * tokens if residual else None,
-        digest=(1 << 32) - 1,
-    )
-
-
-def _verdict(*, written: int = 0) -> Verdict:
-    common = {"handle": 1000, "round": _PLACE, "queue_ms": 12.5, "compute_ms": 25.0}
-    if written:
-        return Verdict(accepted=0, base=_PLACE, written=(_TOKEN,) * written, **common)
-    return Verdict(accepted=3, next=_TOKEN, **common)

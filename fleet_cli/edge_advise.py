@@ -1,6 +1,6 @@
-"""Command `fleet edge advise`: how many devices this edge serves, whether drafting pays, and what a fleet needs."""
+"""Command `fleet edge advise`: how many devices this edge serves, and whether drafting pays."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -9,23 +9,15 @@ from rich.console import Console
 
 from fleet_admin.advice import (
     COSTS,
-    Assumptions,
-    DeviceTraffic,
     DraftFigures,
     EdgeFindings,
-    FleetNeed,
     Given,
     LoadPoint,
     Rate,
     ServiceLevel,
     Workload,
-    best,
     find,
     find_drafts,
-    need_of,
-    planned_devices,
-    sources,
-    traffic_of,
 )
 from fleet_cli.options import with_settings
 from fleet_cli.tables import Column, plain, print_table
@@ -50,17 +42,6 @@ _LOADS: Final[list[Column[LoadPoint]]] = [
         Column("gain" if cost == 1 else f"gain, target x{cost}", _gain_of(cost), "ratio", rank=0 if cost == 1 else 1)
         for cost in COSTS
     ),
-]
-
-_NEEDS: Final[list[Column[FleetNeed]]] = [
-    Column("devices", lambda need: need.devices, "count", rank=0),
-    Column("writing at once", lambda need: need.writing, "count", rank=1),
-    Column("edges", lambda need: need.edges, "count", rank=0),
-    Column("brokers", lambda need: need.brokers, "count", rank=0),
-    Column("messages/s", lambda need: need.messages_per_s, "count", rank=1),
-    Column("bytes per second", lambda need: need.bytes_per_s, "bytes", rank=1),
-    Column("database rows/s", lambda need: need.rows_per_s, "figure", rank=1),
-    Column("updates/s", lambda need: need.updates_per_s, "figure", rank=2),
 ]
 
 
@@ -127,22 +108,10 @@ def load_sentence(found: EdgeFindings) -> str:
     )
 
 
-def show_fleet(needs: Sequence[FleetNeed], sources: Sequence[tuple[str, str]]) -> None:
-    if not needs:
-        print("This edge serves no device at that service level: use a faster one, a smaller target, or a lower level.")
-        return
-    print_table("What a fleet of such edges needs", _NEEDS, needs)
-    for name, source in sources:
-        print(f"  {name}: {source}.")
-
-
 def _advice_json(
     workload: Workload,
     drafts: DraftFigures,
     found: EdgeFindings,
-    traffic: DeviceTraffic | None,
-    needs: Sequence[FleetNeed],
-    sources: Sequence[tuple[str, str]],
 ) -> dict[str, Any]:
     return {
         "curve": curve_json(workload.curve),
@@ -164,18 +133,11 @@ def _advice_json(
             name: {"devices": devices, "within_what_was_measured": devices <= workload.curve.most_sessions}
             for name, devices in (("chosen", found.holds), ("streaming", found.holds_streaming))
         },
-        "traffic_of_a_device": plain(traffic),
-        "fleets": plain(list(needs)),
-        "sources": dict(sources),
     }
 
 
 def _rate(rate: Rate) -> dict[str, Any]:
     return {"tokens_per_s": rate.tokens_per_s, "gap_p95_ms": 1e3 * rate.gap_s, "busy": rate.busy}
-
-
-def _plan(plan: Plan) -> dict[str, Any]:
-    return {"tokens": plan.tokens, "ahead": plan.ahead}
 
 
 def _devices(workload: Workload, devices: int) -> str:
@@ -187,8 +149,6 @@ _FLAGS: Final = (
     "target", "engine", "dtype", "threads", "gpu_layers", "batch_invariant", "context",
     "kv_bytes", "db",
 )  # fmt: skip
-
-_FLEETS: Final = (1_000, 100_000, 1_000_000)
 
 
 @with_settings(EdgeSettings, only=_FLAGS)
@@ -213,9 +173,6 @@ def advise_command(
     rtt_ms: Annotated[
         float | None, typer.Option(help="Round trip between device and edge (ms); by default from the session log.")
     ] = None,
-    pair: Annotated[
-        Path | None, typer.Option(help="JSON file of fleet models check --measure, for the acceptance.")
-    ] = None,
     mode: Annotated[Mode, typer.Option(help="Verification mode.")] = Mode.RESIDUAL,
     level_tokens: Annotated[float, typer.Option(min=0.01, max=1e6, help="Service level: tokens/s of each device.")] = 8,
     level_gap_ms: Annotated[
@@ -223,19 +180,15 @@ def advise_command(
     ] = 250,
     text_tokens: Annotated[int, typer.Option(min=1, max=1 << 16, help="Tokens of an output.")] = 128,
     prompt_tokens: Annotated[int, typer.Option(min=1, max=1 << 16, help="Tokens of a prompt.")] = 64,
-    writing_share: Annotated[
-        float, typer.Option(min=1e-6, max=1.0, help="Share of the devices that generate at the same time (assumed).")
-    ] = 0.02,
-    headroom: Annotated[float, typer.Option(min=0.01, max=1.0, help="Share of an edge's capacity to plan for.")] = 0.8,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object at the end.")] = False,
 ) -> None:
-    """Say whether drafting pays at this edge, how many devices it serves, and what a fleet needs.
+    """Say whether drafting pays at this edge, and how many devices it serves.
 
     It measures the time of a step (the edge must not run meanwhile), and computes the rest from it.
     """
     level = ServiceLevel(level_tokens, level_gap_ms / 1e3)
     # Before the curve, because its measurement takes minutes.
-    drafts = find_drafts(Given(draft_ms, acceptance, rtt_ms, pair), db=settings.db, mode=mode)
+    drafts = find_drafts(Given(draft_ms, acceptance, rtt_ms), db=settings.db)
     known = _curve(settings, curve, Console(stderr=True), mode=mode, limit_s=curve_s)
     if save_curve is not None:
         write_curve(known, save_curve.expanduser())
@@ -249,21 +202,12 @@ def advise_command(
         max_draft=settings.max_draft,
         window=settings.window,
     )
-    assumptions = Assumptions(writing=writing_share, headroom=headroom, mode=mode)
     found = find(workload, level)
-    traffic = None
-    needs: list[FleetNeed] = []
-    said: Sequence[tuple[str, str]] = ()
-    if per_edge := found.holds:
-        traffic = traffic_of(workload, best(workload, planned_devices(per_edge, assumptions)), assumptions)
-        needs = [need_of(devices, per_edge=per_edge, traffic=traffic, assumptions=assumptions) for devices in _FLEETS]
-        said = sources(assumptions, per_edge=per_edge)
     if as_json:
-        print(json_text(_advice_json(workload, drafts, found, traffic, needs, said), indent=2))
+        print(json_text(_advice_json(workload, drafts, found), indent=2))
         return
     show_curve(known)
     show_findings(workload, found, drafts, level)
-    show_fleet(needs, said)
 
 
 def _curve(settings: EdgeSettings, path: Path | None, console: Console, *, mode: Mode, limit_s: float) -> StepCurve:

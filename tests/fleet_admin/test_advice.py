@@ -1,58 +1,18 @@
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from fleet_admin.advice import (
-    Assumptions,
-    DeviceTraffic,
     ServiceLevel,
     Workload,
     drafting,
     edge_only,
     find,
     find_capacity,
-    need_of,
-    traffic_of,
 )
 from fleet_device.pacing.contract import Plan
-from schemas.policy import Mode
 from tests.support.step_curves import AVX2, CHEAP_TOKENS, EPYC_CORE
-
-TRAFFIC = DeviceTraffic(
-    tokens_per_s=10.0, up_messages=0.3, down_messages=0.2, up_bytes=12.0, down_bytes=8.0, verdicts=0.25, texts_per_s=0.1
-)
-ASSUMED = Assumptions(writing=0.1, headroom=0.5)
-
-
-def test_what_a_fleet_needs_is_worked_out_from_what_one_device_causes() -> None:
-    need = need_of(10_000, per_edge=41, traffic=TRAFFIC, assumptions=ASSUMED)
-    assert need.writing == 1000
-    assert need.edges == 50  # 20 each
-    assert need.messages_per_s == pytest.approx(5000.0)
-    assert need.brokers == 1
-    assert need.bytes_per_s == pytest.approx(200_000.0)
-    assert need.rows_per_s == pytest.approx(1000 * 0.1 * 2 + 1000 * 10 * 0.25)
-    assert need.updates_per_s == pytest.approx(1000 / 5)
-
-
-def test_brokers_are_as_many_as_their_messages_or_connections_need() -> None:
-    assert need_of(100_000, per_edge=41, traffic=TRAFFIC, assumptions=ASSUMED).brokers == 5
-    quiet = replace(TRAFFIC, tokens_per_s=0.001)
-    assert need_of(1_000_000, per_edge=41, traffic=quiet, assumptions=ASSUMED).brokers == 50
-
-
-def test_a_coupled_draft_costs_the_bytes_that_the_protocol_promises() -> None:
-    workload = Workload(curve=CHEAP_TOKENS, acceptance=1.0, text_tokens=600)
-    rate = drafting(workload, 1, Plan(5))
-    coupled = traffic_of(workload, rate, Assumptions(mode=Mode.COUPLED))
-    # Six tokens per round: a draft of at most 36 bytes and a verdict of at most 20, each in a packet with about 15
-    # bytes of overhead, and an acknowledgement each way.
-    assert 20 / 6 < coupled.up_bytes < (36 + 15 + 4 + 3) / 6
-    assert 10 / 6 < coupled.down_bytes < (20 + 15 + 4 + 3) / 6
-    assert coupled.verdicts == pytest.approx(1 / 6, rel=0.02)
-    assert traffic_of(workload, rate, Assumptions(mode=Mode.RESIDUAL)).up_bytes > coupled.up_bytes
 
 
 def test_an_edge_serves_as_many_streams_as_a_step_leaves_time_for() -> None:

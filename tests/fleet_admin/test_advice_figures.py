@@ -1,4 +1,3 @@
-import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -7,7 +6,6 @@ import pytest
 from fleet_admin.advice import Given, PlanningError, find_drafts
 from fleet_edge.store.database import open_store
 from fleet_edge.store.records import segment_number
-from schemas.policy import Mode
 from tests.fleet_edge.store import samples
 
 
@@ -30,26 +28,26 @@ def log_of(folder: Path, *, sessions: int, ago: timedelta, streamed: int = 0) ->
 
 
 def test_what_is_given_needs_no_log(tmp_path: Path) -> None:
-    drafts = find_drafts(Given(12.0, 0.8, 35.0), db=f"sqlite:///{tmp_path / 'none'}", mode=Mode.RESIDUAL)
+    drafts = find_drafts(Given(12.0, 0.8, 35.0), db=f"sqlite:///{tmp_path / 'none'}")
     assert (drafts.draft_ms, drafts.acceptance, drafts.round_trip_ms) == (12.0, 0.8, 35.0)
     assert set(drafts.sources.values()) == {"as given"}
 
 
 def test_the_last_week_of_the_log_tells_what_was_not_given(tmp_path: Path) -> None:
     url = log_of(tmp_path, sessions=6, ago=timedelta(days=2))
-    drafts = find_drafts(Given(), db=url, mode=Mode.RESIDUAL)
+    drafts = find_drafts(Given(), db=url)
     assert drafts.acceptance == pytest.approx(30 / 45)
     assert drafts.draft_ms == pytest.approx(600 / 50)
     # A device waited 900 ms, of which the edge used 210, in ten rounds and an Open.
     assert drafts.round_trip_ms == pytest.approx((900 - 210) / 11)
     assert "6 sessions" in drafts.sources["acceptance"]
-    mixed = find_drafts(Given(draft_ms=5.0), db=url, mode=Mode.RESIDUAL)
+    mixed = find_drafts(Given(draft_ms=5.0), db=url)
     assert (mixed.draft_ms, mixed.sources["draft_ms"]) == (5.0, "as given")
 
 
 def test_a_log_of_sessions_that_the_edge_has_written_tells_no_round_trip(tmp_path: Path) -> None:
     url = log_of(tmp_path, sessions=6, ago=timedelta(days=2), streamed=10)
-    drafts = find_drafts(Given(), db=url, mode=Mode.RESIDUAL)
+    drafts = find_drafts(Given(), db=url)
     assert drafts.round_trip_ms == 20.0
     assert "assumed" in drafts.sources["round_trip_ms"]
 
@@ -58,13 +56,5 @@ def test_a_log_of_sessions_that_the_edge_has_written_tells_no_round_trip(tmp_pat
 def test_a_log_that_is_old_or_says_little_is_one_sentence(tmp_path: Path, sessions: int, ago: timedelta) -> None:
     url = log_of(tmp_path, sessions=sessions, ago=ago)
     with pytest.raises(PlanningError, match="--draft-ms") as failed:
-        find_drafts(Given(), db=url, mode=Mode.RESIDUAL)
+        find_drafts(Given(), db=url)
     assert "\n" not in str(failed.value)
-
-
-def test_a_measured_pair_tells_the_acceptance_of_its_mode(tmp_path: Path) -> None:
-    file = tmp_path / "pair.json"
-    file.write_text(json.dumps({"measured": {"residual": {"acceptance": 0.71}, "coupled": {"acceptance": 0.66}}}))
-    given = Given(draft_ms=10.0, pair=file)
-    for mode, acceptance in ((Mode.RESIDUAL, 0.71), (Mode.COUPLED, 0.66)):
-        assert find_drafts(given, db=f"sqlite:///{tmp_path / 'none'}", mode=mode).acceptance == acceptance

@@ -33,14 +33,6 @@ def test_where_tokens_are_dear_it_says_that_the_edge_is_to_write(advise: Run, cu
     held = found["holds"]["streaming"]["devices"]
     # A prompt takes 256 ms: with 7 devices or more, 5 % of the gaps contain one.
     assert held == 6
-    small, middle, large = found["fleets"]
-    assert small["devices"] == 1000
-    assert small["writing"] == 20
-    for more, less in ((large, middle), (middle, small)):
-        for figure in ("edges", "brokers", "messages_per_s", "bytes_per_s", "rows_per_s"):
-            assert more[figure] >= less[figure]
-    assert large["rows_per_s"] == pytest.approx(1000 * small["rows_per_s"])
-    assert set(found["sources"]) == {"writing at once", "edges", "brokers", "messages", "bytes", "rows"}
 
 
 def test_where_tokens_are_cheap_it_says_how_to_draft_and_up_to_which_load(advise: Run, tmp_path: Path) -> None:
@@ -53,7 +45,6 @@ def test_where_tokens_are_cheap_it_says_how_to_draft_and_up_to_which_load(advise
     assert code == 0
     assert "Drafting pays here for one device" in out
     assert "Drafting pays with" in out or "Drafting pays at all of these loads" in out
-    assert "What a fleet of such edges needs" in out
     assert read_curve(copy) == read_curve(file)
 
 
@@ -67,15 +58,8 @@ def test_where_tokens_are_cheap_it_says_how_to_draft_and_up_to_which_load(advise
         (("--draft-ms", "10", "--acceptance", "70"), "give the share of draft tokens that is accepted, from 0 to 1"),
         (("--draft-ms", "10", "--acceptance", "nan"), "from 0 to 1"),
         (("--draft-ms", "10", "--acceptance", "0.5", "--rtt-ms", "1e9"), "--rtt-ms"),
-        (("--draft-ms", "10", "--pair", "none.json"), "none.json cannot be read"),
         (("--target", "nowhere", *DRAFTS), "nowhere"),
     ],
 )
 def test_what_cannot_be_done_is_one_sentence(advise: Run, arguments: tuple[str, ...], sentence: str) -> None:
     assert sentence in refused(advise(*arguments))
-
-
-def test_a_pair_that_was_not_measured_is_one_sentence(advise: Run, tmp_path: Path) -> None:
-    for content in ("{}", '{"measured": null}', '{"measured": {"residual": {"acceptance": 7}}}', "no JSON"):
-        (tmp_path / "pair.json").write_text(content)
-        assert "measured" in refused(advise("--draft-ms", "10", "--pair", "pair.json"))
