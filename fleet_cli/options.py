@@ -82,11 +82,10 @@ def with_settings(
     *,
     only: Collection[str] = (),
     file: Callable[[], Path | None] = lambda: None,
-    creates: bool = False,
 ) -> Callable[[Command], Command]:
     """Give a command its `settings`, with a flag for each setting, or for those named by `only`.
 
-    `file` names the TOML file where `--config` does not; it may be missing where the command `creates` it.
+    `file` names the TOML file where `--config` does not.
     """
     known = {each.name: each for each in fields_of(model) if each.flag is not None}
     fields = {"_".join(each.path): each for each in (map(known.__getitem__, only) if only else known.values())}
@@ -98,10 +97,7 @@ def with_settings(
 
     def load(given: dict[str, Any]) -> AbstractContextManager[object]:
         flags = _nested({each.path: given[name] for name, each in fields.items()})
-        config = given["config"] or file()
-        if creates and config is not None and not config.exists():
-            config = None
-        return nullcontext(load_settings(model, config=config, flags=flags))
+        return nullcontext(load_settings(model, config=given["config"] or file(), flags=flags))
 
     return with_options("settings", options, load)
 
@@ -220,11 +216,8 @@ def profile_file() -> Path | None:
     """Return the operator's file of admin settings; None if there is none."""
     if named := os.environ.get(_PROFILE):
         return Path(named)
-    return usual if (usual := usual_profile()).is_file() else None
-
-
-def usual_profile() -> Path:
-    return Path(typer.get_app_dir("fleet")) / "admin.toml"
+    usual = Path(typer.get_app_dir("fleet")) / "admin.toml"
+    return usual if usual.is_file() else None
 
 
 def load_profile(config: Path | None = None) -> "AdminSettings":

@@ -2,7 +2,7 @@
 
 import typer
 
-from fleet_cli.admin import accounts, operations, profile, sessions, steering, updates, usage
+from fleet_cli.admin import accounts, operations, sessions, steering, updates, usage
 
 app = typer.Typer(name="admin", help="Monitor and steer a fleet.", no_args_is_help=True)
 for _title, _part in {
@@ -11,7 +11,6 @@ for _title, _part in {
     "Steering": steering,
     "Releases that gateways pull": updates,
     "Operations": operations,
-    "This command line": profile,
     "Dashboard accounts": accounts,
 }.items():
     _commands, _groups = len(app.registered_commands), len(app.registered_groups)

@@ -24,23 +24,6 @@ def file(tmp_path: Path) -> Path:
     return tmp_path / "config" / "fleet" / "admin.toml"
 
 
-def test_what_a_profile_saves_holds_for_later_commands_in_any_folder(
-    admin: Run, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    open_store(f"sqlite:///{tmp_path / 'north.sqlite3'}").close()
-    assert "There is no database" in refused(admin("devices"))
-    flags = ("--fleet", "north", "--host", "broker.example", "--ca", "ca.pem")
-    assert admin("profile", *flags, "--db", "sqlite:///north.sqlite3", "--save")[0] == 0
-    assert file.stat().st_mode & 0o777 == 0o600
-    (tmp_path / "elsewhere").mkdir()
-    monkeypatch.chdir(tmp_path / "elsewhere")
-    assert as_json(admin("devices", "--json")) == []
-    found = as_json(admin("profile", "--json", "--port", "8884"))
-    assert (found["fleet"], found["broker.host"], found["broker.port"]) == ("north", "broker.example", 8884)
-    assert found["broker.ca"] == str(tmp_path / "ca.pem")
-    assert as_json(admin("profile", "--json"))["broker.port"] == 8883, "nothing is saved without --save"
-
-
 def test_a_flag_and_a_variable_override_the_profile(
     admin: Run, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -58,12 +41,8 @@ def test_a_flag_and_a_variable_override_the_profile(
     assert "No device gw-9 has been seen" in refused(admin("retire", "gw-9", "--log-only", "--config", other))
     monkeypatch.setenv("FLEET_ADMIN_CONFIG", str(other))
     assert as_json(admin("devices", "--json")) == []
-    new = tmp_path / "new" / "south.toml"
-    monkeypatch.setenv("FLEET_ADMIN_CONFIG", str(new))
+    monkeypatch.setenv("FLEET_ADMIN_CONFIG", str(tmp_path / "new" / "south.toml"))
     assert "cannot be read" in refused(admin("devices"))
-    assert admin("profile", "--fleet", "south", "--db", url, "--save")[0] == 0
-    assert as_json(admin("devices", "--json")) == []
-    assert as_json(admin("profile", "--json", "--config", other))["fleet"] == "fleet"
 
 
 @pytest.mark.parametrize(
@@ -73,7 +52,7 @@ def test_a_flag_and_a_variable_override_the_profile(
         ('host = "north"', "devices", "no setting of that name, maybe 'broker.host' is meant"),
         ("[broker]\nport = 0", "set draft_length=4 --all", "'broker.port' = 0"),
         ("[prices]\nmegabyte = -1.0", "usage", "'prices.megabyte' = -1.0"),
-        ("", "profile --db mysql://north --save", "The database 'mysql' is not supported"),
+        ('db = "mysql://north"', "devices", "The database 'mysql' is not supported"),
     ],
 )
 def test_a_profile_that_cannot_be_used_is_one_sentence(
