@@ -299,26 +299,12 @@ _SELECTION: Final[Mapping[str, tuple[object, object]]] = {
         None,
     ),
     "everything": (Annotated[bool, typer.Option("--all", help="Select all devices that are not retired.")], False),
-    "of_edge": (
-        Annotated[
-            str | None,
-            typer.Option("--of-edge", help="Of the selected, only devices that this edge served within a day."),
-        ],
-        None,
-    ),
     "of_model": (
         Annotated[str | None, typer.Option("--of-model", help="Of the selected, only devices with this draft model.")],
         None,
     ),
     "of_release": (
         Annotated[str | None, typer.Option("--of-release", help="Of the selected, only devices with this release.")],
-        None,
-    ),
-    "reachable": (
-        Annotated[
-            bool | None,
-            typer.Option("--reachable/--unreachable", help="Of the selected, only devices that are not offline."),
-        ],
         None,
     ),
 }
@@ -334,10 +320,8 @@ def with_selection(command: Command) -> Command:
             devices=tuple(dict.fromkeys(given["device"] or ())),
             labels=tuple(dict.fromkeys(given["label"] or ())),
             everything=given["everything"],
-            edge=given["of_edge"],
             draft_model=given["of_model"],
             software=given["of_release"],
-            reachable=given["reachable"],
         )
         return nullcontext(selection)
 

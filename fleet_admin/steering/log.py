@@ -4,7 +4,7 @@ import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import fields
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Final
 
 from sqlalchemy import Connection, Engine, delete, insert, select, update
@@ -16,14 +16,13 @@ from fleet_edge.store import queries, steering
 from fleet_edge.store.database import open_existing, transaction
 from fleet_edge.store.event_codes import EventKind
 from fleet_edge.store.merge import merge_records
-from fleet_edge.store.records import EventLogged, segment_number
+from fleet_edge.store.records import EventLogged
 from fleet_edge.store.steering import audit_text, record_audit
 from fleet_edge.store.tables import (
     AUDIT,
     COMMANDS,
     DEVICES,
     LABELS,
-    SEGMENTS,
 )
 from fleet_edge.store.views import AuditEntry, AuditView, CommandView
 from schemas.control import CommandRequest, Presence
@@ -32,8 +31,6 @@ from schemas.names import check_name
 
 ASKED: Final = "asked"
 """Outcome in the audit log while devices have not answered."""
-
-_EDGE_DAY: Final = timedelta(days=1)
 
 
 class SteeringLog(Closing):
@@ -90,34 +87,20 @@ class SteeringLog(Closing):
             )
             record_audit(connection, [entry], now=now)
 
-    def known(self, *, edges: bool = False) -> dict[str, KnownDevice]:
-        """Return the devices in the log by name.
-
-        With `edges`, also the edges that have served them within a day, which takes longer to find.
-        """
-        now = self._now()
-        recent = (
-            select(SEGMENTS.c.device, SEGMENTS.c.edge)
-            .where(SEGMENTS.c.segment >= segment_number(now - _EDGE_DAY), SEGMENTS.c.edge.is_not(None))
-            .distinct()
-        )
+    def known(self) -> dict[str, KnownDevice]:
+        """Return the devices in the log by name."""
         with self._reading() as connection:
             labelled = steering.read_labels(connection)
-            served: dict[str, tuple[str, ...]] = {}
-            for row in connection.execute(recent) if edges else ():
-                served[row.device] = (*served.get(row.device, ()), row.edge)
             found = {
                 view.device: KnownDevice(
                     device=view.device,
                     presence=_presence(view.presence),
                     software=view.software,
                     draft_model=view.draft_model,
-                    state=view.state,
                     retired_at=view.retired_at,
                     labels=view.labels,
-                    edges=served.get(view.device, ()),
                 )
-                for view in queries.devices(connection, now=now, counted=False)
+                for view in queries.devices(connection, now=self._now(), counted=False)
             }
         for device in labelled.keys() - found.keys():
             found[device] = KnownDevice(device=device, labels=labelled.get(device, ()))

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from fleet_device.settings import DeviceSettings
 from fleet_device.steering.remote_settings import Effect, check_values, effect_of
-from fleet_edge.store.views import DONE, AuditEntry, MachineState
+from fleet_edge.store.views import DONE, AuditEntry
 from schemas.control import (
     MAX_SETTING_VALUE,
     MAX_SETTINGS,
@@ -119,14 +119,8 @@ class KnownDevice:
     presence: Presence | None = None  # its latest; None if it has never published one
     software: str | None = None
     draft_model: str | None = None
-    state: MachineState = MachineState.UNKNOWN
     retired_at: datetime | None = None
     labels: tuple[str, ...] = ()
-    edges: tuple[str, ...] = ()  # that have served it lately
-
-    @property
-    def reachable(self) -> bool:
-        return self.state is not MachineState.OFFLINE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,10 +130,8 @@ class Selection:
     devices: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
     everything: bool = False  # all devices that are not retired
-    edge: str | None = None  # served by this edge within a day
     draft_model: str | None = None
     software: str | None = None
-    reachable: bool | None = None  # not offline, or with False only those
 
     def __post_init__(self) -> None:
         """Raise `SteeringError` if it selects nothing, or a name is invalid."""
@@ -148,7 +140,7 @@ class Selection:
                 check_name(name)
         except InvalidName as error:
             raise SteeringError(str(error)) from None
-        narrow = any(each is not None for each in (self.edge, self.draft_model, self.software, self.reachable))
+        narrow = self.draft_model is not None or self.software is not None
         if not (self.devices or self.labels or self.everything or narrow):
             raise SteeringError("Nobody is chosen: give --device, --label, --all, or what the devices have in common.")
         if self.everything and (self.devices or self.labels):
@@ -175,11 +167,8 @@ class Selection:
         return not by_name or not set(self.labels).isdisjoint(each.labels)
 
     def _fits(self, each: KnownDevice) -> bool:
-        return (
-            (self.edge is None or self.edge in each.edges)
-            and (self.draft_model is None or self.draft_model == each.draft_model)
-            and (self.software is None or self.software == each.software)
-            and (self.reachable is None or self.reachable == each.reachable)
+        return (self.draft_model is None or self.draft_model == each.draft_model) and (
+            self.software is None or self.software == each.software
         )
 
 

@@ -43,7 +43,6 @@ from fleet_common.mqtt.link import Link
 from fleet_common.mqtt.paho_link import PahoLink
 from fleet_common.mqtt.settings import LinkSettings
 from fleet_edge.store.event_codes import EventKind
-from fleet_edge.store.views import MachineState, device_state
 from schemas.control import CommandRequest, CommandResponse, DesiredSettings, Presence, SettingValue
 
 
@@ -174,36 +173,30 @@ class Steering:
     def connected(self) -> bool:
         return self._wire.connected
 
-    def known(self, *, edges: bool = False) -> dict[str, KnownDevice]:
+    def known(self) -> dict[str, KnownDevice]:
         """Return the devices that the log or the broker knows, by name; the broker's data is newer."""
-        found = self.log.known(edges=edges)
+        found = self.log.known()
         for device in {*self._wire.desired(), *self._wire.reported()} - found.keys():
             found[device] = KnownDevice(device=device)
         for device, state in self._wire.states().items():
-            of_log = found.get(device, KnownDevice(device=device))
             found[device] = replace(
-                of_log,
+                found.get(device, KnownDevice(device=device)),
                 presence=state.presence,
                 software=state.software,
                 draft_model=state.draft_model,
-                state=device_state(
-                    state.presence,
-                    quarantined=of_log.state is MachineState.QUARANTINED,
-                    retired=of_log.retired_at is not None,
-                ),
             )
         return found
 
     def choose(self, selection: Selection) -> list[str]:
         """Return the devices of a selection; raises `SteeringError` if there are none or one is unknown."""
-        return selection.choose(self.known(edges=selection.edge is not None))
+        return selection.choose(self.known())
 
     def preview(
         self, changes: Mapping[str, SettingValue], selection: Selection, *, unset: Collection[str] = ()
     ) -> list[SettingsChange]:
         """Return a change's effect on each device, without applying it."""
         check_change(changes, unset)
-        known = self.known(edges=selection.edge is not None)
+        known = self.known()
         return plan_changes(
             [known[device] for device in selection.choose(known)],
             changes,
@@ -310,7 +303,7 @@ class Steering:
         `StoreUnavailable` (the command cannot be recorded).
         """
         limit_s = limit_of(name, timeout_s)
-        known = self.known(edges=selection.edge is not None)
+        known = self.known()
         chosen = selection.choose(known)
         there = [device for device in chosen if known[device].presence not in {None, Presence.OFFLINE}]
         deadline = datetime.now(UTC) + timedelta(seconds=limit_s)

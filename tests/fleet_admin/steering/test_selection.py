@@ -15,7 +15,6 @@ from fleet_admin.steering.planning import (
 )
 from fleet_admin.steering.steering import CommandAnswers
 from fleet_edge.store.event_codes import EVENT_CODES, EventKind
-from fleet_edge.store.views import MachineState
 from schemas.control import (
     CommandOutcome,
     CommandRequest,
@@ -29,9 +28,9 @@ NOW = datetime(2026, 3, 4, 12, tzinfo=UTC)
 KNOWN = {
     each.device: each
     for each in (
-        KnownDevice(device="a", presence=Presence.ONLINE, labels=("hall", "roof"), draft_model="small", edges=("e1",)),
+        KnownDevice(device="a", presence=Presence.ONLINE, labels=("hall", "roof"), draft_model="small"),
         KnownDevice(device="b", presence=Presence.ONLINE, labels=("hall",), draft_model="large", software="0.2"),
-        KnownDevice(device="c", presence=Presence.OFFLINE, state=MachineState.OFFLINE, draft_model="small"),
+        KnownDevice(device="c", presence=Presence.OFFLINE, draft_model="small"),
         KnownDevice(device="d", labels=("hall",), retired_at=NOW),
     )
 }
@@ -47,10 +46,8 @@ KNOWN = {
         ({"everything": True}, ["a", "b", "c"]),
         ({"everything": True, "draft_model": "small"}, ["a", "c"]),
         ({"draft_model": "small"}, ["a", "c"]),
-        ({"edge": "e1"}, ["a"]),
         ({"software": "0.2"}, ["b"]),
-        ({"reachable": False}, ["c"]),
-        ({"reachable": True, "labels": ("hall",), "draft_model": "large"}, ["b"]),
+        ({"labels": ("hall",), "draft_model": "large"}, ["b"]),
     ],
 )
 def test_whom_a_selection_means(given: dict[str, object], chosen: list[str]) -> None:
@@ -65,7 +62,7 @@ def test_whom_a_selection_means(given: dict[str, object], chosen: list[str]) -> 
         ({"devices": ("a b",)}, "not a valid name"),
         ({"devices": ("nobody",)}, "nobody"),
         ({"labels": ("never",)}, "chosen"),
-        ({"devices": ("a",), "reachable": False}, "chosen"),
+        ({"devices": ("a",), "draft_model": "large"}, "chosen"),
     ],
 )
 def test_a_selection_of_nobody_is_told(given: dict[str, object], why: str) -> None:
