@@ -187,18 +187,16 @@ def unmatched(
     wide: Wide = False,
 ) -> None:
     """List machines that only the fleet's authority or only the session log knows."""
-    from fleet_admin.unmatched import find_unmatched, sighted_in
+    from fleet_admin.unmatched import find_unmatched, seen_in
     from fleet_cli.identities import open_authority
 
     entries = open_authority(identities, None).entries()
     with open_log(db) as log:
-        found = find_unmatched(entries, sighted_in(log), now=datetime.now(UTC))
+        found = find_unmatched(entries, seen_in(log), now=datetime.now(UTC))
     columns: list[Column[UnmatchedMachine]] = [
         Column("name", lambda row: row.name, rank=0),
         Column("role", lambda row: row.role.value, rank=1),
-        Column("kind", lambda row: row.kind.value, "state", rank=0),
-        Column("enrolled", lambda row: row.enrolled_at, "moment", rank=2),
-        Column("seen", lambda row: row.seen_at, "moment", rank=2),
+        Column("kind", lambda row: row.kind, "state", rank=0),
         Column("what", lambda row: row.sentence, "sentence", rank=0),
     ]
     empty = "None: every enrolled machine was seen, and every seen machine is enrolled."
