@@ -54,7 +54,8 @@ def find_unmatched(
         UnmatchedMachine(
             *key,
             NOT_ENROLLED,
-            f"The {key[1]} {key[0]} was seen last on {seen[key]:%Y-%m-%d %H:%M} UTC, and {_standing(statuses.get(key))}.",
+            f"The {key[1]} {key[0]} was seen last on {seen[key]:%Y-%m-%d %H:%M} UTC, and "
+            f"{_standing(statuses.get(key))}.",
         )
         for key in sorted(seen.keys() - enrolled)
     ]

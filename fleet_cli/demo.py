@@ -21,12 +21,12 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from broker_config.broker import toml_lines
+from broker_config.broker import Broker, toml_lines
+from broker_config.processes import ThrowAwayBroker
 from fleet_admin.models.prompts import read_prompts
 from fleet_admin.models.smollm2 import DRAFTS, FAMILY, SHIPPED, TARGET, make_missing
 from fleet_cli.commands import program
 from fleet_cli.demo_processes import (
-    DemoBroker,
     StartedProcess,
     StreamedAnswer,
     demo_broker,
@@ -34,6 +34,7 @@ from fleet_cli.demo_processes import (
     device_service,
     edge_process,
     free_port,
+    name_of,
     stream_answer,
 )
 from fleet_cli.errors import CommandError
@@ -93,19 +94,6 @@ def demo_target(models: Path, *, times: int = 1) -> str:
 
 def _say(sentence: str) -> None:
     print(sentence, file=sys.stderr)
-
-
-def check_report_file(path: Path | None) -> None:
-    """Check before the demo that its report can be written."""
-    if path is None or str(path) == "-":
-        return
-    folder = path.parent
-    if path.is_dir():
-        raise CommandError(f"--json {path} is a folder; name a file.")
-    if not folder.is_dir():
-        raise CommandError(f"--json {path} cannot be written, since there is no folder {folder}; make it first.")
-    if not os.access(path if path.exists() else folder, os.W_OK):
-        raise CommandError(f"--json {path} cannot be written; name a file where you may write.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +171,7 @@ class _Fleet:
 
     console: Console
     stack: ExitStack
-    place: DemoBroker
+    broker: ThrowAwayBroker
     edge_arguments: Sequence[str]
     device_arguments: Sequence[str]
     raw: bool = False
@@ -197,7 +185,7 @@ class _Fleet:
     def add_device(self, name: str, *arguments: str, port: int = 0) -> None:
         port = free_port(port)
         state = self.stack.enter_context(tempfile.TemporaryDirectory(prefix=f"fleet-{name}-"))
-        own = ["--api-listen", f"127.0.0.1:{port}", "--state-dir", state, *self.place.arguments(name)]
+        own = ["--api-listen", f"127.0.0.1:{port}", "--state-dir", state]
         self.stack.enter_context(device_service(name, [*self.device_arguments, *own, *arguments]))
         self.ports[name] = port
 
@@ -207,8 +195,8 @@ class _Fleet:
 
     def check(self) -> None:
         """Raise `CommandError` if the broker or the edge has ended."""
-        if not self.place.lives():
-            raise CommandError(f"The broker {self.place.name} has ended; run the demo again.")
+        if not self.broker.running:
+            raise CommandError(f"The broker {name_of(self.broker)} has ended; run the demo again.")
         if self.edge.child.process.poll() is not None:
             self.edge.child.end()
             raise CommandError(f"The edge has ended: {self.edge.child.cause}")
@@ -348,11 +336,7 @@ def compare(fleet: _Fleet, name: str, prompt: str, *, choosing: str, drafting: s
 
 def write_device_file(path: Path, fleet: _Fleet, model: str, models: Path) -> None:
     """Write the settings of README's Python snippet; leave a file that the demo has not written."""
-    flags = fleet.place.arguments(APPLICATION)
-    broker: dict[str, Any] = {
-        flag.removeprefix("--"): value for flag, value in zip(flags[::2], flags[1::2], strict=True)
-    }
-    broker["port"] = int(broker["port"])
+    broker = {"host": fleet.broker.host, "port": fleet.broker.port}
     values = {"fleet": FLEET, "device": APPLICATION, "model": model, "models_dir": str(models.absolute())}
     if path.exists() and not path.read_text(encoding="utf-8").startswith(_MARK):
         fleet.console.print(f"{path} is left as it is; remove it to have the demo write one.")
@@ -407,8 +391,7 @@ def demo_command(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Maximum tokens of each answer.")] = 96,
     prompts: Annotated[Path | None, typer.Option(help="File with one prompt per line.")] = None,
     raw: Annotated[bool, typer.Option("--raw", help="No chat template: continue the prompts as they are.")] = False,
-    broker: Annotated[str, typer.Option(help="Broker: auto, embedded, mosquitto, or HOST:PORT.")] = "auto",
-    tls: Annotated[bool, typer.Option("--tls", help="Mutual TLS, with an identity for each device.")] = False,
+    broker: Annotated[str, typer.Option(help="Broker: auto, embedded or mosquitto.")] = "auto",
     db: Annotated[str, typer.Option(envvar="FLEET_DB", help="SQLAlchemy URL.")] = "sqlite:///fleet.sqlite3",
     once: Annotated[bool, typer.Option("--once", help="End after the tables instead of staying up.")] = False,
     chat: Annotated[bool, typer.Option("--chat", help="Chat with the large model as device-1 instead.")] = False,
@@ -419,7 +402,6 @@ def demo_command(
     """Run a whole fleet on this machine: answers, a killed edge, what drafting gains. Then it stays up for you."""
     console = Console(stderr=json_file is not None and str(json_file) == "-", markup=False, highlight=False)
     texts = read_prompts(prompts)
-    check_report_file(json_file)
     if chat and (raw or json_file is not None):
         raise CommandError(
             "With --chat there is neither a report nor a prompt to continue; leave --json and --raw out."
@@ -436,28 +418,28 @@ def demo_command(
     @contextmanager
     def fleet_of(fleet: str, target: str) -> Iterator[_Fleet]:
         with ExitStack() as stack:
-            identities = [*names, drafting, APPLICATION]
-            place = stack.enter_context(demo_broker(broker, tls=tls, fleet=fleet, edge=EDGE, devices=identities))
-            console.print(f"Broker: {place.name}. Loading the target model {target} …", soft_wrap=True)
+            at = stack.enter_context(demo_broker(broker, Broker(fleet=fleet, edges=(EDGE,))))
+            where = ["--host", at.host, "--port", str(at.port)]
+            console.print(f"Broker: {name_of(at)}. Loading the target model {target} …", soft_wrap=True)
             spool = stack.enter_context(tempfile.TemporaryDirectory(prefix="fleet-spool-"))
-            edge = ["--fleet", fleet, "--edge", EDGE, *place.arguments(EDGE), "--target", target, "--engine", engine]
+            edge = ["--fleet", fleet, "--edge", EDGE, *where, "--target", target, "--engine", engine]
             device = [
-                "--fleet", fleet, "--model", model, "--models-dir", str(models_dir), "--offline", "wait",
+                "--fleet", fleet, *where, "--model", model, "--models-dir", str(models_dir), "--offline", "wait",
                 "--max-new-tokens", str(max_new_tokens),
             ]  # fmt: skip
-            running = _Fleet(console, stack, place, [*edge, "--db", db, "--spool", spool], device, raw)
+            running = _Fleet(console, stack, at, [*edge, "--db", db, "--spool", spool], device, raw)
             running.start_edge()
             yield running
 
     with fleet_of(FLEET, target) as fleet:
         if chat:
-            if code := run_chat(names[0], [*fleet.device_arguments, *fleet.place.arguments(names[0])]):
+            if code := run_chat(names[0], fleet.device_arguments):
                 raise typer.Exit(code)
             return
         console.print(f"Starting {devices} device{'s' * (devices > 1)} with the draft model {model} …", soft_wrap=True)
         for number, name in enumerate(names):
             fleet.add_device(name, port=0 if number else API_PORT)
-        report = DemoReport(fleet.place.name, fleet.edge.online["target"], model)
+        report = DemoReport(name_of(fleet.broker), fleet.edge.online["target"], model)
         _answer(fleet, report, texts)
         report.interruption = interrupt(fleet, names[0], texts[0], max_new_tokens)
         console.print(interruption_line(report.interruption), "", sep="\n", soft_wrap=True)
@@ -474,7 +456,7 @@ def demo_command(
         _write(report, json_file)
         if not once:
             write_device_file(Path("device.toml"), fleet, model, models_dir)
-            stay(fleet, db, fleet.stack.enter_context(demo_dashboard(fleet.place, fleet=FLEET, db=db)))
+            stay(fleet, db, fleet.stack.enter_context(demo_dashboard(fleet.broker, fleet=FLEET, db=db)))
 
 
 def _answer(fleet: _Fleet, report: DemoReport, prompts: Sequence[str]) -> None:

@@ -9,18 +9,15 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, Final, NamedTuple, Self
 
 from broker_config.broker import Broker, BrokerMissing
-from broker_config.processes import EmbeddedBroker, LocalBroker, MosquittoProcess, ThrowAwayBroker, find_mosquitto
-from broker_config.site import make_local_broker
+from broker_config.processes import EmbeddedBroker, MosquittoProcess, ThrowAwayBroker, find_mosquitto
 from fleet_admin.dashboard.settings import AccountRole, DashboardSettings
 from fleet_cli.errors import CommandError
 from fleet_cli.options import actor_of, needs_extra
@@ -159,73 +156,23 @@ def device_service(device: str, arguments: Sequence[str]) -> AbstractContextMana
     )
 
 
-_ANY_PORT: Final = 8883  # what the folder describes; the demo's broker runs on a free one
-
-
-@dataclass(frozen=True, slots=True)
-class DemoBroker:
-    name: str
-    host: str
-    port: int
-    # command-line arguments for the participant of a name
-    credentials: Callable[[str], Sequence[str]] = lambda _name: ()
-    lives: Callable[[], bool] = lambda: True  # whether it still runs; always, where it was there before
-    ports: Mapping[str, int] = field(default_factory=dict)  # of participants with another port, by name
-
-    def arguments(self, participant: str) -> list[str]:
-        port = self.ports.get(participant, self.port)
-        return ["--host", self.host, "--port", str(port), *self.credentials(participant)]
-
-
-@contextmanager
-def demo_broker(wanted: str, *, tls: bool, fleet: str, edge: str, devices: Sequence[str]) -> Iterator[DemoBroker]:
-    """Start the requested broker, if it is not running."""
-    host, colon, port = wanted.rpartition(":")
-    if tls:
-        if wanted not in ("auto", "mosquitto"):
-            raise CommandError("--tls starts its own mosquitto; leave --broker out.")
-        with _over_tls(fleet, edge, devices) as place:
-            yield place
-    elif colon:
-        if not port.isdigit() or not host:
-            raise CommandError(f"--broker {wanted} is not an address; write HOST:PORT, e.g. 127.0.0.1:1883.")
-        yield DemoBroker(wanted, host, int(port))
-    else:
-        name, runner = _plain(wanted, Broker(fleet=fleet, edges=(edge,)))
-        with runner:
-            yield DemoBroker(
-                f"{name} {runner.host}:{runner.port}", runner.host, runner.port, lives=lambda: runner.running
-            )
-
-
-@contextmanager
-def _over_tls(fleet: str, edge: str, devices: Sequence[str]) -> Iterator[DemoBroker]:
-    with tempfile.TemporaryDirectory(prefix="fleet-tls-") as folder:
-        home = Path(folder) / "broker"
-        make_local_broker(home, fleet=fleet, edges=(edge,), devices=devices, port=_ANY_PORT)
-        with LocalBroker(home, port=0) as broker:
-
-            def credentials(name: str) -> Sequence[str]:
-                files = broker.identity(name)
-                return ["--ca", str(files.ca), "--certificate", str(files.certificate), "--key", str(files.key)]
-
-            where = f"mosquitto {broker.host}:{broker.port} (mutual TLS)"
-            yield DemoBroker(
-                where, broker.host, broker.port, credentials, lambda: broker.running, {edge: broker.edge_port}
-            )
-
-
-def _plain(wanted: str, description: Broker) -> tuple[str, ThrowAwayBroker]:
+def demo_broker(wanted: str, description: Broker) -> ThrowAwayBroker:
+    """Return the requested broker, to be started."""
     if wanted == "auto":
         try:
             find_mosquitto()
         except BrokerMissing:
             wanted = "embedded"
     if wanted in ("auto", "mosquitto"):
-        return "mosquitto", MosquittoProcess(description)
+        return MosquittoProcess(description)
     if wanted == "embedded":
-        return "embedded rumqttd", EmbeddedBroker(description)
-    raise CommandError(f"--broker {wanted} is not known; write auto, embedded, mosquitto or HOST:PORT.")
+        return EmbeddedBroker(description)
+    raise CommandError(f"--broker {wanted} is not known; write auto, embedded or mosquitto.")
+
+
+def name_of(broker: ThrowAwayBroker) -> str:
+    program = "embedded rumqttd" if isinstance(broker, EmbeddedBroker) else "mosquitto"
+    return f"{program} {broker.host}:{broker.port}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,14 +243,19 @@ _ACCOUNT: Final = "demo"
 
 
 @contextmanager
-def demo_dashboard(place: DemoBroker, *, fleet: str, db: str) -> Iterator[str]:
+def demo_dashboard(broker: ThrowAwayBroker, *, fleet: str, db: str) -> Iterator[str]:
     """Serve the dashboard; yields a sentence with its address, name and password."""
     with needs_extra("dashboard"):
         from fleet_admin.dashboard.app import DashboardServer
         from fleet_admin.dashboard.services import open_services
 
     settings = DashboardSettings(
-        db=db, listen=f"{_HOST}:{free_port(_PORT)}", steer=True, fleet=fleet, name=_NAME, broker=_broker(place)
+        db=db,
+        listen=f"{_HOST}:{free_port(_PORT)}",
+        steer=True,
+        fleet=fleet,
+        name=_NAME,
+        broker={"host": broker.host, "port": broker.port},
     )
     services = open_services(settings)
     password = _account(services)
@@ -321,8 +273,3 @@ def _account(services: Any) -> str:  # noqa: ANN401 - the dashboard's, which is 
         services.accounts.remove(_ACCOUNT, actor=actor)
     services.accounts.add(_ACCOUNT, role=AccountRole.OPERATOR, password=password, actor=actor)
     return password
-
-
-def _broker(place: DemoBroker) -> dict[str, Any]:
-    flags = place.arguments(_NAME)
-    return {flag.removeprefix("--"): value for flag, value in zip(flags[::2], flags[1::2], strict=True)}

@@ -112,7 +112,6 @@ def test_the_fleet_stays_up_for_applications_until_a_signal(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--broker", "127.0.0.1:1"], "127.0.0.1:1"),
         (["--target", "/nonexistent"], "/nonexistent"),
         (["--db", "sqlite:////proc/x.sqlite3"], "/proc"),
     ],

@@ -14,7 +14,7 @@ import pytest
 from rich.console import Console
 
 from fleet_cli.demo import _Fleet, demo_target, draft_model, run_chat, write_device_file
-from fleet_cli.demo_processes import DemoBroker, stream_answer
+from fleet_cli.demo_processes import stream_answer
 from fleet_cli.errors import CommandError
 from fleet_device import Device
 from tests.support.command import Run, refused
@@ -50,10 +50,7 @@ def test_a_quantization_is_the_demos_own_model_and_a_file_itself(models: Path) -
         (["--models-dir", sys.executable], "another folder"),
         (["--prompts", "/nope"], "--prompts /nope"),
         (["--prompts", sys.executable], "--prompts"),
-        (["--broker", "x:y"], "--broker x:y"),
         (["--broker", "nowhere"], "--broker nowhere"),
-        (["--json", "/nope/demo.json"], "--json /nope/demo.json"),
-        (["--json", "/"], "--json /"),
         (["--engine", "steam"], "engine"),
         (["--db", "nonsense"], "database URL"),
     ],
@@ -87,8 +84,8 @@ def test_while_the_chat_runs_ctrl_c_is_its_own(monkeypatch: pytest.MonkeyPatch) 
 def test_a_broker_or_an_edge_that_has_ended_ends_the_demo(
     broker_lives: bool, edge_ended: int | None, said: str
 ) -> None:
-    place = DemoBroker("mosquitto 127.0.0.1:1", "127.0.0.1", 1, lives=lambda: broker_lives)
-    running = _Fleet(Console(quiet=True), ExitStack(), place, [], [])
+    broker: Any = SimpleNamespace(running=broker_lives, host="127.0.0.1", port=1)
+    running = _Fleet(Console(quiet=True), ExitStack(), broker, [], [])
     process = SimpleNamespace(poll=lambda: edge_ended)
     running.edge = SimpleNamespace(  # type: ignore[assignment]
         child=SimpleNamespace(process=process, end=lambda: None, cause="its own words")
@@ -98,20 +95,19 @@ def test_a_broker_or_an_edge_that_has_ended_ends_the_demo(
 
 
 def test_the_device_file_configures_a_device_and_a_foreign_one_stays(tmp_path: Path, models: Path) -> None:
-    place = DemoBroker("mosquitto", "127.0.0.1", 1234, credentials=lambda name: ("--ca", f"/tls/{name}.pem"))
+    broker: Any = SimpleNamespace(host="127.0.0.1", port=1234)
     path = tmp_path / "device.toml"
     with ExitStack() as stack:
-        running = _Fleet(Console(quiet=True), stack, place, [], [])
+        running = _Fleet(Console(quiet=True), stack, broker, [], [])
         for _ in range(2):  # the file of a demo that was killed is replaced
             write_device_file(path, running, "smollm2-135m:Q4_0", models)
         settings = Device.from_config(path).settings
         assert (settings.fleet, settings.device, settings.model) == ("demo", "app-1", "smollm2-135m:Q4_0")
         assert (settings.models_dir, settings.broker.port) == (models, 1234)
-        assert settings.broker.ca == Path("/tls/app-1.pem")
     assert not path.exists()
     path.write_text("fleet = 'mine'\n")
     with ExitStack() as stack:
-        write_device_file(path, _Fleet(Console(quiet=True), stack, place, [], []), "smollm2-135m:Q4_0", models)
+        write_device_file(path, _Fleet(Console(quiet=True), stack, broker, [], []), "smollm2-135m:Q4_0", models)
     assert path.read_text() == "fleet = 'mine'\n"
 
 
