@@ -1,7 +1,6 @@
 """Description of a fleet's broker, from which everything else is rendered, and its TOML file.
 
-Without `tls` it is a broker for this machine alone, with `tls` a production broker, and with `head_office` one that
-bridges to an upstream broker.
+Without `tls` it is a broker for this machine alone, with `tls` a production broker.
 """
 
 import ipaddress
@@ -18,7 +17,6 @@ from pydantic_core import ErrorDetails
 from fleet_common.validation import field_at, plain_sentence
 from schemas.errors import FleetError
 from schemas.names import Name
-from schemas.topics import Topic
 
 
 class BrokerError(FleetError):
@@ -72,12 +70,6 @@ class Tls(BaseModel):
     crl: File = Path("crl.pem")
 
 
-REPORTED: Final = (Topic.STATE, Topic.EDGE_STATE, Topic.TELEMETRY, Topic.CLOSE, Topic.SESSION)
-"""What goes up: who is there, the counters, and each session's account as both ends give it at its end.
-
-No prompt and no text: those are on `up/open` and the two hot topics.
-"""
-
 _HOST = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.-]{0,251}[A-Za-z0-9])?|\[?[0-9A-Fa-f:]+\]?")
 
 
@@ -85,22 +77,6 @@ def _host(name: str) -> str:
     if not _HOST.fullmatch(name):
         raise ValueError(f"{name!r} is neither a host name nor an address")
     return name.strip("[]")
-
-
-class HeadOffice(BaseModel):
-    """The upstream broker, to which a site's broker connects as a client over TLS.
-
-    `host` is named as in its certificate; `site` is the name in this site's certificate, unique at the head office.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    host: Annotated[str, AfterValidator(_host)]
-    port: Annotated[int, Field(ge=1, le=65_535)] = 8883
-    site: Name
-    ca: File = Path("head-office-ca.pem")
-    certificate: File = Path("site.pem")
-    key: File = Path("site.key")
 
 
 PRODUCTION_PORT: Final = 8883
@@ -150,7 +126,6 @@ class Broker(BaseModel):
             enrolling a device changes nothing here. With names, nobody else has any rights.
         banned: Names without any rights, whatever their certificate.
         tls: Certificates; None for a broker on loopback.
-        head_office: Upstream broker, if any.
         storage: Folder for retained messages; None forgets them at a restart.
         public_name: Host name or address as in the broker's certificate, for clients on its own machine.
         pid_file: File for mosquitto's process id, to reload it without systemd.
@@ -194,7 +169,6 @@ class Broker(BaseModel):
     devices: tuple[Name, ...] | None = None
     banned: tuple[Name, ...] = ()
     tls: Tls | None = None
-    head_office: HeadOffice | None = None
     storage: Annotated[Path, AfterValidator(_writable)] | None = None
     public_name: Annotated[str, AfterValidator(_host)] = "localhost"
     pid_file: Annotated[Path, AfterValidator(_writable)] | None = None
@@ -263,13 +237,11 @@ class Broker(BaseModel):
     def _no_stranger_without_certificate(self) -> Self:
         if self.tls is None and (self.host is None or not ipaddress.ip_address(self.host).is_loopback):
             raise ValueError("without tls anyone could take any name, so such a broker listens on loopback only")
-        if self.tls is None and self.head_office is not None:
-            raise ValueError("a site reports to its head office over TLS: describe tls too")
         return self
 
 
 _NULLABLE: Final = frozenset({"host", "janitor"})
-_SECTIONS: Final[dict[str, type[BaseModel]]] = {"tls": Tls, "head_office": HeadOffice}
+_SECTIONS: Final[dict[str, type[BaseModel]]] = {"tls": Tls}
 
 
 def render_description(broker: Broker) -> str:

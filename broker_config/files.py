@@ -21,7 +21,6 @@ from broker_config.mosquitto import (
     render_access,
     render_conf,
     render_janitor_unit,
-    render_site_access,
     render_timer,
 )
 from fleet_common.host import write_atomically
@@ -173,7 +172,6 @@ SystemCallErrorNumber=EPERM
 
 
 DESCRIPTION_FILE = "broker.toml"
-SITE_ACCESS_FILE = "head-office-access.acl"
 
 PRIVATE = 0o640  # mosquitto warns about files that others can read
 PUBLIC = 0o644
@@ -182,7 +180,6 @@ PUBLIC = 0o644
 class Profile(StrEnum):
     LOOPBACK = "loopback"
     PRODUCTION = "production"
-    BRIDGE = "bridge"
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,9 +196,6 @@ def render_files(
     if (profile is Profile.LOOPBACK) != (broker.tls is None):
         needs = "no tls" if profile is Profile.LOOPBACK else "tls"
         raise BrokerFilesError(f"The profile {profile.value!r} needs a description with {needs}.")
-    if (profile is Profile.BRIDGE) != (broker.head_office is not None):
-        needs = "a" if profile is Profile.BRIDGE else "no"
-        raise BrokerFilesError(f"The profile {profile.value!r} needs a description with {needs} [head_office].")
     description = RenderedFile(DESCRIPTION_FILE, render_description(broker))
     try:
         conf = RenderedFile(CONF_FILE, render_conf(broker, home=home, version=version))
@@ -215,8 +209,6 @@ def render_files(
         if broker.janitor is not None:
             files.append(RenderedFile(JANITOR_UNIT, render_janitor_unit(broker, home=home), PUBLIC))
             files.append(RenderedFile(TIMER_UNIT, render_timer(broker), PUBLIC))
-    if profile is Profile.BRIDGE:
-        files.append(RenderedFile(SITE_ACCESS_FILE, render_site_access(broker)))
     return tuple(files)
 
 

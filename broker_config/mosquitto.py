@@ -18,7 +18,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Final
 
-from broker_config.broker import CIPHERS_TLS12, CIPHERS_TLS13, REPORTED, Broker, BrokerFailed, HeadOffice, Tls
+from broker_config.broker import CIPHERS_TLS12, CIPHERS_TLS13, Broker, BrokerFailed, Tls
 from schemas.topics import HOME_ASSISTANT, ROOT, TREE, Access, ClientRole, Topic, build, rules_for, wildcard
 
 _BANNER = re.compile(r"mosquitto version (\d+)\.(\d+)")
@@ -124,18 +124,6 @@ def render_access(broker: Broker) -> str:
     return "\n".join(_access_lines(broker)) + "\n"
 
 
-def render_site_access(broker: Broker) -> str:
-    """Return the lines that the head office's broker must add to its ACL file for this site."""
-    if broker.head_office is None:
-        raise ValueError("The description names no head office.")
-    lines = [
-        f"# What the site {broker.head_office.site} may write at the head office. Generated.",
-        f"user {broker.head_office.site}",
-        *(f"topic write {wildcard(topic, fleet=broker.fleet)}" for topic in REPORTED),
-    ]
-    return "\n".join(lines) + "\n"
-
-
 def _access_lines(broker: Broker) -> Iterator[str]:
     yield f"# Who may publish (write) and receive (read) what in the fleet {broker.fleet}. Generated."
     if broker.banned:
@@ -201,36 +189,6 @@ def _rules(keyword: str, rights: tuple[Access, ...]) -> Iterator[str]:
         yield f"{keyword} {access} {topic_filter}"
 
 
-def bridge_lines(broker: Broker, office: HeadOffice, *, home: Path) -> Iterator[str]:
-    """Yield the configuration of the bridge: everything goes out and nothing comes in.
-
-    Topics keep their names, so a fleet's name is unique among the sites of a head office.
-    """
-    where = f"[{office.host}]" if ":" in office.host else office.host
-    yield ""
-    yield "connection head-office"
-    yield f"address {where}:{office.port}"
-    yield f"remote_clientid {office.site}"
-    yield f"remote_username {office.site}"
-    yield f"bridge_cafile {home / office.ca}"
-    yield f"bridge_certfile {home / office.certificate}"
-    yield f"bridge_keyfile {home / office.key}"
-    yield "bridge_tls_version tlsv1.2"
-    yield "bridge_protocol_version mqttv50"
-    # A message that was queued while the line was down still goes up; the head office needs no session of ours.
-    yield "cleansession true"
-    yield "local_cleansession false"
-    yield "try_private true"
-    yield "# The head office's rules let this site write what is below and nothing else."
-    yield "notifications_local_only true"
-    yield "bridge_attempt_unsubscribe false"
-    yield f"bridge_max_packet_size {broker.max_packet_bytes}"
-    yield "restart_timeout 5 60"
-    qos = {rule.topic: rule.qos for rule in TREE}
-    for topic in REPORTED:
-        yield f"topic {wildcard(topic, fleet=broker.fleet)} out {qos[topic]}"
-
-
 CONF_FILE = "mosquitto.conf"
 ACCESS_FILE = "access.acl"
 
@@ -262,8 +220,6 @@ def _conf_lines(broker: Broker, home: Path, version: MosquittoVersion) -> Iterat
         yield from _listener(broker, home, broker.edge_port, broker.max_edge_connections, broker.max_aliases)
     else:
         yield from _listener(broker, home, broker.port, broker.max_connections, broker.max_aliases)
-    if broker.head_office is not None:
-        yield from bridge_lines(broker, broker.head_office, home=home)
 
 
 def _conf_access(broker: Broker, home: Path, version: MosquittoVersion) -> Iterator[str]:

@@ -362,7 +362,7 @@ class TrialFiles:
 class TrialBroker(ThrowAwayBroker):
     """Run mosquitto on rendered files, with other ports, folders and certificates.
 
-    Only what belongs to the production machine changes: addresses, paths, the user and the upstream broker. The ports
+    Only what belongs to the production machine changes: addresses, paths and the user. The ports
     in `broker` are not used.
     """
 
@@ -411,8 +411,6 @@ def trial_lines(files: TrialFiles, *, directory: Path, ports: Sequence[int]) -> 
     left = iter(ports)
     for line in files.conf.splitlines():
         option, _, _value = line.partition(" ")
-        if option == "connection":
-            break  # a bridge, to the end of the file: a trial reports to nobody
         if option == "listener":
             yield f"listener {next(left)} {HOST}"
         elif option in OPTIONS_WITH_ACCESS_FILE:

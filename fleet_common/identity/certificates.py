@@ -44,7 +44,6 @@ class IdentityRole(StrEnum):
     DEVICE = "device"
     EDGE = "edge"
     MONITOR = "monitor"
-    BRIDGE = "bridge"  # one broker as another's client
     BROKER = "broker"  # the only one that is a server
 
     @property
@@ -53,7 +52,7 @@ class IdentityRole(StrEnum):
 
 
 # A reader of a log takes `edge`, `edge-1` or `edge.north` for an edge.
-_RESERVED: Final = (IdentityRole.EDGE, IdentityRole.MONITOR, IdentityRole.BRIDGE, IdentityRole.BROKER)
+_RESERVED: Final = (IdentityRole.EDGE, IdentityRole.MONITOR, IdentityRole.BROKER)
 _SEPARATORS: Final = "-._"
 
 

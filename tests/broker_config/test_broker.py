@@ -6,16 +6,14 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from broker_config.broker import REPORTED, Broker
+from broker_config.broker import Broker
 from broker_config.files import render_drop_in, render_firewall_unit
 from broker_config.mosquitto import (
     MosquittoVersion,
     render_conf,
     render_janitor_unit,
-    render_site_access,
     render_timer,
 )
-from schemas.topics import Topic, wildcard
 
 HOME = Path("/etc/mosquitto/fleet")
 
@@ -54,11 +52,6 @@ def test_without_certificates_it_listens_on_loopback_only(host: str | None) -> N
     with pytest.raises(ValidationError, match="loopback only"):
         Broker(host=host)
     assert Broker.production(host=host).host == host
-
-
-def test_a_site_reports_over_tls_only() -> None:
-    with pytest.raises(ValidationError, match="over TLS"):
-        Broker.model_validate({"head_office": {"host": "office.example", "site": "north"}})
 
 
 def lines_of(broker: Broker, version: MosquittoVersion = MosquittoVersion.V2_0) -> list[str]:
@@ -124,36 +117,6 @@ def test_an_option_that_a_version_deprecates_is_not_written_for_it() -> None:
 def test_a_path_that_the_file_cannot_hold_is_refused(home: Path) -> None:
     with pytest.raises(ValueError, match="path"):
         render_conf(Broker(port=1883), home=home)
-
-
-def sections(text: str) -> dict[str, set[tuple[str, str]]]:
-    """Return each user's pairs of access and filter; the user of patterns is `%u`."""
-    found: dict[str, set[tuple[str, str]]] = {}
-    user = ""
-    for line in text.splitlines():
-        keyword, _, rest = line.partition(" ")
-        if keyword == "user":
-            user = rest
-        elif keyword in {"topic", "pattern"}:
-            access, _, topic_filter = rest.partition(" ")
-            ways = ("read", "write") if access == "readwrite" else (access,)
-            found.setdefault("%u" if keyword == "pattern" else user, set()).update((way, topic_filter) for way in ways)
-    return found
-
-
-def test_a_site_may_write_at_the_head_office_what_it_reports_and_nothing_else() -> None:
-    broker = Broker.model_validate(
-        {"tls": {}, "head_office": {"host": "office.example", "site": "north"}, "port": 8883}
-    )
-    assert sections(render_site_access(broker)) == {
-        "north": {("write", wildcard(topic, fleet="home")) for topic in REPORTED}
-    }
-    assert Topic.OPEN not in REPORTED, "a prompt does not leave the site"
-    assert Topic.DRAFT not in REPORTED
-    assert Topic.VERDICT not in REPORTED
-    outgoing = [line for line in lines_of(broker) if line.startswith("topic ")]
-    assert len(outgoing) == len(REPORTED)
-    assert all(" out " in line for line in outgoing)
 
 
 def test_the_service_has_descriptors_for_all_connections_and_can_write_its_storage_only() -> None:

@@ -7,7 +7,6 @@ from broker_config.broker import Broker, BrokerFilesError, describe, read_descri
 from broker_config.files import Profile, render_files, write_files
 
 HOME = Path("/etc/mosquitto/fleet")
-OFFICE = {"host": "office.example", "site": "north"}
 
 
 @pytest.mark.parametrize(
@@ -15,7 +14,7 @@ OFFICE = {"host": "office.example", "site": "north"}
     [
         Broker(),
         Broker.production(),
-        Broker.production(host="10.0.0.1", devices=("a", "b"), banned=("c",), head_office=OFFICE),
+        Broker.production(host="10.0.0.1", devices=("a", "b"), banned=("c",)),
         Broker.production(storage=None, user=None, acl_plugin="/usr/lib/x.so"),
     ],
 )
@@ -57,14 +56,12 @@ def test_each_profile_has_its_files() -> None:
         for profile, broker in {
             Profile.LOOPBACK: Broker(port=1883),
             Profile.PRODUCTION: Broker.production(),
-            Profile.BRIDGE: Broker.production(head_office=OFFICE),
         }.items()
     }
     assert names[Profile.LOOPBACK] == {"broker.toml", "mosquitto.conf", "access.acl"}
     firewall = {"firewall.nft", "systemd/fleet-broker-firewall.service"}
     services = {"mosquitto.service.d/fleet.conf", "fleet-broker-janitor.service", "fleet-broker-janitor.timer"}
     assert names[Profile.PRODUCTION] == names[Profile.LOOPBACK] | firewall | {f"systemd/{each}" for each in services}
-    assert names[Profile.BRIDGE] == names[Profile.PRODUCTION] | {"head-office-access.acl"}
 
 
 @pytest.mark.parametrize(
@@ -72,8 +69,6 @@ def test_each_profile_has_its_files() -> None:
     [
         (Profile.LOOPBACK, {"tls": {}}, "without|no tls"),
         (Profile.PRODUCTION, {}, "with tls"),
-        (Profile.BRIDGE, {"tls": {}}, r"a \[head_office\]"),
-        (Profile.PRODUCTION, {"tls": {}, "head_office": OFFICE}, r"no \[head_office\]"),
         (Profile.LOOPBACK, {"port": 0}, "port"),
     ],
 )
