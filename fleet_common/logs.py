@@ -81,28 +81,18 @@ WINDOW_S: Final = 60.0
 KINDS: Final = 500
 LONGEST_TEMPLATE: Final = 200  # characters
 LONGEST_EXAMPLE: Final = 500
-UNWRITABLE: Final = "a message that cannot be written"
 
 _Key = tuple[str, int, str]
-Later = Callable[[float, Callable[[], None]], None]
 
 
 @dataclass(slots=True)
 class _Kind:
-    began: float
-    written: int = 0
-    held_back: int = 0
-    example: str = ""
+    records: int = 0
+    example: str = ""  # the first that was held back
 
 
 class _SuppressedReport(logging.LogRecord):
     """A line that reports suppressed records."""
-
-
-def _on_a_thread(delay_s: float, action: Callable[[], None]) -> None:
-    timer = threading.Timer(delay_s, action)
-    timer.daemon = True
-    timer.start()
 
 
 class Repetition(logging.Filter):
@@ -110,118 +100,56 @@ class Repetition(logging.Filter):
 
     Others often decide how many warnings there are: a broker that is down, a device that sends garbage. 50,000 equal
     lines hide the one that matters, and fill a disk. Two warnings are of one kind if logger, level and message template
-    are equal. The first few per window are written. At the end of the window, or of the program, one line reports the
-    number of suppressed ones, with an example. Records below a warning pass: they are only logged on request.
-
-    Args:
-        write: Writes the lines that report suppressed records: the handler's `handle`.
-        at_most: Records of one kind that pass per window.
-        window_s: Length of a window, which begins with the first record of its kind.
-        kinds: Limit on kinds; beyond it, the records of one logger and level are one kind.
-        level: Records below it pass.
-        later: Calls a function after a delay in seconds, from any thread.
+    are equal. The first few of a minute are written. At its end, or that of the program, `write` (the handler's
+    `handle`) gets a line per kind with the number of suppressed ones and an example. Records below a warning pass: they
+    are only logged on request.
     """
 
     def __init__(
-        self,
-        write: Callable[[logging.LogRecord], object],
-        *,
-        at_most: int = AT_MOST,
-        window_s: float = WINDOW_S,
-        kinds: int = KINDS,
-        level: int = logging.WARNING,
-        clock: Callable[[], float] = time.monotonic,
-        later: Later = _on_a_thread,
+        self, write: Callable[[logging.LogRecord], object], *, clock: Callable[[], float] = time.monotonic
     ) -> None:
         super().__init__()
         self._write = write
-        self._at_most = at_most
-        self._window_s = window_s
-        self._most_kinds = kinds
-        self._level = level
         self._clock = clock
-        self._later = later
         self._kinds: dict[_Key, _Kind] = {}
-        self._waiting = False  # a call of `report` is scheduled
+        self._began = clock()
         # Reentrant, as the locks of `logging` are: a signal handler may log in the middle of this.
         self._lock = threading.RLock()
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Return whether the record is written as it is."""
-        if record.levelno < self._level or isinstance(record, _SuppressedReport):
+        if record.levelno < logging.WARNING or isinstance(record, _SuppressedReport):
             return True
-        now = self._clock()
-        with self._lock:
-            key = self._key(record, now)
-            kind = self._kinds.get(key)
-            ended = None
-            if kind is None or now - kind.began >= self._window_s:
-                ended = self._report(key, kind, now)
-                kind = self._kinds[key] = _Kind(now)
-            passes = kind.written < self._at_most
-            if passes:
-                kind.written += 1
-            else:
-                kind.held_back += 1
-                kind.example = kind.example or _example(record)
-            wait_s = self._window_s - (now - kind.began)
-            begin_to_wait, self._waiting = not passes and not self._waiting, self._waiting or not passes
-        if ended is not None:
-            self._write(ended)
-        if begin_to_wait:
-            self._later(wait_s, self._wake)
-        return passes
-
-    def report(self, *, all_of_it: bool = False) -> None:
-        """Report what was suppressed in the windows that are over, or in all when the program ends."""
-        now = self._clock()
-        lines = []
-        with self._lock:
-            for key, kind in list(self._kinds.items()):
-                if all_of_it or now - kind.began >= self._window_s:
-                    lines.append(self._report(key, kind, now))
-                    del self._kinds[key]
-        for line in lines:
-            if line is not None:
-                self._write(line)
-
-    def _wake(self) -> None:
-        self.report()
-        with self._lock:
-            next_end = min((kind.began for kind in self._kinds.values() if kind.held_back), default=None)
-            self._waiting = next_end is not None
-        if next_end is not None:
-            self._later(max(0.0, next_end + self._window_s - self._clock()), self._wake)
-
-    def _key(self, record: logging.LogRecord, now: float) -> _Key:
+        if self._clock() - self._began >= WINDOW_S:
+            self.report()
         template = record.msg if isinstance(record.msg, str) else type(record.msg).__name__
         key = (record.name, record.levelno, template[:LONGEST_TEMPLATE])
-        if key in self._kinds or len(self._kinds) < self._most_kinds:
-            return key
-        for other, kind in list(self._kinds.items()):
-            if not kind.held_back and now - kind.began >= self._window_s:
-                del self._kinds[other]
-        return key if len(self._kinds) < self._most_kinds else (record.name, record.levelno, "")
+        with self._lock:
+            if key not in self._kinds and len(self._kinds) >= KINDS:
+                key = (record.name, record.levelno, "")
+            kind = self._kinds.setdefault(key, _Kind())
+            kind.records += 1
+            if kind.records == AT_MOST + 1:
+                if not any(each.example for each in self._kinds.values()):
+                    self._report_later()
+                kind.example = _message(record)[:LONGEST_EXAMPLE]
+            return kind.records <= AT_MOST
 
-    @staticmethod
-    def _report(key: _Key, kind: _Kind | None, now: float) -> logging.LogRecord | None:
-        if kind is None or not kind.held_back:
-            return None
-        name, level, _ = key
-        times = "once" if kind.held_back == 1 else f"{kind.held_back:,} times"
-        text = f"{kind.example} … {times} more in the last {_span(now - kind.began)}, of this kind."
-        return _SuppressedReport(name, level, __file__, 0, text, None, None)
+    def report(self) -> None:
+        """Write how many records were suppressed, and begin the next minute."""
+        with self._lock:
+            kinds, self._kinds = self._kinds, {}
+            seconds = max(1, round(self._clock() - self._began))
+            self._began = self._clock()
+        for (name, level, _), kind in kinds.items():
+            if held_back := max(0, kind.records - AT_MOST):
+                text = f"{kind.example} … {held_back:,} more of this kind in the last {seconds} s."
+                self._write(_SuppressedReport(name, level, __file__, 0, text, None, None))
 
-
-def _example(record: logging.LogRecord) -> str:
-    try:
-        return record.getMessage()[:LONGEST_EXAMPLE]
-    except (TypeError, ValueError):
-        return UNWRITABLE
-
-
-def _span(seconds: float) -> str:
-    return "minute" if round(seconds) == round(WINDOW_S) else f"{max(1, round(seconds))} s"
+    def _report_later(self) -> None:
+        timer = threading.Timer(WINDOW_S, self.report)
+        timer.daemon = True
+        timer.start()
 
 
 def hold_back_repetition() -> None:
@@ -231,7 +159,7 @@ def hold_back_repetition() -> None:
         if type(handler) is logging.StreamHandler and not any(isinstance(each, Repetition) for each in handler.filters):
             repetition = Repetition(handler.handle)
             handler.addFilter(repetition)
-            atexit.register(repetition.report, all_of_it=True)
+            atexit.register(repetition.report)
 
 
 class Event(StrEnum):
@@ -300,8 +228,3 @@ def read_events(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
             continue
         if isinstance(event, dict) and isinstance(event.get("event"), str):
             yield event
-
-
-def wait_for_event(lines: Iterable[str], event: Event) -> dict[str, Any] | None:
-    """Read lines up to an event and return it; None if the program ends first."""
-    return next((each for each in read_events(lines) if each["event"] == event), None)

@@ -10,8 +10,9 @@ import pytest
 
 from fleet_cli.commands import _OURS
 from fleet_cli.errors import ExitCode
-from fleet_common.logs import Event, wait_for_event
+from fleet_common.logs import Event
 from tests.support.tiny_gguf import tiny_gguf
+from tests.support.waiting import wait_for_event
 
 ROOT = Path(__file__).parents[2]
 COMMAND = (sys.executable, "-m", "fleet_cli.main")

@@ -2,7 +2,10 @@
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from fleet_common.logs import Event, read_events
 
 PATIENCE_S = 30.0
 GLANCE_S = 0.005
@@ -17,3 +20,8 @@ def until(condition: Callable[[], bool], *, patience_s: float = PATIENCE_S) -> N
         if time.monotonic() > deadline:
             raise AssertionError(f"did not happen within {patience_s} s")
         _never.wait(GLANCE_S)
+
+
+def wait_for_event(lines: Iterable[str], event: Event) -> dict[str, Any] | None:
+    """Read a program's output up to an event and return it; None if the program ends first."""
+    return next((each for each in read_events(lines) if each["event"] == event), None)

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from fleet_common.logs import Event, wait_for_event
+from fleet_common.logs import Event
 from tests.support.brokers import require_mosquitto
 from tests.support.prepared_models import prepared
+from tests.support.waiting import wait_for_event
 
 pytestmark = [pytest.mark.broker, pytest.mark.models]
 

@@ -10,10 +10,10 @@ from typing import Any
 import httpx
 import pytest
 
-from fleet_common.logs import Event, wait_for_event
+from fleet_common.logs import Event
 from fleet_device.api.listening import listen
 from tests.support.prepared_models import prepared
-from tests.support.waiting import until
+from tests.support.waiting import until, wait_for_event
 from tests.support.whole import FLEET, Whole
 
 pytestmark = [pytest.mark.broker, pytest.mark.models]

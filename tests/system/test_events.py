@@ -9,8 +9,9 @@ import pytest
 
 from broker_config.broker import Broker
 from broker_config.processes import MosquittoProcess
-from fleet_common.logs import Event, read_events, wait_for_event
+from fleet_common.logs import Event, read_events
 from tests.support.prepared_models import prepared
+from tests.support.waiting import wait_for_event
 
 pytestmark = [pytest.mark.broker, pytest.mark.models]
 
