@@ -234,32 +234,22 @@ Place = tuple[str, ...]
 _LARGEST_FILE: Final = 64 << 10
 
 
-@dataclass(frozen=True, slots=True)
-class _TomlFile:
-    """A TOML file, with the line number on which each setting and each section begins."""
-
-    path: Path | None = None
-    values: dict[str, Any] = dataclasses.field(default_factory=dict)
-    lines: Mapping[Place, int] = dataclasses.field(default_factory=dict)
-
-    @classmethod
-    def read(cls, path: Path) -> Self:
-        try:
-            with path.open("rb") as file:
-                content = file.read(_LARGEST_FILE + 1)
-            if len(content) > _LARGEST_FILE:
-                raise SettingsError(f"The configuration file {path} has more than {_LARGEST_FILE} bytes; name another.")
-            text = content.decode("utf-8").replace("\r\n", "\n")
-            return cls(path, tomllib.loads(text), _line_numbers(text))
-        except OSError as error:
-            raise SettingsError(f"The configuration file {path} cannot be read: {error.strerror}.") from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise SettingsError(f"The configuration file {path} is not valid TOML: {error}.") from error
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            content = file.read(_LARGEST_FILE + 1)
+        if len(content) > _LARGEST_FILE:
+            raise SettingsError(f"The configuration file {path} has more than {_LARGEST_FILE} bytes; name another.")
+        return tomllib.loads(content.decode("utf-8"))
+    except OSError as error:
+        raise SettingsError(f"The configuration file {path} cannot be read: {error.strerror}.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"The configuration file {path} is not valid TOML: {error}.") from error
 
 
 @dataclass(frozen=True, slots=True)
 class _Variables:
-    """Environment variables that hold settings: names by setting or section, and a sentence for each problem."""
+    """Environment variables that hold settings: their names by setting, and a sentence for each problem."""
 
     values: dict[str, Any] = dataclasses.field(default_factory=dict)
     names: dict[Place, str] = dataclasses.field(default_factory=dict)
@@ -274,52 +264,15 @@ class _Variables:
             if known is None:
                 continue
             value: Any = text
-            a_list = get_origin(known.annotation) is tuple
-            if len(place) == 1 and (a_list or section_of(known) is not None):
+            if get_origin(known.annotation) is tuple:
                 try:
                     value = json.loads(text)
                 except ValueError:
-                    # Do not show the value: it may be a secret.
-                    what = "a list" if a_list else f"an object, or a variable {variable}{NESTED}… for each setting"
-                    found.problems.append(f"The environment variable {variable} is not valid JSON: write {what}.")
+                    found.problems.append(f"The environment variable {variable} is not valid JSON: write a list.")
                     continue
             found.names[place] = variable
             _put(found.values, place, value)
         return found
-
-    def name_of(self, place: Place) -> str | None:
-        """Return the variable that a value comes from: its own, or its section's."""
-        ends = range(len(place), 0, -1)
-        return next((self.names[place[:end]] for end in ends if place[:end] in self.names), None)
-
-
-def _line_numbers(text: str) -> dict[Place, int]:
-    """Return where settings begin.
-
-    The parser reports no positions, so it is given more and more of the file: a setting begins after the longest part
-    that lacks it. A part that ends within a value is no TOML.
-    """
-    lines, found, before = text.split("\n"), dict[Place, int](), 0
-    for end, line in enumerate(lines, start=1):
-        if not line.strip():  # ends nothing, not even a multi-line string
-            continue
-        try:
-            values = tomllib.loads("\n".join(lines[:end]))
-        except tomllib.TOMLDecodeError:
-            continue
-        new = [place for place in _places(values) if place not in found]
-        if new:
-            begins = next(number for number in range(before, end) if lines[number].split("#")[0].strip())
-            found |= dict.fromkeys(new, begins + 1)
-        before = end
-    return found
-
-
-def _places(values: Mapping[str, Any], within: Place = ()) -> Iterator[Place]:
-    for name, value in values.items():
-        yield (*within, name)
-        if isinstance(value, Mapping):
-            yield from _places(value, (*within, name))
 
 
 def _look(values: Any, place: Place) -> Any:  # noqa: ANN401 - whatever a file holds
@@ -340,7 +293,6 @@ def _merge(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _put(values: dict[str, Any], place: Place, value: object) -> None:
-    # Sorted by name, a section's own variable comes before those of the settings within it.
     for name in place[:-1]:
         inner = values.get(name)
         values[name] = values = {**inner} if isinstance(inner, Mapping) else {}
@@ -367,7 +319,8 @@ def load_settings(
     """
     sources = _Sources(
         {each.path: each for each in fields_of(model)},
-        _TomlFile.read(config) if config else _TomlFile(),
+        config,
+        _read_toml(config) if config else {},
         _Variables.read(model, environment),
         _given(flags),
         by_program=by_program,
@@ -386,13 +339,14 @@ def load_settings(
 @dataclass(frozen=True, slots=True)
 class _Sources:
     fields: Mapping[Place, SettingField]
-    file: _TomlFile
+    config: Path | None
+    file: Mapping[str, Any]
     environment: _Variables
     flags: Mapping[str, Any]
     by_program: bool
 
     def values(self) -> dict[str, Any]:
-        return _merge(_merge(self.file.values, self.environment.values), self.flags)
+        return _merge(_merge(self.file, self.environment.values), self.flags)
 
     def explain(self, error: ValidationError) -> list[str]:
         values, lines = self.values(), dict[Place, str]()
@@ -425,10 +379,9 @@ class _Sources:
         if _look(self.flags, place) is not None:
             flag = f"flag {field.flag}" if field and field.flag else ""
             return "argument" if self.by_program else flag
-        if (variable := self.environment.name_of(place)) is not None:
+        if (variable := self.environment.names.get(place)) is not None:
             return f"environment variable {variable}"
-        line = self.file.lines.get(place)
-        return "" if line is None else f"{self.file.path}, line {line}"
+        return "" if _look(self.file, place) is None else str(self.config)
 
     def _nearest(self, place: Place) -> str:
         """Suggest settings with a similar name, from any section."""

@@ -16,6 +16,7 @@ class Example(Settings):
     folder: Path = setting(Path("here"), "A folder.")
     token: SecretStr | None = setting(None, "A secret.")
     url: str = setting("none", "May hold a password.", in_errors=False)
+    names: tuple[str, ...] = setting((), "Names.")
     broker: BrokerSettings = Field(default_factory=BrokerSettings)
 
 
@@ -47,7 +48,7 @@ def complaints(**sources: Any) -> list[str]:
 def test_a_setting_that_cannot_work_is_told_with_its_value_and_its_source(config: Path) -> None:
     config.write_text("# first\n\nnumber = -1\n", encoding="utf-8")
     tail = "cannot be used: it must be a whole number of at least 0."
-    assert complaints(config=config) == [f"The setting 'number' = -1 ({config}, line 3) {tail}"]
+    assert complaints(config=config) == [f"The setting 'number' = -1 ({config}) {tail}"]
     assert complaints(environment={"FLEET_TEST_NUMBER": "x"}) == [
         f"The setting 'number' = 'x' (environment variable FLEET_TEST_NUMBER) {tail}"
     ]
@@ -68,23 +69,11 @@ def test_all_that_cannot_work_is_told_at_once_in_whatever_sources_it_stands(conf
     assert len(found) == 5
 
 
-def test_the_line_told_is_that_on_which_the_setting_begins(config: Path) -> None:
-    config.write_text(
-        'name = """\nnumber = 7\n# """ # not a setting\n\nnumber = [\n  1, # one\n  2,\n]\nbroker = { port = 0 }\n',
-        encoding="utf-8",
-    )
-    found = complaints(config=config)
-    assert any(f"'number' ({config}, line 5)" in line for line in found)
-    assert any(f"'broker.port' = 0 ({config}, line 9)" in line for line in found)
-    config.write_text("\r\nbroker.host = 'x'\r\n\r\n# c\r\nbroker.port = 0\r\n", encoding="utf-8")
-    assert f"({config}, line 5)" in complaints(config=config)[0]
-
-
 def test_settings_know_where_they_come_from(config: Path) -> None:
     found = load_settings(Example, config=config, flags={"broker": {"host": "x"}}, environment={"FLEET_TEST_NAME": "x"})
     assert found.origin("broker.host") == "flag --host"
     assert found.origin("name") == "environment variable FLEET_TEST_NAME"
-    assert found.origin("broker.port") == f"{config}, line 5"
+    assert found.origin("broker.port") == str(config)
     assert found.origin("folder") == "the default"
     assert Example(name="x").origin("name") == ""
 
@@ -118,7 +107,7 @@ def test_a_section_of_the_wrong_kind_is_one_sentence(tmp_path: Path, content: st
     path = tmp_path / "bad.toml"
     path.write_text(content, encoding="utf-8")
     assert complaints(config=path) == [
-        f"The setting 'broker' ({path}, line 1) cannot be used: it must be a section, [broker] in TOML."
+        f"The setting 'broker' ({path}) cannot be used: it must be a section, [broker] in TOML."
     ]
 
 
@@ -128,9 +117,11 @@ def test_a_file_that_is_far_too_long_is_refused(tmp_path: Path) -> None:
     assert "has more than" in complaints(config=path)[0]
 
 
-def test_an_environment_variable_that_is_no_json_is_one_sentence_without_its_value() -> None:
+def test_a_variable_that_is_no_list_or_a_section_is_one_sentence_without_its_value() -> None:
+    (line,) = complaints(environment={"FLEET_TEST_NAMES": "secret{"})
+    assert line == "The environment variable FLEET_TEST_NAMES is not valid JSON: write a list."
     (line,) = complaints(environment={"FLEET_TEST_BROKER": "secret{"})
-    assert line.startswith("The environment variable FLEET_TEST_BROKER is not valid JSON")
+    assert "it must be a section, [broker] in TOML" in line
     assert "secret" not in line
 
 
