@@ -1,16 +1,15 @@
 """Commands of `fleet admin` about machines and data: releases, alerts, exports, the dashboard."""
 
-import json
 import signal
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, TextIO
+from typing import TYPE_CHECKING, Annotated, Final, TextIO
 
 import typer
 
@@ -204,9 +203,6 @@ def unmatched(
     print_table(title, columns, found, as_json=as_json, wide=wide, empty=empty)
 
 
-Row = Sequence[Any]
-
-
 class ExportKind(StrEnum):
     SESSIONS = "sessions"
     SEGMENTS = "segments"
@@ -214,34 +210,23 @@ class ExportKind(StrEnum):
     EVENTS = "events"
 
 
-class ExportFormat(StrEnum):
-    CSV = "csv"
-    JSONL = "jsonl"
-
-
 def export(
     what: Annotated[
         ExportKind,
         typer.Argument(help="What to export; for sums see `fleet admin usage --csv`."),
     ],
-    form: Annotated[ExportFormat, typer.Option("--format", help="Format of the rows.")] = ExportFormat.CSV,
     to: Annotated[Path | None, typer.Option(help="File to write; standard output by default.")] = None,
     since: Annotated[str | None, typer.Option(help="Begin: 90s, 30m, 2h or 7d ago, or an ISO 8601 time (UTC).")] = None,
     until: Annotated[str | None, typer.Option(help="End, in the same format as --since.")] = None,
     db: Database = DEFAULT_DB,
 ) -> None:
-    """Write all rows of a kind within a period, earliest first."""
+    """Write all rows of a kind within a period as CSV, earliest first."""
     after, before = time_of("--since", since), time_of("--until", until)
-    with open_log(db) as log:
-        columns, rows = log.export_columns(what.value), log.export_rows(what.value, since=after, until=before)
-        number = _write(form, to, columns, rows)
+    with open_log(db) as log, _opened(to) as out:
+        rows = log.export_rows(what.value, since=after, until=before)
+        number = write_csv(out, log.export_columns(what.value), rows)
     if to is not None:
         typer.echo(f"{number} rows of {what.value} are in {to}.", err=True)
-
-
-def _write(form: ExportFormat, to: Path | None, columns: Sequence[str], rows: Iterable[Row]) -> int:
-    with _opened(to) as out:
-        return write_csv(out, columns, rows) if form is ExportFormat.CSV else _write_lines(out, columns, rows)
 
 
 @contextmanager
@@ -254,18 +239,6 @@ def _opened(to: Path | None) -> Iterator[TextIO]:
             yield out
     except OSError as error:
         raise CommandError(f"The file {to} cannot be written: {error.strerror}.") from error
-
-
-def _write_lines(out: TextIO, columns: Sequence[str], rows: Iterable[Row]) -> int:
-    number = 0
-    encode = json.JSONEncoder(
-        default=lambda value: value.isoformat() if isinstance(value, datetime) else str(value),
-        ensure_ascii=False,
-        separators=(",", ":"),
-    ).encode
-    for number, row in enumerate(rows, start=1):  # noqa: B007 - the last number is wanted
-        out.write(encode(dict(zip(columns, row, strict=True))) + "\n")
-    return number
 
 
 @with_settings(DashboardSettings)
