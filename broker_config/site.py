@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from cryptography import x509
-
 from broker_config.broker import Broker, BrokerError, describe, toml_lines
 from broker_config.files import (
     DROP_IN_FILE,
@@ -21,15 +19,12 @@ from broker_config.files import (
     write_files,
 )
 from broker_config.mosquitto import installed_version
-from broker_config.processes import find_mosquitto, identity_files
-from fleet_common.identity.authority import Authority, create_authority
+from broker_config.processes import IDENTITIES, find_mosquitto, identity_files
+from fleet_common.identity.authority import create_authority, issue
 from fleet_common.identity.certificates import (
     IdentityRole,
     check_identity_name,
-    make_request,
-    new_key,
     probe_name,
-    save_key,
 )
 from fleet_common.identity.enforcement import BrokerAccess
 from fleet_common.identity.files import PUBLIC, make_folder, write_atomically
@@ -69,11 +64,10 @@ def make_local_broker(
     make_folder(directory)
     directory = directory.resolve()
     authority = create_authority(directory / AUTHORITY, fleet=broker.fleet, actor=getpass.getuser(), kept=roles)
-    assert broker.tls is not None
-    _issue(authority, BROKER_NAME, IdentityRole.BROKER, directory / broker.tls.certificate, directory / broker.tls.key)
+    hosts = tuple(dict.fromkeys((*HOSTS, socket.gethostname())))
+    issue(authority, BROKER_NAME, role=IdentityRole.BROKER, folder=directory, hosts=hosts)
     for name, role in roles:
-        files = identity_files(directory, broker.tls, name)
-        _issue(authority, name, role, files.certificate, files.key)
+        issue(authority, name, role=role, folder=directory / IDENTITIES)
     for name, role in roles:
         if role in SETTINGS_KEY:
             _write_settings(directory, broker, name, role)
@@ -121,16 +115,6 @@ def _connections() -> int:
     if soft == resource.RLIM_INFINITY:
         return usual.max_connections
     return max(1, min(usual.max_connections, soft - usual.max_edge_connections - SPARE_DESCRIPTORS))
-
-
-def _issue(authority: Authority, name: str, role: IdentityRole, certificate: Path, key_file: Path) -> None:
-    hosts = tuple(dict.fromkeys((*HOSTS, socket.gethostname()))) if role is IdentityRole.BROKER else ()
-    key = new_key()
-    request = x509.load_pem_x509_csr(make_request(key, name))
-    entry = authority.sign(request, name=name, role=role, hosts=hosts)
-    make_folder(key_file.parent)
-    save_key(key_file, key)
-    write_atomically(certificate, entry.pem.encode(), mode=PUBLIC)
 
 
 def _write_settings(directory: Path, broker: Broker, name: str, role: IdentityRole) -> None:

@@ -327,10 +327,6 @@ class Authority:
         with CertificateIndex(self.folder.index) as index:
             return index.identities()
 
-    def names(self, role: IdentityRole) -> tuple[str, ...]:
-        with CertificateIndex(self.folder.index) as index:
-            return index.names(role)
-
     def due(self) -> tuple[str, ...]:
         """Return the names whose certificate ends within 30 days or has ended."""
         last: dict[str, datetime] = {}

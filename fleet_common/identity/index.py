@@ -101,9 +101,6 @@ class CertificateIndex:
         rows = self._rows("SELECT name, role FROM names WHERE folded = ?", folded(name))
         return (rows[0][0], IdentityRole(rows[0][1])) if rows else None
 
-    def names(self, role: IdentityRole) -> tuple[str, ...]:
-        return tuple(row[0] for row in self._rows("SELECT name FROM names WHERE role = ? ORDER BY name", role.value))
-
     def keep_name(self, name: str, role: IdentityRole) -> None:
         self._run("INSERT OR IGNORE INTO names VALUES (?, ?, ?)", folded(name), name, role.value)
 
