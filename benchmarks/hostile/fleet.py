@@ -8,8 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-import psutil
-
 from benchmarks.harness import free_address
 from benchmarks.hostile.client import KnownFleet
 from benchmarks.hostile.honest import Language
@@ -32,7 +30,6 @@ _KV_BYTES: Final = 2 << 30
 class Running:
     place: KnownFleet
     edge: Program
-    broker: psutil.Process
     database: Path
     honest: Throughput
     mosquitto: LocalBroker
@@ -102,7 +99,6 @@ class Fleet:
             yield Running(
                 place=self._place(broker, context=int(online["context"])),
                 edge=edge,
-                broker=_mosquitto(broker),
                 database=database,
                 honest=honest,
                 mosquitto=broker,
@@ -118,11 +114,9 @@ class Fleet:
         database = folder / "log.sqlite3"
         for kept in (self.home / "retained").glob("*"):
             kept.unlink()
-        with LocalBroker(self.home, port=0) as broker:
-            psutil.Process(_mosquitto(broker).pid).cpu_affinity(sorted(self.cores.others))
-            with self._edge(broker, folder) as edge:
-                edge.wait_for('"online"', timeout_s=_ONLINE_S)
-                yield broker, edge, database
+        with LocalBroker(self.home, port=0) as broker, self._edge(broker, folder) as edge:
+            edge.wait_for('"online"', timeout_s=_ONLINE_S)
+            yield broker, edge, database
 
     def _edge(self, broker: LocalBroker, folder: Path) -> Program:
         settings: dict[str, object] = {"threads": len(self.cores.edge)}
@@ -186,12 +180,3 @@ class Fleet:
 def _note_text(written: dict[int, list[int]], remaining: Iterator[int], event: dict[str, Any]) -> None:
     if event.get("event") == "text":
         written[next(remaining)] = event["tokens"]
-
-
-def _mosquitto(broker: LocalBroker) -> psutil.Process:
-    for child in psutil.Process().children():
-        if child.name() == "mosquitto" and any(
-            each.laddr.port == broker.port for each in child.net_connections() if each.laddr
-        ):
-            return child
-    raise BenchError("mosquitto has ended before anything was measured; see its log.")

@@ -1,4 +1,4 @@
-"""Meters: tokens of honest devices, rows of the session log, memory and processor time of processes and threads."""
+"""Meters: tokens of honest devices, rows of the session log, memory of processes."""
 
 import contextlib
 import threading
@@ -77,8 +77,8 @@ def _not_of(table: sa.Table, tables: Any, honest: Collection[str]) -> sa.Select[
     return count.where(sa.or_(device.is_(None), device.not_in(sorted(honest))))
 
 
-class ProcessMeter:
-    """Memory and processor time of a process, sampled on a thread; a context manager.
+class MemoryMeter:
+    """Memory of a process, sampled on a thread; a context manager.
 
     `kept_mb` returns memory that is there to be kept; it stays in the process, so the most so far is left out.
     """
@@ -90,7 +90,7 @@ class ProcessMeter:
         self._kept_mb = kept_mb
         self._most_kept_mb = 0.0
         self._clock = clock
-        self._samples: list[tuple[float, float, float]] = []
+        self._samples: list[tuple[float, float]] = []
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._sample, name=f"meter-{pid}", daemon=True)
 
@@ -105,14 +105,7 @@ class ProcessMeter:
 
     def memory_mb(self, begin: float, end: float) -> float:
         """Return the greatest resident memory between two times; 0 if the process did not run then."""
-        return max((memory for at, memory, _ in list(self._samples) if begin <= at <= end), default=0.0)
-
-    def cpu(self, begin: float, end: float) -> float:
-        """Return the share of one core between two times."""
-        within = [(at, cpu) for at, _, cpu in list(self._samples) if begin - _SAMPLE_S <= at <= end + _SAMPLE_S]
-        if len(within) < 2 or within[-1][0] == within[0][0]:
-            return 0.0
-        return (within[-1][1] - within[0][1]) / (within[-1][0] - within[0][0])
+        return max((memory for at, memory in list(self._samples) if begin <= at <= end), default=0.0)
 
     def _sample(self) -> None:
         while not self._stopping.wait(_SAMPLE_S):
@@ -120,12 +113,11 @@ class ProcessMeter:
 
     def _take(self) -> None:
         try:
-            with self._process.oneshot():
-                memory, times = self._process.memory_info().rss, self._process.cpu_times()
+            memory = self._process.memory_info().rss
         except psutil.Error:
             return
         self._most_kept_mb = max(self._most_kept_mb, self._kept_mb())
-        self._samples.append((self._clock(), memory / _MIB - self._most_kept_mb, times.user + times.system))
+        self._samples.append((self._clock(), memory / _MIB - self._most_kept_mb))
 
 
 class KvMeter:

@@ -24,7 +24,7 @@ from benchmarks.harness import Bench, Report, number_of, say, table
 from benchmarks.hostile.attacks import ATTACKS, Attack
 from benchmarks.hostile.client import PATIENCE_S, HostileClient, KnownFleet, wait_for_answer
 from benchmarks.hostile.fleet import Fleet, Running
-from benchmarks.hostile.meters import ProcessMeter, children_mb, rows_beside
+from benchmarks.hostile.meters import MemoryMeter, children_mb, rows_beside
 from benchmarks.processes import BenchError
 from schemas.policy import Grammar
 from schemas.topics import Topic, wildcard
@@ -35,8 +35,6 @@ _ROWS_S: Final = 2.0  # until what was logged last is in the database
 _FIRST_NEWCOMER_S: Final = 2.0
 _EVERY_NEWCOMER_S: Final = 5.0
 _BACK_S: Final = 2.0  # from the end of an attack by requests to what honest devices get after it
-_CODES_SLOWED: Final = ("over-quota", "busy")
-_CODE_QUARANTINED: Final = "quarantined"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +63,6 @@ class AttackResult:
         rows: Database rows per hostile device in the attack's first minute, without those of honest work; the rest of a
             shorter attack is extrapolated from its second half.
         fresh_device_s: Longest wait of a new device for the answer to its Open during the attack.
-        slowed: Whether the attacker was refused for its quota or a busy edge.
-        kicked: Connections of the attacker that the broker has ended, by reason.
-        cpu: Share of a core, by process, during the attack; `control_…` during the control.
         differing_texts: Outputs of honest devices that differ from those without an attack.
     """
 
@@ -79,15 +74,10 @@ class AttackResult:
     honest_after: float = 0.0
     edge_rss_mb: float = 0.0
     grammars_mb: float = 0.0
-    broker_rss_mb: float = 0.0
     rows: float = 0.0
     fresh_device_s: float = 0.0
     edge_died: bool = False
     broker_died: bool = False
-    slowed: bool = False
-    quarantined: bool = False
-    kicked: dict[str, int] = field(default_factory=dict)
-    cpu: dict[str, float] = field(default_factory=dict)
     attacker: dict[str, Any] = field(default_factory=dict)
     failed_texts: list[str] = field(default_factory=list)
     differing_texts: int = 0
@@ -104,14 +94,13 @@ class Experiment:
         result = AttackResult(self.attack.name)
         with (
             self.fleet.running() as running,
-            ProcessMeter(running.edge.pid, kept_mb=running.kept_mb) as edge,
-            ProcessMeter(running.broker.pid) as broker,
+            MemoryMeter(running.edge.pid, kept_mb=running.kept_mb) as edge,
         ):
             self._await_tokens(running)
             windows = [self._measure(self.timing.baseline)]
             control: tuple[float, float] | None = None
             if self.attack.control:
-                control = self._control(running, edge, broker, result)
+                control = self._control(running, result)
                 if self.attack.has_plain:
                     time.sleep(self.timing.recovery)
                 windows.append(self._measure(self.timing.baseline))
@@ -121,7 +110,7 @@ class Experiment:
                 raise BenchError(f"The honest devices write nothing before {self.attack.name}; see the edge's log.")
             if control is not None:
                 result.honest_control = running.honest.rate(*control) / result.baseline
-            self._attack(running, edge, broker, result)
+            self._attack(running, edge, result)
             if result.honest_control:
                 result.honest_during_of_control = result.honest_during / result.honest_control
         return result
@@ -140,25 +129,17 @@ class Experiment:
         time.sleep(seconds)
         return began, time.monotonic()
 
-    def _control(
-        self, running: Running, edge: ProcessMeter, broker: ProcessMeter, result: AttackResult
-    ) -> tuple[float, float]:
+    def _control(self, running: Running, result: AttackResult) -> tuple[float, float]:
         plain = self.attack.has_plain
         with nullcontext() if plain else _Sink(running):
             place = running.place if plain else running.place.as_control()
             attacker = self._attacker(place, self.timing.control + PATIENCE_S, *["--plain"] * plain)
             attacker.tell("go")
             window = self._measure(self.timing.control)
-            account = _account(attacker.end())
-        result.cpu |= {
-            "control_attacker": account.get("cpu", 0.0),
-            "control_broker": broker.cpu(*window),
-            "control_edge": edge.cpu(*window),
-        }
-        result.attacker["control"] = account
+            result.attacker["control"] = _account(attacker.end())
         return window
 
-    def _attack(self, running: Running, edge: ProcessMeter, broker: ProcessMeter, result: AttackResult) -> None:
+    def _attack(self, running: Running, edge: MemoryMeter, result: AttackResult) -> None:
         timing, honest = self.timing, running.honest
         known = [*self.fleet.honest, *self.fleet.fresh]
         rows = rows_beside(running.database, known)
@@ -176,7 +157,7 @@ class Experiment:
             end = time.monotonic()
             newcomers.ask_to_end()
             newcomers.wait()
-            account = _account(attacker.end())
+            result.attacker |= _account(attacker.end())
         time.sleep(timing.recovery if not self.attack.has_plain else _BACK_S)
         after = self._measure(timing.after)
         time.sleep(_ROWS_S)
@@ -185,24 +166,11 @@ class Experiment:
         result.honest_during = honest.rate(began, end) / result.baseline
         result.honest_after = honest.rate(*after) / result.baseline
         result.edge_rss_mb = edge.memory_mb(*after) - edge.memory_mb(before - 1.0, before)
-        result.broker_rss_mb = broker.memory_mb(began, after[1]) - broker.memory_mb(before - 1.0, before)
         result.rows = _first_minute(at_half, added, timing.attack) / self.attack.devices
         result.fresh_device_s = max(newcomers.waited_s, default=PATIENCE_S)
         result.edge_died, result.broker_died = not running.edge.lives, not running.mosquitto.running
         result.failed_texts = honest.failed[failed:]
         result.differing_texts = honest.differing - differing
-        answers = account.get("answers", {})
-        result.slowed = any(code in answers for code in _CODES_SLOWED)
-        result.quarantined = _CODE_QUARANTINED in answers
-        result.kicked = account.get("kicked", {})
-        result.cpu |= {
-            "attacker": account.get("cpu", 0.0),
-            "broker": broker.cpu(began, end),
-            "edge": edge.cpu(began, end),
-            "edge_before": edge.cpu(before - timing.baseline, before),
-            "edge_after": edge.cpu(*after),
-        }
-        result.attacker |= account
 
     def _attacker(self, place: KnownFleet, seconds: float, *more: str) -> Program:
         log = self.fleet.folder / f"attacker-{self.attack.name}.log"
@@ -298,14 +266,10 @@ _LEAST_AFTER: Final = 0.9  # what is full recovery within the spread of a ten-se
 _MOST_MB: Final = 100.0
 _MOST_ROWS: Final = 100.0
 _LONGEST_WAIT_S: Final = 1.0
-_SHORT_COLUMNS: Final = {
-    "attack": "", "during": ".2f", "after 2 s": ".2f", "failed": "d", "edge MB": ".0f", "grammars MB": ".0f",
-    "verdict": "",
-}  # fmt: skip
 _COLUMNS: Final = {
     "name": "", "baseline": ".1f", "honest_control": ".2f", "honest_during": ".2f", "honest_during_of_control": ".2f",
-    "honest_after": ".2f", "edge_rss_mb": ".0f", "grammars_mb": ".0f", "broker_rss_mb": ".0f", "rows": ".0f",
-    "fresh_device_s": ".2f", "notes": "",
+    "honest_after": ".2f", "edge_rss_mb": ".0f", "grammars_mb": ".0f", "rows": ".0f", "fresh_device_s": ".2f",
+    "failed": "d",
 }  # fmt: skip
 
 
@@ -354,26 +318,12 @@ def run(bench: Bench) -> Report:
                 continue
             found = list(wrong_with(result))
             wrong += [f"{name}: {what}." for what in found]
-            rows.append({**asdict(result), "met": not found, "notes": ", ".join(_notes(result))})
+            rows.append({**asdict(result), "met": not found, "failed": len(result.failed_texts)})
             with (folder / "results.jsonl").open("a", encoding="utf-8") as kept:
                 kept.write(json.dumps(rows[-1]) + "\n")
             table(rows[-1:], _COLUMNS)
     table(rows, _COLUMNS, title="all attacks; shares are of the same attack's baseline (tokens a second)")
-    if by_requests := [_in_short(row) for row in rows if ATTACKS[row["name"]].has_plain]:
-        table(by_requests, _SHORT_COLUMNS, title="attacks by requests; during: share of what a plain load leaves")
     return Report(rows, more={"timing_s": asdict(timing)}, wrong=wrong)
-
-
-def _in_short(row: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "attack": row["name"],
-        "during": row["honest_during_of_control"] or row["honest_during"],
-        "after 2 s": row["honest_after"],
-        "failed": len(row["failed_texts"]),
-        "edge MB": row["edge_rss_mb"],
-        "grammars MB": row["grammars_mb"],
-        "verdict": "ok" if row["met"] else "NOT as it should be",
-    }
 
 
 def _recorded(fleet: Fleet, *, json: bool) -> Fleet:
@@ -407,14 +357,6 @@ def wrong_with(result: AttackResult) -> Iterator[str]:
         yield f"{result.differing_texts} honest texts ALTERED"
     if result.edge_died or result.broker_died:
         yield f"the {'edge' if result.edge_died else 'broker'} DIED"
-
-
-def _notes(result: AttackResult) -> Iterator[str]:
-    yield from ["slowed"] * result.slowed + ["quarantined"] * result.quarantined
-    if result.kicked:
-        yield "kicked " + " ".join(f"{count}x{why}" for why, count in result.kicked.items())
-    if result.failed_texts:
-        yield f"{len(result.failed_texts)} honest texts failed"
 
 
 def _allow_descriptors() -> None:
