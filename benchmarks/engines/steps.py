@@ -2,9 +2,8 @@
 
 For B sequences with T new tokens each, some tokens into them: our step, and what it cannot be faster than. For
 llama.cpp that is the library itself on the same batch, in processes of its own, with flash attention and without; the
-faster counts. For the engine blocks it is llama.cpp with the same file, for torch the matrix products of a step alone.
-All take turns, so that a slow moment of the machine hits all, and the ratio is of their medians. Takes 20 minutes,
-`--quick` a few.
+faster counts. For the engine blocks it is llama.cpp with the same file. All take turns, so that a slow moment of the
+machine hits all, and the ratio is of their medians. Takes 20 minutes, `--quick` a few.
 
 With `--shape` the models are random ones in a real shape, which llama.cpp computes without flash attention alone, since
 each of its processes keeps a copy: `--shape 7b --engines blocks:Q4_0 blocks:Q4_K_M --threads 2 --sequences 1 4 16
@@ -82,7 +81,7 @@ def cells_for(context: int) -> int:
     return -(-(context + _NEW + 1) // CELL_ROUNDING) * CELL_ROUNDING
 
 
-def llama_cpp(path: Path, *, sequences: int, context: int, threads: int, batch_invariant: bool) -> Verifier:
+def llama_cpp(path: Path, *, sequences: int, context: int, threads: int) -> Verifier:
     """Return the llama.cpp verifier with room for sequences of that many tokens and a step."""
     target = open_target(path, gpu_layers=0)
     return LlamaCppVerifier(
@@ -90,7 +89,6 @@ def llama_cpp(path: Path, *, sequences: int, context: int, threads: int, batch_i
         budget_bytes=sequences * cells_for(context) * target.token_kv_bytes,
         context=context + _NEW,
         threads=threads,
-        batch_invariant=batch_invariant,
     )
 
 
@@ -106,39 +104,17 @@ def fill(verifier: Verifier, *, sequences: int, context: int) -> list[int]:
     return text
 
 
-def steps(verifier: Verifier, text: Sequence[int], *, finish: Callable[[], object] = lambda: None) -> Step:
-    """Return a step of a verifier over filled sequences, which is rolled back afterwards; `finish` waits for a GPU."""
+def steps(verifier: Verifier, text: Sequence[int]) -> Step:
+    """Return a step of a verifier over filled sequences, which is rolled back afterwards."""
 
     def step(sequences: int, tokens: int) -> float:
         items = [Item(sequence, text[sequence % 100 :][:tokens], tokens) for sequence in range(sequences)]
         before = time.perf_counter()
         verifier.score(items)
-        finish()
         taken = time.perf_counter() - before
         for item in items:
             verifier.truncate(item.sequence, len(text))
         return 1e3 * taken
-
-    return step
-
-
-def _products(model: Any, finish: Callable[[], object]) -> Step:  # noqa: ANN401 - transformers has no types
-    """Return a step of matrix products alone: as many rows by every weight of a forward pass, the head included."""
-    import torch  # noqa: PLC0415 - likewise
-
-    weights = [module.weight for module in model.modules() if isinstance(module, torch.nn.Linear)]
-    widths = {weight.shape[1] for weight in weights}
-
-    def step(sequences: int, tokens: int) -> float:
-        rows = sequences * tokens
-        inputs = {width: torch.randn(rows, width, dtype=model.dtype, device=model.device) for width in widths}
-        finish()
-        before = time.perf_counter()
-        with torch.inference_mode():
-            for weight in weights:
-                torch.nn.functional.linear(inputs[weight.shape[1]], weight)
-        finish()
-        return 1e3 * (time.perf_counter() - before)
 
     return step
 
@@ -179,53 +155,42 @@ def raw_llama(path: Path, *, streams: int, cells: int, context: int, threads: in
             process.kill()
 
 
-_GOALS: Final = {"llama_cpp": 1.15, "packed": 1.5, "blocks": 0.6, "blocks Q4_0": 0.45}
+_GOALS: Final = {"llama_cpp": 1.15, "blocks": 0.6, "blocks Q4_0": 0.45}
 """Largest median time of ours, as a multiple of the raw engine's."""
 
 _LLAMA_CPP: Final = ("without flash attention", "with flash attention")
-_PRODUCTS: Final = ("matrix products",)
 _FILES: Final = {"Q8_0": "target-Q8_0.gguf", "Q4_0": "Q4_0.gguf"}
-# llama.cpp and blocks first: an edge that uses them has no torch in its process.
-ENGINES: Final = ("llama_cpp:Q8_0", "llama_cpp:Q4_0", "blocks:Q8_0", "blocks:Q4_0", "blocks:Q4_K_M", "packed:float32",
-                  "packed:bfloat16")  # fmt: skip
+ENGINES: Final = ("llama_cpp:Q8_0", "llama_cpp:Q4_0", "blocks:Q8_0", "blocks:Q4_0", "blocks:Q4_K_M")
 _DEFAULT: Final = tuple(name for name in ENGINES if name != "blocks:Q4_K_M")
 _COLUMNS: Final = {"B": "d", "T": "d", "ms": ".1f", "raw_ms": ".1f", "ratio": ".2f", "raw": ""}
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(_DEFAULT), help=", ".join(ENGINES))
-    parser.add_argument("--shape", choices=SHAPES, help="of random models, for the engines llama_cpp and blocks")
+    parser.add_argument("--shape", choices=SHAPES, help="of random models")
     parser.add_argument("--cache", type=Path, default=MODELS.parent / "random", help="of these (default: %(default)s)")
     parser.add_argument("--threads", type=number_of(int, 1), default=len(os.sched_getaffinity(0)), help="of either")
-    parser.add_argument("--torch-device", default="cpu", help="of the packed verifier, such as cuda; then of it alone")
-    size = {"type": number_of(int, 1), "nargs": "+"}
-    parser.add_argument("--sequences", **size, metavar="B", help="1 4 16 64; on a GPU 1 16 64 256")  # type: ignore[arg-type]
-    parser.add_argument("--tokens", **size, metavar="T", help="1 3 5 9; on a GPU 1 5 9")  # type: ignore[arg-type]
-    parser.add_argument("--contexts", **size, metavar="C", help="256 2048")  # type: ignore[arg-type]
+    for name, default in (("sequences", (1, 4, 16, 64)), ("tokens", (1, 3, 5, 9))):
+        parser.add_argument(f"--{name}", type=number_of(int, 1), nargs="+", default=default, help="(%(default)s)")
+    parser.add_argument("--contexts", type=number_of(int, 1), nargs="+", metavar="C", help="256 2048")
     parser.add_argument("--quick", action="store_true", help="context 256 alone, and fewer repetitions")
-    parser.add_argument(
-        "--batch-invariant", action="store_true", help="steps of texts that are to repeat, in llama.cpp"
-    )
     parser.add_argument("--seconds", type=float, help="for one size of step, about (2; with --quick 0.5)")
 
 
 def run(bench: Bench) -> Report:
     options = bench.options
-    on_cpu = options.torch_device == "cpu"
     os.sched_setaffinity(0, bench.cores.edge | bench.cores.others)
-    sequences = sorted(options.sequences or ([1, 4, 16, 64] if on_cpu else [1, 16, 64, 256]))
-    tokens = sorted(options.tokens or ([1, 3, 5, 9] if on_cpu else [1, 5, 9]))
+    sequences, tokens = sorted(options.sequences), sorted(options.tokens)
     pace = {"seconds": options.seconds or (0.5 if options.quick else 2.0), "fewest": 2 if options.quick else 3}
     rows: list[dict[str, Any]] = []
-    chosen = [name for name in options.engines if on_cpu or name.startswith("packed")]
-    for kind, _, dtype in (name.partition(":") for name in chosen):
+    for kind, _, dtype in (name.partition(":") for name in options.engines):
         for context in options.contexts or ([256] if options.quick else [256, 2048]):
             say(f"{kind}, {dtype}, context {context}: loading, and filling {sequences[-1]} sequences")
             here = []
             with _prepared(bench, kind, dtype, context, sequences[-1]) as (ours, raw):
                 for number, new in ((number, new) for number in sequences for new in tokens):
                     cell = by_turns(ours, raw, sequences=number, tokens=new, **pace)  # type: ignore[arg-type]
-                    found = {"B": number, "T": new, "raw": _ways(kind)[cell.way], "ratio": cell.ratio}
+                    found = {"B": number, "T": new, "raw": _LLAMA_CPP[cell.way], "ratio": cell.ratio}
                     here.append({**asdict(cell), "engine": kind, "dtype": dtype, "context": context, **found})
             table(here, _COLUMNS, title=f"{kind}, {dtype}, context {context}; raw is the engine alone")
             rows += here
@@ -242,10 +207,6 @@ def _group(kind: str, dtype: str) -> str:
     return f"{kind} {dtype}" if f"{kind} {dtype}" in _GOALS else kind
 
 
-def _ways(kind: str) -> tuple[str, ...]:
-    return _PRODUCTS if kind == "packed" else _LLAMA_CPP
-
-
 def _model(bench: Bench, file: str) -> Path:
     shape = bench.options.shape
     if shape is not None:
@@ -260,28 +221,13 @@ def _prepared(bench: Bench, kind: str, dtype: str, context: int, most: int) -> I
     """Load an engine, and what it is compared with; yield a step of ours and of each raw variant."""
     options, threads = bench.options, bench.options.threads
     size = {"streams": most, "cells": cells_for(context), "context": context, "threads": threads}
+    path = _model(bench, dtype)
     if kind == "llama_cpp":
-        path, invariant = _model(bench, dtype), options.batch_invariant
-        ours = llama_cpp(path, sequences=most, context=context, threads=threads, batch_invariant=invariant)
-        step = steps(ours, fill(ours, sequences=most, context=context))
-    elif kind == "blocks":
-        path = _model(bench, dtype)
+        ours = llama_cpp(path, sequences=most, context=context, threads=threads)
+    else:
         settings = {"target": str(path), "engine": kind, "threads": threads, "context": context + _NEW}
         ours = load_verifier(EdgeSettings.model_validate({**settings, "kv_bytes": _KV_BYTES}))
-        step = steps(ours, fill(ours, sequences=most, context=context))
-    else:
-        import torch  # noqa: PLC0415 - the other engines are measured in a process without it
-
-        from fleet_edge.verifiers.packed.target import load_target  # noqa: PLC0415 - likewise
-        from fleet_edge.verifiers.packed.verifier import PackedVerifier  # noqa: PLC0415 - likewise
-
-        torch.set_num_threads(threads)
-        model = load_target(bench.model("target"), dtype=dtype, device=options.torch_device)
-        ours = PackedVerifier(model, budget_bytes=_KV_BYTES)
-        finish = torch.cuda.synchronize if options.torch_device.startswith("cuda") else lambda: None
-        step = steps(ours, fill(ours, sequences=most, context=context), finish=finish)
-        yield step, (_products(model.model, finish),)
-        return
+    step = steps(ours, fill(ours, sequences=most, context=context))
     with raw_llama(path, **size, flash=False) as plain:
         if options.shape is not None:
             yield step, (plain,)

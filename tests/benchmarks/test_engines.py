@@ -7,7 +7,7 @@ import pytest
 from benchmarks.__main__ import main
 from benchmarks.engines.steps import by_turns
 from benchmarks.engines.vocabulary import POLICIES
-from tests.fleet_edge.verifiers.oracle import tiny_folder, tiny_target_gguf
+from tests.fleet_edge.verifiers.oracle import tiny_target_gguf
 
 
 def test_all_are_measured_by_turns_the_first_does_not_count_and_the_fastest_raw_one_does() -> None:
@@ -34,10 +34,9 @@ def test_a_vocabulary_is_measured_at_both_ends_under_every_policy(tmp_path: Path
 
 @pytest.mark.slow
 def test_every_engine_has_its_rows_beside_the_raw_engine(tmp_path: Path) -> None:
-    tiny_folder(tmp_path / "target")
     for name in ("target-Q8_0.gguf", "Q4_0.gguf"):
         tiny_target_gguf(tmp_path / name)
-    engines = ["--engines", "llama_cpp:Q8_0", "llama_cpp:Q4_0", "blocks:Q8_0", "packed:float32", "packed:bfloat16"]
+    engines = ["--engines", "llama_cpp:Q8_0", "llama_cpp:Q4_0", "blocks:Q8_0"]
     sizes = ["--sequences", "1", "3", "--tokens", "1", "4", "--contexts", "40"]
     report = tmp_path / "report.json"
     options = [
