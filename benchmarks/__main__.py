@@ -23,10 +23,6 @@ SUITES: Final[dict[str, tuple[str, str]]] = {
         "exactness.history",
         "p-values of many runs, whose distribution must be uniform.",
     ),
-    "exactness published": (
-        "exactness.published",
-        "Mistakes of published code, and what they change.",
-    ),
     "bytes": ("bytes", "What each system sends for a token of text: payload, packets, TLS, TCP/IP."),
     "latency": ("latency", "Tokens per second of one device, over any line, by this system and others."),
     "capacity": ("capacity.suite", "Clients at a service level, and tokens per second of all, by system."),
@@ -38,7 +34,6 @@ SUITES: Final[dict[str, tuple[str, str]]] = {
     "pacing": ("pacing", "Tokens per second under plans that devices choose, and under fixed ones."),
     "engines steps": ("engines.steps", "A step of each verifier, over that of the raw engine under it."),
     "engines blocks": ("engines.blocks", "Tokens of a round with drafts verified as blocks, and token by token."),
-    "engines batching": ("engines.batching", "Committed tokens for a second of edge compute, eight devices and one."),
     "engines vocabulary": ("engines.vocabulary", "What 152,064 tokens cost at either end, next to the models."),
     "overhead verdicts": ("overhead.verdicts", "Time of a verdict, verdicts per second, processor time of each."),
     "overhead connections": ("overhead.connections", "A QoS 1 round: without TCP_NODELAY, and over mutual TLS."),
