@@ -153,7 +153,7 @@ class Broker(BaseModel):
         edge_networks: Addresses or networks that may reach `edge_port`, for a firewall; empty for no rule.
         max_keepalive_s: Longest keepalive granted. It must exceed that of every client: equal is broken in 2.0.21.
         log_subscriptions: Whether subscriptions are logged, to find the client with too many.
-        sys_interval_s: Seconds between updates of `$SYS`, which `fleet broker metrics` needs; 0 for none.
+        sys_interval_s: Seconds between updates of the broker's figures below `$SYS`; 0 for none.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

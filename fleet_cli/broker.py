@@ -7,31 +7,22 @@ from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
-from pydantic import ValidationError
 
 from broker_config.broker import Broker, BrokerMissing, describe, read_description
 from broker_config.checks.check import check_directory
 from broker_config.files import Profile, render_files, write_files
-from broker_config.monitoring import BrokerFigures
 from broker_config.mosquitto import CONF_FILE, MosquittoVersion, installed_version
 from broker_config.processes import IDENTITIES, find_mosquitto, identity_files
 from broker_config.site import SETTINGS, make_local_broker, settings_file
 from fleet_cli import identities
 from fleet_cli.commands import program
-from fleet_cli.errors import CommandError
-from fleet_cli.options import Interruption, run_checks
+from fleet_cli.options import run_checks
 from fleet_common.identity.certificates import probe_name
-from fleet_common.metrics import MetricsSettings, require_library
-from fleet_common.mqtt.paho_link import PahoLink
-from fleet_common.mqtt.settings import BrokerSettings
-from fleet_common.validation import field_at, plain_sentence
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 
 _LOOPBACK_PORT: Final = 1883
 _HOME: Final = Path("/etc/mosquitto/fleet")
-_START_S: Final = 15.0
-_POLL_S: Final = 0.5
 
 
 @app.command("render")
@@ -81,59 +72,6 @@ def _version() -> MosquittoVersion:
         return installed_version(find_mosquitto())
     except BrokerMissing:
         return MosquittoVersion.V2_0
-
-
-def broker_settings(**given: object) -> BrokerSettings:
-    try:
-        return BrokerSettings.model_validate(given)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = "".join(f"--{name}: " for name in field_at(BrokerSettings, first))
-        why = plain_sentence(first).replace("'broker.", "'--")  # here they are options
-        raise CommandError(f"These options cannot be used: {where}{why}.") from error
-
-
-@app.command("metrics")
-def metrics_command(
-    *,
-    host: Annotated[str, typer.Option(help="Broker's host.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Broker's port.")] = 8883,
-    name: Annotated[str, typer.Option(help="Name of this monitor; no other program may use it.")] = "monitor",
-    ca: Annotated[Path | None, typer.Option(help="Certificate of the broker's authority (PEM).")] = None,
-    certificate: Annotated[Path | None, typer.Option(help="The monitor's certificate (PEM).")] = None,
-    key: Annotated[Path | None, typer.Option(help="Its key (PEM).")] = None,
-    listen: Annotated[str, typer.Option(help="Address and port of /metrics.")] = "127.0.0.1:9465",
-    token_file: Annotated[Path | None, typer.Option(help="File with the bearer token; needed beyond loopback.")] = None,
-) -> None:
-    """Serve the figures that mosquitto publishes below $SYS as metrics for Prometheus, until interrupted.
-
-    Only a monitor may read them: they describe the whole broker.
-    """
-    try:
-        settings = MetricsSettings(listen=listen, token_file=token_file)
-    except ValidationError as error:
-        sentence = str(error.errors()[0]["msg"]).removeprefix("Value error, ")
-        raise CommandError(f"--listen: {sentence.replace('metrics.token_file', '--token-file')}.") from error
-    if settings.address is None:
-        raise CommandError("--listen: give an address and a port, such as 127.0.0.1:9465.")
-    require_library()
-    from fleet_common.metrics_server import MetricsServer
-
-    broker = broker_settings(host=host, port=port, ca=ca, certificate=certificate, key=key)
-    link = PahoLink(broker.link("_broker", name, will=None))
-    figures = BrokerFigures(link)
-    figures.subscribe()
-    server = MetricsServer(settings.address, figures.pages(), token=settings.token())
-    interruption = Interruption()
-    link.start(timeout_s=_START_S)
-    server.start()
-    typer.echo(f"The broker's figures are at {server.url}/metrics.", err=True)
-    try:
-        while not interruption.wait(_POLL_S):
-            pass
-    finally:
-        server.stop()
-        link.stop()
 
 
 @app.command("init")

@@ -196,9 +196,7 @@ def _check_benchmark(words: list[str]) -> str:
 
 # --- running them
 
-_SERVES: Final = re.compile(
-    r"mosquitto |fleet (edge run|device run|admin serve|broker metrics)|fleet admin \w+ .*--(follow|watch)"
-)
+_SERVES: Final = re.compile(r"mosquitto |fleet (edge run|device run|admin serve)|fleet admin \w+ .*--(follow|watch)")
 """Services: they run until the end of their document, or until a similar one starts."""
 _READY: Final = re.compile(r"is online at|of fleet \S+, draft model|http://")
 _READY_S: Final = 90.0
