@@ -3,11 +3,11 @@
 import json
 import shutil
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+import textwrap
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC
-from functools import cache
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 from rich.cells import cell_len
 
@@ -15,13 +15,13 @@ from fleet_admin.columns import ABSENT, Column, plain, shown
 from schemas.printable import printable_line
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.table import Table
 
 __all__ = ["Column", "cell", "describe", "plain", "print_json", "print_table", "table_lines"]
 
 T = TypeVar("T")
 
-_GAP: Final = "  "
+_GAP: Final = 2
 _ID_DIGITS: Final = 8  # of an id: enough to find its row again
 _FOLDED: Final = frozenset({"text", "sentence"})
 _TIMES: Final = frozenset({"moment", "day", "month", "ago"})
@@ -30,6 +30,8 @@ _COMFORTABLE: Final = 24
 
 _NARROWEST: Final = 8
 """Narrowest width to which text is folded to fit the columns that are always shown."""
+
+_UNLIMITED: Final = 1 << 20  # columns of a pipe
 
 
 def print_json(value: object) -> None:
@@ -71,20 +73,16 @@ def print_table(
 
 def describe(title: str, columns: Sequence[Column[T]], row: T) -> None:
     """Print the columns in which a row has a value, one a line."""
-    named = [
-        (_heading(column), printable_line(shown(value, column.kind)))
-        for column in columns
-        if (value := column.value(row)) not in (None, "")
-    ]
-    indent = max(cell_len(name) for name, _ in named) + len(_GAP)
-    room = max((terminal_width() or sys.maxsize) - indent, _NARROWEST)
-    print(title)
-    for name, value in named:
-        first, *others = _folded(value, room)
-        print(f"{_padded(name, indent)}{first}".rstrip())
-        for line in others:
-            print(" " * indent + line)
-    print()
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table.grid(padding=(0, _GAP, 0, 0))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold", min_width=_NARROWEST)
+    for column in columns:
+        if (value := column.value(row)) not in (None, ""):
+            table.add_row(_heading(column), Text(printable_line(shown(value, column.kind))))
+    print("\n".join([title, *_rendered(table, terminal_width() or _UNLIMITED), ""]))
 
 
 @dataclass(slots=True)
@@ -94,12 +92,12 @@ class _Laid(Generic[T]):
     cells: list[str]
     rank: int  # 0 where this table must show it
     whole: int  # width at which no cell and no word of the heading is folded
-    width: int
 
-    def narrow(self, width: int) -> None:
-        """Fold text to a width; other kinds keep theirs."""
-        if self.column.kind in _FOLDED:
-            self.width = min(self.whole, max(width, _longest(self.heading.split())))
+    def least(self, width: int) -> int:
+        """Return the least width at which text has `width` columns and nothing else is folded."""
+        if self.column.kind not in _FOLDED:
+            return self.whole
+        return min(self.whole, max(width, _longest(self.heading.split())))
 
 
 def table_lines(columns: Sequence[Column[T]], rows: Sequence[T], *, width: int | None, sort: str = "") -> list[str]:
@@ -107,21 +105,38 @@ def table_lines(columns: Sequence[Column[T]], rows: Sequence[T], *, width: int |
 
     Without a `width` all columns and values are shown whole.
     """
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
     laid = [_laid(column, rows, whole=width is None) for column in columns]
     for place, each in enumerate(laid):
         if place == 0 or each.column.key == sort:
             each.rank = 0
-        elif width is not None and all(text == ABSENT for text in each.cells):
-            each.rank = -1  # says nothing
-    laid = [each for each in laid if each.rank >= 0]
-    kept = laid if width is None else _fitting(laid, width)
-    lines = list(_lines([_folded(each.heading, each.width) for each in kept], kept))
-    lines.append("─" * (sum(each.width for each in kept) + len(_GAP) * (len(kept) - 1)))
-    for number in range(len(rows)):
-        lines += _lines([_folded(each.cells[number], each.width) for each in kept], kept)
+    kept = laid
+    if width is not None:
+        laid = [each for each in laid if each.rank == 0 or any(text != ABSENT for text in each.cells)]
+        kept = _fitting(laid, width)
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, _GAP - 1, 0, 0))
+    for each in kept:
+        folds = width is not None and each.column.kind in _FOLDED
+        heading = Text(each.heading if folds else textwrap.fill(each.heading, each.whole, break_long_words=False))
+        table.add_column(
+            heading, justify="right" if each.column.numeric else "left", no_wrap=not folds, overflow="fold"
+        )
+    for cells in zip(*(each.cells for each in kept), strict=True):
+        table.add_row(*map(Text, cells))
+    lines = _rendered(table, _UNLIMITED if width is None else max(width, _total(kept, _NARROWEST)))
     if hidden := len(laid) - len(kept):
         lines.append(f"{hidden} column{'s' * (hidden > 1)} hidden: widen the terminal, or use --json.")
     return lines
+
+
+def _rendered(table: "Table", width: int) -> list[str]:
+    from rich.console import Console
+
+    console = Console(width=width, color_system=None)
+    return ["".join(segment.text for segment in line).rstrip() for line in console.render_lines(table, pad=False)]
 
 
 def _heading(column: Column[T]) -> str:
@@ -138,9 +153,7 @@ def _laid(column: Column[T], rows: Sequence[T], *, whole: bool) -> _Laid[T]:
     else:
         digits = _telling_digits(values) if column.kind == "id" else None
         cells = [printable_line(shown(value, column.kind)[:digits]) for value in values]
-    words = [heading] if whole else heading.split()
-    natural = max(_longest(cells), _longest(words))
-    return _Laid(column, heading, cells, column.rank, natural, natural)
+    return _Laid(column, heading, cells, column.rank, _longest([*cells, *([heading] if whole else heading.split())]))
 
 
 def _telling_digits(ids: Sequence[str | None]) -> int | None:
@@ -152,56 +165,16 @@ def _telling_digits(ids: Sequence[str | None]) -> int | None:
 
 
 def _fitting(laid: list[_Laid[T]], width: int) -> list[_Laid[T]]:
-    """Choose the columns that fit, lowest ranks first, and give the remaining width to folded text."""
-    for each in laid:
-        each.narrow(_COMFORTABLE)
+    """Choose the columns that fit, lowest ranks first."""
     chosen = [each for each in laid if each.rank == 0]
-    for each in sorted(chosen, key=lambda each: -each.width):
-        each.narrow(max(each.width - max(_total(chosen) - width, 0), _NARROWEST))
     for each in sorted(laid, key=lambda each: each.rank):
-        if each.rank and _total([*chosen, each]) <= width:
+        if each.rank and _total([*chosen, each], _COMFORTABLE) <= width:
             chosen.append(each)
-    spare = width - _total(chosen)
-    folded = sorted((each for each in chosen if each.width < each.whole), key=lambda each: each.whole - each.width)
-    for place, each in enumerate(folded):
-        given = min(each.whole - each.width, max(spare, 0) // (len(folded) - place))
-        each.width, spare = each.width + given, spare - given
     return [each for each in laid if any(each is one for one in chosen)]
 
 
-def _total(laid: Sequence[_Laid[Any]]) -> int:
-    return sum(each.width for each in laid) + len(_GAP) * (len(laid) - 1)
-
-
-def _lines(texts: Sequence[list[str]], laid: Sequence[_Laid[T]]) -> Iterator[str]:
-    """Yield the lines of one row, whose cells may have several each."""
-    for number in range(max(map(len, texts))):
-        parts = (
-            _padded(lines[number] if number < len(lines) else "", each.width, right=each.column.numeric)
-            for lines, each in zip(texts, laid, strict=True)
-        )
-        yield _GAP.join(parts).rstrip()
-
-
-def _padded(text: str, width: int, *, right: bool = False) -> str:
-    space = " " * (width - cell_len(text))
-    return space + text if right else text + space
-
-
-def _folded(text: str, width: int) -> list[str]:
-    """Break text between words, and words that are longer than a line anywhere."""
-    if cell_len(text) <= width:
-        return [text]
-    from rich.text import Text
-
-    return [line.plain for line in Text(text).wrap(_console(), width)]
-
-
-@cache
-def _console() -> "Console":
-    from rich.console import Console
-
-    return Console()
+def _total(laid: Sequence[_Laid[T]], text_width: int) -> int:
+    return sum(each.least(text_width) for each in laid) + _GAP * (len(laid) - 1)
 
 
 def _longest(texts: Iterable[str]) -> int:
