@@ -1,1 +1,1 @@
-"""Dashboard: pages and a JSON API over the session log, for people with an account and programs with a key."""
+"""Dashboard: pages over the session log, for people with an account."""

@@ -1,6 +1,6 @@
-"""Accounts of the dashboard: passwords (argon2id), logins of browsers, API keys of programs, limits of login attempts.
+"""Accounts of the dashboard: passwords (argon2id), logins of browsers, limits of login attempts.
 
-Cookies and keys are random; the database stores their SHA-256.
+Cookies are random; the database stores their SHA-256.
 
 Login attempts are limited per account, per address and altogether, because checking a password is expensive. Strangers
 to an account share its bucket. A browser that has logged in under the account before has its own, so that guesses by
@@ -21,16 +21,16 @@ from typing import Final
 
 from argon2 import PasswordHasher
 from argon2.exceptions import Argon2Error, InvalidHashError
-from sqlalchemy import Connection, delete, func, insert, select, update
+from sqlalchemy import Connection, delete, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from fleet_admin.dashboard.errors import AccountError
-from fleet_admin.dashboard.settings import AccountRole, Visitor
+from fleet_admin.dashboard.settings import AccountRole
 from fleet_admin.steering.planning import Actor
 from fleet_common.limits import TokenBucket, network_of
 from fleet_edge.store.database import open_existing, transaction
 from fleet_edge.store.steering import record_audit
-from fleet_edge.store.tables import ACCOUNTS, API_KEYS, LOGINS
+from fleet_edge.store.tables import ACCOUNTS, LOGINS
 from fleet_edge.store.views import AuditEntry
 from schemas.errors import InvalidName
 from schemas.names import check_name
@@ -61,9 +61,6 @@ LEAST_PASSWORD: Final = 12
 _MOST_PASSWORD: Final = 256
 _RANDOM_BYTES: Final = 32
 _AT_ONCE: Final = 2
-
-KEY_PREFIX: Final = "fleet_"
-"""Prefix of keys, so that secret scanners find a committed one."""
 
 
 class Passwords:
@@ -101,10 +98,6 @@ def new_token() -> str:
     return secrets.token_urlsafe(_RANDOM_BYTES)
 
 
-def new_key() -> str:
-    return KEY_PREFIX + new_token()
-
-
 def fingerprint(secret: str) -> str:
     """Return the stored hash of a random secret; lookup by equality reveals none of the secret."""
     return hashlib.sha256(secret.encode("utf-8", "replace")).hexdigest()
@@ -123,7 +116,7 @@ def csrf_token(cookie: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """An account; without a password only a proxy or a key can identify it."""
+    """An account; without a password only a proxy can identify it."""
 
     name: str
     role: AccountRole
@@ -151,7 +144,7 @@ class Accounts:
         return None if found is None else AccountRole(found)
 
     def add(self, name: str, *, role: AccountRole, password: str | None, actor: Actor) -> None:
-        """Add an account; without a password only a proxy or a key identifies it. Raises `AccountError`."""
+        """Add an account; without a password only a proxy identifies it. Raises `AccountError`."""
         try:
             check_name(name)
         except InvalidName as error:
@@ -169,11 +162,10 @@ class Accounts:
             self._database.audit(connection, "account add", name, actor=actor, after=str(role))
 
     def remove(self, name: str, *, actor: Actor) -> None:
-        """Remove an account with its keys and logins; raises `AccountError` if there is none."""
+        """Remove an account with its logins; raises `AccountError` if there is none."""
         with self._database.begin() as connection:
             removed = connection.execute(delete(ACCOUNTS).where(ACCOUNTS.c.account == name)).rowcount
             if removed:
-                connection.execute(delete(API_KEYS).where(API_KEYS.c.account == name))
                 connection.execute(delete(LOGINS).where(LOGINS.c.account == name))
                 self._database.audit(connection, "account remove", name, actor=actor)
         if not removed:
@@ -290,115 +282,6 @@ class Logins:
     def end(self, token: str) -> None:
         with self._database.begin() as connection:
             connection.execute(delete(LOGINS).where(LOGINS.c.fingerprint == fingerprint(token)))
-
-
-_MAX_KEYS: Final = 100
-_SHOWN: Final = 12
-"""Displayed characters of a fingerprint."""
-
-
-@dataclass(frozen=True, slots=True)
-class AccountKey:
-    """An API key without its secret; `id` is the beginning of its fingerprint, `used_at` is to the minute."""
-
-    id: str
-    name: str
-    account: str
-    role: AccountRole
-    created_at: datetime
-    expires_at: datetime | None
-    used_at: datetime | None
-
-
-class ApiKeys:
-    def __init__(self, database: AccountDatabase) -> None:
-        self._database = database
-
-    def list(self, *, account: str | None = None) -> list[AccountKey]:
-        """Return the keys of one account or all, by account and name."""
-        query = select(API_KEYS).order_by(API_KEYS.c.account, API_KEYS.c.name)
-        if account is not None:
-            query = query.where(API_KEYS.c.account == account)
-        with self._database.begin() as connection:
-            rows = connection.execute(query).mappings().all()
-        return [
-            AccountKey(
-                id=row["fingerprint"][:_SHOWN],
-                role=AccountRole(row["role"]),
-                **{each: row[each] for each in ("name", "account", "created_at", "expires_at", "used_at")},
-            )
-            for row in rows
-        ]
-
-    def add(self, name: str, *, account: str, role: AccountRole, actor: Actor, lasts: timedelta | None = None) -> str:
-        """Make a key and return it, which is shown only once; without `lasts` it does not expire.
-
-        Raises:
-            AccountError: The name is invalid, there is no such account, or it has too many keys.
-        """
-        try:
-            check_name(name)
-        except InvalidName as error:
-            raise AccountError(str(error)) from None
-        key, now = new_key(), self._database.now()
-        row = {
-            "fingerprint": fingerprint(key),
-            "name": name,
-            "account": account,
-            "role": role,
-            "created_at": now,
-            "expires_at": None if lasts is None else now + lasts,
-            "used_at": None,
-        }
-        own = select(func.count()).select_from(API_KEYS).where(API_KEYS.c.account == account)
-        with self._database.begin() as connection:
-            if connection.scalar(select(ACCOUNTS.c.account).where(ACCOUNTS.c.account == account)) is None:
-                raise AccountError(_unknown(account))
-            if (connection.scalar(own) or 0) >= _MAX_KEYS:
-                raise AccountError(f"The account {account} has {_MAX_KEYS} keys; remove some that are no longer used.")
-            connection.execute(insert(API_KEYS).values(row))
-            shown = f"{role} {fingerprint(key)[:_SHOWN]}"
-            self._database.audit(connection, "key add", f"{account}/{name}", actor=actor, after=shown)
-        return key
-
-    def remove(self, key_id: str, *, actor: Actor, account: str | None = None) -> AccountKey:
-        """Remove a key by its `ApiKey.id`, of `account` if given; raises `AccountError` if there is none."""
-        found = [each for each in self.list(account=account) if each.id == key_id]
-        if not found:
-            raise AccountError(f"There is no key {key_id[:_SHOWN]!r}; `fleet admin key list` lists those there are.")
-        with self._database.begin() as connection:
-            connection.execute(
-                delete(API_KEYS).where(
-                    API_KEYS.c.fingerprint.startswith(found[0].id, autoescape=True),
-                    API_KEYS.c.account == found[0].account,
-                )
-            )
-            self._database.audit(connection, "key remove", f"{found[0].account}/{found[0].name}", actor=actor)
-        return found[0]
-
-    def find(self, key: str, *, address: str) -> Visitor | None:
-        """Return the visitor of a key; None if it is unknown, removed or expired."""
-        if not key.startswith(KEY_PREFIX):
-            return None
-        now = self._database.now()
-        own = API_KEYS.c.fingerprint == fingerprint(key)
-        query = (
-            select(API_KEYS.c.account, API_KEYS.c.role, API_KEYS.c.expires_at, API_KEYS.c.used_at, ACCOUNTS.c.role)
-            .join(ACCOUNTS, ACCOUNTS.c.account == API_KEYS.c.account)
-            .where(own)
-        )
-        with self._database.begin() as connection:
-            row = connection.execute(query).one_or_none()
-            if row is None:
-                return None
-            account, role, expires_at, used_at, most = row
-            if expires_at is not None and now >= expires_at:
-                return None
-            if used_at is None or now - used_at >= _NOTED_EVERY:
-                connection.execute(update(API_KEYS).where(own).values(used_at=now))
-        operator = AccountRole(role) is AccountRole(most) is AccountRole.OPERATOR
-        held = AccountRole.OPERATOR if operator else AccountRole.VIEWER
-        return Visitor(account, held, "key", address)
 
 
 _SLOTS: Final = 4096

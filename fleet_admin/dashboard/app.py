@@ -15,9 +15,8 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from fleet_admin.dashboard.api import api_routes
 from fleet_admin.dashboard.errors import AccountError, DashboardError, Problem
-from fleet_admin.dashboard.gate import API, Gate
+from fleet_admin.dashboard.gate import Gate
 from fleet_admin.dashboard.pages import account, fleet, log, sessions
 from fleet_admin.dashboard.rendering import asset_route, render
 from fleet_admin.dashboard.services import Services, open_services
@@ -69,10 +68,8 @@ def create_app(services: Services) -> Starlette:
         return JSONResponse({"status": "ok"})
 
     def refuse(request: Request, error: Exception) -> Response:
-        """Return the response to a failed request: a page with the menu for who is logged in, or JSON for programs."""
+        """Return the response to a failed request: a page, with the menu for who is logged in."""
         status, sentence, headers = _explain(error)
-        if request.url.path.startswith(API):
-            return JSONResponse({"error": {"status": status, "sentence": sentence}}, status, headers)
         title, admission = f"Error {status}", getattr(request.state, "admission", None)
         if admission is None or admission.visitor is None:
             page: Response = HTMLResponse(
@@ -87,7 +84,6 @@ def create_app(services: Services) -> Starlette:
     return Starlette(
         routes=[
             *(_route(page, services=services, workers=workers, menu=menu) for page in PAGES),
-            *api_routes(services, workers, now=services.now),
             Route("/live", watch),
             Route("/healthz", healthy),
             asset_route(),
@@ -98,7 +94,6 @@ def create_app(services: Services) -> Starlette:
                 settings=settings,
                 accounts=services.accounts,
                 logins=services.logins,
-                keys=services.keys,
                 refuse=refuse,
             )
         ],

@@ -18,7 +18,7 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from fleet_admin.dashboard.accounts import Accounts, ApiKeys, Logins, csrf_token
+from fleet_admin.dashboard.accounts import Accounts, Logins, csrf_token
 from fleet_admin.dashboard.errors import Problem
 from fleet_admin.dashboard.settings import DashboardSettings, Network, Visitor
 from schemas.errors import FleetError, InvalidName
@@ -157,7 +157,6 @@ def security_headers(*, secure: bool) -> list[tuple[bytes, bytes]]:
 CSRF_FIELD: Final = "csrf"
 """Field of every form, known only to pages sent to the cookie's browser."""
 
-API: Final = "/api/"
 _OPEN: Final = frozenset({"/healthz", "/login"})
 _OPEN_FOLDER: Final = "/static/"
 _SAFE: Final = frozenset({"GET", "HEAD"})
@@ -175,7 +174,6 @@ class Admission:
     cookie: str
     query: Values
     form: Values
-    body: bytes
 
     @property
     def csrf(self) -> str:
@@ -198,7 +196,6 @@ class Gate:
         settings: DashboardSettings,
         accounts: Accounts,
         logins: Logins,
-        keys: ApiKeys,
         refuse: Callable[[Request, Exception], Response],
     ) -> None:
         self._app = app
@@ -207,7 +204,6 @@ class Gate:
         self._names = settings.allowed_names()
         self._accounts = accounts
         self._logins = logins
-        self._keys = keys
         self._refuse = refuse
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -251,19 +247,13 @@ class Gate:
         if not open_to_all:
             visitor = await anyio.to_thread.run_sync(self._recognise, request, origin, cookie)
             if visitor is None:
-                raise Problem(401, "Log in first, or send an API key.")
+                raise Problem(401, "Log in first.")
         form: Values = {}
-        body = b""
         if method not in _SAFE:
-            body = await read_body(scope, receive)
-            if visitor is None or visitor.by != "key":
-                form = self._form(request, body, origin, cookie)
-        return Admission(origin, visitor, cookie, query, form, body)
+            form = self._form(request, await read_body(scope, receive), origin, cookie)
+        return Admission(origin, visitor, cookie, query, form)
 
     def _recognise(self, request: Request, origin: Origin, cookie: str) -> Visitor | None:
-        kind, _, shown = request.headers.get("authorization", "").partition(" ")
-        if request.url.path.startswith(API) and kind.lower() == "bearer":
-            return self._keys.find(shown.strip(), address=origin.address)
         if (name := self._named_by_proxy(request.headers, origin)) is not None:
             role = self._accounts.role(name)
             return None if role is None else Visitor(name, role, "proxy", origin.address)
@@ -283,7 +273,7 @@ class Gate:
         """Return the form if one of our pages has sent it."""
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != _FORM:
-            raise Problem(415, "Changes are sent as a form of these pages, or with an API key.")
+            raise Problem(415, "Changes are sent as a form of these pages.")
         form = parse_values(body, what="form")
         shown = form.get(CSRF_FIELD, ("",))[0]
         right = hmac.compare_digest(shown.encode("utf-8", "replace"), csrf_token(cookie).encode())
@@ -294,7 +284,7 @@ class Gate:
     def _turn_away(self, scope: Scope, problem: FleetError, origin: Origin) -> Response:
         request = Request(scope)
         unknown = isinstance(problem, Problem) and problem.status == 401  # noqa: PLR2004 - HTTP's own number
-        if unknown and not scope["path"].startswith(API) and scope["method"] in _SAFE:
+        if unknown and scope["method"] in _SAFE:
             # htmx would insert the login into the page; this header makes it reload the page.
             if "hx-request" in request.headers:
                 return Response(status_code=204, headers={"HX-Refresh": "true"})

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
-from fleet_admin.dashboard.accounts import AccountDatabase, Accounts, ApiKeys, Attempts, Logins, Passwords
+from fleet_admin.dashboard.accounts import AccountDatabase, Accounts, Attempts, Logins, Passwords
 from fleet_admin.dashboard.errors import Problem
 from fleet_admin.dashboard.settings import DashboardSettings
 from fleet_admin.steering import DeviceSettingsView, Steering, SteeringLog
@@ -206,7 +206,6 @@ class Services:
     log: SessionLog
     accounts: Accounts
     logins: Logins
-    keys: ApiKeys
     attempts: Attempts
     said: Said
     steering: DashboardSteering
@@ -230,7 +229,6 @@ def open_services(
         log=SessionLog(settings.db, now=now),
         accounts=Accounts(database, passwords=passwords),
         logins=Logins(database, idle=_IDLE, longest=_LOGIN),
-        keys=ApiKeys(database),
         attempts=Attempts(clock),
         said=Said(),
         steering=DashboardSteering(settings),

@@ -15,11 +15,11 @@ from schemas.names import Name
 
 
 class AccountRole(StrEnum):
-    """What an account or a key may do.
+    """What an account may do.
 
     Attributes:
         VIEWER: Read everything, change nothing but its own password.
-        OPERATOR: Also act on devices, settings, alerts and its own keys.
+        OPERATOR: Also act on devices, settings and alerts.
     """
 
     VIEWER = "viewer"
@@ -31,7 +31,7 @@ class AccountRole(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Visitor:
-    """Who makes a request; `by` is `login`, `key` or `proxy`, `address` the browser's or program's."""
+    """Who makes a request; `by` is `login` or `proxy`, `address` the browser's."""
 
     name: str
     role: AccountRole

@@ -1,7 +1,7 @@
 """Requests to pages, and the responses that a page can give."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Final
 from urllib.parse import urlencode
@@ -68,9 +68,7 @@ class Visit:
         if not cookie:
             # Every form needs a cookie against forged requests, also that of the login.
             cookie, fresh = new_token(), True
-        admission = Admission(
-            origin=self.admission.origin, visitor=self.admission.visitor, cookie=cookie, query={}, form={}, body=b""
-        )
+        admission = replace(self.admission, cookie=cookie, query={}, form={})
         said = self.query("said")
         name = self.admission.visitor.name if self.admission.visitor else ""
         content = render(

@@ -1,4 +1,4 @@
-"""`fleet admin user|key …`: who may use the dashboard, and the keys of programs."""
+"""`fleet admin user …`: who may use the dashboard."""
 
 import sys
 from pathlib import Path
@@ -10,10 +10,9 @@ from fleet_admin.dashboard.settings import AccountRole
 from fleet_cli.errors import CommandError
 from fleet_cli.options import DEFAULT_DB, Acting, AsJson, Database, actor_of, needs_extra
 from fleet_cli.tables import Column, print_table
-from fleet_common.validation import read_duration
 
 if TYPE_CHECKING:
-    from fleet_admin.dashboard.accounts import Account, AccountKey, Accounts, ApiKeys
+    from fleet_admin.dashboard.accounts import Account, Accounts
 
 _PasswordFile = Annotated[
     Path | None, typer.Option(help="File whose first line is the password; by default it is asked for on the terminal.")
@@ -21,12 +20,10 @@ _PasswordFile = Annotated[
 _Name = Annotated[str, typer.Argument(metavar="NAME")]
 
 _users = typer.Typer(no_args_is_help=True)
-_keys = typer.Typer(no_args_is_help=True)
 
 
 def register(app: typer.Typer) -> None:
     app.add_typer(_users, name="user", help="Accounts of the dashboard.")
-    app.add_typer(_keys, name="key", help="API keys of the dashboard.")
 
 
 @_users.command("add")
@@ -35,7 +32,7 @@ def add_user(
     role: Annotated[AccountRole, typer.Option(help="viewer can read, operator can also act.")] = AccountRole.VIEWER,
     password_file: _PasswordFile = None,
     no_password: Annotated[
-        bool, typer.Option("--no-password", help="Create no password: the account uses a proxy's header or API keys.")
+        bool, typer.Option("--no-password", help="Create no password: the account uses a proxy's header.")
     ] = False,
     acting: Acting = None,
     db: Database = DEFAULT_DB,
@@ -63,9 +60,9 @@ def list_users(db: Database = DEFAULT_DB, as_json: AsJson = False) -> None:
 
 @_users.command("remove")
 def remove_user(name: _Name, acting: Acting = None, db: Database = DEFAULT_DB) -> None:
-    """Remove an account, its keys and its logins."""
+    """Remove an account and its logins."""
     _accounts(db).remove(name, actor=actor_of(acting))
-    typer.echo(f"The account {name} is removed; its logins and keys are invalid.")
+    typer.echo(f"The account {name} is removed; its logins are invalid.")
 
 
 @_users.command("password")
@@ -86,63 +83,11 @@ def change_role(
     typer.echo(f"The account {name} may {'look and act' if role is AccountRole.OPERATOR else 'look'}.")
 
 
-@_keys.command("add")
-def add_key(
-    name: _Name,
-    account: Annotated[str, typer.Option(help="Account of the key.")],
-    role: Annotated[
-        AccountRole, typer.Option(help="Role of the key; at most the account's role.")
-    ] = AccountRole.VIEWER,
-    lasts: Annotated[str | None, typer.Option(help="Lifetime: 30d, 365d; by default no limit.")] = None,
-    acting: Acting = None,
-    db: Database = DEFAULT_DB,
-) -> None:
-    """Create an API key and print it; it is shown only once."""
-    try:
-        duration = None if lasts is None else read_duration(lasts)
-    except (ValueError, OverflowError) as error:
-        raise CommandError(f"--lasts: {error}") from error
-    typer.echo(_api_keys(db).add(name, account=account, role=role, actor=actor_of(acting), lasts=duration))
-
-
-@_keys.command("list")
-def list_keys(db: Database = DEFAULT_DB, as_json: AsJson = False) -> None:
-    """List the API keys by the beginning of their fingerprint."""
-    found = _api_keys(db).list()
-    columns: list[Column[AccountKey]] = [
-        Column("id", lambda each: each.id),
-        Column("name", lambda each: each.name),
-        Column("account", lambda each: each.account),
-        Column("role", lambda each: each.role.value),
-        Column("made", lambda each: each.created_at, "moment"),
-        Column("until", lambda each: each.expires_at, "moment"),
-        Column("last used", lambda each: each.used_at, "moment"),
-    ]
-    empty = "There are no keys: fleet admin key add NAME --account ACCOUNT makes one."
-    print_table("API keys", columns, found, as_json=as_json, empty=empty)
-
-
-@_keys.command("remove")
-def remove_key(
-    key_id: Annotated[str, typer.Argument(metavar="ID")], acting: Acting = None, db: Database = DEFAULT_DB
-) -> None:
-    """Remove an API key."""
-    removed = _api_keys(db).remove(key_id, actor=actor_of(acting))
-    typer.echo(f"The key {removed.name} of {removed.account} is removed.")
-
-
 def _accounts(db: str) -> "Accounts":
     with needs_extra("dashboard"):
         from fleet_admin.dashboard.accounts import AccountDatabase, Accounts
 
     return Accounts(AccountDatabase(db))
-
-
-def _api_keys(db: str) -> "ApiKeys":
-    with needs_extra("dashboard"):
-        from fleet_admin.dashboard.accounts import AccountDatabase, ApiKeys
-
-    return ApiKeys(AccountDatabase(db))
 
 
 def _password(file: Path | None) -> str:

@@ -375,7 +375,7 @@ ALERT_LEASES: Final = Table(
     _column("evaluated_at", datetime, nullable=True),
 )
 
-# `password` is an argon2id hash; None: the account is only known by a proxy's header, or by keys.
+# `password` is an argon2id hash; None: the account is only known by a proxy's header.
 ACCOUNTS: Final = Table(
     "accounts",
     METADATA,
@@ -384,20 +384,6 @@ ACCOUNTS: Final = Table(
     _column("password", str, nullable=True),
     _column("created_at", datetime),
     _column("changed_at", datetime),
-)
-
-# Keys for programs, of which only the SHA-256 is stored: they are random, and need no slower hash.
-API_KEYS: Final = Table(
-    "api_keys",
-    METADATA,
-    _key("fingerprint"),
-    _column("name", str),
-    _column("account", str),
-    _column("role", str),
-    _column("created_at", datetime),
-    _column("expires_at", datetime, nullable=True),
-    _column("used_at", datetime, nullable=True),
-    Index(None, "account"),
 )
 
 # Browsers that are logged in, by the SHA-256 of their cookies.

@@ -343,8 +343,7 @@ fleet admin user add setup --role operator --password-file /tmp/password
 until fleet admin alerts --all --json | grep -q '"id"'; do sleep 1; done  # the edge evaluates them
 session=$(fleet admin sessions --json | grep -o '"session": "[^"]*' | head -1)
 alert=$(fleet admin alerts --all --json | grep -o '"id": "[^"]*' | head -1)
-key=$(fleet admin key add setup --account setup --role operator | grep -o 'fleet_[[:alnum:]_-]*')
-printf '{"SESSION": "%s", "ALERT": "%s", "KEY": "%s"}' "${session##*\"}" "${alert##*\"}" "$key" >&3
+printf '{"SESSION": "%s", "ALERT": "%s"}' "${session##*\"}" "${alert##*\"}" >&3
 """
 """Sets the variables for `run with` marks."""
 

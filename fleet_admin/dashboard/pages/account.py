@@ -1,4 +1,4 @@
-"""Pages of one's own account: password, API keys, login and logout."""
+"""Pages of one's own account: password, login and logout."""
 
 import math
 from typing import Final
@@ -10,7 +10,6 @@ from fleet_admin.dashboard.errors import AccountError, Problem
 from fleet_admin.dashboard.gate import cookie_name
 from fleet_admin.dashboard.settings import AccountRole
 from fleet_admin.dashboard.visit import Page, Visit, action
-from fleet_common.validation import read_duration
 
 _PATH: Final = "/account"
 
@@ -38,39 +37,8 @@ def change_password(visit: Visit) -> Response:
     return response
 
 
-def add_key(visit: Visit) -> Response:
-    """Make a key and show it once."""
-    visitor = visit.visitor
-    try:
-        lasts = read_duration(visit.form("lasts")) if visit.form("lasts") else None
-        role = AccountRole(visit.form("role", AccountRole.VIEWER))
-        key = visit.services.keys.add(
-            visit.form("name"), account=visitor.name, role=role, actor=visit.actor, lasts=lasts
-        )
-    except (AccountError, ValueError, OverflowError) as error:
-        return _page(visit, problem=str(error), status=400)
-    # No redirect: a secret should be in one response only.
-    return _page(visit, key=key)
-
-
-def remove_key(visit: Visit) -> Response:
-    try:
-        removed = visit.services.keys.remove(visit.form("id"), account=visit.visitor.name, actor=visit.actor)
-    except AccountError as error:
-        return _page(visit, problem=str(error), status=404)
-    return visit.redirect(_PATH, said=f"The key {removed.name} is removed.")
-
-
-def _page(visit: Visit, *, problem: str = "", key: str = "", status: int = 200) -> Response:
-    return visit.page(
-        "account.html",
-        title="Account",
-        status=status,
-        keys=visit.services.keys.list(account=visit.visitor.name),
-        problem=problem,
-        key=key,
-        roles=list(AccountRole) if visit.may_act else [AccountRole.VIEWER],
-    )
+def _page(visit: Visit, *, problem: str = "", status: int = 200) -> Response:
+    return visit.page("account.html", title="Account", status=status, problem=problem)
 
 
 _MOST_NAME: Final = 63
@@ -123,8 +91,6 @@ def _form(visit: Visit, *, problem: str = "", status: int = 200) -> Response:
 PAGES: Final = (
     Page(_PATH, "Account", _page),
     action(f"{_PATH}/password", change_password, role=AccountRole.VIEWER),
-    action(f"{_PATH}/keys/add", add_key),
-    action(f"{_PATH}/keys/remove", remove_key),
     Page("/login", "Log in", _form),
     action("/login", log_in, role=AccountRole.VIEWER),
     action("/logout", log_out, role=AccountRole.VIEWER),
