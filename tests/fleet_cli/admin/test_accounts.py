@@ -30,19 +30,6 @@ def test_an_account_from_its_beginning_to_its_end(admin: Run, password: str) -> 
     assert re.search(r"account remove +anna", admin("audit")[1])
 
 
-def test_a_key_is_printed_once(admin: Run, password: str) -> None:
-    admin("user", "add", "anna", "--password-file", password)
-    code, key, _ = admin("key", "add", "grafana", "--account", "anna", "--lasts", "90d")
-    assert code == 0
-    assert re.fullmatch(r"fleet_[\w-]{43}\n", key)
-    _, listed, _ = admin("key", "list")
-    assert key.strip() not in listed
-    key_id = re.search(r"[0-9a-f]{12}", listed)
-    assert key_id
-    assert admin("key", "remove", key_id[0])[0] == 0
-    assert "grafana" not in admin("key", "list")[1]
-
-
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -50,9 +37,6 @@ def test_a_key_is_printed_once(admin: Run, password: str) -> None:
         (("user", "add", "anna"), "--password-file"),
         (("user", "add", "anna", "--password-file", "/nowhere"), "cannot be read"),
         (("user", "remove", "nobody"), "no account 'nobody'"),
-        (("key", "add", "k", "--account", "nobody"), "no account 'nobody'"),
-        (("key", "add", "k", "--account", "nobody", "--lasts", "soon"), "--lasts"),
-        (("key", "remove", "abc"), "no key 'abc'"),
         (("serve", "--listen", "0.0.0.0:8400"), "in the clear"),
     ],
 )
