@@ -31,7 +31,7 @@ import psutil
 from benchmarks.processes import BenchError, Cores
 from broker_config.broker import Broker, BrokerError
 from broker_config.mosquitto import installed_version
-from broker_config.processes import LocalBroker, MosquittoProcess, find_mosquitto
+from broker_config.processes import MosquittoProcess, find_mosquitto
 from broker_config.site import make_local_broker
 from fleet_admin.models.smollm2 import make_missing
 from fleet_common.mqtt.errors import LinkError
@@ -42,6 +42,7 @@ from fleet_device.drafters.contract import Drafter
 from fleet_device.pacing.contract import STREAMED, FixedPacing, Pacing
 from schemas.errors import FleetError
 from schemas.names import VERSION
+from tests.support.local_broker import LocalBroker
 from tests.support.processes import EDGE_PROGRAM, Program, edge_process, on_cores
 
 MODELS: Final = Path("models/smollm2-135m")

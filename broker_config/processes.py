@@ -21,9 +21,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Self
 
-from broker_config.broker import Broker, BrokerFailed, BrokerFilesError, BrokerMissing, Tls, read_description
-from broker_config.files import DESCRIPTION_FILE, Profile, render_files, write_files
-from broker_config.mosquitto import ACCESS_FILE, CONF_FILE, installed_version, render_conf
+from broker_config.broker import Broker, BrokerFailed, BrokerMissing, Tls
+from broker_config.files import Profile, render_files, write_files
+from broker_config.mosquitto import ACCESS_FILE, CONF_FILE, installed_version
 
 
 def render_rumqttd(broker: Broker) -> str:
@@ -302,42 +302,6 @@ class IdentityFiles:
 def identity_files(directory: Path, tls: Tls, name: str) -> IdentityFiles:
     folder = directory / IDENTITIES
     return IdentityFiles(directory / tls.ca, folder / f"{name}.pem", folder / f"{name}.key")
-
-
-class LocalBroker(ThrowAwayBroker):
-    """Run mosquitto on a folder made by `fleet broker init`, which stays when the broker is closed.
-
-    `port` is None for the port chosen at `init`, 0 for any free port. Raise BrokerFilesError if the folder is
-    incomplete or was not made by `init`.
-    """
-
-    def __init__(self, directory: Path, *, port: int | None = None) -> None:
-        self._home = directory.resolve()
-        broker = read_description(self._home / DESCRIPTION_FILE, production=False)
-        if broker.tls is None:
-            raise BrokerFilesError(f"{directory} describes a broker without TLS: make one with `fleet broker init`.")
-        files = (ACCESS_FILE, broker.tls.ca, broker.tls.certificate, broker.tls.key, broker.tls.crl)
-        missing = [str(file) for file in files if not (self._home / file).is_file()]
-        if missing:
-            raise BrokerFilesError(
-                f"{directory} lacks {', '.join(missing)}: make the folder again with `fleet broker init`."
-            )
-        self._tls = broker.tls
-        super().__init__(broker if port is None else broker.model_copy(update={"port": port}))
-
-    def identity(self, name: str) -> IdentityFiles:
-        """Return the files of an identity that `init` made; raise BrokerFilesError if there is none."""
-        files = identity_files(self._home, self._tls, name)
-        if not files.certificate.is_file() or not files.key.is_file():
-            known = sorted(path.stem for path in (self._home / IDENTITIES).glob("*.pem"))
-            raise BrokerFilesError(f"There is no identity {name!r} in {self._home}; known are {', '.join(known)}.")
-        return files
-
-    def _prepare(self, directory: Path) -> list[str]:
-        program = find_mosquitto()
-        conf = directory / CONF_FILE
-        conf.write_text(render_conf(self._broker, home=self._home, version=installed_version(program)))
-        return [str(program), "-c", str(conf)]
 
 
 INSPECTOR: Final = "trial-inspector"

@@ -20,11 +20,11 @@ from typing import Any, Final, Self
 
 from benchmarks.faults.writer import Load
 from benchmarks.processes import BenchError
-from broker_config.processes import LocalBroker
 from broker_config.site import AUTHORITY, make_local_broker
 from fleet_common.identity.authority import Authority
 from fleet_common.identity.files import write_atomically
 from schemas.reasons import EndReason
+from tests.support.local_broker import LocalBroker
 from tests.support.offset_clock import VARIABLE, OffsetClock
 from tests.support.processes import BrokerClient, Program, scripted_edge
 from tests.support.relay import Relay

@@ -13,9 +13,9 @@ from benchmarks.hostile.client import KnownFleet
 from benchmarks.hostile.honest import Language
 from benchmarks.hostile.meters import KvMeter, Throughput
 from benchmarks.processes import BenchError, Cores
-from broker_config.processes import LocalBroker
 from broker_config.site import make_local_broker
 from fleet_admin.models.prompts import PROMPTS
+from tests.support.local_broker import LocalBroker
 from tests.support.processes import BrokerClient, Program, edge_settings
 
 FLEET: Final = "home"

@@ -11,11 +11,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, Self
 
-from broker_config.processes import LocalBroker, ThrowAwayBroker
+from broker_config.processes import ThrowAwayBroker
 from fleet_common.mqtt.settings import TlsSettings
 from fleet_edge.settings import EdgeSettings
 from schemas.errors import FleetError
 from tests.support.edge_thread import NO_QUOTAS
+from tests.support.local_broker import LocalBroker
 from tests.support.raw_client import RawClient
 
 _START_S: Final = 600.0  # an edge may have a large model to quantize

@@ -4,7 +4,6 @@ from pathlib import Path
 import pytest
 
 from broker_config.broker import BrokerError, BrokerFilesError
-from broker_config.processes import LocalBroker
 from broker_config.site import make_local_broker
 from fleet_common.identity.files import IdentityError
 from fleet_common.mqtt.link import publish_confirmed
@@ -16,6 +15,7 @@ from fleet_edge.settings import EdgeSettings
 from schemas.topics import Topic, build
 from tests.support.brokers import require_mosquitto
 from tests.support.links import START_S, Inbox
+from tests.support.local_broker import LocalBroker
 from tests.support.waiting import until
 
 pytestmark = [pytest.mark.broker, pytest.mark.xdist_group("broker init")]
@@ -91,16 +91,3 @@ def test_a_name_of_another_role_is_one_sentence_and_makes_nothing(tmp_path: Path
     with pytest.raises(BrokerFilesError):
         make_local_broker(folder, fleet="home", edges=["_edge"], devices=[], port=18_885)
     assert not folder.exists()
-
-
-def test_a_folder_that_is_no_local_broker_is_one_sentence(made: Path, tmp_path: Path) -> None:
-    with pytest.raises(BrokerFilesError, match="cannot be read"):
-        LocalBroker(tmp_path)
-    (tmp_path / "broker.toml").write_text("port = 1883\n")
-    with pytest.raises(BrokerFilesError, match="without TLS"):
-        LocalBroker(tmp_path)
-    (tmp_path / "broker.toml").write_text((made / "broker.toml").read_text())
-    with pytest.raises(BrokerFilesError, match=r"access\.acl"):
-        LocalBroker(tmp_path)
-    with pytest.raises(BrokerFilesError, match="probe-edge-1"):
-        LocalBroker(made).identity("stranger")
