@@ -36,7 +36,6 @@ SUITES: Final[dict[str, tuple[str, str]]] = {
     "engines blocks": ("engines.blocks", "Tokens of a round with drafts verified as blocks, and token by token."),
     "engines vocabulary": ("engines.vocabulary", "What 152,064 tokens cost at either end, next to the models."),
     "overhead verdicts": ("overhead.verdicts", "Time of a verdict, verdicts per second, processor time of each."),
-    "overhead connections": ("overhead.connections", "A QoS 1 round: without TCP_NODELAY, and over mutual TLS."),
     "applications conversation": ("applications.conversation", "Tokens that each turn computes, at both ends."),
     "applications structured": ("applications.structured", "Texts of ten JSON schemas: valid, and how fast."),
     "applications suffix": ("applications.suffix", "What drafts from earlier text bring."),

@@ -52,7 +52,6 @@ def test_what_cannot_be_run_is_refused(words: list[str]) -> None:
     "words",
     [
         "overhead verdicts --answers 100 --devices 4 --seconds 0.5",
-        "overhead connections --count 60",
         "administration steering --devices 3 --rounds 2",
         "exactness system --sessions 40 --only stopped",
     ],
