@@ -3,9 +3,8 @@
 Live models, a real edge on a core of its own, a real mosquitto, and a relay that delays and narrows the line. Device
 and draft model have another core. All systems write the same prompts in turn, so that whatever else the machine does
 hits all of them alike. A device that chooses its plan has written one text before at each place, which is not counted.
-Texts are counted from their first tokens to their last; the time to the first is printed too. Full distributions up
-are sent as filling of the same size, and cost nothing but the line. Takes 15 minutes, and 9 with `--texts 1 --tokens
-40`.
+Texts are counted from their first tokens to their last; the time to the first is printed too. Takes 15 minutes, and 9
+with `--texts 1 --tokens 40`.
 """
 
 import argparse
@@ -20,7 +19,7 @@ from typing import Any, Final
 
 from benchmarks.harness import Bench, Report, add_engine, link_to, table
 from benchmarks.recordings import policy_of
-from benchmarks.systems import DRAFT, HALF, SYSTEMS, FillingLink
+from benchmarks.systems import SYSTEMS
 from fleet_admin.models.prompts import built_in, some
 from fleet_device.client.agent import Agent
 from fleet_device.drafters.llama_cpp import LlamaCppDrafter, LlamaCppSettings
@@ -33,8 +32,6 @@ from tests.support.relay import Relay
 
 _CONTEXT: Final = 1023
 _START_S: Final = 30.0
-_NARROWEST_MBIT: Final = 1.0
-"""On a narrower line one draft's full distributions take longer than the answer time-out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,11 +116,7 @@ def _measure(bench: Bench, cost: int, draft: str, edge_core: int, device_core: i
         os.sched_setaffinity(0, {device_core})
         pacings = {name: system.pacing() for name, system in SYSTEMS.items()}
         for rtt_ms, mbit_s in places:
-            found = {
-                name: LatencyRow(name, draft, cost, rtt_ms, mbit_s)
-                for name in options.systems
-                if not SYSTEMS[name].full_up or mbit_s >= _NARROWEST_MBIT
-            }
+            found = {name: LatencyRow(name, draft, cost, rtt_ms, mbit_s) for name in options.systems}
             with ExitStack() as place:
                 devices = {
                     name: place.enter_context(_device(bench, ports[SYSTEMS[name].form], drafter, name, rtt_ms, mbit_s))
@@ -159,8 +152,8 @@ def _write_all(
 
 
 class _RemoteDevice:
-    def __init__(self, agent: Agent, link: FillingLink) -> None:
-        self._agent, self._link = agent, link
+    def __init__(self, agent: Agent) -> None:
+        self._agent = agent
 
     def write(
         self, pacing: Pacing, prompt: Sequence[int], *, policy: SamplingPolicy, tokens: int, limit_s: float
@@ -168,7 +161,7 @@ class _RemoteDevice:
         """Run a request; it is cut off after `limit_s` seconds."""
         pieces: list[tuple[float, int]] = []
         self._agent.pacing = pacing
-        filled, started = self._link.filled, time.monotonic()
+        started = time.monotonic()
 
         def take(new: Sequence[int]) -> bool:
             pieces.append((time.monotonic(), len(new)))
@@ -183,7 +176,7 @@ class _RemoteDevice:
             first_s=first_at - started,
             seconds=last_at - first_at,
             after=len(done.tokens) - head,
-            up_bytes=done.counters.uplink_bytes + self._link.filled - filled,
+            up_bytes=done.counters.uplink_bytes,
             down_bytes=done.counters.downlink_bytes,
         )
 
@@ -193,13 +186,12 @@ def _device(
     bench: Bench, port: int, drafter: LlamaCppDrafter, name: str, rtt_ms: float, mbit_s: float
 ) -> Iterator[_RemoteDevice]:
     with Relay(port, round_trip_s=rtt_ms / 1e3, bytes_per_s=mbit_s * 1e6 / 8) as relay:
-        size = DRAFT * drafter.vocabulary.size * HALF if SYSTEMS[name].full_up else 0
-        link: Any = FillingLink(link_to(relay.port, bench.fleet, name), size)
+        link = link_to(relay.port, bench.fleet, name)
         agent = Agent(link, bench.fleet, name, drafter, FixedPacing(), time.monotonic)
         agent.attach()
         link.start(timeout_s=_START_S)
         try:
-            yield _RemoteDevice(agent, link)
+            yield _RemoteDevice(agent)
         finally:
             link.stop()
 

@@ -72,10 +72,9 @@ THROUGH_BROKER: Final[Mapping[str, System]] = MappingProxyType(
             _EDGE_DRAFT: replace(SYSTEMS[_STREAMING], edge_drafts=True),
             **SYSTEMS,
         }.items()
-        if not system.full_up
     }
 )
-"""Systems with a device; with full distributions on the uplink the line is the limit, not the edge.
+"""Systems with a device.
 
 A residual output depends on where drafts begin, so it cannot be replayed if the plan is chosen; a coupled one can.
 Edge-only decoding is coupled as well: the same outputs, also with batch invariance.
