@@ -7,7 +7,7 @@ import json
 import sys
 from pathlib import Path
 
-from benchmarks.capacity.serving import CELLS, Arrival, Arrivals, CellTiming, serve
+from benchmarks.capacity.serving import CELLS, CellTiming, serve, texts_of
 from benchmarks.raw_llama import RawEngine, RawPrompt
 from schemas.policy import SamplingPolicy
 
@@ -19,12 +19,9 @@ def main() -> None:
         RawPrompt(tuple(each["tokens"]), SamplingPolicy.model_validate(each["policy"]), each["most"])
         for each in asked["prompts"]
     ]
-    arrivals = [
-        Arrival.of(client, prompts, Arrivals(asked["arrivals"]), pause_s=asked["pause_s"], seed=asked["seed"])
-        for client in range(asked["devices"])
-    ]
+    texts = [texts_of(client, prompts) for client in range(asked["devices"])]
     engine = RawEngine(Path(asked["target"]), slots=asked["devices"], cells=CELLS, threads=asked["threads"])
-    clients, window = serve(engine, arrivals, timing)
+    clients, window = serve(engine, texts, timing)
     answer = {"begin": window.begin, "end": window.end, "clients": [client.json() for client in clients]}
     print(json.dumps(answer), flush=True)
 

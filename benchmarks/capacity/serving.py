@@ -1,14 +1,13 @@
 """Serving without a network: clients in the same process as an engine, which chooses what a step computes."""
 
-import random
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from enum import StrEnum
+from itertools import cycle, islice
 from pathlib import Path
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -77,29 +76,9 @@ class Warming:
 Thing = TypeVar("Thing")
 
 
-class Arrivals(StrEnum):
-    """How clients send requests. Each has one request at a time."""
-
-    AT_ONCE = "at-once"
-    POISSON = "poisson"
-
-
-@dataclass(frozen=True, slots=True)
-class Arrival(Generic[Thing]):
-    pause_s: float
-    text: Thing
-
-    @classmethod
-    def of(
-        cls, client: int, texts: Sequence[Thing], how: Arrivals, *, pause_s: float, seed: int
-    ) -> "Iterator[Arrival[Thing]]":
-        """Return a client's endless requests; the same for the same arguments."""
-        rng = random.Random(f"{seed} {client}")
-        place = client
-        while True:
-            pause = rng.expovariate(1.0 / pause_s) if how is Arrivals.POISSON and pause_s > 0.0 else 0.0
-            yield cls(pause, texts[place % len(texts)])
-            place += 1
+def texts_of(client: int, texts: Sequence[Thing]) -> Iterator[Thing]:
+    """Yield a client's texts without end; each client begins with another."""
+    return islice(cycle(texts), client, None)
 
 
 @dataclass(slots=True)
@@ -124,7 +103,7 @@ class Devices(FleetLoad):
 
     def measure(
         self,
-        arrivals: Sequence[Iterator[Arrival[RecordedText]]],
+        texts: Sequence[Iterator[RecordedText]],
         timing: CellTiming,
         *,
         mode: Mode,
@@ -138,7 +117,7 @@ class Devices(FleetLoad):
         cancellations = [Cancellation() for _ in self._agents]
         threads = [
             threading.Thread(
-                target=self._go_on, args=(n, arrivals[n], mode, replayed, cancellations[n], over, measured), daemon=True
+                target=self._go_on, args=(n, texts[n], mode, replayed, cancellations[n], over, measured), daemon=True
             )
             for n in range(len(self._agents))
         ]
@@ -165,7 +144,7 @@ class Devices(FleetLoad):
     def _go_on(
         self,
         number: int,
-        arrivals: Iterator[Arrival[RecordedText]],
+        texts: Iterator[RecordedText],
         mode: Mode,
         replayed: bool,
         cancellation: Cancellation,
@@ -173,10 +152,10 @@ class Devices(FleetLoad):
         measured: Measured,
     ) -> None:
         agent, drafter = self._agents[number], self._drafters[number]
-        for arrival in arrivals:
-            if over.wait(arrival.pause_s) or over.is_set():
+        for recorded in texts:
+            if over.is_set():
                 return
-            text, recorded = TimedRequest(time.monotonic()), arrival.text
+            text = TimedRequest(time.monotonic())
             measured.clients[number].texts.append(text)
             drafter.play(recorded)
             received: list[int] = []
@@ -211,9 +190,6 @@ class Devices(FleetLoad):
                 measured.as_recorded.append(done.tokens == recorded.tokens)
 
 
-_IDLE_S = 0.001
-
-
 CELLS: Final = 256
 """Tokens of a prompt and its output, plus one."""
 
@@ -240,33 +216,29 @@ def verifier_over(
 
 def serve(
     engine: Any,  # noqa: ANN401 - a `RawEngine`
-    arrivals: Sequence[Iterator[Arrival[RawPrompt]]],
+    texts: Sequence[Iterator[RawPrompt]],
     timing: CellTiming,
     *,
     clock: Callable[[], float] = time.monotonic,
-    sleep: Callable[[float], None] = time.sleep,
 ) -> tuple[list[Client], TimeWindow]:
     """Serve clients until the window is over; return them, and the window."""
     started = clock()
-    clients = [Client() for _ in arrivals]
-    waiting = {slot: next(asked) for slot, asked in enumerate(arrivals)}
-    due = {slot: started + arrival.pause_s for slot, arrival in waiting.items()}
+    clients = [Client() for _ in texts]
     warming = Warming(timing, clients, started)
+
+    def ask(slot: int, at: float) -> None:
+        clients[slot].texts.append(TimedRequest(at))
+        engine.begin(slot, next(texts[slot]))
+
+    for slot in range(len(clients)):
+        ask(slot, started)
     while not warming.over(clock()):
-        now = clock()
-        for slot in [slot for slot, at in due.items() if at <= now]:
-            clients[slot].texts.append(TimedRequest(max(due.pop(slot), started)))
-            engine.begin(slot, waiting.pop(slot).text)
-        if len(due) == len(clients):
-            sleep(_IDLE_S)
-            continue
         for slot, written in engine.step().items():
             at, text = clock(), clients[slot].texts[-1]
             text.pieces.append((at, len(written.new)))
             if written.ended:
                 text.ended_at = at
-                waiting[slot] = next(arrivals[slot])
-                due[slot] = at + waiting[slot].pause_s
+                ask(slot, at)
     window = warming.window(clock())
     assert window is not None
     return clients, window

@@ -31,7 +31,7 @@ from typing import Any, Final, Self
 import psutil
 
 from benchmarks.capacity.service_level import LEVEL, Client, TimeWindow
-from benchmarks.capacity.serving import CELLS, KV_BYTES, Arrival, Arrivals, CellTiming, Devices, record_residual
+from benchmarks.capacity.serving import CELLS, KV_BYTES, CellTiming, Devices, record_residual, texts_of
 from benchmarks.harness import Bench, Report, add_engine, cpu_s, table
 from benchmarks.processes import BenchError, Cores
 from benchmarks.recordings import Recording, record
@@ -101,7 +101,6 @@ class CapacityCell:
     draft: str
     cost: int
     devices: int
-    arrivals: Arrivals
 
 
 @dataclass(slots=True)
@@ -129,7 +128,6 @@ class Row:
     cost: int
     devices: int
     rtt_ms: float
-    arrivals: Arrivals
     tokens_per_s: float = 0.0
     ttft_ms: float = 0.0
     clients_at_level: int = 0
@@ -172,7 +170,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--devices", nargs="+", type=int, default=[1, 4, 16, 64], metavar="N")
     parser.add_argument("--drafts", nargs="+", default=["Q4_0", "Q4_1"], help="quantizations (default: %(default)s)")
     parser.add_argument("--costs", nargs="+", type=int, default=[1, 8], metavar="N")
-    parser.add_argument("--arrivals", nargs="+", type=Arrivals, default=list(Arrivals), choices=list(Arrivals))
     parser.add_argument("--systems", nargs="+", choices=_ALL, default=list(_STANDARD), metavar="SYSTEM")
     parser.add_argument("--round-trip", type=float, default=20.0, metavar="MS", help="(default: %(default)s)")
     parser.add_argument("--tokens", type=int, default=96, help="of each text, at most (default: %(default)s)")
@@ -181,8 +178,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--patience", type=float, default=8.0, metavar="S", help="for first tokens, and 0.3 a device (default: 8)"
     )
-    parser.add_argument("--pause", type=float, default=1.0, metavar="S", help="mean of Poisson arrivals (default: 1)")
-    parser.add_argument("--seed", type=int, default=0, help="of Poisson arrivals (default: 0)")
     parser.add_argument("--minutes", type=float, default=10.0, help="cells beyond are left out (default: 10)")
 
 
@@ -203,29 +198,20 @@ def run(bench: Bench) -> Report:
         "apart": bench.cores.apart,
         "seconds": options.seconds,
         "tokens": options.tokens,
-        "pause_s": options.pause,
-        "seed": options.seed,
         "draft_length_where_fixed": DRAFT,
     }
     return Report([row.json() for row in rows], more={"settings": settings})
 
 
 def cells(options: argparse.Namespace) -> Iterator[CapacityCell]:
-    """Return the cells in order: systems of one place are adjacent, so that a disturbance affects all of them.
-
-    Next to others, Poisson arrivals are measured with the first cost and draft model, and most but one devices.
-    """
-    for cost, arrivals, devices in itertools.product(options.costs, options.arrivals, options.devices):
-        few = arrivals is Arrivals.POISSON and len(options.arrivals) > 1
-        place = (options.costs[0], sorted(options.devices)[max(0, len(options.devices) - 2)])
-        if few and (cost, devices) != place:
-            continue
-        for number, draft in enumerate(options.drafts[:1] if few else options.drafts):
+    """Return the cells in order: systems of one place are adjacent, so that a disturbance affects all of them."""
+    for cost, devices in itertools.product(options.costs, options.devices):
+        for number, draft in enumerate(options.drafts):
             for system in options.systems:
                 if drafts(system):
-                    yield CapacityCell(system, draft, cost, devices, arrivals)
+                    yield CapacityCell(system, draft, cost, devices)
                 elif number == 0:
-                    yield CapacityCell(system, "", cost, devices, arrivals)
+                    yield CapacityCell(system, "", cost, devices)
 
 
 def _measure(
@@ -252,7 +238,7 @@ def _measure(
                 row = place.measure(cell, found[mode])
                 rows.append(row)
                 print(
-                    f"{row.system} {row.draft} cost {row.cost}, {row.devices} devices {row.arrivals}: "
+                    f"{row.system} {row.draft} cost {row.cost}, {row.devices} devices: "
                     f"{row.tokens_per_s:.1f} tokens/s, {row.clients_at_level} at the level",
                     flush=True,
                 )
@@ -301,7 +287,7 @@ class Place(AbstractContextManager["Place"]):
 
     def measure(self, cell: CapacityCell, recording: Recording) -> Row:
         round_trip_ms = self._bench.options.round_trip
-        row = Row(cell.system, cell.draft, cell.cost, cell.devices, round_trip_ms, cell.arrivals)
+        row = Row(cell.system, cell.draft, cell.cost, cell.devices, round_trip_ms)
         if cell.system in THROUGH_BROKER:
             self._through_broker(row, recording)
         else:
@@ -324,16 +310,12 @@ class Place(AbstractContextManager["Place"]):
         sizes: dict[str, Any] = {"devices": row.devices, "token_s": recording.token_s, "draft": recording.draft}
         with Devices(served.port, self._bench.fleet, codec, vocabulary, **sizes) as devices:
             devices.pace(pacings[: row.devices])
-            options = self._bench.options
-            arrivals = [
-                Arrival.of(number, recording.texts, row.arrivals, pause_s=options.pause, seed=options.seed)
-                for number in range(row.devices)
-            ]
+            texts = [texts_of(number, recording.texts) for number in range(row.devices)]
             timing = self._timing
             if system.learns:
                 timing = replace(timing, patience_s=_LEARNING * timing.patience_s, tokens=_LEARNING_TOKENS)
             own: dict[str, Any] = {"mode": system.mode, "replayed": row.system != FREE}
-            found = devices.measure(arrivals, timing, **own, on_window=mark)
+            found = devices.measure(texts, timing, **own, on_window=mark)
         row.count(found.clients, found.window)
         row.edge_cpu, row.load_cpu = (
             (after - before) / found.window.seconds for before, after in zip(*marks, strict=True)
@@ -356,9 +338,6 @@ class Place(AbstractContextManager["Place"]):
             "target": str(self._target),
             "devices": row.devices,
             "threads": len(self._bench.cores.edge),
-            "arrivals": row.arrivals,
-            "pause_s": self._bench.options.pause,
-            "seed": self._bench.options.seed,
             "timing": asdict(self._timing),
             "prompts": [
                 {"tokens": text.prompt, "policy": text.policy.model_dump(mode="json"), "most": len(text.tokens)}
@@ -413,16 +392,16 @@ def show_levels(rows: Sequence[Row]) -> None:
         f"Clients at a service level (each at least {LEVEL.tokens_per_s:g} tokens/s, 95 % of the waits between tokens "
         f"within {LEVEL.gap_s * 1e3:.0f} ms), and tokens/s of all:"
     )
-    kinds = sorted({(row.arrivals, row.cost, row.draft) for row in rows if row.draft})
-    plain = {(row.arrivals, row.cost, "") for row in rows} - {(arrivals, cost, "") for arrivals, cost, _ in kinds}
-    for arrivals, cost, draft in [*kinds, *sorted(plain)]:
-        here = [row for row in rows if (row.arrivals, row.cost) == (arrivals, cost) and row.draft in (draft, "")]
+    kinds = sorted({(row.cost, row.draft) for row in rows if row.draft})
+    plain = {(row.cost, "") for row in rows} - {(cost, "") for cost, _ in kinds}
+    for cost, draft in [*kinds, *sorted(plain)]:
+        here = [row for row in rows if row.cost == cost and row.draft in (draft, "")]
         loads = [str(load) for load in sorted({row.devices for row in here})]
         by_system: dict[str, dict[str, str]] = {}
         for row in here:
             level = f"{row.clients_at_level} ({row.tokens_per_s:.1f}/s){'*' * row.load_bound}"
             by_system.setdefault(row.system, {"system": row.system})[str(row.devices)] = level
-        title = f"target of {cost} times the cost, draft {draft or '-'}, {arrivals}, round trip {here[0].rtt_ms:g} ms"
+        title = f"target of {cost} times the cost, draft {draft or '-'}, round trip {here[0].rtt_ms:g} ms"
         table(list(by_system.values()), {"system": "", **dict.fromkeys(loads, ">")}, title=title)
     if any(row.load_bound for row in rows):
         print(f"* Devices and line took more than {_LOAD_LIMIT:g} cores: the edge might have done more.")

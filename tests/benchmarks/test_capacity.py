@@ -8,8 +8,6 @@ import pytest
 
 from benchmarks.capacity.service_level import Client, TimeWindow
 from benchmarks.capacity.serving import (
-    Arrival,
-    Arrivals,
     CellTiming,
     Devices,
     Measured,
@@ -18,6 +16,7 @@ from benchmarks.capacity.serving import (
     Together,
     said_along,
     serve,
+    texts_of,
     write_all,
 )
 from benchmarks.capacity.suite import THROUGH_BROKER, Row, in_process
@@ -41,9 +40,6 @@ def asked(path: Path) -> dict[str, object]:
         "target": str(path),
         "devices": 3,
         "threads": 1,
-        "arrivals": "at-once",
-        "pause_s": 0.0,
-        "seed": 0,
         "timing": {"seconds": 0.3, "settle_s": 0.0, "patience_s": 5.0},
         "prompts": [{"tokens": [1, 2, 3], "policy": POLICY.model_dump(mode="json"), "most": 5}],
     }
@@ -94,11 +90,12 @@ def measure(port: int, system: str, texts: list[RecordedText]) -> Measured:
     pair = ToyPair.standard()
     drafter = pair.drafter()
     pacings = [THROUGH_BROKER[system].pacing() for _ in range(DEVICES)]
-    arrivals = [Arrival.of(n, texts, Arrivals.AT_ONCE, pause_s=0.0, seed=0) for n in range(DEVICES)]
     with Devices(port, FLEET, drafter.codec, drafter.vocabulary, devices=DEVICES, token_s=0.0) as devices:
         devices.pace(pacings)
         timing = CellTiming(seconds=1.5, settle_s=0.0, patience_s=10.0)
-        return devices.measure(arrivals, timing, mode=THROUGH_BROKER[system].mode)
+        return devices.measure(
+            [texts_of(number, texts) for number in range(DEVICES)], timing, mode=THROUGH_BROKER[system].mode
+        )
 
 
 @pytest.mark.broker
@@ -122,7 +119,7 @@ def test_a_fleet_is_measured_and_told(port: int) -> None:
     found = measure(port, "ours-auto", recorded(Mode.COUPLED, 1))
     assert not found.failed
     assert all(found.as_recorded)
-    row = Row("ours-auto", "Q4_0", 1, DEVICES, 20.0, Arrivals.AT_ONCE)
+    row = Row("ours-auto", "Q4_0", 1, DEVICES, 20.0)
     row.count(found.clients, found.window)
     up, down = found.bytes_per_token()
     assert row.window_s == pytest.approx(1.5)
@@ -140,9 +137,6 @@ class Clock:
 
     def __call__(self) -> float:
         return self.now
-
-    def sleep(self, seconds: float) -> None:
-        self.now += seconds
 
 
 class Steady:
@@ -165,14 +159,11 @@ class Steady:
 
 def test_clients_ask_for_text_after_text_and_are_counted_from_when_all_have_had_a_token() -> None:
     clock = Clock()
-    text = RawPrompt((1,), GREEDY, 5)
-    asked = [iter([Arrival(0.0, text)] * 99), iter([Arrival(2.0, text)] * 99)]
-    clients, window = serve(Steady(clock), asked, CellTiming(3.0, 0.5, 60.0), clock=clock, sleep=clock.sleep)
-    assert window.begin == pytest.approx(100.0 + 2.1 + 0.5, abs=0.11)
+    asked = [texts_of(number, [RawPrompt((1,), GREEDY, 5)]) for number in range(2)]
+    clients, window = serve(Steady(clock), asked, CellTiming(3.0, 0.5, 60.0), clock=clock)
+    assert window.begin == pytest.approx(100.0 + 0.1 + 0.5, abs=0.11)
     assert window.seconds == pytest.approx(3.0)
     assert [each.asked_at for each in clients[0].texts[:3]] == pytest.approx([100.0, 100.5, 101.0])
-    # The other pauses for two seconds before each request, which takes half a second.
-    assert [each.asked_at for each in clients[1].texts[:2]] == pytest.approx([102.0, 104.5], abs=0.11)
     assert [each.tokens for each in clients[0].texts[:-1]] == [5] * (len(clients[0].texts) - 1)
     assert clients[0].tokens(window) == 30
 
