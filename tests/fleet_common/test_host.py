@@ -248,3 +248,7 @@ def test_a_second_holder_of_a_lock_waits_and_then_gives_up(tmp_path: Path) -> No
         pass
     with locked(tmp_path, timeout_s=0.0):
         pass
+
+
+def test_a_manager_that_is_away_does_not_end_the_service(tmp_path: Path) -> None:
+    Systemd(str(tmp_path / "nobody")).ready("x")

@@ -1,6 +1,7 @@
 import itertools
 import socket
 import ssl
+from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,7 +12,7 @@ from paho.mqtt.client import Client
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 
 from fleet_common.mqtt.connection import make_client
-from fleet_common.mqtt.link import Message
+from fleet_common.mqtt.link import CallbackGuard, Message
 from fleet_common.mqtt.screen import (
     CROWD,
     LONGEST_PAUSE_S,
@@ -419,3 +420,49 @@ def test_paho_uses_only_the_socket_methods_that_we_have(monkeypatch: pytest.Monk
         sock = client.socket()
         assert isinstance(sock, ScreenedSocket)
         sock.close()
+
+
+@given(
+    packets=st.lists(publishes | st.sampled_from(OTHERS), max_size=12),
+    refused=st.sets(st.sampled_from(TOPICS)),
+    cuts=st.lists(st.integers(0, 10_000), max_size=20),
+    data=st.data(),
+)
+def test_however_the_stream_is_cut_the_reader_gets_what_is_accepted_and_the_broker_its_acknowledgements_in_order(
+    packets: list[Publish | bytes], refused: set[bytes], cuts: list[int], data: st.DataObject
+) -> None:
+    asked: list[tuple[bytes, int, bool]] = []
+
+    def accepts(topic: bytes, packet_bytes: int, retained: bool) -> bool:
+        asked.append((topic, packet_bytes, retained))
+        return topic not in refused
+
+    guard = CallbackGuard()
+    screen = Screen(max_packet_bytes=LIMIT, accepts=accepts, guard=guard)
+    sent = [item for item in packets if isinstance(item, Publish)]
+    accepted = [item for item in packets if not (isinstance(item, Publish) and item.topic in refused)]
+    raw = [item.raw if isinstance(item, Publish) else item for item in accepted]
+    expected = b"".join(raw)
+    # The library answers a message some time after it has come whole.
+    ends = [len(b"".join(raw[: number + 1])) for number in range(len(raw))]
+    unanswered = deque(
+        (end, puback_packet(item.identifier))
+        for end, item in zip(ends, accepted, strict=True)
+        if isinstance(item, Publish) and item.identifier is not None
+    )
+    owed = b"".join(puback_packet(item.identifier) for item in sent if item.identifier is not None)
+    got = b""
+    for piece in pieces_of(b"".join(item.raw if isinstance(item, Publish) else item for item in packets), cuts):
+        got += screen.feed(piece)
+        assert expected.startswith(got)
+        for _ in range(data.draw(st.integers(0, 3))):
+            if unanswered and unanswered[0][0] <= len(got):
+                screen.answered(unanswered.popleft()[1])
+        assert owed.startswith(screen.owed)
+    assert got == expected
+    for _, puback in unanswered:
+        screen.answered(puback)
+    assert screen.owed == owed
+    assert asked == [(item.topic, len(item.raw), item.retain) for item in sent]
+    assert guard.counters.screened == len(packets) - len(accepted)
+    assert screen.passed == len(accepted)

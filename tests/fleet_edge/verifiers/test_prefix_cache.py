@@ -405,3 +405,26 @@ class AgainstTheTruth(RuleBasedStateMachine):
 
 TestAgainstTheTruth = AgainstTheTruth.TestCase
 TestAgainstTheTruth.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+
+
+def test_devices_that_share_with_themselves_alone() -> None:
+    cache = PrefixCache(scripted(), sharing=PrefixSharing.DEVICE)
+    compute(cache, 0, SYSTEM, owner="one")
+    assert compute(cache, 1, SYSTEM, owner="other") == 100
+    cache.close(0)
+    assert compute(cache, 2, SYSTEM, owner="third") == 100
+    assert compute(cache, 3, SYSTEM, owner="one") == 1
+    cache.close(1)
+    cache.close(3)
+    assert cache.retained_tokens == 200, "each has his own"
+
+
+def test_of_another_device_what_is_public_is_taken_over_and_no_more() -> None:
+    cache = PrefixCache(scripted(), sharing=PrefixSharing.DEVICE, public=[SYSTEM[:40], [9, 9, 9]])
+    text = [*SYSTEM, 1, 2, 3]
+    assert compute(cache, 0, text, owner="one") == 103
+    assert compute(cache, 1, text, owner="other") == 63
+    cache.close(0)
+    cache.close(1)
+    assert compute(cache, 2, text, owner="third") == 63
+    assert compute(cache, 3, text, owner="one") == 1
