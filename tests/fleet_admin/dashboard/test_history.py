@@ -55,6 +55,13 @@ def test_a_closed_edge_has_no_headroom(viewer: Browser, url: str, presence: Pres
     assert (found["edge-1"]["state"], found["edge-1"]["free"]) == (presence.value, free)
 
 
+def test_an_edge_has_a_page_of_its_own(viewer: Browser) -> None:
+    page = viewer.get("/edges/edge-2").text
+    assert "state silent" in page
+    assert 'href="/devices/gateway-1"' in page
+    assert viewer.get("/edges/nowhere").status_code == 404
+
+
 @pytest.fixture
 def newcomer(tmp_path: Path, clock: Clock) -> Browser:
     """Return the browser of a viewer of a log that is empty."""
