@@ -116,7 +116,7 @@ def status_command(
 
     with open_steering(settings, db) as steering:
         found = update_views(steering.wanted_and_reported(device))
-    title, empty = f"Updates: {len(found)}", "No device has an updater."
+    title, empty = f"Updates: {len(found)}", "No device has reported an update."
     print_table(title, UPDATES, found, as_json=as_json, wide=wide, empty=empty)
 
 

@@ -32,10 +32,9 @@ function stamp(seconds) { return new Date(seconds * 1e3).toISOString().replace("
 // A value of a legend: three digits, and its unit.
 function figure(value, unit) {
   if (value == null) return "—";
-  const bytes = unit.startsWith("B");
-  const [size, letter] = SIZES.find((each) => value >= (bytes ? 1 : 10) * each[0]) || [1, ""];
+  const [size, letter] = SIZES.find((each) => value >= each[0]) || [1, ""];
   const digits = (value / size).toLocaleString("en", { maximumSignificantDigits: 3 });
-  return (bytes ? `${digits} ${letter}${unit}` : `${digits}${letter} ${unit}`).trim();
+  return (unit.startsWith("B") ? `${digits} ${letter}${unit}` : `${digits}${letter} ${unit}`).trim();
 }
 
 // Ticks from zero to above the highest value, and their labels: at most seven characters.
@@ -45,10 +44,10 @@ function scaleY(highest, percent) {
   const step = power * [1, 2, 5, 10].find((each) => each * power >= wanted * 0.999999);
   const ticks = [];
   do ticks.push(ticks.length * step); while (ticks.at(-1) < wanted * 3.999999);
-  const [unit, letter] = SIZES.find((each) => ticks.at(-1) >= 10 * each[0]) || [1, ""];
+  const [unit, letter] = SIZES.find((each) => ticks.at(-1) >= each[0]) || [1, ""];
   const digits = Math.max(0, -Math.floor(Math.log10(step / unit) + 1e-9));
   const said = { minimumFractionDigits: digits, maximumFractionDigits: digits };
-  return { top: ticks.at(-1), ticks, labels: ticks.map((each) => (each / unit).toLocaleString("en", said) + (each ? letter : "")) };
+  return { top: ticks.at(-1), ticks, labels: ticks.map((each) => each ? (each / unit).toLocaleString("en", said) + letter : "0") };
 }
 
 // Ticks at round times, as many as their labels leave room for; those whose label would be cut have none.
