@@ -14,7 +14,7 @@ from tests.ansible.local_play import of_common, play
 pytestmark = pytest.mark.slow  # each starts Ansible
 
 TAG = f"{platform.machine()}-cp{sys.version_info.major}{sys.version_info.minor}"
-FACTS = {"glibc": "2.17", "features": [], "bytes": 1000, "installed_bytes": 2000}
+FACTS = {"glibc": "2.17", "bytes": 1000, "installed_bytes": 2000}
 
 
 HUGE = 400_000_000_000_000  # bytes
@@ -62,7 +62,6 @@ def test_a_machine_that_has_all_passes(preflight: Preflight) -> None:
                 "localhost",
             ],
         ),
-        ({"bundle": {"features": ["sse9", "avx1024"]}}, ["processor", "avx1024", "GGML_NATIVE=OFF"]),
         ({"bundle": {"glibc": "9.1"}}, ["llama.cpp"]),
         # Twice the size, because it is assembled from parts.
         ({"common_models": a_model(HUGE)}, ["the model 800000000, and 0 are to stay free; make room there."]),

@@ -26,7 +26,6 @@ def main(files: list[str]) -> None:
         "venv": None not in (find_spec("ensurepip"), find_spec("venv")),
         "architecture": platform.machine(),
         "glibc": platform.libc_ver()[1],
-        "features": _features(),
         "openmp": find_library("gomp") is not None,
         "memory_bytes": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
         "gpu_bytes": _gpu_bytes(),
@@ -34,13 +33,6 @@ def main(files: list[str]) -> None:
         "whole": whole,
     }
     print(json.dumps(machine))
-
-
-def _features() -> list[str]:
-    """Return what the processor can do, in the kernel's words."""
-    lines = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").splitlines()
-    found = next((line.partition(":")[2] for line in lines if line.startswith(("flags", "Features"))), "")
-    return sorted(set(found.split()))
 
 
 def _free(folder: Path) -> dict[str, Any]:
