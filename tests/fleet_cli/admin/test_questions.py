@@ -12,7 +12,7 @@ import pytest
 from fleet_admin.columns import csv_cell
 from fleet_cli import tables
 from fleet_cli.admin.sessions import follow
-from fleet_cli.admin.usage import begin_of
+from fleet_cli.admin.usage import equal_parts, read_period
 from fleet_edge.alerts import alerts as book
 from fleet_edge.session_log import SessionLog
 from fleet_edge.store.database import open_store
@@ -134,6 +134,7 @@ def test_what_the_page_names_can_be_run(admin: Run, command: str) -> None:
         ("usage --per day --since 20d", ["75.0 %", "first token p95"], []),
         ("usage --by device --sort refusals --since 1h", ["gateway-7"], []),
         ("usage --by device --sort tokens --label north", ["gateway-8"], ["gateway-7"]),
+        ("usage --between 14d..7d,7d", ["+100.0 %", "sessions failed"], []),
         ("events --kind refused", ["busy", "gateway-7"], ["internal"]),
         ("events --severity error", ["internal"], ["busy"]),
         ("events --device gateway-8", ["handed-over", "clock-wrong"], ["busy"]),
@@ -185,19 +186,15 @@ def test_a_narrow_terminal_cuts_no_number(admin: Run, command: str, monkeypatch:
     assert all(len(line) <= 60 for line in tables_alone), narrow
 
 
-@pytest.mark.parametrize(
-    ("text", "begin"),
-    [
-        ("last-week", "2026-11-16"),
-        ("this-month", "2026-11-01"),
-        ("last-month", "2026-10-01"),
-        ("2026-09", "2026-09-01"),
-        ("2026-11-03", "2026-11-03"),
-    ],
-)
-def test_a_period_is_meant_by_its_begin(text: str, begin: str) -> None:
+def test_of_two_periods_equal_parts_are_compared() -> None:
     wednesday = datetime(2026, 11, 25, 12, tzinfo=UTC)
-    assert begin_of(text, now=wednesday) == datetime.fromisoformat(begin).replace(tzinfo=UTC)
+    last, this = (read_period(name, now=wednesday) for name in ("last-week", "this-week"))
+    assert (last.hours, this.hours) == (168.0, 60.0)
+    for one, other in (equal_parts(last, this), equal_parts(this, last)[::-1]):
+        assert (one.since, one.until) == (last.since, last.since + timedelta(hours=60))
+        assert other == this
+    over = [read_period(name, now=wednesday) for name in ("2026-09", "2026-10")]
+    assert list(equal_parts(*over)) == over, "both are whole"
 
 
 @pytest.mark.parametrize(
@@ -222,13 +219,17 @@ def test_what_is_to_be_looked_at_first_comes_first(admin: Run, command: str, fir
         ("usage --by day", "for times see --per"),
         ("usage --per week", "--per takes hour, day or month, not 'week'"),
         ("usage --sort size", "--sort takes app, tokens"),
-        ("usage --since next-week", "'next-week' is no time or period: take today"),
+        ("usage --since next-week", "'next-week' is no period: take today"),
         ("devices --state silent", "--state takes online"),
+        ("usage --between 7d", "--between takes two periods"),
+        ("usage --between 14d,7d --by app", "--between goes with --edge alone"),
         ("events --severity dreadful", "--severity takes info, warning or error, not 'dreadful'"),
         ("events --count moon", "--count takes kind, code"),
         ("events --count kind --follow", "--count goes with neither --follow"),
         ("events --until 1h --follow", "--until and --follow exclude"),
-        ("usage --since 2020-13", "'2020-13' is no time or period"),
+        ("usage --between yesterday,tomorrow", "'tomorrow' is no period: take today"),
+        ("usage --between 2020-13,7d", "'2020-13' is no period"),
+        ("usage --between 7d..9d,7d", "is empty or has not begun"),
         ("export sessions --to /nowhere/at/all.csv", "The file /nowhere/at/all.csv cannot be written"),
     ],
 )
