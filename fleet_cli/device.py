@@ -87,7 +87,7 @@ def _run_once(
         else:
             events.write(Event.OFFLINE)
 
-    service.on_connection(tell_connection)
+    service.link.on_connection(tell_connection)
     gateway = Gateway(service, remote=remote, log_tail=tail)
     signal.signal(signal.SIGINT, lambda *_: gateway.ask(Asked.STOP))
     signal.signal(signal.SIGTERM, lambda *_: gateway.ask(Asked.DRAIN))

@@ -1,13 +1,12 @@
-"""Gateway: a device that serves applications, with its queue of requests, journal and local API."""
+"""Gateway: a device that serves applications, with its queue of requests and local API."""
 
 import contextlib
 import logging
 import queue
 import socket
-import threading
 import time
 from collections.abc import Callable
-from datetime import date, datetime
+from datetime import datetime
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Any, Final
 
@@ -16,56 +15,12 @@ from fleet_device.drafters.contract import TextCodec
 from fleet_device.errors import EdgeUnavailable
 from fleet_device.requests.generate import GeneratedText, GenerateRequest, RequestContext
 from fleet_device.requests.queue import Listener, RequestQueue, Ticket
-from fleet_device.service import DeviceService, DeviceTotals
+from fleet_device.service import DeviceService
 from fleet_device.settings import OfflinePolicy
 from fleet_device.steering.commands import LogTail, SteeringListener
 from fleet_device.steering.remote_settings import SteeredSettings
-from schemas.control import Telemetry
 from schemas.names import VERSION
 from schemas.policy import Grammar
-
-
-class Journal:
-    """Count requests of today and since the start. Callable on any thread.
-
-    Days begin at this machine's midnight.
-    """
-
-    def __init__(self, now: Callable[[], datetime]) -> None:
-        self._now = now
-        self._lock = threading.Lock()
-        self._totals = DeviceTotals()
-        self._latest: Telemetry | None = None
-        self._day: date | None = None
-        self._texts_today = self._tokens_today = 0
-
-    def note(self, text: GeneratedText) -> None:
-        with self._lock:
-            self._begin_day(self._now().astimezone().date())
-            self._texts_today += 1
-            self._tokens_today += len(text.tokens)
-            self._latest = self._totals.add(text.generation)
-
-    def json(self) -> dict[str, Any]:
-        today = self._now().astimezone().date()
-        with self._lock:
-            self._begin_day(today)
-            latest = self._latest.model_dump() if self._latest is not None else {}
-            return {
-                "today": {"date": today.isoformat(), "texts": self._texts_today, "tokens": self._tokens_today},
-                "acceptance": latest.get("acceptance"),
-                "round_trip_ms": latest.get("round_trip_ms"),
-                "unverified": latest.get("unverified") or 0,
-                "mean_draft": latest.get("mean_draft"),
-                "draft_ms_per_token": latest.get("draft_ms_per_token"),
-                "joules_per_token": latest.get("joules_per_token"),
-                "plan": latest.get("plan"),
-                "plan_reason": latest.get("plan_reason"),
-            }
-
-    def _begin_day(self, today: date) -> None:
-        if today != self._day:
-            self._day, self._texts_today, self._tokens_today = today, 0, 0
 
 
 _log = logging.getLogger(__name__)
@@ -118,7 +73,6 @@ class Gateway:
             on_idle=lambda: self.ask(Asked.IDLE),
         )
         self._server: ApiServer | None = None
-        self._journal = Journal(service.now)
         self._steering: SteeringListener | None = None
         if remote is not None and self._settings.steering:
             remote.on_change(service.take_settings)
@@ -279,7 +233,7 @@ class Gateway:
                 "context": service.drafter.context,
                 "vocabulary": str(service.drafter.vocabulary),
             },
-            "broker": {"host": settings.broker.host, "port": settings.broker.port, "connected": service.connected},
+            "broker": {"host": settings.broker.host, "port": settings.broker.port, "connected": service.link.connected},
             "edges": [
                 {
                     "edge": state.edge,
@@ -300,13 +254,18 @@ class Gateway:
         }
 
     def status(self) -> dict[str, Any]:
-        heat = {"temperature_c": self.service.heat.temperature_c, "throttled": self.service.heat.throttled}
-        return {**self.health(), "offline": self._settings.offline.value, **self._journal.json(), **heat}
+        latest, heat = self.service.tally.latest, self.service.heat
+        return {
+            **self.health(),
+            "offline": self._settings.offline.value,
+            **latest.model_dump(exclude={"sessions", "tokens"}),
+            "unverified": latest.unverified or 0,
+            "temperature_c": heat.temperature_c,
+            "throttled": heat.throttled,
+        }
 
     def _generate(self, request: GenerateRequest, context: RequestContext) -> GeneratedText:
         outages = request.outages
         if outages.policy is OfflinePolicy.FAIL and (missing := self.absence(for_s=outages.absence_s)) is not None:
             raise missing
-        text = self.service.generate(request, context)
-        self._journal.note(text)
-        return text
+        return self.service.generate(request, context)

@@ -42,6 +42,7 @@ class DeviceTotals:
 
     sessions: int = 0
     tokens: int = 0
+    latest: Telemetry = field(default_factory=lambda: Telemetry(sessions=0, tokens=0))
     _tested: int = 0
     _accepted: int = 0
     _streamed: int = 0
@@ -66,7 +67,7 @@ class DeviceTotals:
         if generation.joules is not None:
             self._joules = (self._joules or 0.0) + generation.joules
         self._smooth(generation.round_trips)
-        return Telemetry(
+        self.latest = Telemetry(
             sessions=self.sessions,
             tokens=self.tokens,
             acceptance=self._accepted / self._tested if self._tested else None,
@@ -80,6 +81,7 @@ class DeviceTotals:
             temperature_c=temperature_c,
             joules_per_token=self._joules / self.tokens if self._joules is not None and self.tokens else None,
         )
+        return self.latest
 
     def _smooth(self, new: RoundTrips) -> None:
         if new.mean_ms is None:
@@ -128,7 +130,7 @@ class DeviceService:
     texts_at_once: int = field(init=False)
     link: Link = field(init=False)
     _counting: threading.Lock = field(default_factory=threading.Lock)
-    _reports: UnverifiedReports = field(init=False)
+    reports: UnverifiedReports = field(init=False)
     _presence: Presence = Presence.ONLINE
     _stopping: threading.Event = field(default_factory=threading.Event)
     _connecting: threading.Thread | None = None
@@ -139,7 +141,7 @@ class DeviceService:
         self.since = self.now()
         self.meter = EnergyMeter(settings.power, self.clock)
         self.heat.on_change = self.announce
-        self._reports = UnverifiedReports(settings.state_file(".unverified.db") or Path("fleet-unverified.db"))
+        self.reports = UnverifiedReports(settings.state_file(".unverified.db") or Path("fleet-unverified.db"))
         self.codec = ConversationCodec(self.drafter.codec)
         will = Will(self._topic(Topic.STATE), encode_json(self._state(Presence.OFFLINE)))
         further = sequences_of(self.drafter, settings.draft_sequences)[1:]
@@ -159,7 +161,7 @@ class DeviceService:
             further=[(drafter, self._pacing()) for drafter in further],
             edge_only=edge_only,
             may_stream=settings.stream is not False,
-            reports=self._reports,
+            reports=self.reports,
         )
         self.agent.attach()
         # Again after every reconnect: meanwhile the broker has published our will.
@@ -179,17 +181,9 @@ class DeviceService:
     def edges(self) -> EdgePresences:
         return self.agent.inbox.edges
 
-    @property
-    def connected(self) -> bool:
-        return self.link.connected
-
-    @property
-    def unreported(self) -> int:
-        return len(self._reports)
-
     def start(self) -> None:
         """Connect, and announce that this device is online; raise ConnectFailed if the broker cannot be reached."""
-        self._reports.start()
+        self.reports.start()
         self.heat.start()
         try:
             self.link.start(timeout_s=_CONNECT_S)
@@ -200,7 +194,7 @@ class DeviceService:
 
     def start_patiently(self) -> None:
         """Connect as soon as the broker can be reached, on a thread: a gateway may boot before its network."""
-        self._reports.start()
+        self.reports.start()
         self.heat.start()
         self._connecting = threading.Thread(target=self._connect, name="connect", daemon=True)
         self._connecting.start()
@@ -217,7 +211,7 @@ class DeviceService:
             if self._connecting is not None:
                 self._connecting.join()
                 self.link.stop()  # it may have started in between
-            self._reports.stop()
+            self.reports.stop()
             self.agent.close()
             self.drafter.close()
 
@@ -255,9 +249,6 @@ class DeviceService:
                 return EdgeUnavailable(str(self.agent.inbox.rejected), code=LinkFault.NOT_AUTHORIZED)
             return EdgeUnavailable(self.edges.absence(self.settings.fleet))
         return None
-
-    def on_connection(self, listener: Callable[[bool], None]) -> None:
-        self.link.on_connection(listener)
 
     def generate(self, request: GenerateRequest, context: RequestContext | None = None) -> GeneratedText:
         """Run a request and count it; see `generate_text`. More than `texts_at_once` threads wait for each other."""

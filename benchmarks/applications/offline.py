@@ -144,7 +144,7 @@ class Site:
     def wait_until_told(self) -> None:
         """Wait until the edge has confirmed every request that was completed without it."""
         self.wait_until_there()
-        _until(lambda: self._gateway.service.unreported == 0, "The device does not get rid of its reports.")
+        _until(lambda: not len(self._gateway.service.reports), "The device does not get rid of its reports.")
         time.sleep(1.0)  # what the edge has answered is in the log; what is repeated may still come
 
     def _start_edge(self) -> None:

@@ -88,7 +88,7 @@ def test_a_device_that_vanishes_is_declared_offline_and_comes_back_as_what_it_wa
     fleet = MemoryFleet()
     service = memory_service(fleet)
     heard: list[bool] = []
-    service.on_connection(heard.append)
+    service.link.on_connection(heard.append)
     service.start()
     fleet.broker.pump()
     fleet.broker.kill(CLIENT)
@@ -106,9 +106,9 @@ def test_a_patient_start_waits_for_the_broker(monkeypatch: pytest.MonkeyPatch) -
     fleet.broker.up = False
     service = memory_service(fleet)
     service.start_patiently()
-    assert not service.connected
+    assert not service.link.connected
     fleet.broker.up = True
-    until(lambda: service.connected)
+    until(lambda: service.link.connected)
     service.stop()
 
 

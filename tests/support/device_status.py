@@ -15,7 +15,6 @@ def device_status(**given: Any) -> dict[str, Any]:
         "broker": {"host": "127.0.0.1", "port": 1883, "connected": True},
         "edges": [{"edge": "edge-1", "presence": "online", "target": "toy-target", "software": "9.9"}],
         "sessions": {"writing": 1, "at_once": 2, "waiting": 2, "ended": 3, "tokens": 1234},
-        "today": {"date": "2026-01-03", "texts": 2, "tokens": 1000},
         "offline": "fail",
         "unverified": 0,
         "acceptance": 0.815,

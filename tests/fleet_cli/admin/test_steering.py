@@ -30,7 +30,7 @@ def devices(start_mosquitto: StartBroker, tmp_path: Path, monkeypatch: pytest.Mo
     place = BrokerSettings(port=mosquitto.port)
     names = ("afar-1", "afar-2")
     with steered_devices(names, fleet=FLEET, brokers=dict.fromkeys(names, place), folder=tmp_path) as running:
-        until(lambda: all(each.service.connected for each in running))
+        until(lambda: all(each.service.link.connected for each in running))
         yield running
 
 

@@ -3,6 +3,7 @@ import hashlib
 import re
 import shutil
 import subprocess
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,10 @@ class Elements(HTMLParser):
             self.text += data
 
 
+def words(page: str) -> str:
+    return " ".join(Elements(page).text.split())
+
+
 def poisoned(value: Any) -> Any:
     """Replace every string by hostile text."""
     match value:
@@ -59,6 +64,34 @@ def poisoned(value: Any) -> Any:
             return [poisoned(each) for each in value]
         case _:
             return value
+
+
+def test_the_page_says_how_the_device_is(app: Starlette) -> None:
+    response = ask(app, "GET", "/")
+    assert (response.status_code, response.headers["content-type"]) == (200, "text/html; charset=utf-8")
+    said = words(response.text)
+    for part in (
+        "device-1 · fleet home",
+        "ok Texts can be written.",
+        "toy (Q4_0)",
+        "Context 2,048 tokens",
+        "A draft token takes 11.3 ms",
+        "127.0.0.1:1883, connected",
+        "Edge edge-1 online, toy-target, software 9.9",
+        "Round trip 42 ms from a draft to its verdict",
+        "Acceptance 0.81 of the draft tokens that were tested",
+        "While no edge answers texts fail Plan",
+        "Plan ahead: Drafting ahead 31.0 tokens/s with 5 a draft.",
+        "Queue 1 of at most 2 texts being written, 2 waiting",
+        "Since 2026-01-02 00:00 UTC 1,234 tokens in 3 texts",
+    ):
+        assert part in said, part
+
+
+def test_unverified_tokens_are_shown_as_such() -> None:
+    page = render_status(device_status(offline="local", unverified=1234))
+    said = words(page)
+    assert "1,234" in said
 
 
 def test_whatever_a_text_or_a_name_says_is_text() -> None:
@@ -158,9 +191,24 @@ def test_the_text_is_what_prometheus_reads() -> None:
     assert samples[0].labels == {"version": "9.9", "draft_model": "toy", "quantization": "Q4_0"}
 
 
+def test_what_is_not_known_yet_is_left_out_and_who_cannot_write_is_not_ready() -> None:
+    rates = dict.fromkeys(("acceptance", "mean_draft", "round_trip_ms", "draft_ms_per_token"))
+    found = {each.metric.name: each for each in device_families(device_status(status="waiting", **rates))}
+    assert "dssd_device_acceptance_ratio" not in found
+    assert found["dssd_device_ready"].values == {(): 0.0}
+
+
 def test_every_metric_of_the_catalogue_is_told_under_a_name_of_its_own() -> None:
     assert {each.metric for each in device_families(device_status())} == set(DEVICE_CATALOGUE)
     assert not {each.name for each in DEVICE_CATALOGUE} & {each.name for each in CATALOGUE}
+
+
+def test_without_the_library_it_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "prometheus_client", None)
+    app = create_app(Told(), settings())  # type: ignore[arg-type]
+    answer = TestClient(app, base_url="http://127.0.0.1").get("/metrics")
+    assert answer.status_code == 501
+    assert "extra 'metrics'" in answer.json()["error"]["message"]
 
 
 def test_it_is_guarded_as_all_of_the_api_is() -> None:

@@ -253,7 +253,7 @@ def steered(tmp_path: Path, **given: Any) -> Iterator[Steered]:
         announce_edge(fleet)
         it.gateway.start()
         try:
-            until(lambda: it.service.connected and bool(it.service.edges.online()))
+            until(lambda: it.service.link.connected and bool(it.service.edges.online()))
             yield it
         finally:
             it.gateway.stop()
@@ -397,7 +397,7 @@ def test_a_self_test_without_an_edge_says_what_is_missing(tmp_path: Path) -> Non
     it = Steered(fleet, tmp_path)
     with at_work(fleet):
         it.gateway.start()
-        until(lambda: it.service.connected)
+        until(lambda: it.service.link.connected)
         answer = it.monitor.command("self-test")
         it.gateway.stop()
     assert answer.outcome.value == "failed"
