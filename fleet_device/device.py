@@ -15,11 +15,11 @@
 import asyncio
 import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, Literal, Self, Unpack
+from typing import Final, Self, Unpack
 
 from fleet_common.mqtt.link import Link
 from fleet_common.mqtt.paho_link import PahoLink
@@ -32,8 +32,7 @@ from fleet_device.requests.generate import GeneratedText, GenerateRequest
 from fleet_device.requests.prompt import PreparedRequest, Prompt, TextOptions, prepare_request
 from fleet_device.requests.queue import AsyncTextStream, RequestQueue, TextStream
 from fleet_device.service import DeviceService
-from fleet_device.settings import MODEL_DRAFTER, DeviceSettings, OfflinePolicy, Truncate
-from schemas.policy import Grammar, Mode
+from fleet_device.settings import MODEL_DRAFTER, DeviceSettings, OfflinePolicy
 
 
 def preflight(settings: DeviceSettings, *, serves: bool) -> None:
@@ -201,28 +200,7 @@ class Device(_AnyDevice):
         """Cancel all requests, disconnect, and release everything. Idempotent."""
         self._end()
 
-    def generate(
-        self,
-        prompt: Prompt,
-        *,
-        raw: bool = False,
-        max_new_tokens: int | None = None,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        mode: Mode | Literal["residual", "coupled"] | None = None,
-        seed: int | None = None,
-        stop: str | Sequence[str] | None = None,
-        truncate: Truncate | Literal["refuse", "start", "middle"] | None = None,
-        logprobs: int | None = None,
-        offline: OfflinePolicy | Literal["fail", "wait", "local"] | None = None,
-        grammar: Grammar | None = None,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        tool_choice: Literal["none", "auto", "required"] | Mapping[str, Any] | None = None,
-        parallel_tool_calls: bool | None = None,
-        speculation: bool = True,
-        timeout: float | None = None,
-    ) -> GeneratedText:
+    def generate(self, prompt: Prompt, **options: Unpack[TextOptions]) -> GeneratedText:
         """Generate a text, and return it when it is complete.
 
         A broker or an edge that restarts meanwhile costs time; if it stays away, the request fails after `offline_s`
@@ -231,26 +209,7 @@ class Device(_AnyDevice):
 
         Args:
             prompt: A text, the messages of a chat, or token ids.
-            raw: Continue a text prompt as it is; otherwise it is a user's message, for the draft model's chat template.
-            max_new_tokens: Most tokens to generate; this and all below default to the device's settings.
-            temperature: 0 to 2; 0 is greedy.
-            top_k: Number of tokens kept; 0 keeps all.
-            top_p: Probability mass kept; 1 keeps all.
-            mode: How drafts are verified.
-            seed: 0 to 2^64 - 1; random for each request if neither this nor the setting is given.
-            stop: A string, or several, before the first of which the generation ends.
-            truncate: What to do with a prompt that is too long for the context: refuse it, or cut its start or its
-                middle.
-            logprobs: 0 to 20: return the large model's log-probabilities of all tokens, and of this many alternatives
-                each.
-            offline: What the device does when no edge answers.
-            grammar: Constraint on the text; none if left out.
-            tools: Functions that the model may call, in OpenAI's shape; the calls are the result's `tool_calls`.
-            tool_choice: Whether it may call one (`auto`, the default), must (`required`, or a function by name), or
-                must not.
-            parallel_tool_calls: Whether it may call several at once; True by default.
-            speculation: Draft on this device; otherwise the edge decodes alone.
-            timeout: Seconds, with the time in the queue, after which the request is cancelled; none by default.
+            options: See `TextOptions`.
 
         Raises:
             InvalidRequest: The prompt or an option cannot be used.
@@ -265,82 +224,27 @@ class Device(_AnyDevice):
             TextCancelled: The device was closed meanwhile.
             RequestTimeout: The text was not complete within `timeout`.
         """
-        options = TextOptions(
-            raw=raw,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            mode=mode,
-            seed=seed,
-            stop=stop,
-            truncate=truncate,
-            logprobs=logprobs,
-            offline=offline,
-            grammar=grammar,
-            tools=tools,
-            tool_choice=tool_choice,
-            parallel_tool_calls=parallel_tool_calls,
-            speculation=speculation,
-            timeout=timeout,
-        )
-        with self._begin(prompt, options) as stream:
+        with self.stream(prompt, **options) as stream:
             return stream.result()
 
-    def stream(  # noqa: D417 - `generate` describes the options
-        self,
-        prompt: Prompt,
-        *,
-        raw: bool = False,
-        max_new_tokens: int | None = None,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        mode: Mode | Literal["residual", "coupled"] | None = None,
-        seed: int | None = None,
-        stop: str | Sequence[str] | None = None,
-        truncate: Truncate | Literal["refuse", "start", "middle"] | None = None,
-        logprobs: int | None = None,
-        offline: OfflinePolicy | Literal["fail", "wait", "local"] | None = None,
-        grammar: Grammar | None = None,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        tool_choice: Literal["none", "auto", "required"] | Mapping[str, Any] | None = None,
-        parallel_tool_calls: bool | None = None,
-        speculation: bool = True,
-        timeout: float | None = None,
-    ) -> TextStream:
+    def stream(self, prompt: Prompt, **options: Unpack[TextOptions]) -> TextStream:
         """Begin to generate a text, and return an iterator over its pieces as they are verified.
 
         Leaving the loop, or closing the stream, cancels the request; use it in a `with` statement if other code may end
         before the loop does.
 
         Args:
-            prompt: A text, the messages of a chat, or token ids; the options are those of `generate`.
+            prompt: A text, the messages of a chat, or token ids.
+            options: See `TextOptions`.
 
         Raises:
             InvalidRequest: The prompt or an option cannot be used.
             DeviceClosed: The device is not open.
         """
-        options = TextOptions(
-            raw=raw,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            mode=mode,
-            seed=seed,
-            stop=stop,
-            truncate=truncate,
-            logprobs=logprobs,
-            offline=offline,
-            grammar=grammar,
-            tools=tools,
-            tool_choice=tool_choice,
-            parallel_tool_calls=parallel_tool_calls,
-            speculation=speculation,
-            timeout=timeout,
-        )
-        return self._begin(prompt, options)
+        prepared = prepare_request(prompt, self.settings, **options)
+        opened = self._require_open()
+        opened.check_grammar(prepared)
+        return TextStream(opened.queue, lambda: prepared.encode(opened.service.codec), timeout=options.get("timeout"))
 
     def count_tokens(self, prompt: Prompt, *, raw: bool = False) -> int:
         """Return the number of tokens of a prompt, chat template included.
@@ -366,12 +270,6 @@ class Device(_AnyDevice):
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    def _begin(self, prompt: Prompt, options: TextOptions) -> TextStream:
-        prepared = prepare_request(prompt, self.settings, **options)
-        opened = self._require_open()
-        opened.check_grammar(prepared)
-        return TextStream(opened.queue, lambda: prepared.encode(opened.service.codec), timeout=options.get("timeout"))
 
 
 class AsyncDevice(_AnyDevice):

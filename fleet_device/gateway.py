@@ -22,7 +22,6 @@ from fleet_device.steering.remote_settings import SteeredSettings
 from schemas.names import VERSION
 from schemas.policy import Grammar
 
-
 _log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:

@@ -123,14 +123,6 @@ class Power(BaseModel):
         return self.drafting_w > 0.0
 
 
-class Truncate(StrEnum):
-    """What to do with a prompt that is too long: refuse it, or drop its start or its middle."""
-
-    REFUSE = "refuse"
-    START = "start"
-    MIDDLE = "middle"
-
-
 MemoryBudget = Annotated[int, Field(ge=1, le=1 << 20)] | Literal["auto"]
 DraftLength = Annotated[int, Field(ge=0, le=MAX_DRAFT)] | Literal["auto"]
 
@@ -182,10 +174,6 @@ class DeviceSettings(Settings):
         "to fit. `auto`: half of the free memory.",
         unit="megabytes",
         rare=True,
-    )
-    truncate: Truncate = setting(
-        Truncate.REFUSE,
-        "Refuse a prompt that exceeds the context, or cut its start or middle. A chat loses its oldest turns first.",
     )
     texts_at_once: int = setting(
         SESSIONS_PER_DEVICE,

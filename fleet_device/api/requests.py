@@ -28,7 +28,7 @@ from fleet_device.requests.structured import (
     schema_grammar,
     unusable,
 )
-from fleet_device.settings import MAX_TEMPERATURE, DeviceSettings, OfflinePolicy, Truncate
+from fleet_device.settings import MAX_TEMPERATURE, DeviceSettings, OfflinePolicy
 from schemas.fields import MAX_TOKENS, MAX_TOP_LOGPROBS
 from schemas.policy import MAX_GRAMMAR_BYTES, MAX_SEED, Grammar, Mode
 
@@ -191,7 +191,7 @@ class IgnoredFields(StrictModel):
 class GenerationRequest(IgnoredFields):
     """Fields that all requests have.
 
-    `truncate`, `top_k`, `mode`, `offline`, `grammar` and `speculation` are extensions of OpenAI's API.
+    `top_k`, `mode`, `offline`, `grammar` and `speculation` are extensions of OpenAI's API.
     `model` has no effect, because a device has one pair of models; OpenAI's API requires it in some requests.
     """
 
@@ -203,7 +203,6 @@ class GenerationRequest(IgnoredFields):
     top_k: Annotated[int, Field(ge=0, le=1_000_000)] | None = None
     mode: Mode | None = None
     seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = None
-    truncate: Truncate | None = None
     offline: OfflinePolicy | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
@@ -258,7 +257,6 @@ class TextRequest(GenerationRequest):
             mode=self.mode,
             seed=self.seed,
             stop=self.stop,
-            truncate=self.truncate,
             logprobs=self.most_logprobs,
             offline=self.offline,
             grammar=self.text_grammar(),

@@ -19,16 +19,12 @@ from schemas.messages import Closed
 from schemas.policy import SamplingPolicy
 from schemas.reasons import EndReason
 
-Shorten = Callable[[int], Sequence[int] | None]
-"""Returns a prompt of at most this many tokens (at least 1); None if it cannot be made that short."""
-
 
 @dataclass(frozen=True, slots=True)
 class GenerateRequest:
     """What to generate.
 
     Attributes:
-        shorten: Makes the prompt shorter if the context cannot hold it; None if the request is refused then.
         logprobs: Number of alternatives whose log-probabilities are returned with those of each token; None for none.
         outages: What happens when no edge answers.
         speculation: Whether the device may draft; otherwise it uses edge-only decoding.
@@ -40,7 +36,6 @@ class GenerateRequest:
     policy: SamplingPolicy
     max_new_tokens: int
     stop: tuple[str, ...] = ()
-    shorten: Shorten | None = field(default=None, compare=False, repr=False)
     logprobs: int | None = None
     outages: Outages = field(default_factory=Outages)
     app: str | None = None
@@ -245,35 +240,20 @@ class GeneratedText:
         return len(self.tokens) / (self.generation.wall_ms / 1e3) if self.generation.wall_ms else 0.0
 
 
-def fit_prompt(request: GenerateRequest, context: int) -> GenerateRequest:
-    """Return a request whose prompt leaves room in a context, shortened if that was requested.
-
-    The room is for the requested tokens, at most half of the context. Raise PromptTooLong if the prompt cannot or may
-    not be shortened.
-    """
-    prompt = request.prompt
-    if request.shorten is not None:
-        most = context - min(max(1, request.max_new_tokens), context // 2)
-        if len(prompt) <= most:
-            return request
-        shorter = request.shorten(max(1, most))
-        if shorter is not None and 0 < len(shorter) < context:
-            return replace(request, prompt=tuple(shorter))
-    if len(prompt) < context:
-        return request
-    how = "Shorten it, or raise the setting 'context'"
-    if request.shorten is None:
-        how += ", or have it truncated by the setting 'truncate'"
-    raise PromptTooLong(f"The prompt has {len(prompt)} tokens; the draft model holds {context} with the output. {how}.")
-
-
 def generate_text(
     agent: TextGenerator, drafter: Drafter, request: GenerateRequest, context: RequestContext | None = None
 ) -> GeneratedText:
-    """Run a request and return its result; it ends early where the draft model's context is full."""
+    """Run a request and return its result; it ends early where the draft model's context is full.
+
+    Raise PromptTooLong if the context has no room for the prompt and a token.
+    """
     context = context or RequestContext()
-    request = fit_prompt(request, drafter.context)
     room = drafter.context - len(request.prompt)
+    if room < 1:
+        raise PromptTooLong(
+            f"The prompt has {len(request.prompt)} tokens; the draft model holds {drafter.context} with the output. "
+            "Shorten it, or raise the setting 'context'."
+        )
     text = _GrowingText(drafter.codec, request.stop, prompt=len(request.prompt))
 
     def on_tokens(tokens: CommittedTokens) -> bool:

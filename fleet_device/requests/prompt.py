@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from threading import TIMEOUT_MAX
 from typing import Any, Final, Literal, TypedDict, Unpack
 
@@ -14,29 +13,42 @@ from fleet_device.errors import InvalidRequest
 from fleet_device.requests.chat import encode_chat
 from fleet_device.requests.generate import GenerateRequest
 from fleet_device.requests.structured import ChatMessage, RequestMessage, ToolOffer, ToolOptions, UnusableParameter
-from fleet_device.settings import MAX_TEMPERATURE, DeviceSettings, OfflinePolicy, Outages, Truncate
+from fleet_device.settings import MAX_TEMPERATURE, DeviceSettings, OfflinePolicy, Outages
 from schemas.fields import MAX_TOKENS, MAX_TOP_LOGPROBS
 from schemas.policy import Grammar, Mode, SamplingPolicy
 
 Prompt = str | Sequence[ChatMessage | Mapping[str, Any]] | Sequence[int]
 
 _Encode = Callable[[TextCodec], Sequence[int]]
-_Shorten = Callable[[TextCodec, int, Truncate], Sequence[int] | None]
 
 MOST_STOPS: Final = 4
 LONGEST_STOP: Final = 256
-
-_SYSTEM: Final = "system"
-
-_NEARER: Final = 0.95  # fraction of what should fit: tokens differ in length
-_CUT: Final = "…"  # replaces what was left out of a message
-_TRIES: Final = 12
 
 _SAMPLING: Final = ("mode", "temperature", "top_k", "top_p", "seed", "grammar")
 
 
 class TextOptions(TypedDict, total=False):
-    """Options of `Device.generate`, which describes them, for a function that passes them on."""
+    """Options of `Device.generate` and `Device.stream`; what is left out, or None, is as the device's settings say.
+
+    Attributes:
+        raw: Continue a text prompt as it is; otherwise it is a user's message, for the draft model's chat template.
+        max_new_tokens: Most tokens to generate.
+        temperature: 0 to 2; 0 is greedy.
+        top_k: Number of tokens kept; 0 keeps all.
+        top_p: Probability mass kept; 1 keeps all.
+        mode: How drafts are verified.
+        seed: 0 to 2^64 - 1; random for each request if neither this nor the setting is given.
+        stop: A string, or several, before the first of which the generation ends.
+        logprobs: 0 to 20: return the large model's log-probabilities of all tokens, and of this many alternatives each.
+        offline: What the device does when no edge answers.
+        grammar: Constraint on the text; none by default.
+        tools: Functions that the model may call, in OpenAI's shape; the calls are the result's `tool_calls`.
+        tool_choice: Whether it may call one (`auto`, the default), must (`required`, or a function by name), or must
+            not.
+        parallel_tool_calls: Whether it may call several at once; True by default.
+        speculation: Draft on this device, the default; otherwise the edge decodes alone.
+        timeout: Seconds, with the time in the queue, after which the request is cancelled; none by default.
+    """
 
     raw: bool
     max_new_tokens: int | None
@@ -46,7 +58,6 @@ class TextOptions(TypedDict, total=False):
     mode: Mode | Literal["residual", "coupled"] | None
     seed: int | None
     stop: str | Sequence[str] | None
-    truncate: Truncate | Literal["refuse", "start", "middle"] | None
     logprobs: int | None
     offline: OfflinePolicy | Literal["fail", "wait", "local"] | None
     grammar: Grammar | None
@@ -75,8 +86,7 @@ def prepare_request(prompt: Prompt, defaults: DeviceSettings, **options: Unpack[
     at once, and the prompt is encoded when the request's turn has come.
     """
     offer = _offer(options)
-    encode, shorten = _encoder(prompt, offer, raw=options.get("raw", False))
-    how = _truncate(defaults, options.get("truncate"))
+    encode = _encoder(prompt, offer, raw=options.get("raw", False))
     policy, stop = _policy(defaults, options), _stops(options.get("stop"))
     if offer is not None:
         policy = policy.model_copy(update={"grammar": _grammar_of(offer, options)})
@@ -90,9 +100,8 @@ def prepare_request(prompt: Prompt, defaults: DeviceSettings, **options: Unpack[
         outages = replace(outages, policy=OfflinePolicy.FAIL)
 
     def prepare(codec: TextCodec) -> GenerateRequest:
-        cut = None if how is Truncate.REFUSE else lambda tokens: shorten(codec, tokens, how)
         prompt, speculation = tuple(encode(codec)), options.get("speculation", True)
-        return GenerateRequest(prompt, policy, most, stop, cut, logprobs, outages, speculation=speculation, offer=offer)
+        return GenerateRequest(prompt, policy, most, stop, logprobs, outages, speculation=speculation, offer=offer)
 
     return PreparedRequest(policy, prepare)
 
@@ -118,14 +127,14 @@ def _grammar_of(offer: ToolOffer, options: TextOptions) -> Grammar:
         raise InvalidRequest(str(error)) from None
 
 
-def _encoder(prompt: object, offer: ToolOffer | None, *, raw: bool) -> tuple[_Encode, _Shorten]:
+def _encoder(prompt: object, offer: ToolOffer | None, *, raw: bool) -> _Encode:
     if isinstance(prompt, str | Sequence) and not prompt:
         raise InvalidRequest("The prompt is empty; give some text, chat messages, or token ids.")
     if isinstance(prompt, str):
         if not raw:
             return _chat_encoder([ChatMessage("user", prompt)], offer)
         _check_chat(offer)
-        return lambda codec: codec.encode(prompt), lambda codec, most, how: shorten_text(codec, prompt, most, how)
+        return lambda codec: codec.encode(prompt)
     if not isinstance(prompt, Sequence) or isinstance(prompt, bytes | bytearray):
         raise InvalidRequest(
             f"A prompt cannot be of the type {type(prompt).__name__!r}; give a text, chat messages, or token ids."
@@ -133,7 +142,7 @@ def _encoder(prompt: object, offer: ToolOffer | None, *, raw: bool) -> tuple[_En
     if all(isinstance(each, int) and not isinstance(each, bool) and each >= 0 for each in prompt):
         ids = tuple(prompt)
         _check_chat(offer)
-        return lambda _codec: ids, lambda _codec, most, how: shorten_tokens(ids, most, how)
+        return lambda _codec: ids
     messages = [_message(each) for each in prompt]
     if not any(message.content for message in messages):
         raise InvalidRequest("There is no text in the chat messages; give some.")
@@ -145,22 +154,9 @@ def _check_chat(offer: ToolOffer | None) -> None:
         raise InvalidRequest("The option 'tools' cannot be used: functions are described in a chat, so give one.")
 
 
-def _chat_encoder(messages: Sequence[ChatMessage], offer: ToolOffer | None) -> tuple[_Encode, _Shorten]:
-    if offer is not None:
-        messages = offer.chat(messages)
-    return (
-        lambda codec: encode_chat(codec, messages),
-        lambda codec, most, how: shorten_chat(partial(encode_chat, codec), messages, most, how),
-    )
-
-
-def _truncate(defaults: DeviceSettings, value: object) -> Truncate:
-    if value is None:
-        return defaults.truncate
-    try:
-        return Truncate(str(value))
-    except ValueError:
-        raise InvalidRequest("The option 'truncate' cannot be used: it is refuse, start or middle.") from None
+def _chat_encoder(messages: Sequence[ChatMessage], offer: ToolOffer | None) -> _Encode:
+    described = messages if offer is None else offer.chat(messages)
+    return lambda codec: encode_chat(codec, described)
 
 
 def _message(message: object) -> ChatMessage:
@@ -221,78 +217,3 @@ def _check_timeout(value: object) -> None:
     if value is None or (isinstance(value, int | float) and 0 < value <= TIMEOUT_MAX and value is not True):
         return
     raise InvalidRequest("The option 'timeout' cannot be used: it is a number of seconds above 0, or None.")
-
-
-# Prompts that are too long for the context
-
-
-def shorten_tokens(tokens: Sequence[int], most: int, how: Truncate) -> Sequence[int]:
-    """Return at most `most` tokens, without their start or their middle."""
-    if len(tokens) <= most:
-        return tokens
-    head = most // 2 if how is Truncate.MIDDLE else 0
-    return [*tokens[:head], *tokens[len(tokens) - (most - head) :]]
-
-
-def shorten_text(codec: TextCodec, text: str, most: int, how: Truncate) -> Sequence[int] | None:
-    """Return the tokens of a text without its start or its middle, but with a beginning-of-text token."""
-    tokens = codec.encode(text)
-    begin = codec.encode("")
-    if begin and tokens[: len(begin)] == begin:
-        if most <= len(begin):
-            return None
-        return [*begin, *shorten_tokens(tokens[len(begin) :], most - len(begin), how)]
-    return shorten_tokens(tokens, most, how)
-
-
-def shorten_chat(
-    encode: Callable[[Sequence[ChatMessage]], Sequence[int]], messages: Sequence[ChatMessage], most: int, how: Truncate
-) -> Sequence[int] | None:
-    """Return the tokens of a chat without its oldest turns, and if necessary without part of the last message.
-
-    System messages and the whole chat template stay. None if these alone are too long.
-    """
-    system = [message for message in messages if message.role == _SYSTEM]
-    spoken = [message for message in messages if message.role != _SYSTEM]
-    asks = next((message.role for message in spoken), _SYSTEM)
-    while len(spoken) > 1:
-        # A turn is a message and the answers to it: the rest begins with such a message.
-        del spoken[0]
-        while len(spoken) > 1 and spoken[0].role != asks:
-            del spoken[0]
-        tokens = encode([*system, *spoken])
-        if len(tokens) <= most:
-            return tokens
-    if not spoken:
-        return None
-    return _cut_last(encode, system, spoken[0], most, how)
-
-
-def _cut_last(
-    encode: Callable[[Sequence[ChatMessage]], Sequence[int]],
-    system: Sequence[ChatMessage],
-    last: ChatMessage,
-    most: int,
-    how: Truncate,
-) -> Sequence[int] | None:
-    bare = len(encode([*system, replace(last, content="")]))
-    whole = encode([*system, last])
-    if len(whole) <= most:
-        return whole
-    keep, count = len(last.content), len(whole)
-    for _ in range(_TRIES):
-        # Characters that should fit, by the present ratio of tokens to characters.
-        keep = min(keep - 1, int(_NEARER * keep * max(0, most - bare) / max(1, count - bare)))
-        if keep < 1:
-            break
-        tokens = encode([*system, replace(last, content=_cut(last.content, keep, how))])
-        if len(tokens) <= most:
-            return tokens
-        count = len(tokens)
-    tokens = encode([*system, replace(last, content="")])
-    return tokens if len(tokens) <= most else None
-
-
-def _cut(text: str, keep: int, how: Truncate) -> str:
-    head = keep // 2 if how is Truncate.MIDDLE else 0
-    return f"{text[:head]}{_CUT}{text[len(text) - (keep - head) :]}"

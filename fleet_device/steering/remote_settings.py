@@ -49,7 +49,7 @@ STEERABLE: Final[Mapping[str, Effect]] = {
     **dict.fromkeys(
         (
             "draft_length", "ahead", "stream", "goal", "padding",
-            "mode", "temperature", "top_k", "top_p", "seed", "max_new_tokens", "truncate",
+            "mode", "temperature", "top_k", "top_p", "seed", "max_new_tokens",
             "offline", "offline_s", "answer_s", "open_s", "verdict_s", "drain_s",
         ),
         Effect.NOW,

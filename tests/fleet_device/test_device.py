@@ -1,11 +1,10 @@
-import inspect
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 import pytest
 
@@ -19,7 +18,6 @@ from fleet_device import (
     Grammar,
     InvalidRequest,
     TextCancelled,
-    TextOptions,
 )
 from schemas.reasons import EndReason
 from tests.support.memory_device import TalkingDrafter, announce_edge, at_work, settings
@@ -59,15 +57,6 @@ def test_a_text_is_written_and_tells_of_itself() -> None:
     assert len(repr(text)) < 250
     assert "\n" not in repr(text)
     assert text.session in repr(text)
-
-
-@pytest.mark.parametrize("method", [Device.generate, Device.stream])
-def test_each_option_is_in_the_signature(method: Callable[..., object]) -> None:
-    named = inspect.signature(method).parameters
-    assert [name for name, each in named.items() if each.kind is each.KEYWORD_ONLY] == list(TextOptions.__annotations__)
-    assert not any(each.kind is each.VAR_KEYWORD for each in named.values())
-    hints, options = get_type_hints(method), get_type_hints(TextOptions)
-    assert {name: hints[name] for name in options} == options
 
 
 def test_text_chat_and_tokens_are_the_same_prompt() -> None:

@@ -6,15 +6,14 @@ import pytest
 
 from fleet_device.api.requests import ChatRequest
 from fleet_device.drafters.llama_cpp import LlamaCppDrafter, LlamaCppSettings
-from fleet_device.drafters.without_model import WordCodec
 from fleet_device.errors import InvalidRequest, PromptTooLong
-from fleet_device.requests.chat import ChatError, encode_chat
-from fleet_device.requests.generate import GenerateRequest, fit_prompt
-from fleet_device.requests.prompt import Prompt, TextOptions, prepare_request, shorten_chat, shorten_tokens
+from fleet_device.requests.chat import ChatError
+from fleet_device.requests.generate import GenerateRequest, generate_text
+from fleet_device.requests.prompt import Prompt, TextOptions, prepare_request
 from fleet_device.requests.structured import ChatMessage
-from fleet_device.settings import DeviceSettings, Truncate
+from fleet_device.settings import DeviceSettings
 from schemas.policy import Grammar, Mode, SamplingPolicy
-from tests.support.memory_device import TalkingDrafter, settings
+from tests.support.memory_device import ScriptedAgent, TalkingDrafter, settings
 from tests.support.tiny_gguf import tiny_gguf
 
 CODEC = TalkingDrafter().codec
@@ -170,116 +169,27 @@ def test_a_chat_is_rendered_only_when_its_turn_has_come(monkeypatch: pytest.Monk
 
 
 POLICY = SamplingPolicy(temperature=1.0, top_k=0, top_p=1.0, seed=1)
-CUTTING = (Truncate.START, Truncate.MIDDLE)
-
-
-def test_the_start_or_the_middle_is_left_out() -> None:
-    tokens = list(range(10))
-    assert list(shorten_tokens(tokens, 4, Truncate.START)) == [6, 7, 8, 9]
-    assert list(shorten_tokens(tokens, 4, Truncate.MIDDLE)) == [0, 1, 8, 9]
-    assert list(shorten_tokens(tokens, 5, Truncate.MIDDLE)) == [0, 1, 7, 8, 9]
-    assert list(shorten_tokens(tokens, 10, Truncate.START)) == tokens
-
-
-def words(messages: list[ChatMessage] | tuple[ChatMessage, ...]) -> list[int]:
-    return [token for message in messages for token in (1, *map(ord, message.content))]
-
-
-def chat(*contents: str, system: str = "") -> list[ChatMessage]:
-    roles = itertools.cycle(("user", "assistant"))
-    first = [ChatMessage("system", system)] if system else []
-    return [*first, *(ChatMessage(next(roles), content) for content in contents)]
-
-
-def test_the_oldest_turns_go_first_and_the_system_stays() -> None:
-    messages = chat("aaaa", "bbbb", "cccc", "dddd", "ee", system="S")
-    assert shorten_chat(words, messages, 16, Truncate.START) == words(chat("cccc", "dddd", "ee", system="S"))
-    assert shorten_chat(words, messages, 12, Truncate.START) == words(chat("ee", system="S"))
-
-
-def test_of_a_last_message_that_is_too_long_a_part_stays() -> None:
-    messages = chat("old", "older", "0123456789" * 10, system="S")
-    for how, begins in ((Truncate.START, False), (Truncate.MIDDLE, True)):
-        tokens = shorten_chat(words, messages, 30, how)
-        assert len(tokens) <= 30
-        text = "".join(map(chr, tokens[3:]))
-        assert text.endswith("56789")
-        assert text.startswith("01234") == begins
-        assert "…" in text
-
-
-def test_what_cannot_be_made_so_short_is_refused() -> None:
-    assert shorten_chat(words, chat("a", system="S" * 50), 20, Truncate.START) is None
-    request = GenerateRequest((1,) * 50, POLICY, 8, (), lambda _most: None)
-    with pytest.raises(PromptTooLong, match="50 tokens; the draft model holds 20"):
-        fit_prompt(request, 20)
-
-
-def test_without_being_asked_it_is_refused_with_what_to_do() -> None:
-    request = GenerateRequest((1,) * 20, POLICY, 8)
-    assert fit_prompt(request, 21) is request
-    with pytest.raises(PromptTooLong, match="'truncate'"):
-        fit_prompt(request, 20)
-
-
-def test_room_is_left_for_the_text() -> None:
-    settings = DeviceSettings()
-    prepare = prepare_request(list(range(100)), settings, truncate="start", max_new_tokens=30)
-    request = fit_prompt(prepare.encode(WordCodec(("a",))), 64)
-    assert request.prompt == tuple(range(66, 100))
-    request = fit_prompt(
-        prepare_request(list(range(100)), settings, truncate="start", max_new_tokens=500).encode(WordCodec(("a",))), 64
-    )
-    assert len(request.prompt) == 32
-
-
-def test_the_setting_holds_where_no_option_is_given_and_others_are_refused() -> None:
-    settings = DeviceSettings(truncate=Truncate.MIDDLE)
-    assert prepare_request([1, 2], settings).encode(WordCodec(("a",))).shorten is not None
-    assert prepare_request([1, 2], settings, truncate="refuse").encode(WordCodec(("a",))).shorten is None
-    with pytest.raises(InvalidRequest, match="refuse, start or middle"):
-        prepare_request([1, 2], settings, truncate="end")
 
 
 @pytest.mark.parametrize("context", [1, 2, 3, 16, 17, 100, 257])
 def test_no_size_of_prompt_and_context_breaks_a_device(tmp_path: Path, context: int) -> None:
     path = tiny_gguf(tmp_path / "tiny.gguf", context=4096)
     drafter = LlamaCppDrafter(LlamaCppSettings(path, threads=1, context=context))
+    agent = ScriptedAgent()
     lengths = {1, 2, context // 2, context - 1, context, context + 1, 3 * context, 1000} - {0}
-    settings = DeviceSettings()
-    for length, how, most in itertools.product(sorted(lengths), Truncate, (0, 1, 10_000)):
+    for length, most in itertools.product(sorted(lengths), (0, 1, 10_000)):
         prompts = ("th e" * (length // 4) + "x" * (length % 4), [3 + index % 200 for index in range(length)])
         for prompt, raw in ((prompts[0], True), (prompts[0], False), (prompts[1], True)):
-            prepare = prepare_request(prompt, settings, raw=raw, truncate=how, max_new_tokens=most)
-            request = prepare.encode(drafter.codec)
-            try:
-                fitted = fit_prompt(request, drafter.context)
-            except PromptTooLong:
-                assert how is Truncate.REFUSE or len(request.prompt) >= context
-                continue
-            assert 0 < len(fitted.prompt) < max(2, context)
-            if how is Truncate.REFUSE:
-                assert fitted is request
-            drafter.reset(fitted.prompt)
-            drafter.next(POLICY)
-    room = context
+            request = prepare_request(prompt, DeviceSettings(), raw=raw, max_new_tokens=most).encode(drafter.codec)
+            if len(request.prompt) >= context:
+                with pytest.raises(PromptTooLong, match="'context'"):
+                    generate_text(agent, drafter, request)
+            else:
+                drafter.reset(request.prompt)
+                drafter.next(POLICY)
     drafter.reset([3])
-    for _ in range(room - 1):
+    for _ in range(context - 1):
         drafter.next(POLICY)
         drafter.extend([4])
     drafter.next(POLICY)
-    drafter.close()
-
-
-def test_a_real_template_stays_whole(tmp_path: Path) -> None:
-    path = tiny_gguf(tmp_path / "tiny.gguf", context=4096)
-    drafter = LlamaCppDrafter(LlamaCppSettings(path, threads=1, context=64))
-    messages = chat(*["the " * 20] * 5)
-    for how in CUTTING:
-        prepare = prepare_request(messages, DeviceSettings(), truncate=how, max_new_tokens=10)
-        prompt = fit_prompt(prepare.encode(drafter.codec), 64).prompt
-        whole = encode_chat(drafter.codec, [ChatMessage("user", "x")])
-        begin = encode_chat(drafter.codec, [ChatMessage("user", "")])
-        assert prompt[:3] == tuple(begin[:3])
-        assert prompt[-4:] == tuple(whole[-4:])
     drafter.close()
