@@ -313,25 +313,6 @@ def _read(path: Path) -> str:
         raise CommandError(f"The file {path} cannot be read: {reason}.") from None
 
 
-@app.command("prefix")
-@with_settings(DeviceSettings, only=("model", "models_dir"))
-def prefix_command(
-    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="The system prompt, as applications send it.")],
-    settings: DeviceSettings,
-) -> None:
-    """Print a system prompt as the model reads it, for the edge's setting `shared_prefixes`."""
-    from fleet_device.drafters.model_file import GgufModel, locate_model
-    from fleet_device.requests.chat import chat_prefix
-
-    model = GgufModel(locate_model(settings.model, folder=settings.models_dir).path, vocabulary_only=True)
-    try:
-        prefix = chat_prefix(model, prompt)
-    finally:
-        model.close()
-    # A JSON string is a TOML string too.
-    print(f"shared_prefixes = [{json.dumps(prefix, ensure_ascii=False)}]")
-
-
 @app.command("doctor")
 @with_settings(DeviceSettings)
 def doctor_command(

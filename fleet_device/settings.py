@@ -7,7 +7,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, ClassVar, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from fleet_common.host import state_folder
 from fleet_common.metrics import ListenAddress
@@ -246,13 +246,10 @@ class DeviceSettings(Settings):
     drain_s: float = setting(
         10.0, "Time for running requests to end when the device stops.", unit="seconds", rare=True, ge=0
     )
-    api_token: SecretStr | None = setting(
-        None, "Bearer token that applications must send; none by default.", rare=True, min_length=1
-    )
     applications: Path | None = setting(
         None,
         "File of the applications that may use the local API, with keys and quotas, made by `fleet device app`; "
-        "without it only `api_token` applies.",
+        "without it every program on the device may.",
         rare=True,
     )
     api_listen: str = setting(

@@ -184,8 +184,7 @@ class EdgeSettings(Settings):
     )
     shared_prefixes: tuple[str, ...] = setting(
         (),
-        "Beginnings of prompts that all devices may reuse, with the chat template's markup; `fleet device prefix` "
-        "makes one from a system prompt.",
+        "Beginnings of prompts that all devices may reuse, with the chat template's markup.",
         rare=True,
         in_flags=False,
     )

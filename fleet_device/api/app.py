@@ -107,7 +107,6 @@ def create_app(
     named = settings.applications
     if applications is None and named is not None:
         applications = ApplicationsFile(named.expanduser())
-    token = settings.api_token.get_secret_value() if settings.api_token else None
     return Starlette(
         routes=[
             Route("/v1/chat/completions", api.chat, methods=["POST"]),
@@ -127,7 +126,7 @@ def create_app(
             *status_routes(backend.status),
             metrics_route(backend.status),
         ],
-        middleware=[Middleware(AccessGuard, token=token, applications=applications, names=_names(settings))],
+        middleware=[Middleware(AccessGuard, applications=applications, names=_names(settings))],
         exception_handlers={
             ApiProblem: _answer_problem,
             HTTPException: _answer_http,

@@ -9,7 +9,6 @@ end, so an application may exceed its quota once; it then waits until that is ma
 """
 
 import base64
-import hmac
 import ipaddress
 import math
 import threading
@@ -104,17 +103,17 @@ def _over(what: str, application: Application, wait_s: float) -> ApiProblem:
 
 LOOPBACK: Final = frozenset({"127.0.0.1", "localhost", "[::1]"})
 HEALTH_PATHS: Final = ("/healthz", "/health")
-"""Need no token. vLLM and llama.cpp serve `/health`; load generators ask for it first."""
+"""Need no key. vLLM and llama.cpp serve `/health`; load generators ask for it first."""
 
 _SHOWN: Final = frozenset({"/", "/status"})
 _READS: Final = frozenset({"GET", "HEAD"})
 """Pages for browsers. A browser cannot send a bearer token, but asks its user for a password, which is taken as the
-token. From then on the browser sends it with all requests, also those that a page of another origin makes, so it
-only permits reading."""
+key. From then on the browser sends it with all requests, also those that a page of another origin makes, so it only
+permits reading."""
 
 
 class AccessGuard:
-    """ASGI middleware that accepts the bearer token or an application's key, and sets `state.application`.
+    """ASGI middleware that accepts an application's key, any program without a file, and sets `state.application`.
 
     `names` are hosts that a request may name, besides the address at which it arrives; None for any.
     """
@@ -123,13 +122,11 @@ class AccessGuard:
         self,
         app: ASGIApp,
         *,
-        token: str | None,
         applications: ApplicationsFile | None = None,
         names: frozenset[str] | None = LOOPBACK,
     ) -> None:
         self._app = app
         self._names = names
-        self._token = token.encode() if token is not None else None
         self._applications = applications
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -147,26 +144,19 @@ class AccessGuard:
                 "This API does not answer under that name: use localhost or its address, or add the name to api_hosts.",
                 code="wrong_host",
             )
-        if (self._token is None and self._applications is None) or scope["path"] in HEALTH_PATHS:
+        if self._applications is None or scope["path"] in HEALTH_PATHS:
             return None
         shown = scope["path"] in _SHOWN and scope["method"] in _READS
-        # In constant time, so that the duration does not reveal how much of a guess is right.
-        given = _given(headers.get("authorization", ""), password=shown)
-        if self._token is not None and hmac.compare_digest(given, self._token):
+        try:
+            application = self._applications.find(_given(headers.get("authorization", ""), password=shown))
+        except ConfigurationError as error:
+            return ApiProblem(503, str(error), kind="api_error", code="applications")
+        if application is not None:
+            scope.setdefault("state", {})["application"] = application
             return None
-        if self._applications is not None:
-            try:
-                application = self._applications.find(given)
-            except ConfigurationError as error:
-                return ApiProblem(503, str(error), kind="api_error", code="applications")
-            if application is not None:
-                scope.setdefault("state", {})["application"] = application
-                return None
         return ApiProblem(
             401,
-            "A bearer token is required: send the device's api_token as the API key."
-            if self._applications is None
-            else "A bearer token is required: send the application's key, which `fleet device app add` has printed.",
+            "A bearer token is required: send the application's key, which `fleet device app add` has printed.",
             code="invalid_api_key",
             headers={"WWW-Authenticate": 'Basic realm="fleet device", charset="UTF-8"' if shown else "Bearer"},
         )
@@ -178,7 +168,7 @@ class AccessGuard:
 
 
 def _given(authorization: str, *, password: bool) -> bytes:
-    """Return the token of an Authorization header, or with `password` a browser user's password; may be empty."""
+    """Return the key in an Authorization header, or with `password` a browser user's password; may be empty."""
     kind, _, given = authorization.partition(" ")
     raw = given.strip().encode("latin-1")
     if kind.lower() == "bearer":

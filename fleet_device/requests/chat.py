@@ -102,16 +102,6 @@ def encode_chat(codec: TextCodec, messages: Sequence[ChatMessage]) -> list[int]:
     return [token for piece in template.render(broken).split(mark) for token in codec.encode(piece, special=True)]
 
 
-def chat_prefix(codec: TextCodec, system: str) -> str:
-    """Return the common beginning of all chats with a system prompt; raise ChatError as `encode_chat` does."""
-    template = _template_of(codec)
-    why, how = (
-        template.render([ChatMessage("system", system), ChatMessage("user", question)]) for question in ("Why?", "How?")
-    )
-    differ = (place for place, (one, other) in enumerate(zip(why, how, strict=False)) if one != other)
-    return why[: next(differ, len(why))]
-
-
 def _template_of(codec: TextCodec) -> ChatTemplate:
     source = codec.chat_template
     if source is None:

@@ -9,6 +9,7 @@ from fleet_common.identity.authority import issue
 from fleet_common.identity.certificates import IdentityRole
 from tests.ansible.local_play import play
 from tests.ansible.test_settings import GIVEN
+from tests.support.keys_file import keys_file
 from tests.support.served_device import served_device
 from tests.support.tls_fleet import new_authority
 
@@ -17,11 +18,11 @@ pytestmark = [pytest.mark.slow, pytest.mark.broker]
 HEALTH = {"ansible.builtin.include_role": {"name": "device", "tasks_from": "health.yml"}}
 
 
-def proven(folder: Path, **settings: Any) -> tuple[bool, str]:
-    return play(folder, HEALTH, **GIVEN, device_settings=settings)
+def proven(folder: Path, *, key: str = "", **settings: Any) -> tuple[bool, str]:
+    return play(folder, HEALTH, **GIVEN, device_settings=settings, device_api_key=key)
 
 
-@pytest.mark.parametrize("way", ["port", "https", "socket", "token"])
+@pytest.mark.parametrize("way", ["port", "https", "socket", "key"])
 def test_a_device_is_proven_where_its_api_listens(way: str, tmp_path: Path) -> None:
     given: dict[str, Any] = {}
     if way == "https":
@@ -32,17 +33,18 @@ def test_a_device_is_proven_where_its_api_listens(way: str, tmp_path: Path) -> N
         given["api_certificate"].write_bytes(made.certificate.read_bytes() + made.key.read_bytes())
     elif way == "socket":
         given["api_listen"] = str(tmp_path / "api.sock")
-    elif way == "token":
-        given["api_token"] = "a token"
+    elif way == "key":
+        given["applications"] = keys_file(tmp_path)
     with served_device(tmp_path, **given) as served:
         where = {} if way == "socket" else {"api_listen": served.gateway.address.partition("://")[2]}
-        passed, said = proven(tmp_path, **{name: str(value) for name, value in given.items()}, **where)
+        texts = {name: str(value) for name, value in given.items()}
+        passed, said = proven(tmp_path, key="sesame" if way == "key" else "", **texts, **where)
     assert passed, said
 
 
 def test_a_device_that_gives_no_text_is_not_proven(tmp_path: Path) -> None:
-    with served_device(tmp_path, api_token="a token") as served:
-        passed, said = proven(tmp_path, api_token="another", api_listen=served.gateway.address.partition("://")[2])
+    with served_device(tmp_path, applications=keys_file(tmp_path)) as served:
+        passed, said = proven(tmp_path, key="another", api_listen=served.gateway.address.partition("://")[2])
     assert not passed
     assert "localhost writes no text" in said
 
@@ -58,4 +60,4 @@ def test_an_api_that_the_proof_cannot_use_is_refused_before_anything_is_done(
     name = {"ansible.builtin.include_role": {"name": "device", "tasks_from": "name.yml"}}
     passed, said = play(tmp_path, name, **{**GIVEN, "fleet_draft_model": str(model)}, device_settings=settings)
     assert not passed
-    assert "api_token if applications need keys" in said
+    assert "device_api_key" in said

@@ -13,14 +13,11 @@ from fleet_cli.errors import CommandError
 from fleet_cli.main import main
 from fleet_cli.options import on_interrupt
 from fleet_common.logs import Event
-from fleet_common.settings import load_settings
 from fleet_device.applications import ApplicationsFile
 from fleet_device.settings import DeviceSettings
-from fleet_edge.settings import EdgeSettings
 from schemas.errors import FleetError
 from schemas.policy import Grammar
 from tests.support.command import Run, refused
-from tests.support.tiny_gguf import tiny_gguf
 
 
 @pytest.fixture
@@ -125,17 +122,6 @@ def test_an_error_cannot_steer_a_terminal(monkeypatch: pytest.MonkeyPatch, capsy
     with pytest.raises(SystemExit):
         main()
     assert capsys.readouterr().err == "fleet: An edge says \ufffd[2Jthis.\n"
-
-
-def test_a_system_prompt_is_printed_as_the_edges_setting(device: Run, tmp_path: Path) -> None:
-    model, system = tmp_path / "draft.gguf", 'You are "brief".'
-    tiny_gguf(model)
-    code, out, _ = device("prefix", system, "--model", model)
-    config = tmp_path / "edge.toml"
-    config.write_text(out)
-    (prefix,) = load_settings(EdgeSettings, config=config, flags={}).shared_prefixes
-    assert code == 0
-    assert prefix.startswith(f"<|im_start|>system\n{system}<|im_end|>")
 
 
 def test_applications_are_added_listed_and_removed(device: Run, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ EVERY = [
 ]
 IN_A_FILE = {"quotas", "quarantine", "metrics", "shared_prefixes", "power"}
 """Sections without flags: they are written in files."""
-SECRETS = {"api_token", "broker.password"}
+SECRETS = {"broker.password"}
 VALUES = [
     "",
     "many",

@@ -65,7 +65,7 @@ def test_a_viewer_is_neither_shown_nor_allowed_to_act(viewer: Browser, services:
         ({"act": "set", "device": "gateway-1"}, "such as draft_length=4"),
         ({"act": "drain", "device": "gateway-1", "argument": "now"}, "leave that field empty"),
         ({"act": "set", "device": "gateway-1", "argument": "draft_length=99"}, "draft_length"),
-        ({"act": "set", "device": "gateway-1", "argument": "api_token=x"}, "api_token"),
+        ({"act": "set", "device": "gateway-1", "argument": "api_listen=x"}, "api_listen"),
         ({"act": "quarantine", "device": "gateway-1", "argument": "soon"}, "soon"),
         ({"act": "quarantine"}, "No device is chosen"),
         ({"act": "quarantine", "device": "../x"}, "not a valid name"),

@@ -10,13 +10,14 @@ from starlette.applications import Starlette
 from fleet_device.applications import Application, ApplicationsFile, new_key
 from tests.fleet_device.api.client import ask, error
 from tests.fleet_device.api.conftest import Make
+from tests.support.keys_file import keys_file
 from tests.support.memory_device import ScriptedAgent, ScriptedBackend
 from tests.support.waiting import until
 
 
 @pytest.fixture
-def app(make: Make) -> Starlette:
-    return make(api_token="sesame")[0]
+def app(make: Make, tmp_path: Path) -> Starlette:
+    return make(applications=keys_file(tmp_path))[0]
 
 
 @pytest.mark.parametrize(
@@ -120,12 +121,6 @@ def test_a_device_that_runs_notices_who_comes_and_who_goes(place: Place) -> None
     with place.file.changing() as applications:
         applications.clear()
     assert chat(app, key).status_code == 401
-
-
-def test_the_devices_own_token_is_taken_as_before(place: Place) -> None:
-    key = place.add("one")
-    app = place.app(api_token="secret")
-    assert [chat(app, each).status_code for each in ("secret", key, "wrong")] == [200, 200, 401]
 
 
 def test_a_file_that_is_none_lets_nobody_in_and_is_named(place: Place) -> None:

@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -15,6 +16,7 @@ from schemas.reasons import EndReason
 from tests.fleet_device.api.client import ask
 from tests.fleet_device.api.conftest import Make
 from tests.fleet_device.api.test_responses import CALL, generated
+from tests.support.keys_file import keys_file
 from tests.support.memory_device import ScriptedAgent
 
 USER = [{"role": "user", "content": "t1 t2"}]
@@ -101,8 +103,8 @@ def test_what_is_not_served_is_refused_in_a_sentence(app: Starlette, fields: Any
     assert response.json()["error"].endswith(".")
 
 
-def test_errors_have_ollamas_shape(make: Make) -> None:
-    app, _ = make(ScriptedAgent(error=SessionFailed("Lost.")), api_token="sesame")
+def test_errors_have_ollamas_shape(make: Make, tmp_path: Path) -> None:
+    app, _ = make(ScriptedAgent(error=SessionFailed("Lost.")), applications=keys_file(tmp_path))
     assert set(ask(app, "GET", "/api/tags").json()) == {"error"}
     assert ask(app, "GET", "/api/tags").status_code == 401
     key = {"Authorization": "Bearer sesame"}

@@ -20,6 +20,7 @@ from fleet_edge.metrics.catalogue import CATALOGUE
 from tests.fleet_device.api.client import ask, error
 from tests.fleet_device.api.conftest import Make
 from tests.support.device_status import device_status
+from tests.support.keys_file import keys_file
 from tests.support.memory_device import settings
 
 HOSTILE = "</pre></style><script>alert(1)</script><img src=x onerror=alert(1)>\"'{{ 7 * 7 }}\u202e\x1b[2J"
@@ -133,8 +134,8 @@ def test_the_same_is_there_as_json(app: Starlette) -> None:
     assert response.json() == device_status()
 
 
-def test_both_are_guarded_as_everything_else(make: Make) -> None:
-    app, _ = make(api_token="sesame")
+def test_both_are_guarded_as_everything_else(make: Make, tmp_path: Path) -> None:
+    app, _ = make(applications=keys_file(tmp_path))
     for path in ("/", "/status"):
         assert error(ask(app, "GET", path))["code"] == "invalid_api_key"
         assert ask(app, "GET", path, headers={"Authorization": "Bearer sesame"}).status_code == 200
@@ -211,9 +212,9 @@ def test_without_the_library_it_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -
     assert "extra 'metrics'" in answer.json()["error"]["message"]
 
 
-def test_it_is_guarded_as_all_of_the_api_is() -> None:
-    app = create_app(Told(), settings(api_token="s3cret-s3cret"))  # type: ignore[arg-type]
+def test_it_is_guarded_as_all_of_the_api_is(tmp_path: Path) -> None:
+    app = create_app(Told(), settings(applications=keys_file(tmp_path)))  # type: ignore[arg-type]
     client = TestClient(app, base_url="http://127.0.0.1")
     assert client.get("/metrics").status_code == 401
-    assert client.get("/metrics", headers={"Authorization": "Bearer s3cret-s3cret"}).status_code == 200
+    assert client.get("/metrics", headers={"Authorization": "Bearer sesame"}).status_code == 200
     assert TestClient(app, base_url="http://evil.example").get("/metrics").status_code == 421

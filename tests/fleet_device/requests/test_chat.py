@@ -10,7 +10,7 @@ from fleet_device.drafters.model_file import GgufModel
 from fleet_device.drafters.without_model import WordCodec
 from fleet_device.errors import PromptTooLong
 from fleet_device.requests import chat
-from fleet_device.requests.chat import ChatError, ChatHistory, ChatTemplate, ConversationCodec, chat_prefix, encode_chat
+from fleet_device.requests.chat import ChatError, ChatHistory, ChatTemplate, ConversationCodec, encode_chat
 from fleet_device.requests.structured import ChatMessage
 from fleet_edge.verifiers.llama_cpp.slab import GgufTarget
 from fleet_edge.verifiers.tokens import encode
@@ -21,15 +21,6 @@ from tests.support.tiny_gguf import CHAT_TEMPLATE, END, tiny_gguf
 HELLO = [ChatMessage("system", "Be brief."), ChatMessage("user", "Hello!")]
 
 
-@pytest.mark.parametrize("template", [CHAT_TEMPLATE, "{{ messages[0].content }}", "always the same"])
-def test_a_prefix_is_what_all_chats_share(monkeypatch: pytest.MonkeyPatch, template: str) -> None:
-    codec = WordCodec(("a",))
-    monkeypatch.setattr(WordCodec, "chat_template", template)
-    prefix = chat_prefix(codec, "Be brief.")
-    for question in ("Hello!", "Why is that?"):
-        messages = [ChatMessage("system", "Be brief."), ChatMessage("user", question)]
-        assert ChatTemplate(template).render(messages).startswith(prefix)
-    assert ("Be brief." in prefix) == ("content" in template)
 
 
 @pytest.mark.models
@@ -37,7 +28,7 @@ def test_an_edge_reads_a_prefix_as_the_beginning_of_the_prompts_of_devices() -> 
     system = "You are the assistant of hall A. Answer in one sentence, and name the machine that you speak of."
     model = GgufModel(prepared("Q4_0.gguf"), vocabulary_only=True)
     target = GgufTarget(prepared("Q4_1.gguf"), vocabulary_only=True)
-    prefix = chat_prefix(model, system)
+    prefix = f"<|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\n"
     prompt = encode_chat(model, [ChatMessage("system", system), ChatMessage("user", "Hello!")])
     for tokens in (target.encode(prefix, special=True), encode(prepared("target"), prefix)):
         assert len(tokens) > len(system.split())

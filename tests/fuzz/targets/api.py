@@ -6,8 +6,10 @@ Behind it stands a text queue that writes at once. Every answer has a documented
 import asyncio
 import json
 import re
+import tempfile
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, Final
 from urllib.parse import unquote
 
@@ -27,6 +29,7 @@ from schemas.reasons import RefusalCode
 from tests.fuzz.frames import Frame, pack, unpack
 from tests.fuzz.harness import Finding
 from tests.fuzz.targets.framed import FramedTarget
+from tests.support.keys_file import keys_file
 from tests.support.memory_device import ScriptedAgent, ScriptedBackend, TalkingCodec
 from tests.support.memory_fleet import DRAFT, END, FLEET
 
@@ -133,8 +136,8 @@ class ApiTarget(FramedTarget):
         self._backend = _Backend()
         settings = {"fleet": FLEET, "device": "device-1", "seed": 5}
         self._apps = tuple(
-            create_app(self._backend, DeviceSettings.model_validate(settings | token), wall_clock=lambda: 1e9)
-            for token in ({}, {"api_token": "secret-token-0123456789"})
+            create_app(self._backend, DeviceSettings.model_validate(settings | keys), wall_clock=lambda: 1e9)
+            for keys in ({}, {"applications": keys_file(Path(tempfile.mkdtemp()), "secret-token-0123456789")})
         )
 
     def __call__(self, data: bytes) -> None:
