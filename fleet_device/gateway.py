@@ -152,25 +152,22 @@ class Gateway:
 
     # For remote commands
 
-    def hold(self, *, drain: bool) -> int:
-        """Accept no new requests, or begin none, until `resume`; return how many are left."""
-        self._queue.hold(_DRAINED if drain else "")
+    def hold(self) -> int:
+        """Accept no new requests until `resume`; return how many are left."""
+        self._queue.refusal = _DRAINED
         self.service.drain()
         return self._queue.waiting + self._queue.running
 
     def resume(self) -> bool:
         """Accept requests again, unless the device is ending; return whether it did not."""
-        held = self._queue.held or bool(self._queue.refusal)
+        held = bool(self._queue.refusal)
         if held and not self._queue.closed:
-            self._queue.resume()
+            self._queue.refusal = ""
             self.service.resume()
         return held
 
     def reload(self) -> None:
         self.ask(Asked.RELOAD)
-
-    def settings_report(self) -> dict[str, Any]:
-        return {} if self._remote is None else self._remote.report().model_dump(mode="json")
 
     # Backend
 
@@ -216,7 +213,7 @@ class Gateway:
             reason, code = (None, None) if missing is None else (str(missing), missing.code)
             absent = "refused" if code in _REFUSED else "waiting"
             absent = "local" if settings.offline is OfflinePolicy.LOCAL else absent
-            held = self._queue.closed or self._queue.held or self._queue.refusal
+            held = self._queue.closed or self._queue.refusal
             status = "draining" if held else "ok" if missing is None else absent
         return {
             "status": status,

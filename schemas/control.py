@@ -8,9 +8,9 @@ reports which id it last considered, which is in force, and why it refused a set
 
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Annotated, Final, Self, TypeVar
+from typing import Annotated, Final, TypeVar
 
-from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
 from schemas.errors import MalformedMessage, MessageTooLarge
 from schemas.fields import Sentence
@@ -200,10 +200,8 @@ _EXACT: Final = (1 << 53) - 1
 """Largest integer that every JSON reader represents exactly."""
 
 MAX_ARGUMENTS: Final = 8
-MAX_RESULT: Final = 8 << 10
-"""Characters of a result in one part: with any characters the message stays within its limit."""
-
-MAX_PARTS: Final = 32
+MAX_RESULT: Final = 10_000
+"""Characters of a result: with any characters the message stays within its limit."""
 
 _SettingName = Annotated[str, Field(min_length=1, max_length=MAX_SETTING_NAME, strict=True), PRINTABLE]
 _Text = Annotated[str, Field(max_length=MAX_SETTING_VALUE, strict=True), PRINTABLE]
@@ -326,25 +324,15 @@ class CommandRequest(ControlMessage):
 
 
 class CommandResponse(ControlMessage):
-    """Outcome of a command; a long result is sent in parts, each with all other fields.
+    """Outcome of a command.
 
     Attributes:
         id: Of the command.
         sentence: What was done, or why not.
-        result: Text, lines of a log, or JSON; or a part of it.
-        part: Index of the part, from 0.
-        parts: Number of parts.
+        result: Text, lines of a log, or JSON.
     """
 
     id: Id
     outcome: Annotated[CommandOutcome, unknown_as(CommandOutcome.FAILED)]
     sentence: Sentence
     result: Annotated[str, Field(max_length=MAX_RESULT, strict=True)] | None = None
-    part: Annotated[int, Field(ge=0, lt=MAX_PARTS, strict=True)] = 0
-    parts: Annotated[int, Field(ge=1, le=MAX_PARTS, strict=True)] = 1
-
-    @model_validator(mode="after")
-    def _within(self) -> Self:
-        if self.part >= self.parts:
-            raise ValueError("a part that is beyond the last")
-        return self

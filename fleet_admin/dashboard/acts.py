@@ -130,7 +130,6 @@ ACTS: Final = (
         check=_check_unset,
     ),
     Act("drain", "Drain", partial(_command, "drain"), live=True),
-    Act("pause", "Pause", partial(_command, "pause"), live=True),
     Act("resume", "Resume", partial(_command, "resume"), live=True),
     Act("reload", "Reload the model", partial(_command, "reload"), live=True),
     Act("self-test", "Self-test", partial(_command, "self-test"), live=True),

@@ -52,17 +52,16 @@ class CommandAnswers:
     def __init__(self, requests: Mapping[str, CommandRequest]) -> None:
         self._requests = requests
         self._began = time.monotonic()
-        self._parts: dict[str, dict[int, CommandResponse]] = {}
         self._whole: list[CommandResult] = []
         self._told: set[str] = set()
         self.missing = set(requests)
 
     def listener(self, device: str) -> Callable[[CommandResponse], None]:
-        """Return a function that takes the parts of a device's answer."""
+        """Return a function that takes a device's answer."""
         return lambda response: self._take(device, response)
 
     def take(self) -> list[CommandResult]:
-        """Return the answers completed since the last call."""
+        """Return the answers since the last call."""
         whole, self._whole = self._whole, []
         self.missing -= {each.device for each in whole}
         return whole
@@ -70,35 +69,25 @@ class CommandAnswers:
     def _take(self, device: str, response: CommandResponse) -> None:
         if device not in self._requests or device in self._told:
             return
-        parts = self._parts.setdefault(device, {})
-        if parts and next(iter(parts.values())).parts != response.parts:
-            return  # of another answer than the first
-        parts[response.part] = response
-        if len(parts) < response.parts:
-            return
-        texts = [parts[number].result or "" for number in range(response.parts)]
+        self._told.add(device)
         self._whole.append(
             CommandResult(
                 device=device,
                 id=response.id,
                 outcome=response.outcome.value,
                 sentence=response.sentence,
-                result=None if parts[0].result is None else "".join(texts),
+                result=response.result,
                 seconds=time.monotonic() - self._began,
             )
         )
-        self._parts.pop(device)
-        self._told.add(device)
 
 
 COMMANDS: Final[Mapping[str, float]] = {
     "self-test": 60.0,
     "reload": 10.0,
     "drain": 10.0,
-    "pause": 10.0,
     "resume": 10.0,
     "log-tail": 15.0,
-    "support-bundle": 20.0,
 }
 """Default time limit in seconds, by command."""
 

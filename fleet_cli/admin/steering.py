@@ -127,9 +127,7 @@ def settings_command(
 @_with_profile
 @with_selection
 def command_command(
-    command: Annotated[
-        str, typer.Argument(metavar="NAME", help="self-test, reload, drain, pause, resume, log-tail or support-bundle.")
-    ],
+    command: Annotated[str, typer.Argument(metavar="NAME", help="self-test, reload, drain, resume or log-tail.")],
     *,
     settings: AdminSettings,
     chosen: "Selection",

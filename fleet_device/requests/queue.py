@@ -83,7 +83,7 @@ class RequestQueue:
     """The queue and the threads that run requests, in order.
 
     `waiting` bounds the waiting requests, None for no bound; `at_once` those that run. `on_idle` is called when the
-    queue is closed and empty.
+    queue is closed and empty. While `refusal` is a sentence, new requests are refused with it.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class RequestQueue:
         self._on_idle = on_idle
         self._waiting: deque[Ticket] = deque()
         self._current: dict[Ticket, float] = {}  # when running requests were begun
-        self.closed = self.broken = self.held = False
+        self.closed = self.broken = False
         self.refusal = ""
         self._usual_s: float | None = None
         self.done = 0
@@ -122,17 +122,6 @@ class RequestQueue:
     def at_once(self) -> int:
         return len(self._threads)
 
-    def hold(self, refusal: str = "") -> None:
-        """Refuse new requests with a sentence; or, without one, begin none of those that wait."""
-        with self._changed:
-            self.refusal, self.held = refusal, not refusal
-            self._changed.notify_all()
-
-    def resume(self) -> None:
-        with self._changed:
-            self.refusal, self.held = "", False
-            self._changed.notify_all()
-
     def start(self) -> None:
         for thread in self._threads:
             thread.start()
@@ -147,7 +136,7 @@ class RequestQueue:
                 raise TextCancelled("The device is shutting down and accepts no new requests.")
             if self.refusal:
                 raise TextCancelled(self.refusal)
-            free = 0 if self.held else self.at_once - len(self._current)
+            free = self.at_once - len(self._current)
             if self._most is not None and len(self._waiting) >= self._most + free:
                 raise RequestQueueFull(self._most, at_once=self.at_once, retry_after_s=self._retry_after_s())
             self._waiting.append(ticket)
@@ -211,7 +200,7 @@ class RequestQueue:
     def _serve_all(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: (self._waiting and not self.held) or self.closed)
+                self._changed.wait_for(lambda: self._waiting or self.closed)
                 if not self._waiting:
                     break
                 ticket = self._waiting.popleft()

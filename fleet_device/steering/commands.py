@@ -7,18 +7,16 @@ wrong arguments is refused with a reason, and so is one that arrives while anoth
 import contextlib
 import json
 import logging
-import platform
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 from fleet_common.mqtt.errors import LinkError
 from fleet_common.mqtt.link import Link, Message
-from fleet_common.settings import fields_of
 from fleet_device.checks.doctor import check_generation, probe_request
 from fleet_device.drafters.contract import DrafterError
 from fleet_device.errors import DeviceError
@@ -27,7 +25,6 @@ from fleet_device.service import DeviceService
 from fleet_device.steering.remote_settings import SteeredSettings
 from fleet_device.updates.handoff import UpdateFolder
 from schemas.control import (
-    MAX_PARTS,
     MAX_RESULT,
     CommandOutcome,
     CommandRequest,
@@ -41,11 +38,10 @@ from schemas.control import (
 )
 from schemas.errors import CodecError
 from schemas.fields import MAX_SENTENCE
-from schemas.names import VERSION
 from schemas.printable import printable_line
 from schemas.topics import TREE, Topic, build
 
-MOST_LINES: Final = 1000
+MOST_LINES: Final = 200
 _LONGEST: Final = 500  # characters of a line
 
 
@@ -71,7 +67,6 @@ class LogTail(logging.Handler):
 
 
 _TAIL: Final = 100
-_LONGEST_SETTING: Final = 200
 
 Arguments = Mapping[str, SettingValue]
 
@@ -88,16 +83,12 @@ class SteeredDevice(Protocol):
     service: DeviceService
     log_tail: LogTail
 
-    def hold(self, *, drain: bool) -> int:
-        """Accept no new requests (`drain`), or begin none; return how many are left."""
+    def hold(self) -> int:
+        """Accept no new requests; return how many are left."""
 
     def resume(self) -> bool: ...
 
     def reload(self) -> None: ...
-
-    def status(self) -> dict[str, Any]: ...
-
-    def settings_report(self) -> dict[str, Any]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,16 +131,9 @@ def _self_test(device: SteeredDevice, _arguments: Arguments, limit_s: float) -> 
 
 
 def _drain(device: SteeredDevice, _arguments: Arguments, _limit_s: float) -> Answer:
-    left = device.hold(drain=True)
+    left = device.hold()
     return Answer(
         CommandOutcome.OK, f"The device accepts no new requests until it is resumed or restarted; {left} are left."
-    )
-
-
-def _pause(device: SteeredDevice, _arguments: Arguments, _limit_s: float) -> Answer:
-    left = device.hold(drain=False)
-    return Answer(
-        CommandOutcome.OK, f"The device begins no request until it is resumed or restarted; {left} wait or run."
     )
 
 
@@ -170,49 +154,21 @@ def _reload(device: SteeredDevice, _arguments: Arguments, _limit_s: float) -> An
 
 def _log_tail(device: SteeredDevice, arguments: Arguments, _limit_s: float) -> Answer:
     lines = device.log_tail.lines(int(arguments.get("lines", _TAIL)))
-    return Answer(CommandOutcome.OK, f"{len(lines)} lines.", "\n".join(lines))
-
-
-def _support_bundle(device: SteeredDevice, _arguments: Arguments, _limit_s: float) -> Answer:
-    """Return what support asks for first, without generations, prompts or secrets."""
-    settings = device.service.settings
-    shown = {field.name: _shown(settings, field.path) for field in fields_of(type(settings)) if field.shown}
-    bundle = {
-        "software": VERSION,
-        "python": platform.python_version(),
-        "machine": f"{platform.system()} {platform.release()} {platform.machine()}",
-        "status": device.status(),
-        "settings": shown,
-        "from_afar": device.settings_report(),
-        "link": asdict(device.service.link.counters),
-        "log": device.log_tail.lines(MOST_LINES),
-    }
-    return Answer(CommandOutcome.OK, "Status, settings without secrets, and the log.", json.dumps(bundle, indent=1))
-
-
-def _shown(settings: object, path: tuple[str, ...]) -> object:
-    value = settings
-    for name in path:
-        value = getattr(value, name)
-    return value if isinstance(value, bool | int | float | None) else str(value)[:_LONGEST_SETTING]
+    return Answer(CommandOutcome.OK, f"{len(lines)} lines.", "\n".join(lines)[-MAX_RESULT:])
 
 
 ACTIONS: Final[Mapping[str, CommandAction]] = {
     "self-test": CommandAction(_self_test, {}),
     "reload": CommandAction(_reload, {}),
     "drain": CommandAction(_drain, {}),
-    "pause": CommandAction(_pause, {}),
     "resume": CommandAction(_resume, {}),
     "log-tail": CommandAction(_log_tail, {"lines": (1, MOST_LINES)}),
-    "support-bundle": CommandAction(_support_bundle, {}),
 }
 
 _log = logging.getLogger(__name__)
 
 _REMEMBERED: Final = 64  # commands whose answers are known
-_KEPT_RESULTS: Final = 2  # of them, whose results are kept: they may be long
 _LONGEST_S: Final = 600.0  # that a command may take, however far its deadline is
-_CUT: Final = "\n… (the rest did not fit)"
 
 Send = Callable[[CommandResponse], None]
 
@@ -240,7 +196,7 @@ class Commands:
         self._after = after or _after
         self._lock = threading.Lock()
         self._running: CommandRequest | None = None
-        self._answered: OrderedDict[str, Sequence[CommandResponse]] = OrderedDict()
+        self._answered: OrderedDict[str, CommandResponse] = OrderedDict()
 
     def take(self, request: CommandRequest) -> None:
         """Begin a command, refuse it, or repeat its answer."""
@@ -248,8 +204,7 @@ class Commands:
             before = self._answered.get(request.id)
             running = self._running
         if before is not None:
-            for response in before:
-                self._send(response)
+            self._send(before)
             return
         if running is not None and running.id == request.id:
             return  # its answer follows
@@ -300,40 +255,19 @@ class Commands:
         self._answer(request, Answer(CommandOutcome.FAILED, "The command did not end within its time limit."))
 
     def _answer(self, request: CommandRequest, answer: Answer) -> None:
-        responses = in_parts(request.id, answer)
+        response = CommandResponse(
+            id=request.id,
+            outcome=answer.outcome,
+            sentence=answer.sentence[:MAX_SENTENCE],
+            result=answer.result,
+        )
         with self._lock:
             if request.id in self._answered:
                 return  # it was reported as late
-            self._answered[request.id] = responses
-            long = [known for known, said in self._answered.items() if len(said) > 1 or said[0].result]
-            for known in long[:-_KEPT_RESULTS]:
-                shorter = {"result": None, "part": 0, "parts": 1}
-                self._answered[known] = [self._answered[known][0].model_copy(update=shorter)]
+            self._answered[request.id] = response
             while len(self._answered) > _REMEMBERED:
                 self._answered.popitem(last=False)
-        for response in responses:
-            self._send(response)
-
-
-def in_parts(command: str, answer: Answer) -> list[CommandResponse]:
-    """Return an answer in as many messages as its result takes, within the limit."""
-    result, most = answer.result, MAX_RESULT * MAX_PARTS
-    if result is not None and len(result) > most:
-        result = result[: most - len(_CUT)] + _CUT
-    pieces = (
-        [None] if result is None else [result[at : at + MAX_RESULT] for at in range(0, len(result) or 1, MAX_RESULT)]
-    )
-    return [
-        CommandResponse(
-            id=command,
-            outcome=answer.outcome,
-            sentence=answer.sentence[:MAX_SENTENCE],
-            result=piece,
-            part=number,
-            parts=len(pieces),
-        )
-        for number, piece in enumerate(pieces)
-    ]
+        self._send(response)
 
 
 def _bad_argument(command: str, action: CommandAction, arguments: Arguments) -> str | None:

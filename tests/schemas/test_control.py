@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 
 from schemas.control import (
     MAX_CONTROL_BYTES,
-    MAX_PARTS,
     MAX_RESULT,
     MAX_SETTINGS,
     Alert,
@@ -128,8 +127,6 @@ def test_whatever_comes_is_a_message_or_a_codec_error(model: type[Any], data: st
         (CommandRequest, {"id": "G" * 16}),
         (CommandRequest, {"deadline": "2026-01-01T00:00:00"}),
         (CommandRequest, {"arguments": {f"key{number}": 1 for number in range(9)}}),
-        (CommandResponse, {"part": 1}),
-        (CommandResponse, {"parts": MAX_PARTS + 1}),
         (CommandResponse, {"result": "a" * (MAX_RESULT + 1)}),
         (CommandResponse, {"outcome": "Well!"}),
     ],
@@ -140,15 +137,13 @@ def test_what_is_out_of_bounds_is_no_message(model: type[Any], change: dict[str,
         decode_json(model, json.dumps(VALID[model] | change).encode())
 
 
-def test_the_longest_part_of_an_answer_fits_into_a_message_whatever_it_says() -> None:
+def test_the_longest_answer_fits_into_a_message_whatever_it_says() -> None:
     for character in ("\N{GRINNING FACE}", "\x01", '"'):
         response = CommandResponse(
             id="0" * 32,
             outcome=CommandOutcome.OK,
             sentence="a" * 500,
             result=character * MAX_RESULT,
-            part=MAX_PARTS - 1,
-            parts=MAX_PARTS,
         )
         assert len(encode_json(response)) <= MAX_CONTROL_BYTES
 

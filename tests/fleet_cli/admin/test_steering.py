@@ -1,4 +1,3 @@
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -108,7 +107,7 @@ def test_a_fleet_is_previewed_set_and_asked(admin: Run, devices: list[Gateway]) 
 
 @pytest.mark.broker
 def test_a_fleet_is_commanded(admin: Run, devices: list[Gateway], tmp_path: Path) -> None:
-    found = as_json(admin("command", "pause", "--all", "--json"))
+    found = as_json(admin("command", "drain", "--all", "--json"))
     assert [each["outcome"] for each in found] == ["ok", "ok"]
     assert {each.health()["status"] for each in devices} == {"draining"}
     assert admin("command", "resume", "--all")[0] == 0
@@ -116,13 +115,12 @@ def test_a_fleet_is_commanded(admin: Run, devices: list[Gateway], tmp_path: Path
     assert "format" in refused(admin("command", "format", "--all"))
     found = as_json(admin("command", "drain", "--all", "--argument", "rows=5", "--json"), code=1)
     assert {each["outcome"] for each in found} == {"refused"}
-    assert admin("command", "support-bundle", "--device", "afar-1", "--out", str(tmp_path / "bundles"))[0] == 0
-    bundle = json.loads((tmp_path / "bundles" / "afar-1.support-bundle.txt").read_text())
-    assert bundle["settings"]["device"] == "afar-1"
+    assert admin("command", "log-tail", "--device", "afar-1", "--out", str(tmp_path / "tails"))[0] == 0
+    assert (tmp_path / "tails" / "afar-1.log-tail.txt").exists()
     given = as_json(admin("commands", "--json", "--device", "afar-1"))
-    assert [each["command"] for each in given][-2:] == ["resume", "pause"]
+    assert [each["command"] for each in given][-2:] == ["resume", "drain"]
     assert {each["outcome"] for each in given} == {"ok", "failed", "refused"}
-    assert "support-bundle" in admin("commands")[1]
+    assert "log-tail" in admin("commands")[1]
 
 
 @pytest.mark.broker
