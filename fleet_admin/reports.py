@@ -367,9 +367,7 @@ def setting_columns(view: "DeviceSettingsView") -> list[Column[str]]:
     def note(name: str) -> str | None:
         if name in view.refused:
             return f"refused: {view.refused[name]}"
-        if name in view.needs_restart:
-            return "in force after a reload"
-        return "fixed by the device" if name in view.fixed else None
+        return "in force after a reload" if name in view.needs_restart else None
 
     return [
         Column("setting", lambda name: name, rank=0),

@@ -8,8 +8,8 @@ import contextlib
 import hashlib
 import json
 import secrets
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -49,10 +49,9 @@ def new_key() -> tuple[str, str]:
 
 @dataclass(slots=True)
 class ApplicationsFile:
-    """The applications file, which may be missing; `quotas` override it, by the names of application and quota."""
+    """The applications file, which may be missing."""
 
     path: Path
-    quotas: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     _seen: tuple[int, int, int] | None = None
     _by_digest: dict[str, Application] | None = None
 
@@ -82,10 +81,7 @@ class ApplicationsFile:
         if self._by_digest is None or seen != self._seen:
             self._by_digest = {each.sha256: each for each in self.read().applications}
             self._seen = seen
-        # Looking up a digest takes a time that does not depend on the key.
-        application = self._by_digest.get(_digest(key))
-        others = None if application is None else self.quotas.get(application.name)
-        return application if application is None or not others else application.model_copy(update=dict(others))
+        return self._by_digest.get(_digest(key))  # in a time that does not depend on the key
 
     @contextlib.contextmanager
     def changing(self) -> Iterator[list[Application]]:

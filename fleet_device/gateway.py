@@ -61,7 +61,6 @@ class Gateway:
         self.service = service
         self._reloads = False
         self.log_tail = log_tail or LogTail()
-        self._remote = remote
         self._settings = service.settings
         # A SimpleQueue, since signal handlers put into it.
         self._asked: queue.SimpleQueue[Asked] = queue.SimpleQueue()
@@ -102,8 +101,7 @@ class Gateway:
         from fleet_device.api.app import create_app  # noqa: PLC0415 - likewise
         from fleet_device.api.listening import ApiServer  # noqa: PLC0415 - likewise
 
-        applications = None if self._remote is None else self._remote.applications
-        app, certificate = create_app(self, self._settings, applications=applications), self._settings.api_certificate
+        app, certificate = create_app(self, self._settings), self._settings.api_certificate
         self._server = ApiServer(app, sock, certificate=certificate and certificate.expanduser())
         self._server.start()
 

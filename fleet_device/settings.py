@@ -271,7 +271,6 @@ class DeviceSettings(Settings):
         True,  # noqa: FBT003 - a default
         "Whether an administrator may change settings and send commands remotely.",
     )
-    steering_fixed: str = setting("", "Settings that remote changes do not affect, separated by commas.", rare=True)
     state_dir: Path | None = setting(
         None,
         "Folder that keeps remote settings, and counts of requests without an edge; by default `STATE_DIRECTORY`, "
@@ -300,22 +299,10 @@ class DeviceSettings(Settings):
             )
         return listen
 
-    @field_validator("steering_fixed")
-    @classmethod
-    def _known(cls, names: str) -> str:
-        for name in filter(None, map(str.strip, names.split(","))):
-            if name not in cls.model_fields and not name.startswith(("quota.", "update.")):
-                raise ValueError(f"it must be names of settings with commas between, and none is called {name[:60]!r}")
-        return names
-
     @property
     def api_address(self) -> ListenAddress | Path | None:
         """Where the API listens; None if it is turned off."""
         return _api_address(self.api_listen)
-
-    def stays(self) -> frozenset[str]:
-        """Return the settings that cannot be set remotely."""
-        return frozenset(filter(None, map(str.strip, self.steering_fixed.split(","))))
 
     @property
     def draft_sequences(self) -> int:

@@ -280,7 +280,6 @@ class ReportedSettings(ControlMessage):
         values: In force, by name.
         refused: Why the latest were refused, by name; then none of them was accepted.
         needs_restart: Settings that were accepted and take effect when the device next loads its model.
-        fixed: Settings that the device's own configuration does not allow to be set remotely.
         update: Its latest update, if it has an updater.
         at: Time (UTC).
     """
@@ -290,7 +289,6 @@ class ReportedSettings(ControlMessage):
     values: _Values
     refused: Annotated[dict[_SettingName, Sentence], Field(max_length=MAX_SETTINGS)] = Field(default_factory=dict)
     needs_restart: _Names = ()
-    fixed: _Names = ()
     update: UpdateReport | None = None
     at: Instant | None = None
 

@@ -91,7 +91,6 @@ class DeviceSettingsView:
     values: Mapping[str, SettingValue] = field(default_factory=dict)
     refused: Mapping[str, str] = field(default_factory=dict)  # why the latest were refused, by name
     needs_restart: tuple[str, ...] = ()  # accepted, in force once it reloads its model
-    fixed: tuple[str, ...] = ()  # not to be set remotely, by its own configuration
     update: UpdateReport | None = None  # its latest update, if it has an updater
 
 
@@ -304,7 +303,7 @@ def _view(device: KnownDevice, wanted: DesiredSettings | None, said: ReportedSet
     if wanted is not None:
         more = {"wanted": wanted.values, "wanted_by": wanted.who, "wanted_at": wanted.at}
     if said is not None:
-        shared = ("values", "refused", "needs_restart", "fixed", "update")
+        shared = ("values", "refused", "needs_restart", "update")
         more |= {"reported_at": said.at, **{name: getattr(said, name) for name in shared}}
     return DeviceSettingsView(
         device=device.device,

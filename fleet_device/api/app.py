@@ -94,19 +94,14 @@ def create_app(
     backend: Backend,
     settings: DeviceSettings,
     *,
-    applications: ApplicationsFile | None = None,
     wall_clock: Callable[[], float] = time.time,
     clock: Callable[[], float] = time.monotonic,
     pause: Pause = asyncio.sleep,
 ) -> Starlette:
-    """Return the API as an ASGI application.
-
-    By default `applications` are those of the settings; `wall_clock` returns Unix seconds.
-    """
+    """Return the API as an ASGI application; `wall_clock` returns Unix seconds."""
     api = _Api(backend, settings, wall_clock, pause, ApplicationQuotas(clock), TokenSpelling(backend.codec))
     named = settings.applications
-    if applications is None and named is not None:
-        applications = ApplicationsFile(named.expanduser())
+    applications = None if named is None else ApplicationsFile(named.expanduser())
     return Starlette(
         routes=[
             Route("/v1/chat/completions", api.chat, methods=["POST"]),

@@ -1,8 +1,7 @@
 """Settings that an administrator can set remotely, over the device's own.
 
-All other settings belong to the device: its identity, broker and files, who may use its API, and whether its status
-page shows generations. Quotas of applications are set as `quota.<application>.tokens_per_min` and the like, the release
-that the updater installs as `update.release`.
+All other settings belong to the device: its identity, broker and files, and who may use its API. The release that the
+updater installs is set as `update.release`.
 
 A set of desired settings is applied or refused as a whole, by the rules of the device's own settings. The broker
 retains the latest set, which the device considers once; what it has applied is kept on disk.
@@ -11,7 +10,7 @@ retains the latest set, which the device considers once; what it has applied is 
 import difflib
 import logging
 import threading
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import Enum, StrEnum
@@ -23,10 +22,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from fleet_common.host import write_atomically
 from fleet_common.settings import fields_of, shown_value
 from fleet_common.validation import plain_sentence
-from fleet_device.applications import Application, ApplicationsFile
 from fleet_device.drafters.contract import Drafter, ModelNotFound
 from fleet_device.drafters.model_file import locate_model
-from fleet_device.errors import ConfigurationError
 from fleet_device.settings import MODEL_DRAFTER, DeviceSettings, OfflinePolicy
 from fleet_device.updates.handoff import UPDATE_SETTINGS, UpdateFolder, WantedUpdate
 from schemas.control import MAX_SETTINGS, DesiredSettings, Id, ReportedSettings, SettingValue
@@ -60,67 +57,45 @@ STEERABLE: Final[Mapping[str, Effect]] = {
     ),
 }  # fmt: skip
 
-_QUOTA: Final = "quota."
-_QUOTAS: Final = ("tokens_per_min", "tokens_per_day", "texts_at_once")
 _LONGEST_NAME: Final = 60
-
-Quotas = Mapping[str, Mapping[str, int]]
 
 
 @dataclass(frozen=True, slots=True)
 class Checked:
     values: Mapping[str, Any]
-    quotas: Quotas
     update: Mapping[str, SettingValue]
     refused: Mapping[str, str]
 
 
 def effect_of(name: str) -> Effect | None:
     """Return when a setting takes effect; None if it cannot be set remotely."""
-    return Effect.NOW if name in UPDATE_SETTINGS or quota_of(name) is not None else STEERABLE.get(name)
-
-
-def quota_of(name: str) -> tuple[str, str] | None:
-    """Return application and quota of a name such as `quota.chat.tokens_per_day`; None for any other name."""
-    application, dot, quota = name.removeprefix(_QUOTA).rpartition(".")
-    return (application, quota) if name.startswith(_QUOTA) and dot and application and quota in _QUOTAS else None
+    return Effect.NOW if name in UPDATE_SETTINGS else STEERABLE.get(name)
 
 
 def check_values(
     values: Mapping[str, SettingValue],
     base: DeviceSettings,
     *,
-    fixed: Iterable[str] = (),
-    applications: Iterable[str] | None = None,
     locate: Callable[[str], object] | None = None,
     updates: bool = True,
 ) -> Checked:
     """Check desired settings against the others in `base`.
 
-    `fixed` cannot be set remotely. `applications` are those of the device, None if unknown; `locate` finds a prepared
-    model or raises `ModelNotFound`, None skips that check. `updates` says whether the device has an updater.
+    `locate` finds a prepared model or raises `ModelNotFound`, None skips that check. `updates` says whether the device
+    has an updater.
     """
     refused: dict[str, str] = {}
     plain: dict[str, SettingValue] = {}
     update: dict[str, SettingValue] = {}
-    quotas: dict[str, dict[str, int]] = {}
-    stays = frozenset(fixed)
     for name, value in values.items():
-        quota = quota_of(name)
-        if name in stays:
-            why: str | None = "The device's configuration does not allow it to be set remotely (steering_fixed)."
-        elif quota is not None:
-            why = _quota_problem(*quota, value, applications)
-        elif name in UPDATE_SETTINGS:
-            why = _update_problem(name, value) if updates else "This device has no updater (update_dir)."
+        if name in UPDATE_SETTINGS:
+            why: str | None = _update_problem(name, value) if updates else "This device has no updater (update_dir)."
         elif name == "model":
             why = _model_problem(value, locate)
         else:
             why = None if name in STEERABLE else _unknown(name)
         if why is not None:
             refused[name] = why
-        elif quota is not None:
-            quotas.setdefault(quota[0], {})[quota[1]] = int(value)
         elif name in UPDATE_SETTINGS:
             update[name] = value
         else:
@@ -128,8 +103,8 @@ def check_values(
     checked, wrong = _validated(base, plain)
     refused |= wrong
     if refused or checked is None:
-        return Checked({}, {}, {}, refused)
-    return Checked({name: getattr(checked, name) for name in plain}, quotas, update, refused)
+        return Checked({}, {}, refused)
+    return Checked({name: getattr(checked, name) for name in plain}, update, refused)
 
 
 def _validated(base: DeviceSettings, plain: Mapping[str, SettingValue]) -> tuple[DeviceSettings | None, dict[str, str]]:
@@ -159,18 +134,6 @@ def _unknown(name: str) -> str:
     near = difflib.get_close_matches(name[:_LONGEST_NAME], STEERABLE, n=1)
     hint = f"; maybe {near[0]!r} is meant" if near else ""
     return f"This release has no setting {shown!r}{hint}."
-
-
-def _quota_problem(application: str, quota: str, value: SettingValue, applications: Iterable[str] | None) -> str | None:
-    if applications is not None and application not in set(applications):
-        return f"This device has no application {application[:_LONGEST_NAME]!r}; add it there with `fleet device app`."
-    if isinstance(value, bool) or not isinstance(value, int):
-        return f"{shown_value(value)} cannot be used: it must be a whole number."
-    try:
-        Application.model_validate({"name": "a", "sha256": "0" * 64, quota: value})
-    except ValidationError as error:
-        return f"{value} cannot be used: {plain_sentence(error.errors(include_url=False)[0])}."
-    return None
 
 
 def _update_problem(name: str, value: SettingValue) -> str | None:
@@ -254,8 +217,7 @@ class SteeredSettings:
     """The settings of a device that can be set remotely. One thread at a time applies them; any reads.
 
     `own` is the device's own configuration; `file` keeps what was set remotely, None keeps it in memory. `settings` are
-    those in force: the object that the whole device reads, changed in place. `applications` have quotas that can be set
-    remotely.
+    those in force: the object that the whole device reads, changed in place.
     """
 
     def __init__(
@@ -266,15 +228,12 @@ class SteeredSettings:
         self._now = now
         self._changing = threading.Lock()
         self._kept = read_kept(file) if own.steering else Kept()
-        self._quotas: Quotas = {}
         self._update: Mapping[str, SettingValue] = {}
         self.updates = None if own.update_dir is None else UpdateFolder(own.update_dir.expanduser())
         self._holding = SettingsSet()
         self._listeners: list[Changed] = []
         self.settings = own.model_copy()
         self.settings.came_from({name: own.origin(name) for name in type(own).model_fields})
-        named = own.applications
-        self.applications = None if named is None else ApplicationsFile(named.expanduser())
         self._start_from(self._kept.taken)
         self._hand_over()
 
@@ -346,20 +305,12 @@ class SteeredSettings:
         with self._changing:
             kept, settings = self._kept, self.settings
             values = {name: _plain(getattr(settings, name)) for name in STEERABLE}
-            quotas = {
-                f"quota.{app}.{name}": each for app, found in self._quotas.items() for name, each in found.items()
-            }
             return ReportedSettings(
                 id=kept.considered.id,
                 applied=kept.taken.id,
-                values={
-                    **{name: value for name, value in values.items() if value is not None},
-                    **quotas,
-                    **self._update,
-                },
+                values={**{name: value for name, value in values.items() if value is not None}, **self._update},
                 refused=kept.refused,
                 needs_restart=tuple(self._waiting()),
-                fixed=tuple(sorted(self._own.stays())),
                 update=None if self.updates is None else self.updates.report(),
                 at=self._now(),
             )
@@ -388,17 +339,9 @@ class SteeredSettings:
         self._hold(chosen, checked, starting=True)
 
     def _check(self, values: Mapping[str, SettingValue]) -> Checked:
-        known: list[str] | None = []
-        if self.applications is not None:
-            try:
-                known = [each.name for each in self.applications.read().applications]
-            except ConfigurationError:
-                known = None  # users of the API get an error
         return check_values(
             values,
             self._own,
-            fixed=self._own.stays(),
-            applications=known,
             locate=lambda model: locate_model(model, folder=self._own.models_dir),
             updates=self.updates is not None,
         )
@@ -411,12 +354,7 @@ class SteeredSettings:
         }
         changed = {name for name, value in taken.items() if getattr(self.settings, name) != value}
         self.settings.__dict__.update(taken)  # in one step, so that a concurrent reader sees either all or none
-        if checked.quotas != self._quotas:
-            changed.add("quotas")
-        self._quotas = checked.quotas
         self._update = checked.update
-        if self.applications is not None:
-            self.applications.quotas = checked.quotas
         self._holding = chosen
         return changed
 

@@ -7,7 +7,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fleet_common.settings import SettingsError
-from fleet_device.applications import Application, ApplicationsFile, new_key
 from fleet_device.settings import DeviceSettings
 from fleet_device.steering.remote_settings import (
     SteeredSettings,
@@ -132,23 +131,16 @@ def test_a_damaged_or_foreign_file_is_left_out(tmp_path: Path, caplog: pytest.Lo
 
 def test_what_was_set_before_and_cannot_be_any_more_is_left_out_and_reported(tmp_path: Path) -> None:
     it = remote(own(tmp_path))
-    it.consider(wanted(1, top_k=5, threads=2))
-    again = remote(own(tmp_path, steering_fixed="threads"))
-    assert (again.settings.top_k, again.settings.threads) == (5, 1)
-    assert list(again.report().refused) == ["threads"]
+    it.consider(wanted(1, top_k=5, model="small:Q2_K"))
+    (tmp_path / "models" / "small" / "Q2_K.gguf").unlink()
+    again = SteeredSettings.of(it._own)
+    assert (again.settings.top_k, again.settings.model) == (5, "small:Q4_0")
+    assert list(again.report().refused) == ["model"]
 
 
 def test_a_device_that_listens_to_nobody_keeps_to_its_own(tmp_path: Path) -> None:
     remote(own(tmp_path)).consider(wanted(1, top_k=5))
     assert remote(own(tmp_path, steering=False)).settings.top_k == 50
-
-
-def test_fixed_settings_are_refused_and_named(tmp_path: Path) -> None:
-    it = remote(own(tmp_path, steering_fixed="top_k, threads"))
-    it.consider(wanted(1, top_k=5))
-    report = it.report()
-    assert (report.fixed, it.settings.top_k) == (("threads", "top_k"), 50)
-    assert "steering_fixed" in report.refused["top_k"]
 
 
 def test_a_model_is_taken_into_use_with_the_next_start(tmp_path: Path) -> None:
@@ -200,24 +192,6 @@ def test_a_device_that_does_not_load_with_its_own_settings_fails(tmp_path: Path)
 
     with pytest.raises(SettingsError, match="Q4_0"):
         load_steered(remote(own(tmp_path)), load)
-
-
-def test_quotas_of_applications_hold_at_once(tmp_path: Path) -> None:
-    key, digest = new_key()
-    file = ApplicationsFile(tmp_path / "apps.json")
-    with file.changing() as found:
-        found.append(Application(name="chat", sha256=digest, tokens_per_min=100))
-    it = remote(own(tmp_path, applications=tmp_path / "apps.json"))
-    it.consider(wanted(1, **{"quota.chat.tokens_per_min": 7, "quota.chat.texts_at_once": 1}))
-    application = it.applications.find(key.encode())
-    assert (application.tokens_per_min, application.texts_at_once, application.tokens_per_day) == (7, 1, None)
-    assert it.report().values["quota.chat.tokens_per_min"] == 7
-    it.consider(wanted(2))
-    application = it.applications.find(key.encode())
-    assert application.tokens_per_min == 100
-    for number, (quota, value) in enumerate((("quota.other.tokens_per_min", 7), ("quota.chat.tokens_per_min", 0)), 3):
-        it.consider(wanted(number, **{quota: value}))
-        assert list(it.report().refused) == [quota]
 
 
 def test_a_disk_that_is_full_is_told_and_ends_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

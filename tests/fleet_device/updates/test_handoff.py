@@ -80,12 +80,6 @@ def test_without_an_updater_a_release_is_refused(tmp_path: Path) -> None:
     assert "no updater" in remote.report().refused["update.release"]
 
 
-def test_who_owns_the_device_can_forbid_it(shared: UpdateFolder) -> None:
-    remote = steered(shared, steering_fixed="update.release")
-    remote.consider(desired(1, release=3))
-    assert list(remote.report().refused) == ["update.release"]
-
-
 @pytest.mark.parametrize("window", ["22:00-05:00", "05:00-22:00"])
 def test_a_window_may_span_midnight(window: str) -> None:
     wanted = WantedUpdate(window=window)
