@@ -5,11 +5,8 @@ probability max(0, 1 - q(y)/p(y)) and takes the first that it keeps, which has d
 it requests more if it keeps none. `dense` sends p over the whole vocabulary, the form of the paper.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from enum import StrEnum
-from types import MappingProxyType
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 
@@ -51,48 +48,9 @@ def dense(p: Dist, vocabulary_size: int) -> Dense:
     return Dense(probs=values.tobytes())
 
 
-@dataclass(frozen=True, slots=True)
-class RejectedPosition:
-    """What a form needs to know about a rejected position.
-
-    `tried` is the number of samples that the device has rejected.
-    """
-
-    policy: SamplingPolicy
-    position: int
-    vocabulary_size: int
-    max_bytes: int
-    tried: int = 0
-
-    @property
-    def entry_bytes(self) -> int:
-        return 6 if self.vocabulary_size <= 1 << 16 else 8
-
-    @property
-    def wanted_samples(self) -> int:
-        """Number of samples that is likely to suffice."""
-        return FIRST_SAMPLES if self.tried == 0 else SAMPLES_GROWTH * self.tried
-
-    @property
-    def samples(self) -> int:
-        return min(self.wanted_samples, MAX_SAMPLES, max(1, self.max_bytes // self.entry_bytes))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FormRule:
-    """How the edge makes one form of p, and how the device draws from it.
-
-    Attributes:
-        whole: Whether the form holds all of p. A partial form always fits and may need another round.
-        size: Bytes of p in this form.
-        make: Encodes p.
-        correct: Draws the correction from max(0, p - q), normalised, or returns None if more is needed.
-    """
-
-    whole: bool
-    size: Callable[[Dist, RejectedPosition], int]
-    make: Callable[[Dist, RejectedPosition], DownlinkForm]
-    correct: Callable[[Any, QuantizedDist, SamplingPolicy, int], int | None]
+def entry_bytes(vocabulary_size: int) -> int:
+    """Return the bytes of a token id and its probability."""
+    return 6 if vocabulary_size <= 1 << 16 else 8
 
 
 def choose_form(
@@ -105,19 +63,28 @@ def choose_form(
     form: FormName = FormName.AUTO,
     tried: int = 0,
 ) -> DownlinkForm:
-    """Encode p in the smallest form that fits `max_bytes`, or in `form` if that is given and fits."""
-    rejected = RejectedPosition(policy, position, vocabulary_size, max_bytes, tried)
-    if form is not FormName.AUTO:
-        insisted = RULES[form]
-        if not insisted.whole or insisted.size(p, rejected) <= max_bytes:
-            return insisted.make(p, rejected)
-    # top_k bounds the support. Without it, sending p pays only if the support is small or the first samples have
-    # failed: then p is nearly q, and further samples would mostly fail too.
-    if policy.top_k > 0 or len(p) <= rejected.wanted_samples or tried > 0:
-        smallest = min((rule for rule in RULES.values() if rule.whole), key=lambda rule: rule.size(p, rejected))
-        if smallest.size(p, rejected) <= max_bytes:
-            return smallest.make(p, rejected)
-    return RULES[FormName.SAMPLES].make(p, rejected)
+    """Encode p in the smallest form that fits `max_bytes`, or in `form` if that is given and fits.
+
+    `tried` is the number of samples that the device has rejected. Samples always fit, and may need another round.
+    """
+    entry = entry_bytes(vocabulary_size)
+    wanted = FIRST_SAMPLES if tried == 0 else SAMPLES_GROWTH * tried  # number of samples that is likely to suffice
+    sizes = {FormName.SPARSE: entry * len(p), FormName.DENSE: 4 * vocabulary_size}
+    chosen = form
+    if sizes.get(form, 0) > max_bytes or form is FormName.AUTO:
+        # top_k bounds the support. Without it, sending p pays only if the support is small or the first samples have
+        # failed: then p is nearly q, and further samples would mostly fail too.
+        pays = policy.top_k > 0 or len(p) <= wanted or tried > 0
+        smallest = min(sizes, key=lambda name: sizes[name])
+        chosen = smallest if pays and sizes[smallest] <= max_bytes else FormName.SAMPLES
+    match chosen:
+        case FormName.SPARSE:
+            return sparse(p)
+        case FormName.DENSE:
+            return dense(p, vocabulary_size)
+        case _:
+            number = min(wanted, MAX_SAMPLES, max(1, max_bytes // entry))
+            return samples(p, policy=policy, position=position, start=tried, number=number)
 
 
 def correct(form: DownlinkForm, quantized: QuantizedDist, *, policy: SamplingPolicy, position: int) -> int | None:
@@ -125,7 +92,22 @@ def correct(form: DownlinkForm, quantized: QuantizedDist, *, policy: SamplingPol
 
     Return None if no sample was kept and more are needed. The caller checks that the vocabulary contains the token.
     """
-    return RULES[FormName(form.kind)].correct(form, quantized, policy, position)
+    match form:
+        case Sparse():
+            p = Dist(np.array(form.ids, dtype=np.int64), np.array(form.probs))
+        case Dense():
+            values = np.frombuffer(form.probs, dtype="<f4").astype(np.float64)
+            support = np.flatnonzero(values)
+            p = Dist(support, values[support])
+        case Samples():
+            tokens = np.array(form.ids, dtype=np.int64)
+            indices = np.arange(form.start, form.start + len(tokens), dtype=np.int64)
+            uniform = random_uniforms(policy.seed, position, Purpose.THIN, indices)
+            passed = np.flatnonzero(uniform * np.array(form.probs) >= quantized.probabilities(tokens))
+            return int(tokens[passed[0]]) if len(passed) else None
+        case _:
+            raise ValueError("not a form of p")
+    return draw(residual(p, quantized), random_uniform(policy.seed, position, Purpose.RESIDUAL))
 
 
 def probability_of(form: object, token: int) -> float:
@@ -137,55 +119,3 @@ def probability_of(form: object, token: int) -> float:
             return float(np.frombuffer(form.probs, dtype="<f4")[token])
         case _:
             raise ValueError("not a form of p")
-
-
-def _correct_from(p: Dist, quantized: QuantizedDist, policy: SamplingPolicy, position: int) -> int:
-    return draw(residual(p, quantized), random_uniform(policy.seed, position, Purpose.RESIDUAL))
-
-
-def _correct_sparse(form: Sparse, quantized: QuantizedDist, policy: SamplingPolicy, position: int) -> int:
-    p = Dist(np.array(form.ids, dtype=np.int64), np.array(form.probs))
-    return _correct_from(p, quantized, policy, position)
-
-
-def _correct_dense(form: Dense, quantized: QuantizedDist, policy: SamplingPolicy, position: int) -> int:
-    values = np.frombuffer(form.probs, dtype="<f4").astype(np.float64)
-    support = np.flatnonzero(values)
-    return _correct_from(Dist(support, values[support]), quantized, policy, position)
-
-
-def _correct_samples(form: Samples, quantized: QuantizedDist, policy: SamplingPolicy, position: int) -> int | None:
-    tokens = np.array(form.ids, dtype=np.int64)
-    indices = np.arange(form.start, form.start + len(tokens), dtype=np.int64)
-    uniform = random_uniforms(policy.seed, position, Purpose.THIN, indices)
-    passed = np.flatnonzero(uniform * np.array(form.probs) >= quantized.probabilities(tokens))
-    return int(tokens[passed[0]]) if len(passed) else None
-
-
-def _draw_samples(p: Dist, rejected: RejectedPosition) -> Samples:
-    return samples(p, policy=rejected.policy, position=rejected.position, start=rejected.tried, number=rejected.samples)
-
-
-RULES: Final[Mapping[FormName, FormRule]] = MappingProxyType(
-    {
-        FormName.SPARSE: FormRule(
-            whole=True,
-            size=lambda p, rejected: rejected.entry_bytes * len(p),
-            make=lambda p, _rejected: sparse(p),
-            correct=_correct_sparse,
-        ),
-        FormName.SAMPLES: FormRule(
-            whole=False,
-            size=lambda _p, rejected: rejected.entry_bytes * rejected.samples,
-            make=_draw_samples,
-            correct=_correct_samples,
-        ),
-        FormName.DENSE: FormRule(
-            whole=True,
-            size=lambda _p, rejected: 4 * rejected.vocabulary_size,
-            make=lambda p, rejected: dense(p, rejected.vocabulary_size),
-            correct=_correct_dense,
-        ),
-    }
-)
-"""All forms by name; of two with equal size the first is sent."""
