@@ -24,7 +24,7 @@ from fleet_common.mqtt.link import (
     PublishOutcome,
     check_topic,
 )
-from fleet_common.mqtt.packets import publish_packet_bytes
+from fleet_common.mqtt.packets import publish_packet
 from fleet_common.mqtt.settings import LinkSettings
 
 _log = logging.getLogger(__name__)
@@ -58,15 +58,17 @@ class Outgoing:
 
     def __post_init__(self) -> None:
         check_topic(self.topic)
-        size = publish_packet_bytes(
+        # Known before it is sent: a broker closes the connection over a packet that is too large, and a client that
+        # sends it again repeats that for ever.
+        packet = publish_packet(
             self.topic,
             self.payload,
-            qos=self.qos,
-            expiry=self.deadline is not None,
+            identifier=self.qos,
+            expiry_s=None if self.deadline is None else 0,
             content_type=self.content_type,
-            alias=self.alias,
+            alias=1 if self.alias else None,
         )
-        object.__setattr__(self, "packet_bytes", size)
+        object.__setattr__(self, "packet_bytes", len(packet))
         object.__setattr__(self, "flow", "/".join(self.topic.split("/", FLOW_LEVELS)[:FLOW_LEVELS]))
 
     @property

@@ -1,41 +1,9 @@
-"""MQTT PUBLISH packets: their bytes, their sizes, topic aliases.
-
-The size is computed before the packet is built: a broker closes the connection over a packet that is too large, and a
-client that sends it again repeats that for ever.
-"""
+"""MQTT PUBLISH packets and topic aliases."""
 
 from collections import OrderedDict
 
 PUBLISH = 0x30
 EXPIRY, CONTENT_TYPE, ALIAS = 0x02, 0x03, 0x23
-TWO_BYTE_LENGTH = 2
-PACKET_IDENTIFIER = 2
-EXPIRY_PROPERTY = 5
-ALIAS_PROPERTY = 3
-STRING_PROPERTY = 3
-
-
-def publish_packet_bytes(
-    topic: str,
-    payload: bytes,
-    *,
-    qos: int = 1,
-    expiry: bool = False,
-    content_type: str | None = None,
-    alias: bool = False,
-    topic_known: bool = False,
-) -> int:
-    """Return the size of a PUBLISH packet (MQTT 5, 3.3).
-
-    `expiry` and `alias` say whether it has these properties, `topic_known` whether the alias replaces the topic.
-    """
-    properties = EXPIRY_PROPERTY * expiry + ALIAS_PROPERTY * alias
-    if content_type is not None:
-        properties += STRING_PROPERTY + len(content_type.encode())
-    remaining = TWO_BYTE_LENGTH + (0 if topic_known else len(topic.encode()))
-    remaining += PACKET_IDENTIFIER * (qos > 0)
-    remaining += _varint_bytes(properties) + properties + len(payload)
-    return 1 + _varint_bytes(remaining) + remaining
 
 
 def publish_packet(
@@ -81,10 +49,6 @@ def _varint(value: int) -> bytes:
         digits.append(digit | (0x80 if value else 0))
         if not value:
             return bytes(digits)
-
-
-def _varint_bytes(value: int) -> int:
-    return max(1, -(-value.bit_length() // 7))
 
 
 class AliasTable:

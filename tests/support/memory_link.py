@@ -15,7 +15,7 @@ from fleet_common.mqtt.link import (
     Will,
 )
 from fleet_common.mqtt.outbox import Outbox, Outgoing
-from fleet_common.mqtt.packets import publish_packet_bytes
+from fleet_common.mqtt.packets import publish_packet
 from tests.support.memory_broker import MemoryBroker, Peer
 
 
@@ -131,7 +131,7 @@ class MemoryLink:
         self._broker.schedule(lambda: self._guard.call(handler, outcome))
 
     def _receive(self, message: Message) -> None:
-        topic, size = message.topic.encode(), publish_packet_bytes(message.topic, message.payload)
+        topic, size = message.topic.encode(), len(publish_packet(message.topic, message.payload, identifier=1))
         if self._accepts is None or self._guard.ask(self._accepts, topic, size, retained=message.retained):
             self._routes.dispatch(message)
         else:
