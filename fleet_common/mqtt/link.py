@@ -123,11 +123,6 @@ class PublishOutcome:
     def accepted(self) -> bool:
         return self.reason < FIRST_ERROR
 
-    @property
-    def delivered(self) -> bool:
-        """Whether the broker accepted it and had a subscriber for it."""
-        return self.accepted and self.reason != NO_MATCHING_SUBSCRIBERS
-
 
 Handler = Callable[[Message], None]
 Listener = Callable[[bool], None]

@@ -32,7 +32,6 @@ from fleet_device.api.openapi import openapi
 from fleet_device.api.problems import ApiProblem, problem_of
 from fleet_device.api.replies import (
     IGNORED_HEADER,
-    QUOTA_HEADER,
     VERIFIED_HEADER,
     WAITED_HEADER,
     ChoiceEvents,
@@ -111,7 +110,6 @@ def create_app(
             Route("/v1/responses", api.response, methods=["POST"]),
             Route("/tokenize", api.tokenize, methods=["POST"]),
             Route("/openapi.json", api.document),
-            Route("/v1/embeddings", api.embeddings, methods=["POST"]),
             *(Route(path, api.health) for path in HEALTH_PATHS),
             Route("/version", api.version),
             Route("/api/chat", api.ollama_chat, methods=["POST"]),
@@ -226,10 +224,6 @@ class _Api:
         body = {"count": len(tokens), "max_model_len": self.backend.context, "tokens": tokens, "token_strs": strings}
         return JSONResponse(body)
 
-    async def embeddings(self, _request: Request) -> Response:
-        sentence = "A device generates text and makes no embeddings."
-        raise ApiProblem(404, sentence, code="unsupported_endpoint")
-
     async def models(self, _request: Request) -> Response:
         return JSONResponse({"object": "list", "data": [self._model(name) for name in self.backend.targets()]})
 
@@ -293,8 +287,6 @@ class _Api:
                     texts = await text.end()
                     verified = all(each.verified for each in texts)
                     headers = {VERIFIED_HEADER: str(verified).lower(), **_waited(tickets), **_ignored(asked)}
-                    if (held_ms := max(each.generation.counters.quota_wait_ms for each in texts)) > 0.0:
-                        headers[QUOTA_HEADER] = f"{held_ms:.0f}"
                     return JSONResponse(whole(texts), headers=headers)
                 first = await text.first()
         except BaseException:

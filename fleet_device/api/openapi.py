@@ -40,18 +40,8 @@ def _maybe(schema: _Schema) -> _Schema:
     return {"anyOf": [schema, {"type": "null"}]}
 
 
-_SPECULATION: Final = _object(
-    mean_acceptance_length={"type": "number", "minimum": 1},
-    draft_acceptance_rate={"type": "number", "minimum": 0, "maximum": 1},
-    acceptance_histogram=_list(_NUMBER),
-    num_spec_steps=_NUMBER,
-    num_accepted_draft_tokens=_NUMBER,
-    num_draft_tokens=_NUMBER,
-    num_spec_tokens=_NUMBER,
-)
 _COMMON: Final = {
     "model": _TEXT,
-    "metrics": _object(speculative_decoding=_maybe(_SPECULATION)),
     "fleet": _object(session=_TEXT, seed=_NUMBER, mode=_TEXT, verified={"type": "boolean"}),
 }
 _USAGE: Final = _object(prompt_tokens=_NUMBER, completion_tokens=_NUMBER, total_tokens=_NUMBER)

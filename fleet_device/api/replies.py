@@ -76,26 +76,6 @@ def usage_of(texts: Sequence[GeneratedText], *, prompts: int = 1) -> dict[str, A
     }
 
 
-def speculation_of(texts: Sequence[GeneratedText]) -> dict[str, Any] | None:
-    """Return the statistics of speculation in vLLM's shape; None for several choices, or without a verified draft.
-
-    Draft tokens behind a rejected one are not tested, and not counted: the rate is the session log's acceptance.
-    """
-    counters = texts[0].generation.counters
-    steps = sum(counters.histogram)
-    if len(texts) != 1 or not steps:
-        return None
-    return {
-        "mean_acceptance_length": 1 + counters.accepted / steps,
-        "draft_acceptance_rate": counters.acceptance,
-        "acceptance_histogram": counters.histogram,
-        "num_spec_steps": steps,
-        "num_accepted_draft_tokens": counters.accepted,
-        "num_draft_tokens": counters.tested,
-        "num_spec_tokens": len(counters.histogram) - 1,
-    }
-
-
 def session_summary(text: GeneratedText) -> dict[str, Any]:
     counters, policy, choice = text.generation.counters, text.request.policy, text.generation.choice
     return {
@@ -118,8 +98,7 @@ def session_summary(text: GeneratedText) -> dict[str, Any]:
 
 def _cached(text: GeneratedText) -> int:
     closed = text.generation.closed
-    reused = 0 if closed is None else getattr(closed, "reused", None) or 0
-    return min(reused, len(text.request.prompt))
+    return 0 if closed is None else min(closed.reused or 0, len(text.request.prompt))
 
 
 VERIFIED_HEADER: Final = "X-Fleet-Verified"
@@ -130,9 +109,6 @@ WAITED_HEADER: Final = "X-Fleet-Queue-Ms"
 
 IGNORED_HEADER: Final = "X-Fleet-Ignored"
 """Header: names of the request's fields that were ignored."""
-
-QUOTA_HEADER: Final = "X-Fleet-Quota-Ms"
-"""Header of a whole answer: how long it waited for a quota of the device at the edge (milliseconds)."""
 
 DONE: Final = b"data: [DONE]\n\n"
 
@@ -190,7 +166,6 @@ class Reply:
             **self._head(kind),
             "choices": choices,
             "usage": usage_of(texts, prompts=self.prompts),
-            "metrics": {"speculative_decoding": speculation_of(texts)},
             "fleet": fleet,
         }
 
@@ -229,8 +204,7 @@ class Reply:
     def end(self, texts: Sequence[GeneratedText]) -> list[dict[str, Any]]:
         if not self.include_usage:
             return []
-        metrics = {"speculative_decoding": speculation_of(texts)}
-        return [{**self._chunk("", 0), "choices": [], "usage": usage_of(texts), "metrics": metrics}]
+        return [{**self._chunk("", 0), "choices": [], "usage": usage_of(texts)}]
 
     def _add_usage(self, chunks: Sequence[dict[str, Any]], prompt: int, number: int) -> None:
         if self.continuous_usage:

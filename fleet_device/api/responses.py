@@ -14,7 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Fiel
 
 from fleet_device.api.logprobs import TokenSpelling, spelled_tokens, token_logprobs
 from fleet_device.api.problems import problem_of
-from fleet_device.api.replies import ChoiceEvents, Happened, session_summary, speculation_of, usage_of
+from fleet_device.api.replies import ChoiceEvents, Happened, session_summary, usage_of
 from fleet_device.api.requests import ChatRequest, GenerationRequest, TokenLimit
 from fleet_device.requests.generate import GeneratedText, Piece
 from fleet_device.requests.queue import Failed
@@ -341,7 +341,6 @@ class ResponseReply:
                 "total_tokens": usage["total_tokens"],
                 "fleet": usage["fleet"],
             },
-            "metrics": {"speculative_decoding": speculation_of([text])},
             "fleet": session_summary(text),
         }
 

@@ -5,7 +5,7 @@ The edge decides which tokens are possible. An error in the constraint here cost
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import numpy as np
@@ -17,7 +17,7 @@ from fleet_device.drafters.contract import Drafter, DraftsConstrained
 from fleet_device.drafters.suffix import SuffixDrafter
 from fleet_device.pacing.contract import DraftOutcome, Pacing, Plan, ReportedLoad, RoundTrips
 from fleet_device.session.machine import DeviceSession
-from fleet_device.session.sequence import CommittedTokens, DecidedDraft, TokenOrigin, VerdictEffect
+from fleet_device.session.sequence import DecidedDraft, VerdictEffect
 from schemas import fields
 from schemas.fields import MAX_DRAFT
 from schemas.messages import Draft, Opened
@@ -242,12 +242,6 @@ class DraftSequence:
         """The suffix drafter, if that is what drafts."""
         return self.drafter if isinstance(self.drafter, SuffixDrafter) else None
 
-    def committed(self, effect: VerdictEffect, *, begin: int) -> CommittedTokens:
-        """Return what a verdict has committed behind the first `begin` tokens, each token with its origin."""
-        if self.constraint is None:
-            return effect.committed
-        return self.constraint.origins(self.session.committed, effect.committed, begin=begin)
-
     def draft(self, limit: int) -> bool:
         """Draft one token; return False if the draft is long enough, the context full, or there is no proposal.
 
@@ -334,20 +328,6 @@ class DraftConstraint:
             return drafter.next_allowed(policy, allowed)
         dist = drafter.next(policy)
         return None if dist is None else restrict(dist, allowed)
-
-    def origins(self, text: Sequence[int], committed: CommittedTokens, *, begin: int) -> CommittedTokens:
-        origins = list(committed.origins)
-        place = 0
-        while place < len(origins):
-            try:
-                run = self._query(self.matcher.forced, text[: begin + place])
-            except GrammarError:
-                break
-            for offset, token in enumerate(run[: len(origins) - place]):
-                if token == committed.ids[place + offset]:
-                    origins[place + offset] = TokenOrigin.FORCED
-            place += max(1, len(run))
-        return replace(committed, origins=tuple(origins))
 
     def _query(self, question: Callable[[Sequence[int]], _Found], text: Sequence[int]) -> _Found:
         """Return what the matcher answers, in another process if the one that followed the text has ended."""

@@ -174,7 +174,6 @@ class SessionDriver:
         session = self.session
         if session.opened is not None and received.verdict.handle == session.opened.handle:
             session.counters.downlink_bytes += received.size
-        begin = len(session.committed)
         effects = session.on_verdict(received.verdict)
         self.drafting.pacing.learn(effects)
         for effect in effects:
@@ -183,11 +182,9 @@ class SessionDriver:
             self.retry.note_answer(tokens=len(effect.tokens), more=bool(session.unanswered()))
             if effect.tokens:
                 self.first_at = self.first_at or self.retry.clock()
-                tokens = self.drafting.drafts.committed(effect, begin=begin)
-                if self.context.on_tokens(tokens):
+                if self.context.on_tokens(effect.committed):
                     session.cancel(EndReason.STOP)
                     return
-                begin += len(effect.tokens)
             self.drafting.follow(effect)
             if effect.request is not None and not self.retry.held:  # otherwise it is sent with the repeats
                 self._send_draft(effect.request)

@@ -395,7 +395,7 @@ class DeviceSession:
             return []
         self._heard = True
         if verdict.written is None:
-            return self._apply_unstreamed(verdict)
+            raise ProtocolViolation("The edge was asked to decode, and has sent no tokens.")
         if verdict.base is not None and verdict.base > len(self.committed):
             return self._request_missing(verdict, stream)
         effects = []
@@ -434,20 +434,6 @@ class DeviceSession:
             self._streaming = None
             self._move(SessionEvent.STREAM_OVER)
         return [VerdictEffect(new, len(self.committed), streamed=True, logprobs=logprobs, piece=verdict)]
-
-    def _apply_unstreamed(self, verdict: Verdict) -> list[VerdictEffect]:
-        """Apply the verdict of an edge without edge-only decoding, to which the request was an empty draft."""
-        if not isinstance(verdict.next, int):
-            raise ProtocolViolation("The edge was asked to decode, and has sent no token.")
-        self._read_prompt(verdict)
-        self.counters.rounds += 1
-        self.counters.streamed += 1
-        logprobs = self._logprobs(() if verdict.logprobs is None else verdict.logprobs.tokens(), (verdict.next,))
-        self.sequence.commit((verdict.next,))
-        self._streaming = None
-        self._move(SessionEvent.STREAM_OVER)
-        self._finish(verdict.finish)
-        return [VerdictEffect((verdict.next,), len(self.committed), streamed=True, logprobs=logprobs)]
 
     def _correct(self, decided: DecidedDraft) -> VerdictEffect:
         verdict, rejection, valid = decided.verdict, self._rejection, len(self.committed)

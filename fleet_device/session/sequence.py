@@ -69,7 +69,7 @@ class TokenOrigin(StrEnum):
         CORRECTED: It replaced a draft token that the edge rejected.
         BONUS: The edge drew it after a draft that it accepted whole.
         STREAMED: Edge-only decoding.
-        FORCED: A grammar allowed no other.
+        FORCED: The device proposed it because a grammar allowed no other.
         UNVERIFIED: The draft model generated it without an edge, or it follows such a token.
     """
 

@@ -20,7 +20,7 @@
 A session that is opened again continues behind the committed tokens; drafts in flight are void.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Final
 
@@ -100,7 +100,6 @@ class SessionCounters:
         streamed: Tokens of edge-only decoding.
         quota_wait_ms: Delay that edges asked for because a quota was used up; part of `wait_ms`.
         suffix_drafted: Of the drafted tokens, those that the suffix index proposed; likewise the two below.
-        histogram: Number of verified drafts of which 0, 1, 2, … tokens were accepted, up to the longest draft's length.
     """
 
     drafted: int = 0
@@ -116,15 +115,11 @@ class SessionCounters:
     suffix_drafted: int = 0
     suffix_tested: int = 0
     suffix_accepted: int = 0
-    histogram: list[int] = field(default_factory=list)
 
     def note_draft(self, tokens: int, *, accepted: int) -> None:
         """Count a verified draft; the tokens behind a rejected one are not tested."""
         self.accepted += accepted
         self.tested += min(tokens, accepted + 1)
-        if tokens:
-            self.histogram += [0] * (tokens + 1 - len(self.histogram))
-            self.histogram[accepted] += 1
 
     @property
     def acceptance(self) -> float | None:

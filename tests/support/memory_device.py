@@ -132,7 +132,6 @@ class ScriptedAgent:
     ended: list[EndReason] = field(default_factory=list)
     apps: list[str | None] = field(default_factory=list)
     speculation: list[bool] = field(default_factory=list)
-    histogram: Sequence[int] = ()
 
     def generate(self, request: GenerateRequest, context: RequestContext) -> Generation:
         prompt, outages = request.prompt, request.outages
@@ -168,7 +167,6 @@ class ScriptedAgent:
             raise self.error
         self.ended.append(reason)
         counters = SessionCounters(drafted=4, tested=4, accepted=3, rounds=2, uplink_bytes=50, downlink_bytes=20)
-        counters.histogram = list(self.histogram)
         unverified = 0 if verified is None else len(tokens) - verified
         scores = committed(prompt[1:], logprobs=request.logprobs).logprobs if request.echo else ()
         return Generation(

@@ -379,11 +379,11 @@ def test_the_outcome_tells_of_listeners(request: pytest.FixtureRequest, harness:
     harness.until(lambda: len(outcomes) == 1)
     assert outcomes[0] == PublishOutcome(topic(Topic.OPEN), NO_MATCHING_SUBSCRIBERS)
     assert outcomes[0].accepted
-    assert not outcomes[0].delivered
+    assert outcomes[0].reason == NO_MATCHING_SUBSCRIBERS
     _, inbox = started(harness, EDGE, OPENS)
     device.publish(topic(Topic.OPEN), b"now?", on_outcome=outcomes.append)
     harness.until(lambda: len(outcomes) == 2 and len(inbox) == 1)
-    assert outcomes[1].delivered
+    assert outcomes[1].reason == 0
 
 
 def test_stop_is_idempotent_and_start_may_follow(harness: Harness, device: Link) -> None:

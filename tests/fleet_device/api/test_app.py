@@ -324,24 +324,6 @@ def test_a_stream_counts_its_tokens_in_each_chunk_if_asked(make: Make) -> None:
     assert all("usage" not in chunk for chunk in alone)
 
 
-def test_speculation_is_counted_in_vllms_shape(make: Make) -> None:
-    app, _ = make(ScriptedAgent(histogram=(1, 0, 0, 1)))
-    spoken = chat(app).json()["metrics"]["speculative_decoding"]
-    assert spoken == {
-        "mean_acceptance_length": 2.5,
-        "draft_acceptance_rate": 0.75,
-        "acceptance_histogram": [1, 0, 0, 1],
-        "num_spec_steps": 2,
-        "num_accepted_draft_tokens": 3,
-        "num_draft_tokens": 4,
-        "num_spec_tokens": 3,
-    }
-    *_, last = chunks(complete(app, stream=True, stream_options={"include_usage": True}))
-    assert last["metrics"]["speculative_decoding"] == spoken
-    assert chat(app, n=2).json()["metrics"] == {"speculative_decoding": None}
-    assert chat(make()[0]).json()["metrics"] == {"speculative_decoding": None}
-
-
 @pytest.mark.parametrize("speculation", [None, "auto", "off"])
 def test_a_request_may_switch_drafting_off(make: Make, speculation: str | None) -> None:
     agent = ScriptedAgent()

@@ -15,7 +15,6 @@ from fleet_device.drafters.suffix_index import History
 from fleet_device.drafters.without_model import ScriptedDrafter
 from fleet_device.pacing.contract import Choice, DraftOutcome, Plan, ReportedLoad
 from fleet_device.session.machine import DeviceSession
-from fleet_device.session.sequence import CommittedTokens, TokenOrigin
 from schemas import fields
 from schemas.messages import Draft, Verdict
 from schemas.policy import Mode, SamplingPolicy
@@ -142,14 +141,6 @@ def test_a_text_that_the_grammar_rules_out_is_drafted_on_as_without_one() -> Non
     drafter: Any = Whole(dist)
     assert constraint().forced((1, 1)) is None
     assert constraint().next(drafter, POLICY, text=(1, 1)) is dist
-
-
-def test_tokens_that_had_to_come_say_so_wherever_they_come_from() -> None:
-    told = CommittedTokens((4, 5, 1, 1), (TokenOrigin.STREAMED,) * 4)
-    found = constraint().origins([4, 5, 1, 1, 0], told, begin=0)
-    assert found.origins == (TokenOrigin.STREAMED, *(TokenOrigin.FORCED,) * 3)
-    rest = constraint().origins([4, 5, 1, 1, 0], CommittedTokens((1, 0), (TokenOrigin.BONUS,) * 2), begin=3)
-    assert rest.origins == (TokenOrigin.FORCED,) * 2
 
 
 @dataclass

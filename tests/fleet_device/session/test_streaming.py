@@ -132,14 +132,11 @@ def test_what_no_correct_edge_writes_ends_the_session(written: Sequence[int], sa
         session.on_verdict(piece(request, 0, written))
 
 
-def test_an_edge_that_does_not_write_by_itself_has_taken_an_empty_draft() -> None:
+def test_a_verdict_on_a_draft_answers_no_request_for_tokens() -> None:
     session = opened_session()
     request = session.stream(10)
-    (effect,) = session.on_verdict(Verdict(handle=3, round=request.round, accepted=0, next=7))
-    assert (effect.tokens, session.state) == ((7,), SessionState.DRAFTING)
-    request = session.stream(10)
-    with pytest.raises(ProtocolViolation, match="has sent no token"):
-        session.on_verdict(Verdict(handle=3, round=request.round, accepted=0))
+    with pytest.raises(ProtocolViolation, match="has sent no tokens"):
+        session.on_verdict(Verdict(handle=3, round=request.round, accepted=0, next=7))
 
 
 def test_pieces_of_an_earlier_request_before_a_resume_mean_nothing() -> None:
