@@ -28,7 +28,6 @@ from fleet_device.api.ollama import (
     OllamaReply,
     stream_lines,
 )
-from fleet_device.api.openapi import openapi
 from fleet_device.api.problems import ApiProblem, problem_of
 from fleet_device.api.replies import (
     IGNORED_HEADER,
@@ -109,7 +108,6 @@ def create_app(
             Route("/v1/models/{name:path}", api.model),
             Route("/v1/responses", api.response, methods=["POST"]),
             Route("/tokenize", api.tokenize, methods=["POST"]),
-            Route("/openapi.json", api.document),
             *(Route(path, api.health) for path in HEALTH_PATHS),
             Route("/version", api.version),
             Route("/api/chat", api.ollama_chat, methods=["POST"]),
@@ -240,9 +238,6 @@ class _Api:
         if client is not None and server is not None and client.host != server[0]:
             health = {"status": health["status"], "reason": None}  # another machine, which has shown no key
         return JSONResponse(health, status)
-
-    async def document(self, _request: Request) -> Response:
-        return JSONResponse(openapi())
 
     async def version(self, _request: Request) -> Response:
         return JSONResponse({"version": VERSION})

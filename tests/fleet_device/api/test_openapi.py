@@ -4,8 +4,10 @@ import pytest
 from hypothesis import HealthCheck, given, seed
 from hypothesis import settings as hypothesis_settings
 from starlette.applications import Starlette
+from starlette.responses import JSONResponse
+from starlette.routing import Route
 
-from fleet_device.api.openapi import ENDPOINTS
+from tests.fleet_device.api.openapi_document import ENDPOINTS, document
 
 schemathesis = pytest.importorskip("schemathesis")
 
@@ -16,7 +18,8 @@ HEADERS = {"host": "127.0.0.1"}
 
 
 @pytest.mark.parametrize("endpoint", ENDPOINTS, ids=lambda each: each.path)
-def test_every_answer_is_in_the_document(app: Starlette, endpoint: Any) -> None:
+def test_every_request_is_answered_as_documented(app: Starlette, endpoint: Any) -> None:
+    app.router.routes.append(Route("/openapi.json", lambda _request: JSONResponse(document())))
     api = schemathesis.openapi.from_asgi("/openapi.json", app, headers=HEADERS)
     checks = schemathesis.checks
     checks.load_all_checks()
