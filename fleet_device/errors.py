@@ -68,7 +68,16 @@ class SessionFailed(DeviceError): ...  # noqa: N818
 class ProtocolViolation(DeviceError): ...  # noqa: N818
 
 
-class InvalidRequest(DeviceError, ValueError): ...  # noqa: N818
+class InvalidRequest(DeviceError):  # noqa: N818
+    """A prompt, an option or a parameter cannot be used. No ValueError, which pydantic would turn into one of its own.
+
+    Attributes:
+        param: Name of the parameter, if it is one.
+    """
+
+    def __init__(self, sentence: str, *, param: str | None = None) -> None:
+        super().__init__(sentence)
+        self.param = param
 
 
 class PromptTooLong(DeviceError): ...  # noqa: N818

@@ -22,7 +22,7 @@ ROOTS = {"FleetError", "BrokerError", "LinkError"}
 FOR_PROGRAMS = {
     "ApiProblem", "BadAnswer", "CapacityExceeded", "DrafterError", "GrammarError", "GrammarUnavailable", "LlamaError",
     "MalformedMessage", "NotApplicable", "OutsideGrammar", "Problem", "ProtocolViolation", "SequenceFailed",
-    "StoreUnavailable", "TargetAway", "TextCancelled", "TopicError", "UnsupportedModel", "UnusableParameter",
+    "StoreUnavailable", "TargetAway", "TextCancelled", "TopicError", "UnsupportedModel",
     "VerifierError",
 }  # fmt: skip
 """Caught by other code, which adds a message or returns a status: the cause is enough."""

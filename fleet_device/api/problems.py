@@ -17,7 +17,6 @@ from fleet_device.errors import (
     TextCancelled,
 )
 from fleet_device.requests.chat import ChatError
-from fleet_device.requests.structured import UnusableParameter
 from schemas.reasons import RefusalCode
 
 # An edge or a broker that is away is usually back within seconds; OpenAI's clients obey this header.
@@ -82,8 +81,8 @@ def problem_of(error: Exception, *, prompt: str = "prompt", grammar: str = "gram
             problem = _later(429, str(error), code="queue_full", seconds=error.retry_after_s)
         case EdgeUnavailable() | TextCancelled():
             problem = _later(503, str(error), code="cancelled" if isinstance(error, TextCancelled) else error.code)
-        case UnusableParameter() | InvalidRequest():
-            problem = ApiProblem(400, str(error), param=getattr(error, "param", None))
+        case InvalidRequest():
+            problem = ApiProblem(400, str(error), param=error.param)
         case ChatError():
             problem = ApiProblem(400, str(error), code="chat_template", param="messages")
         case DeviceError():

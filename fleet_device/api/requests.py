@@ -14,6 +14,7 @@ from pydantic_core import from_json
 from fleet_common.validation import field_at, plain_sentence
 from fleet_device.api.problems import ApiProblem, problem_of
 from fleet_device.drafters.contract import TextCodec
+from fleet_device.errors import InvalidRequest
 from fleet_device.requests.chat import encode_chat
 from fleet_device.requests.generate import GenerateRequest
 from fleet_device.requests.prompt import LONGEST_STOP, MOST_STOPS, Prompt, prepare_request
@@ -24,7 +25,6 @@ from fleet_device.requests.structured import (
     ToolCalls,
     ToolOffer,
     ToolOptions,
-    UnusableParameter,
     schema_grammar,
     unusable,
 )
@@ -335,7 +335,7 @@ class ChatRequest(TextRequest, ToolOptions):
         return None if self.response_format is None else self.response_format.schema_of_answer
 
     def text_grammar(self) -> Grammar | None:
-        """Return the grammar of the request; raise UnusableParameter if it cannot have one."""
+        """Return the grammar of the request; raise InvalidRequest if it cannot have one."""
         schema, offer = self._schema, self.offer
         try:
             if offer is not None:
@@ -436,7 +436,7 @@ def validated(model: type[R], fields: Mapping[str, Any]) -> R:
     """Return a request with these fields; ApiProblem names the first error."""
     try:
         return model.model_validate(fields)
-    except UnusableParameter as error:
+    except InvalidRequest as error:
         raise problem_of(error) from error
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]

@@ -161,7 +161,7 @@ class ResponsesRequest(GenerationRequest):
     prompt_cache_key: str | None = None
 
     def chat(self) -> ChatRequest:
-        """Return the same as a chat; raise UnusableParameter as that does."""
+        """Return the same as a chat; raise InvalidRequest as that does."""
         choice = self.tool_choice if isinstance(self.tool_choice, str | None) else self.tool_choice.of_chat()
         given = {name: getattr(self, name) for name in GenerationRequest.model_fields}
         if self.text is not None and self.text.verbosity is not None:

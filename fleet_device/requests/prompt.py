@@ -3,19 +3,19 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from threading import TIMEOUT_MAX
-from typing import Any, Final, Literal, TypedDict, Unpack
+from typing import Annotated, Any, Final, Literal, TypedDict, Unpack, get_type_hints
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, create_model
 
 from fleet_common.validation import field_at, plain_sentence
 from fleet_device.drafters.contract import TextCodec
 from fleet_device.errors import InvalidRequest
 from fleet_device.requests.chat import encode_chat
 from fleet_device.requests.generate import GenerateRequest
-from fleet_device.requests.structured import ChatMessage, RequestMessage, ToolOffer, ToolOptions, UnusableParameter
-from fleet_device.settings import MAX_TEMPERATURE, DeviceSettings, OfflinePolicy, Outages
+from fleet_device.requests.structured import ChatMessage, RequestMessage, ToolOffer, ToolOptions
+from fleet_device.settings import MAX_TEMPERATURE, DeviceSettings, OfflinePolicy
 from schemas.fields import MAX_TOKENS, MAX_TOP_LOGPROBS
-from schemas.policy import Grammar, Mode, SamplingPolicy
+from schemas.policy import MAX_SEED, MAX_TOP_K, Grammar, Mode, SamplingPolicy
 
 Prompt = str | Sequence[ChatMessage | Mapping[str, Any]] | Sequence[int]
 
@@ -25,6 +25,13 @@ MOST_STOPS: Final = 4
 LONGEST_STOP: Final = 256
 
 _SAMPLING: Final = ("mode", "temperature", "top_k", "top_p", "seed", "grammar")
+
+
+def _stops(value: object) -> tuple[str, ...]:
+    stops = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, Sequence) else (None,)
+    if len(stops) > MOST_STOPS or not all(isinstance(stop, str) and 0 < len(stop) <= LONGEST_STOP for stop in stops):
+        raise ValueError(f"it is a string of 1 to {LONGEST_STOP} characters, or up to {MOST_STOPS} of them")
+    return stops
 
 
 class TextOptions(TypedDict, total=False):
@@ -51,21 +58,29 @@ class TextOptions(TypedDict, total=False):
     """
 
     raw: bool
-    max_new_tokens: int | None
-    temperature: float | None
-    top_k: int | None
-    top_p: float | None
+    max_new_tokens: Annotated[int, Field(ge=0, le=MAX_TOKENS, strict=True)] | None
+    temperature: Annotated[float, Field(ge=0, le=MAX_TEMPERATURE, strict=True)] | None
+    top_k: Annotated[int, Field(ge=0, le=MAX_TOP_K, strict=True)] | None
+    top_p: Annotated[float, Field(gt=0, le=1, strict=True)] | None
     mode: Mode | Literal["residual", "coupled"] | None
-    seed: int | None
-    stop: str | Sequence[str] | None
-    logprobs: int | None
+    seed: Annotated[int, Field(ge=0, le=MAX_SEED, strict=True)] | None
+    stop: Annotated[str | Sequence[str], PlainValidator(_stops)] | None
+    logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS, strict=True)] | None
     offline: OfflinePolicy | Literal["fail", "wait", "local"] | None
     grammar: Grammar | None
     tools: Sequence[Mapping[str, Any]] | None
     tool_choice: Literal["none", "auto", "required"] | Mapping[str, Any] | None
     parallel_tool_calls: bool | None
     speculation: bool
-    timeout: float | None
+    timeout: Annotated[float, Field(gt=0, le=TIMEOUT_MAX, strict=True)] | None
+
+
+_HINTS: Final[dict[str, Any]] = get_type_hints(TextOptions, include_extras=True)
+_Options: Final[type[BaseModel]] = create_model(
+    "_Options",
+    __config__=ConfigDict(extra="forbid", allow_inf_nan=False),
+    **{name: (hint, None) for name, hint in _HINTS.items()},
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,16 +100,22 @@ def prepare_request(prompt: Prompt, defaults: DeviceSettings, **options: Unpack[
     The two steps are separate because a vocabulary serves one request at a time: errors (InvalidRequest) are reported
     at once, and the prompt is encoded when the request's turn has come.
     """
+    try:
+        chosen = {name: value for name, value in _Options.model_validate(options) if value is not None}
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        raise InvalidRequest(f"The option {first['loc'][0]!r} cannot be used: {plain_sentence(first)}.") from None
     offer = _offer(options)
     encode = _encoder(prompt, offer, raw=options.get("raw", False))
-    policy, stop = _policy(defaults, options), _stops(options.get("stop"))
+    policy = SamplingPolicy.model_validate(
+        {**defaults.policy().model_dump(), **{name: chosen[name] for name in _SAMPLING if name in chosen}}
+    )
     if offer is not None:
         policy = policy.model_copy(update={"grammar": _grammar_of(offer, options)})
-    limit = _number("max_new_tokens", options.get("max_new_tokens"), MAX_TOKENS)
-    most = defaults.max_new_tokens if limit is None else limit
-    logprobs = _number("logprobs", options.get("logprobs"), MAX_TOP_LOGPROBS)
-    _check_timeout(options.get("timeout"))
-    outages = _outages(defaults, options)
+    most, stop = chosen.get("max_new_tokens", defaults.max_new_tokens), chosen.get("stop", ())
+    logprobs = chosen.get("logprobs")
+    outages = defaults.outages()
+    outages = replace(outages, policy=OfflinePolicy(chosen.get("offline", outages.policy)))
     if logprobs is not None and outages.policy is OfflinePolicy.LOCAL:
         # Without an edge there are no log-probabilities of the target.
         outages = replace(outages, policy=OfflinePolicy.FAIL)
@@ -114,17 +135,12 @@ def _offer(options: TextOptions) -> ToolOffer | None:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(map(str, field_at(ToolOptions, first)))
         raise InvalidRequest(f"The option {where!r} cannot be used: {plain_sentence(first)}.") from None
-    except UnusableParameter as error:
-        raise InvalidRequest(str(error)) from None
 
 
 def _grammar_of(offer: ToolOffer, options: TextOptions) -> Grammar:
     if options.get("grammar") is not None:
         raise InvalidRequest("The option 'tools' cannot be used: a request with the option 'grammar' cannot have it.")
-    try:
-        return offer.grammar()
-    except UnusableParameter as error:
-        raise InvalidRequest(str(error)) from None
+    return offer.grammar()
 
 
 def _encoder(prompt: object, offer: ToolOffer | None, *, raw: bool) -> _Encode:
@@ -172,48 +188,3 @@ def _message(message: object) -> ChatMessage:
         f"A chat message cannot be used ({what}): give ChatMessage(role, content), or "
         '{"role": "user", "content": "…"}.'
     )
-
-
-def _policy(defaults: DeviceSettings, options: TextOptions) -> SamplingPolicy:
-    given: dict[str, Any] = dict(options)
-    chosen = {name: given[name] for name in _SAMPLING if given.get(name) is not None}
-    try:
-        policy = SamplingPolicy.model_validate({**defaults.policy().model_dump(), **chosen})
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise InvalidRequest(f"The option {first['loc'][0]!r} cannot be used: {plain_sentence(first)}.") from None
-    if policy.temperature > MAX_TEMPERATURE:
-        raise InvalidRequest(f"The option 'temperature' cannot be used: it must be at most {MAX_TEMPERATURE}.")
-    return policy
-
-
-def _outages(defaults: DeviceSettings, options: TextOptions) -> Outages:
-    outages, policy = defaults.outages(), options.get("offline")
-    try:
-        policy = outages.policy if policy is None else OfflinePolicy(policy)
-    except ValueError:
-        raise InvalidRequest(f"The option 'offline' cannot be used: it is {', '.join(OfflinePolicy)}.") from None
-    return replace(outages, policy=policy)
-
-
-def _number(name: str, value: object, most: int) -> int | None:
-    if value is None or (isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= most):
-        return value
-    raise InvalidRequest(f"The option {name!r} cannot be used: it is a number from 0 to {most}.")
-
-
-def _stops(value: object) -> tuple[str, ...]:
-    stops = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, Sequence) else ()
-    usable = all(isinstance(stop, str) and 0 < len(stop) <= LONGEST_STOP for stop in stops)
-    if (value is not None and not isinstance(value, Sequence)) or not usable or len(stops) > MOST_STOPS:
-        raise InvalidRequest(
-            f"The option 'stop' cannot be used: it is a string of 1 to {LONGEST_STOP} characters, or up to "
-            f"{MOST_STOPS} of them."
-        )
-    return stops
-
-
-def _check_timeout(value: object) -> None:
-    if value is None or (isinstance(value, int | float) and 0 < value <= TIMEOUT_MAX and value is not True):
-        return
-    raise InvalidRequest("The option 'timeout' cannot be used: it is a number of seconds above 0, or None.")

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final, Literal, Self, get_args
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import to_json
 
-from fleet_device.errors import DeviceError
+from fleet_device.errors import InvalidRequest
 from schemas.policy import MAX_GRAMMAR_BYTES, Grammar, GrammarKind
 
 PLAIN_ROLES: Final = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
@@ -32,17 +32,9 @@ MOST_CALLS: Final = 8
 """Most calls in one answer: a small model may repeat itself until its tokens are used up."""
 
 
-class UnusableParameter(DeviceError):  # noqa: N818 - reads as what it says
-    """A parameter of a request cannot be used. No ValueError, which pydantic would turn into one of its own."""
-
-    def __init__(self, sentence: str, *, param: str) -> None:
-        super().__init__(sentence)
-        self.param = param
-
-
-def unusable(param: str, what: str) -> UnusableParameter:
+def unusable(param: str, what: str) -> InvalidRequest:
     """Return the error of a wrong parameter; `what` completes the sentence, without a full stop."""
-    return UnusableParameter(f"The parameter {param!r} cannot be used: {what}.", param=param)
+    return InvalidRequest(f"The parameter {param!r} cannot be used: {what}.", param=param)
 
 
 class StrictModel(BaseModel):
@@ -207,7 +199,7 @@ class ToolOptions(StrictModel):
     parallel_tool_calls: Annotated[bool, Field(strict=True)] | None = None
 
     def tool_offer(self, schema: dict[str, Any] | None = None) -> "ToolOffer | None":
-        """Return what is offered, None without tools; raise UnusableParameter for a choice that none of them fits.
+        """Return what is offered, None without tools; raise InvalidRequest for a choice that none of them fits.
 
         `schema` is that of an answer without a call; None for any text.
         """
@@ -258,7 +250,7 @@ class ToolOffer:
     parallel: bool = True
 
     def grammar(self) -> Grammar:
-        """Return the grammar of the answer; raise UnusableParameter if it is too long."""
+        """Return the grammar of the answer; raise InvalidRequest if it is too long."""
         try:
             if self.is_arguments:
                 return schema_grammar(self.functions[0].schema_of_arguments)

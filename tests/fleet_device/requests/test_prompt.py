@@ -67,6 +67,7 @@ def test_options_that_are_given_override_the_settings() -> None:
         ({"stop": 1}, "stop"),
         ({"stop": "x" * 257}, "stop"),
         ({"stop": ["x"] * 5}, "stop"),
+        ({"truncate": "start"}, "truncate"),
         ({"timeout": 0}, "timeout"),
         ({"timeout": True}, "timeout"),
         ({"timeout": float("nan")}, "timeout"),
@@ -77,7 +78,6 @@ def test_options_that_are_given_override_the_settings() -> None:
 def test_an_option_that_cannot_be_used_is_named(options: TextOptions, named: str) -> None:
     with pytest.raises(InvalidRequest, match=f"{named}") as caught:
         prepare(**options)
-    assert isinstance(caught.value, ValueError)
     assert "\n" not in str(caught.value)
 
 
