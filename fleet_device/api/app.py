@@ -42,7 +42,7 @@ from fleet_device.api.replies import (
 )
 from fleet_device.api.requests import ChatRequest, CompletionRequest, TextRequest, TokenizeRequest, read_request
 from fleet_device.api.responses import ResponseReply, ResponsesRequest, stream_response
-from fleet_device.api.status import metrics_route, status_routes
+from fleet_device.api.status import status_routes
 from fleet_device.applications import Application, ApplicationsFile
 from fleet_device.drafters.contract import DrafterError, TextCodec
 from fleet_device.errors import DeviceError, EdgeUnavailable, SessionRefused
@@ -115,7 +115,6 @@ def create_app(
             Route("/api/tags", api.tags),
             Route("/api/version", api.version),
             *status_routes(backend.status),
-            metrics_route(backend.status),
         ],
         middleware=[Middleware(AccessGuard, applications=applications, names=_names(settings))],
         exception_handlers={
