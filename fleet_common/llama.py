@@ -358,7 +358,9 @@ class GgufFile:
     def grammar_tokenizer(self) -> GrammarTokenizer:
         """Return the vocabulary for grammars; raise GrammarUnavailable without llguidance. Callable on any thread."""
         pieces = [self.piece(token) for token in range(self.vocabulary.size)]
-        return GrammarTokenizer.of_pieces(pieces, end_tokens=self.end_tokens, encode=self.encode)
+        return GrammarTokenizer(
+            vocabulary=len(pieces), pieces=tuple(pieces), end_tokens=self.end_tokens, encode=self.encode
+        )
 
     def close(self) -> None:
         if self._handle:

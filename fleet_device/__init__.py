@@ -65,36 +65,25 @@ __all__ = [
     "ToolCall",
 ]
 
+_MODULES = {
+    "fleet_common.mqtt.errors": "ConnectFailed",
+    "fleet_common.settings": "SettingsError",
+    "fleet_device.device": "AsyncDevice Device",
+    "fleet_device.drafters.contract": "DrafterError",
+    "fleet_device.errors": "DeviceClosed DeviceError EdgeUnavailable InvalidRequest PromptTooLong ProtocolViolation "
+    "RequestTimeout SessionFailed SessionRefused TextCancelled",
+    "fleet_device.requests.chat": "ChatError",
+    "fleet_device.requests.generate": "GeneratedText",
+    "fleet_device.requests.prompt": "Prompt TextOptions",
+    "fleet_device.requests.queue": "AsyncTextStream TextStream",
+    "fleet_device.requests.structured": "ChatMessage ToolCall",
+    "fleet_device.session.sequence": "TokenOrigin",
+    "fleet_device.settings": "DeviceSettings",
+    "schemas.errors": "FleetError",
+    "schemas.policy": "Grammar",
+}
+
 if not TYPE_CHECKING:
     __getattr__, __dir__ = lazy_names(
-        __name__,
-        {
-            "AsyncDevice": "fleet_device.device",
-            "AsyncTextStream": "fleet_device.requests.queue",
-            "ChatError": "fleet_device.requests.chat",
-            "ChatMessage": "fleet_device.requests.chat",
-            "ConnectFailed": "fleet_common.mqtt.errors",
-            "Device": "fleet_device.device",
-            "DeviceClosed": "fleet_device.errors",
-            "DeviceError": "fleet_device.errors",
-            "DeviceSettings": "fleet_device.settings",
-            "DrafterError": "fleet_device.drafters.contract",
-            "EdgeUnavailable": "fleet_device.errors",
-            "FleetError": "schemas.errors",
-            "GeneratedText": "fleet_device.requests.generate",
-            "Grammar": "schemas.policy",
-            "InvalidRequest": "fleet_device.errors",
-            "Prompt": "fleet_device.requests.prompt",
-            "PromptTooLong": "fleet_device.errors",
-            "ProtocolViolation": "fleet_device.errors",
-            "RequestTimeout": "fleet_device.errors",
-            "SessionFailed": "fleet_device.errors",
-            "SessionRefused": "fleet_device.errors",
-            "SettingsError": "fleet_common.settings",
-            "TextCancelled": "fleet_device.errors",
-            "TextOptions": "fleet_device.requests.prompt",
-            "TextStream": "fleet_device.requests.queue",
-            "TokenOrigin": "fleet_device.session.sequence",
-            "ToolCall": "fleet_device.requests.structured",
-        },
+        __name__, {name: module for module, names in _MODULES.items() for name in names.split()}
     )

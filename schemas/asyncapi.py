@@ -139,7 +139,7 @@ MESSAGES: Final[Mapping[Topic, Sequence[type[BaseModel]]]] = {
     Topic.EDGE_STATE: (EdgeState,),
     Topic.ALERT: (Alert,),
 }
-"""Which messages a topic carries. A topic that is not here is reserved: its messages are not defined yet."""
+"""Which messages a topic carries."""
 
 _LAYOUTS: Final[Mapping[type[BaseModel], Sequence[str]]] = {Draft: codec.DRAFT_LAYOUT, Verdict: codec.VERDICT_LAYOUT}
 _OPTIONAL: Final[Mapping[str, Sequence[str]]] = {
@@ -201,15 +201,12 @@ def document() -> dict[str, Any]:
 def _channel(rule: TopicRule) -> dict[str, Any]:
     levels = [name for name in ("fleet", "device", "edge") if "{" + name + "}" in "{fleet}/" + rule.template]
     meaning = {"fleet": "The fleet's name.", "device": "The device's name.", "edge": "The edge's name."}
-    known = MESSAGES.get(rule.topic, ())
-    channel: dict[str, Any] = {
+    names = [model.__name__ for model in MESSAGES[rule.topic]]
+    return {
         "address": f"{ROOT}/{{fleet}}/{rule.template}",
         "parameters": {name: {"description": meaning[name]} for name in levels},
-        "messages": {model.__name__: {"$ref": f"#/components/messages/{model.__name__}"} for model in known},
+        "messages": {name: {"$ref": f"#/components/messages/{name}"} for name in names},
     }
-    if not known:
-        channel["description"] = "Reserved: the access rules apply, its messages are not defined yet."
-    return channel
 
 
 def _parts(rule: TopicRule) -> list[tuple[ClientRole, str]]:
@@ -230,9 +227,7 @@ def _operation(role: ClientRole, action: str, rule: TopicRule) -> dict[str, Any]
 
 
 def _messages() -> dict[str, Any]:
-    return {
-        model.__name__: _message(model, binary=rule.binary) for rule in TREE for model in MESSAGES.get(rule.topic, ())
-    }
+    return {model.__name__: _message(model, binary=rule.binary) for rule in TREE for model in MESSAGES[rule.topic]}
 
 
 def _message(model: type[BaseModel], *, binary: bool) -> dict[str, Any]:

@@ -97,18 +97,6 @@ _NOT_KEPT: Final = (GrammarUnavailable, GrammarBusy, GrammarBanned, GrammarKille
 """Errors that are not cached: the grammar may be usable later, or is remembered elsewhere."""
 
 
-def compile_grammar(grammar: Grammar, tokenizer: GrammarTokenizer) -> GrammarMatcher:
-    """Return a matcher at the start of a generation; takes one to two seconds.
-
-    Raise GrammarError if the grammar is invalid, unsupported, too complex, or allows no output.
-    """
-    compiler = GrammarCompiler(lambda: tokenizer)
-    try:
-        return compiler.matcher(grammar)
-    finally:
-        compiler.close()
-
-
 class GrammarCompiler:
     """Compile grammars. Callable on any thread.
 
@@ -138,7 +126,7 @@ class GrammarCompiler:
         return kept.result() if kept.result().usable else None
 
     def matcher(self, grammar: Grammar, device: str = "", compiled: CompiledGrammar | None = None) -> GrammarMatcher:
-        """Return a matcher at the start of a device's generation; raise GrammarError as `compile_grammar` does."""
+        """Return a matcher at the start of a device's generation; raise GrammarError as `compiled` does."""
         self._check_memory(device)
         made = GrammarMatcher(
             compiled or self.compiled(grammar),
@@ -153,7 +141,10 @@ class GrammarCompiler:
         return made
 
     def compiled(self, grammar: Grammar) -> CompiledGrammar:
-        """Return the compiled grammar; raise GrammarError as `compile_grammar` does."""
+        """Return the compiled grammar, after a second if it is new.
+
+        Raise GrammarError if the grammar is invalid, unsupported, too complex, or allows no output.
+        """
         with self._keeping:
             kept = self._kept.get(grammar)
             if kept is not None and kept.done() and kept.exception() is None and not kept.result().usable:

@@ -40,9 +40,10 @@ _BEFORE: Final = "\x02"
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class GrammarTokenizer:
-    """A vocabulary for the grammar worker.
+    """A vocabulary for the grammar worker; raise GrammarUnavailable if it has no end token.
 
     Attributes:
+        vocabulary: Number of tokens, without padding.
         pieces: UTF-8 bytes of each token, maybe half a character; none for control tokens. There may be further ones
             beyond the vocabulary, which no model has. Empty if `file` is given.
         encode: Returns the ids of a text, maybe with a token that begins every text. Unused if `file` is given.
@@ -55,6 +56,10 @@ class GrammarTokenizer:
     encode: Callable[[str], Sequence[int]] = lambda _text: ()
     file: str | None = None
 
+    def __post_init__(self) -> None:
+        if not self.end_tokens:
+            raise GrammarUnavailable("A grammar needs an end token, and this model has none.")
+
     def description(self) -> dict[str, Any]:
         if self.file is not None:
             return {"end_tokens": self.end_tokens, "file": self.file, "size": self.vocabulary}
@@ -65,13 +70,6 @@ class GrammarTokenizer:
         before = list(self.encode(_BEFORE))
         found = list(self.encode(_BEFORE + text))
         return found[len(before) :] if found[: len(before)] == before else self.encode(text)
-
-    @classmethod
-    def of_pieces(
-        cls, pieces: Sequence[bytes], *, end_tokens: Sequence[int], encode: Callable[[str], Sequence[int]]
-    ) -> "GrammarTokenizer":
-        """Return the vocabulary of tokens given as bytes; raise GrammarUnavailable if it has no end token."""
-        return cls(vocabulary=len(pieces), end_tokens=_require_ends(end_tokens), pieces=tuple(pieces), encode=encode)
 
     @classmethod
     def of_words(cls, words: Sequence[str], *, end_tokens: Sequence[int]) -> "GrammarTokenizer":
@@ -91,18 +89,7 @@ class GrammarTokenizer:
                 place += len(piece)
             return found
 
-        return cls(vocabulary=len(words), end_tokens=_require_ends(end_tokens), pieces=tuple(pieces), encode=encode)
-
-    @classmethod
-    def of_tokenizer_json(cls, text: str, *, vocabulary: int, end_tokens: Sequence[int]) -> "GrammarTokenizer":
-        """Return the vocabulary of a `tokenizer.json`, with its size without padding."""
-        return cls(vocabulary=vocabulary, end_tokens=_require_ends(end_tokens), file=text)
-
-
-def _require_ends(end_tokens: Sequence[int]) -> tuple[int, ...]:
-    if not end_tokens:
-        raise GrammarUnavailable("A grammar needs an end token, and this model has none.")
-    return tuple(end_tokens)
+        return cls(vocabulary=len(words), end_tokens=tuple(end_tokens), pieces=tuple(pieces), encode=encode)
 
 
 _PROGRAM: Final = "fleet_common.grammar.worker"

@@ -113,7 +113,6 @@ class UnverifiedReports:
     Attributes:
         send: Sends a Close to all edges; never blocks.
         wall_clock: Unix seconds; reports have the age of a session, not its time.
-        forgotten: Number of reports that were not kept, because there were too many or the file could not be written.
     """
 
     path: Path
@@ -121,7 +120,6 @@ class UnverifiedReports:
     ready: Callable[[], bool] = lambda: True
     wall_clock: Callable[[], float] = time.time
     most: int = _MOST_REPORTS
-    forgotten: int = 0
     _lock: threading.RLock = field(default_factory=threading.RLock)
     _database: sqlite3.Connection | None = None
     _news: "queue.SimpleQueue[bytes | _News]" = field(default_factory=queue.SimpleQueue)
@@ -162,7 +160,6 @@ class UnverifiedReports:
         with self._lock:
             database = self._open()
             if database is None:
-                self.forgotten += 1
                 return
             try:
                 with database:
@@ -170,7 +167,6 @@ class UnverifiedReports:
                     database.execute("INSERT OR REPLACE INTO reports VALUES (?, ?, ?, ?)", row)
                     self._bound(database)
             except sqlite3.Error as error:
-                self.forgotten += 1
                 _log.warning("A report of an unverified session is lost, %s cannot be written: %s.", self.path, error)
                 return
             self._begin()
@@ -217,7 +213,6 @@ class UnverifiedReports:
     def _bound(self, database: sqlite3.Connection) -> None:
         oldest = "DELETE FROM reports WHERE session NOT IN (SELECT session FROM reports ORDER BY ended DESC LIMIT ?)"
         if (gone := database.execute(oldest, (self.most,)).rowcount) > 0:
-            self.forgotten += gone
             _log.warning("More than %d unverified sessions wait to be reported; %d are dropped.", self.most, gone)
 
     def _begin(self) -> None:

@@ -325,11 +325,10 @@ def _overlap(text: str, stop: str) -> int:
 
 class _GrowingText:
     def __init__(self, codec: TextCodec, stop: Sequence[str], *, prompt: int) -> None:
-        self._codec, self._stop, self._prompt = codec, stop, prompt
-        self._tokens: list[int] = []
+        self._stream, self.stops, self._prompt = Detokenizer(codec), StopStrings(stop), prompt
+        self.pieces: list[str] = []
         self.origins: list[TokenOrigin] = []
         self.logprobs: list[TokenLogprobs] = []
-        self._begin()
 
     def feed(self, tokens: CommittedTokens) -> Piece:
         parts = tuple(
@@ -338,7 +337,6 @@ class _GrowingText:
                 tokens.ids, tokens.origins, tokens.logprobs or (None,) * len(tokens.ids), strict=True
             )
         )
-        self._tokens += tokens.ids
         self.origins += tokens.origins
         self.logprobs += tokens.logprobs
         piece = Piece(
@@ -354,7 +352,3 @@ class _GrowingText:
     def finish(self) -> str:
         self.pieces.append(self.stops.finish())
         return self.pieces[-1]
-
-    def _begin(self) -> None:
-        self._stream, self.stops = Detokenizer(self._codec), StopStrings(self._stop)
-        self.pieces: list[str] = []

@@ -90,9 +90,10 @@ def grammar_tokenizer(source: str | Path | None, *, vocabulary: int, end_tokens:
     path = _tokenizer_file(source)
     if path.suffix == ".json":
         text = path.read_text(encoding="utf-8")
-        return GrammarTokenizer.of_tokenizer_json(text, vocabulary=vocabulary, end_tokens=end_tokens)
+        return GrammarTokenizer(file=text, vocabulary=vocabulary, end_tokens=tuple(end_tokens))
     file = GgufTokenizer(path)
-    return GrammarTokenizer.of_pieces(file.pieces()[:vocabulary], end_tokens=end_tokens, encode=file.encode)
+    pieces = tuple(file.pieces()[:vocabulary])
+    return GrammarTokenizer(vocabulary=len(pieces), pieces=pieces, end_tokens=tuple(end_tokens), encode=file.encode)
 
 
 def encode(source: str | Path | None, text: str) -> list[int]:

@@ -5,10 +5,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fleet_common.grammar.compiler import GrammarCompiler, compile_grammar
+from fleet_common.grammar.compiler import GrammarCompiler
 from fleet_common.grammar.errors import GrammarError, OutsideGrammar
 from fleet_common.grammar.process import GrammarMatcher, GrammarTokenizer
 from schemas.policy import Grammar, GrammarKind
+from tests.support.compiled_grammar import compile_grammar
 from tests.support.toy_grammar import GRAMMAR, TEXTS, allowed
 
 END = 0

@@ -364,7 +364,7 @@ def test_the_process_of_a_grammar_ends_with_its_last_matcher() -> None:
 
 
 def test_a_tokenizer_that_the_library_does_not_know_is_told() -> None:
-    broken = GrammarTokenizer.of_tokenizer_json("{}", vocabulary=8, end_tokens=[0])
+    broken = GrammarTokenizer(file="{}", vocabulary=8, end_tokens=(0,))
     with pytest.raises(GrammarUnavailable):
         GrammarProcess(broken)
 
@@ -379,7 +379,9 @@ def test_what_the_vocabulary_raises_is_told_and_the_grammar_is_compiled_again_la
         return [text.encode()[0]]
 
     pieces = [bytes([byte]) for byte in range(256)]
-    compiler = GrammarCompiler(lambda: GrammarTokenizer.of_pieces(pieces, end_tokens=[0], encode=encode))
+    compiler = GrammarCompiler(
+        lambda: GrammarTokenizer(vocabulary=len(pieces), pieces=tuple(pieces), end_tokens=(0,), encode=encode)
+    )
     with pytest.raises(GrammarError):
         compiler.matcher(Grammar.regex("ab"))
     compiler.close()
@@ -401,7 +403,9 @@ def test_a_step_along_a_long_constant_encodes_little_of_it(text: str) -> None:
         return found
 
     assert plain.vocabulary == len(pieces)
-    compiler = GrammarCompiler(lambda: GrammarTokenizer.of_pieces(pieces, end_tokens=[0], encode=encode))
+    compiler = GrammarCompiler(
+        lambda: GrammarTokenizer(vocabulary=len(pieces), pieces=tuple(pieces), end_tokens=(0,), encode=encode)
+    )
     matcher = compiler.matcher(Grammar.json_schema({"const": text}))
     written = list[int]()
     while len(written) < 40:

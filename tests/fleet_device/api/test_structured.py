@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fleet_common.grammar.compiler import compile_grammar
 from fleet_common.grammar.errors import OutsideGrammar
 from fleet_common.grammar.process import GrammarTokenizer
 from fleet_device.api.requests import ChatRequest, read_request
 from fleet_device.requests.structured import MOST_CALLS, ToolCalls
 from schemas.policy import Grammar
+from tests.support.compiled_grammar import compile_grammar
 
 WEATHER = {
     "name": "weather",

@@ -3,11 +3,11 @@ from pathlib import Path
 import pytest
 from gguf import TokenType
 
-from fleet_common.grammar.compiler import compile_grammar
 from fleet_common.grammar.errors import GrammarUnavailable
 from fleet_edge.verifiers.llama_cpp.slab import GgufTarget
 from fleet_edge.verifiers.tokens import encode, grammar_tokenizer
 from schemas.policy import Grammar
+from tests.support.compiled_grammar import compile_grammar
 from tests.support.tiny_gguf import sentencepiece_rows, tiny_gguf
 
 MODELS = Path("models/smollm2-135m")
