@@ -141,7 +141,7 @@ class DeviceService:
         self.since = self.now()
         self.meter = EnergyMeter(settings.power, self.clock)
         self.heat.on_change = self.announce
-        self.reports = UnverifiedReports(settings.state_file(".unverified.db") or Path("fleet-unverified.db"))
+        self.reports = UnverifiedReports(settings.state_file(".unverified") or Path("fleet-unverified"))
         self.codec = ConversationCodec(self.drafter.codec)
         will = Will(self._topic(Topic.STATE), encode_json(self._state(Presence.OFFLINE)))
         further = sequences_of(self.drafter, settings.draft_sequences)[1:]

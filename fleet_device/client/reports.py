@@ -3,15 +3,16 @@
 An edge confirms a Close once its session log cannot lose it. If it dies before that, the session stays open in the log,
 and only the device can report its end, to any edge that is online. Those few are kept in memory.
 
-No edge knows what was generated without one. Such Closes are kept in an SQLite file, which survives the end of the
-process, and sent one after the other; the log holds each session once, however often it is reported. A generation that
-still runs is kept too, as failed, until its own end replaces that: so it is reported if the process is killed. The file
-has neither tokens nor prompts, only counts, times and how a session ended.
+No edge knows what was generated without one. Such Closes are kept in files, which survive the end of the process, and
+sent one after the other; the log holds each session once, however often it is reported. A generation that still runs
+is kept too, as failed, until its own end replaces that: so it is reported if the process is killed. The files have
+neither tokens nor prompts, only counts, times and how a session ended.
 """
 
+import contextlib
 import logging
+import os
 import queue
-import sqlite3
 import threading
 import time
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from enum import Enum, auto
 from pathlib import Path
 from typing import Final
 
+from fleet_common.host import write_atomically
 from fleet_device.client.messaging import EdgeStateChanged, Event
 from schemas.codec import decode_close, encode_close
 from schemas.control import Presence
@@ -83,14 +85,7 @@ class UnconfirmedCloses:
 
 _log = logging.getLogger(__name__)
 
-_CREATE: Final = """
-CREATE TABLE IF NOT EXISTS reports (
-    session BLOB PRIMARY KEY,
-    ended REAL NOT NULL,
-    under_way INTEGER NOT NULL,
-    close BLOB NOT NULL
-)
-"""
+_ENDED, _RUNNING = ".ended", ".running"
 _MOST_REPORTS: Final = 1000
 """Reports that are kept; of more, the oldest are dropped."""
 
@@ -108,81 +103,75 @@ class _News(Enum):
 
 @dataclass(slots=True)
 class UnverifiedReports:
-    """The reports of one device. Callable from any thread.
+    """The reports of one device, each a file of a folder. Callable from any thread.
 
     Attributes:
         send: Sends a Close to all edges; never blocks.
         wall_clock: Unix seconds; reports have the age of a session, not its time.
     """
 
-    path: Path
+    folder: Path
     send: Callable[[Close], None] = lambda _close: None
     ready: Callable[[], bool] = lambda: True
     wall_clock: Callable[[], float] = time.time
     most: int = _MOST_REPORTS
-    _lock: threading.RLock = field(default_factory=threading.RLock)
-    _database: sqlite3.Connection | None = None
+    _lock: threading.Lock = field(default_factory=threading.Lock)
     _news: "queue.SimpleQueue[bytes | _News]" = field(default_factory=queue.SimpleQueue)
     _thread: threading.Thread | None = None
     _unconfirmed: int = 0
 
     def start(self) -> None:
         """Send what an earlier process has left, as soon as an edge is online."""
-        with self._lock:
-            if self.path.exists() and (database := self._open()) is not None:
-                database.execute("UPDATE reports SET under_way = 0")  # of a process that has ended
-                database.commit()
-                self._begin()
+        try:
+            for path in self.folder.glob(f"*{_RUNNING}"):  # of a process that has ended
+                if path.with_suffix(_ENDED).exists():
+                    path.unlink()
+                else:
+                    path.rename(path.with_suffix(_ENDED))
+        except OSError as error:
+            _log.warning("Reports of unverified sessions in %s cannot be used: %s.", self.folder, error)
+        if len(self):
+            self._begin()
 
     def stop(self) -> None:
-        """End the thread and close the file, which keeps waiting reports. Idempotent."""
+        """End the thread; waiting reports stay. Idempotent."""
         thread, self._thread = self._thread, None
         if thread is not None:
             self._news.put(_News.STOP)
             thread.join()
-        with self._lock:
-            if self._database is not None:
-                self._database.close()
-                self._database = None
 
     def __len__(self) -> int:
-        with self._lock:
-            if self._database is None:
-                return 0
-            return int(self._database.execute("SELECT COUNT(*) FROM reports").fetchone()[0])
+        return len({path.stem for path in self.folder.glob("*.*")})
 
     def keep(self, close: Close, *, under_way: bool = False) -> None:
         """Keep a report on disk, in place of an earlier one of the same session.
 
         `under_way`: the session still runs, so that this is only reported if it never ends.
         """
-        whole = close.model_copy(update={"edge": None, "handle": None})
-        with self._lock:
-            database = self._open()
-            if database is None:
-                return
-            try:
-                with database:
-                    row = (close.session, self.wall_clock(), under_way, encode_close(whole))
-                    database.execute("INSERT OR REPLACE INTO reports VALUES (?, ?, ?, ?)", row)
-                    self._bound(database)
-            except sqlite3.Error as error:
-                _log.warning("A report of an unverified session is lost, %s cannot be written: %s.", self.path, error)
-                return
-            self._begin()
+        whole, now = close.model_copy(update={"edge": None, "handle": None}), self.wall_clock()
+        path = self._path(close.session, _RUNNING if under_way else _ENDED)
+        try:
+            with self._lock:
+                self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+                write_atomically(path, encode_close(whole))
+                os.utime(path, (now, now))
+                if not under_way:
+                    path.with_suffix(_RUNNING).unlink(missing_ok=True)
+                self._drop_oldest()
+        except OSError as error:
+            _log.warning("A report of an unverified session is lost, %s cannot be written: %s.", path, error)
+            return
+        self._begin()
         if not under_way:
             self._news.put(_News.KEPT)
 
     def forget(self, session: bytes) -> None:
         """Delete a session's report: it is confirmed, or no unverified token is left."""
-        with self._lock:
-            if self._database is None:
-                return
-            try:
-                with self._database:
-                    self._database.execute("DELETE FROM reports WHERE session = ?", (session,))
-            except sqlite3.Error as error:
-                _log.warning("The file %s cannot be written, so its reports will be sent again: %s.", self.path, error)
+        try:
+            for ending in (_ENDED, _RUNNING):
+                self._path(session, ending).unlink(missing_ok=True)
+        except OSError as error:
+            _log.warning("A report in %s cannot be deleted, so it will be sent again: %s.", self.folder, error)
 
     def on_event(self, event: Event) -> None:
         if self._thread is None:
@@ -195,25 +184,15 @@ class UnverifiedReports:
 
     # Private
 
-    def _open(self) -> sqlite3.Connection | None:
-        if self._database is None:
-            try:
-                self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-                database = sqlite3.connect(self.path, timeout=5.0, check_same_thread=False)
-                database.execute("PRAGMA journal_mode=WAL")
-                database.execute("PRAGMA synchronous=FULL")
-                database.execute(_CREATE)
-                database.commit()
-            except (OSError, sqlite3.Error) as error:
-                _log.warning("The file %s for reports of unverified sessions cannot be used: %s.", self.path, error)
-                return None
-            self._database = database
-        return self._database
+    def _path(self, session: bytes, ending: str) -> Path:
+        return self.folder / f"{session.hex()}{ending}"
 
-    def _bound(self, database: sqlite3.Connection) -> None:
-        oldest = "DELETE FROM reports WHERE session NOT IN (SELECT session FROM reports ORDER BY ended DESC LIMIT ?)"
-        if (gone := database.execute(oldest, (self.most,)).rowcount) > 0:
-            _log.warning("More than %d unverified sessions wait to be reported; %d are dropped.", self.most, gone)
+    def _drop_oldest(self) -> None:
+        kept = sorted(self.folder.glob("*.*"), key=lambda path: path.stat().st_mtime)
+        if gone := kept[: -self.most]:
+            for path in gone:
+                path.unlink()
+            _log.warning("More than %d unverified sessions wait to be reported; %d are dropped.", self.most, len(gone))
 
     def _begin(self) -> None:
         if self._thread is None:
@@ -226,19 +205,19 @@ class UnverifiedReports:
             said = self._send_oldest() if self.ready() else None
 
     def _send_oldest(self) -> bytes | None:
-        oldest = "SELECT session, ended, close FROM reports WHERE NOT under_way ORDER BY ended LIMIT 1"
         with self._lock:
-            row = None if self._database is None else self._database.execute(oldest).fetchone()
-        if row is None:
-            return None
-        session, ended, payload = row
-        try:
-            close = decode_close(payload)
-        except CodecError as error:
-            _log.warning("A report in %s cannot be read and is dropped: %s", self.path, error)
-            self.forget(session)
-            self._news.put(_News.KEPT)
-            return None
+            waiting = [(path.stat().st_mtime, path) for path in self.folder.glob(f"*{_ENDED}")]
+            if not waiting:
+                return None
+            ended, oldest = min(waiting)
+            try:
+                close = decode_close(oldest.read_bytes())
+            except (OSError, CodecError) as error:
+                _log.warning("The report %s cannot be read and is dropped: %s", oldest, error)
+                with contextlib.suppress(OSError):
+                    oldest.unlink()
+                    self._news.put(_News.KEPT)
+                return None
         self.send(close.model_copy(update={"age_s": max(0.0, self.wall_clock() - ended)}))
         return close.session
 

@@ -278,7 +278,7 @@ class Weather:
 
 def test_the_session_log_is_told_once_when_an_edge_is_back(tmp_path: Path) -> None:
     scene = Scene()
-    reports = scene.agent.reports = UnverifiedReports(tmp_path / "unverified.db")
+    reports = scene.agent.reports = UnverifiedReports(tmp_path / "unverified")
     scene.agent.attach()
     reports.start()
     scene.when(5, lambda: end_edge(scene))
