@@ -42,7 +42,6 @@ from fleet_device.api.replies import (
 )
 from fleet_device.api.requests import ChatRequest, CompletionRequest, TextRequest, TokenizeRequest, read_request
 from fleet_device.api.responses import ResponseReply, ResponsesRequest, stream_response
-from fleet_device.api.status import status_routes
 from fleet_device.applications import Application, ApplicationsFile
 from fleet_device.drafters.contract import DrafterError, TextCodec
 from fleet_device.errors import DeviceError, EdgeUnavailable, SessionRefused
@@ -114,7 +113,7 @@ def create_app(
             Route("/api/generate", api.ollama_generate, methods=["POST"]),
             Route("/api/tags", api.tags),
             Route("/api/version", api.version),
-            *status_routes(backend.status),
+            Route("/status", api.status),
         ],
         middleware=[Middleware(AccessGuard, applications=applications, names=_names(settings))],
         exception_handlers={
@@ -237,6 +236,9 @@ class _Api:
         if client is not None and server is not None and client.host != server[0]:
             health = {"status": health["status"], "reason": None}  # another machine, which has shown no key
         return JSONResponse(health, status)
+
+    async def status(self, _request: Request) -> Response:
+        return JSONResponse(self.backend.status(), headers={"Cache-Control": "no-store"})
 
     async def version(self, _request: Request) -> Response:
         return JSONResponse({"version": VERSION})

@@ -8,7 +8,6 @@ Quotas count the tokens of prompts and generations since the start of the device
 end, so an application may exceed its quota once; it then waits until that is made up for.
 """
 
-import base64
 import ipaddress
 import math
 import threading
@@ -105,12 +104,6 @@ LOOPBACK: Final = frozenset({"127.0.0.1", "localhost", "[::1]"})
 HEALTH_PATHS: Final = ("/healthz", "/health")
 """Need no key. vLLM and llama.cpp serve `/health`; load generators ask for it first."""
 
-_SHOWN: Final = frozenset({"/", "/status"})
-_READS: Final = frozenset({"GET", "HEAD"})
-"""Pages for browsers. A browser cannot send a bearer token, but asks its user for a password, which is taken as the
-key. From then on the browser sends it with all requests, also those that a page of another origin makes, so it only
-permits reading."""
-
 
 class AccessGuard:
     """ASGI middleware that accepts an application's key, any program without a file, and sets `state.application`.
@@ -146,9 +139,9 @@ class AccessGuard:
             )
         if self._applications is None or scope["path"] in HEALTH_PATHS:
             return None
-        shown = scope["path"] in _SHOWN and scope["method"] in _READS
+        kind, _, key = headers.get("authorization", "").partition(" ")
         try:
-            application = self._applications.find(_given(headers.get("authorization", ""), password=shown))
+            application = self._applications.find(key.strip().encode("latin-1") if kind.lower() == "bearer" else b"")
         except ConfigurationError as error:
             return ApiProblem(503, str(error), kind="api_error", code="applications")
         if application is not None:
@@ -158,27 +151,13 @@ class AccessGuard:
             401,
             "A bearer token is required: send the application's key, which `fleet device app add` has printed.",
             code="invalid_api_key",
-            headers={"WWW-Authenticate": 'Basic realm="fleet device", charset="UTF-8"' if shown else "Bearer"},
+            headers={"WWW-Authenticate": "Bearer"},
         )
 
     def _is_named(self, name: str, scope: Scope) -> bool:
         # A page cannot let a name resolve to a host that is an address already.
         arrived, _ = scope.get("server") or (None, None)
         return self._names is None or name in self._names or (_is_address(name) and name.strip("[]") == arrived)
-
-
-def _given(authorization: str, *, password: bool) -> bytes:
-    """Return the key in an Authorization header, or with `password` a browser user's password; may be empty."""
-    kind, _, given = authorization.partition(" ")
-    raw = given.strip().encode("latin-1")
-    if kind.lower() == "bearer":
-        return raw
-    if not password or kind.lower() != "basic":
-        return b""
-    try:
-        return base64.b64decode(raw, validate=True).partition(b":")[2]
-    except ValueError:
-        return b""
 
 
 def _is_address(name: str) -> bool:

@@ -1,4 +1,4 @@
-"""A device's data for its status page."""
+"""What a device says of itself at /status."""
 
 from typing import Any
 
