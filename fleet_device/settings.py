@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, ClassVar, Final, Literal
@@ -85,38 +86,17 @@ class Goal(StrEnum):
     BYTES = "bytes"
 
 
+_figure: Final = partial(setting, 0.0, rare=True, in_flags=False, ge=0)
+
+
 class Power(BaseModel):
     """What drafting, waiting and sending cost this device, to estimate energy."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
-    drafting_w: float = setting(
-        0.0,
-        "Power while the draft model computes; 0 if unknown.",
-        unit="watts",
-        rare=True,
-        in_flags=False,
-        ge=0,
-        le=10_000,
-    )
-    idle_w: float = setting(
-        0.0,
-        "Power while waiting for the edge.",
-        unit="watts",
-        rare=True,
-        in_flags=False,
-        ge=0,
-        le=10_000,
-    )
-    joules_per_mb: float = setting(
-        0.0,
-        "Energy of radio or modem per megabyte.",
-        unit="joules",
-        rare=True,
-        in_flags=False,
-        ge=0,
-        le=100_000,
-    )
+    drafting_w: float = _figure("Power while the draft model computes; 0 if unknown.", unit="watts", le=10_000)
+    idle_w: float = _figure("Power while waiting for the edge.", unit="watts", le=10_000)
+    joules_per_mb: float = _figure("Energy of radio or modem per megabyte.", unit="joules", le=100_000)
 
     @property
     def known(self) -> bool:

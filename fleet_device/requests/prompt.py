@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from threading import TIMEOUT_MAX
 from typing import Annotated, Any, Final, Literal, TypedDict, Unpack, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, create_model
+from pydantic import ConfigDict, Field, PlainValidator, ValidationError, create_model
 
 from fleet_common.validation import field_at, plain_sentence
 from fleet_device.drafters.contract import TextCodec
@@ -75,12 +75,9 @@ class TextOptions(TypedDict, total=False):
     timeout: Annotated[float, Field(gt=0, le=TIMEOUT_MAX, strict=True)] | None
 
 
-_HINTS: Final[dict[str, Any]] = get_type_hints(TextOptions, include_extras=True)
-_Options: Final[type[BaseModel]] = create_model(
-    "_Options",
-    __config__=ConfigDict(extra="forbid", allow_inf_nan=False),
-    **{name: (hint, None) for name, hint in _HINTS.items()},
-)
+_HINTS: Final = get_type_hints(TextOptions, include_extras=True)
+_FIELDS: Final[dict[str, Any]] = {name: (hint, None) for name, hint in _HINTS.items()}
+_Options: Final = create_model("_Options", __config__=ConfigDict(extra="forbid", allow_inf_nan=False), **_FIELDS)
 
 
 @dataclass(frozen=True, slots=True)
