@@ -349,30 +349,24 @@ def _begin(name: str) -> str:
 
 @dataclass(slots=True)
 class _Answer:
-    """A growing answer: what is not decided or sent yet, its calls, and the place in the JSON of the last one."""
+    """A growing answer: what is not decided or sent yet, and the number of its calls."""
 
     held: str = ""
     talks: bool = False
     calls: int = 0
     open: bool = False  # the arguments of the last call go on
-    depth: int = 0
-    quoted: bool = False
-    escaped: bool = False
 
-    def arguments(self) -> str:
-        """Remove and return what is held of the arguments of the last call, without the brace that ends the call."""
-        for place, character in enumerate(self.held):
-            if self.escaped:
-                self.escaped = False
-            elif self.quoted:
-                self.escaped, self.quoted = character == "\\", character != '"'
-            elif character in "}]" and not self.depth:
-                found, self.held, self.open = self.held[:place], self.held[place + 1 :], False
-                return found
-            else:
-                self.quoted = character == '"'
-                self.depth += (character in "{[") - (character in "}]")
-        found, self.held = self.held, ""
+    def arguments(self, *, whole: bool) -> str:
+        """Remove and return what is held of the arguments of the last call, without the brace that ends the call.
+
+        A call is a line, whose last brace is the call's, unless the `whole` answer is the arguments.
+        """
+        if whole:
+            found, self.held = self.held, ""
+            return found
+        line, newline, rest = self.held.partition("\n")
+        found = line.removesuffix("}")
+        self.held, self.open = (newline + rest, False) if newline else (line[len(found) :], True)
         return found
 
 
@@ -419,9 +413,11 @@ class ToolCalls:
             piece, answer.held = answer.held, ""
             return [{"content": piece}]
         deltas: list[dict[str, Any]] = []
-        while answer.held and (answer.open or self._open_call(answer, deltas)):
-            if piece := answer.arguments():
+        while answer.open or self._open_call(answer, deltas):
+            if piece := answer.arguments(whole=self.is_arguments):
                 deltas.append(_delta(answer, {"arguments": piece}))
+            if answer.open:
+                break
         return deltas
 
     def last(self, number: int) -> list[dict[str, Any]]:
