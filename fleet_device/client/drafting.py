@@ -8,12 +8,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-import numpy as np
-
-from dssd.distribution import Dist, Ids, point_mass
+from dssd.distribution import Dist, point_mass
 from fleet_common.grammar.errors import GrammarError, GrammarLost
 from fleet_common.grammar.process import GrammarMatcher
-from fleet_device.drafters.contract import Drafter, DraftsConstrained
+from fleet_device.drafters.contract import Drafter, DraftsConstrained, restrict
 from fleet_device.drafters.suffix import SuffixDrafter
 from fleet_device.pacing.contract import DraftOutcome, Pacing, Plan, ReportedLoad, RoundTrips
 from fleet_device.session.machine import DeviceSession
@@ -336,12 +334,3 @@ class DraftConstraint:
         except GrammarLost:
             self.matcher.restore(text)
             return question(text)
-
-
-def restrict(dist: Dist, allowed: Ids) -> Dist | None:
-    """Return a distribution restricted to some ids (int64, rising), or None if it has none of them."""
-    kept = np.isin(dist.ids, allowed)
-    if not kept.any():
-        return None
-    probs = dist.probs[kept]
-    return Dist(dist.ids[kept], probs / probs.sum())

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+import numpy as np
+
 from dssd.distribution import Dist, Ids
 from fleet_common.grammar.process import GrammarTokenizer
 from schemas.errors import FleetError
@@ -105,6 +107,13 @@ class DraftsConstrained(Protocol):
 
     def next_allowed(self, policy: SamplingPolicy, allowed: Ids) -> Dist | None:
         """As `next`, with all but the `allowed` ids (int64, rising, at least one) impossible before shaping."""
+
+
+def restrict(dist: Dist, allowed: Ids) -> Dist | None:
+    """Return a distribution restricted to some ids (int64, rising), or None if it has none of them."""
+    kept = np.isin(dist.ids, allowed)
+    probs = dist.probs[kept]
+    return Dist(dist.ids[kept], (probs / probs.sum()).astype(np.float32).astype(np.float64)) if kept.any() else None
 
 
 def common_prefix(left: Sequence[int], right: Sequence[int]) -> int:

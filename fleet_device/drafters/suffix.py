@@ -17,7 +17,15 @@ from typing import Final
 import numpy as np
 
 from dssd.distribution import Dist, Ids, point_mass
-from fleet_device.drafters.contract import Drafter, DrafterError, Prospect, TextCodec, common_prefix, require_tokens
+from fleet_device.drafters.contract import (
+    Drafter,
+    DrafterError,
+    Prospect,
+    TextCodec,
+    common_prefix,
+    require_tokens,
+    restrict,
+)
 from fleet_device.drafters.model_file import GgufModel, locate_model
 from fleet_device.drafters.suffix_index import LONGEST, History, Match, SuffixIndex
 from fleet_device.settings import DeviceSettings
@@ -75,12 +83,6 @@ def make_guess(matches: Sequence[Match], policy: SamplingPolicy) -> Guess:
     if policy.greedy:
         return Guess(tokens[:1], (1.0,), kind)
     return Guess(tokens, [sums[token] / total for token in tokens], kind)
-
-
-def restrict(dist: Dist, allowed: Ids) -> Dist | None:
-    kept = np.isin(dist.ids, allowed)
-    probs = dist.probs[kept]
-    return Dist(dist.ids[kept], (probs / probs.sum()).astype(np.float32).astype(np.float64)) if kept.any() else None
 
 
 def _place(bounds: Sequence[float], value: float) -> int:
