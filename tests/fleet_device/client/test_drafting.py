@@ -8,8 +8,8 @@ import pytest
 from dssd.distribution import Dist
 from fleet_common.grammar.compiler import GrammarCompiler
 from fleet_common.grammar.process import GrammarTokenizer
-from fleet_device.client.drafting import DraftConstraint, DraftSequence, SessionPacing, restrict
-from fleet_device.drafters.contract import Prospect
+from fleet_device.client.drafting import DraftConstraint, DraftSequence, SessionPacing
+from fleet_device.drafters.contract import Prospect, restrict
 from fleet_device.drafters.suffix import SuffixDrafter
 from fleet_device.drafters.suffix_index import History
 from fleet_device.drafters.without_model import ScriptedDrafter
