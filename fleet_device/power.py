@@ -1,4 +1,4 @@
-"""Heat and energy of this machine, as files of the Linux kernel show them.
+"""Heat of this machine, as files of the Linux kernel show it, and energy of requests, by figures of the settings.
 
 Nothing here needs root, and a file that is missing or makes no sense says nothing.
 """
@@ -170,12 +170,9 @@ def joules_of(generation: Generation, power: Power, idle: float) -> float:
     return idle + drafting + power.joules_per_mb * sent / 1e6
 
 
-_PACKAGES: Final = "class/powercap/intel-rapl:*"
-
-
 @dataclass(slots=True)
 class EnergyMeter:
-    """Joules of each request: by the figures in `power`, or by the processor's meter (RAPL) where that is readable.
+    """Joules of each request, by the figures in `power`.
 
     The draft model's energy and that of the bytes belong to their request. What the machine uses anyway is shared by
     the requests that run at the time.
@@ -183,51 +180,28 @@ class EnergyMeter:
 
     power: Power
     clock: Callable[[], float] = time.monotonic
-    root: Path = SYSFS
-    _packages: dict[Path, tuple[int, int]] = field(default_factory=dict)  # last reading of each, and where it wraps
-    _metered: float = 0.0
     _last: float = 0.0
     _shared: float = 0.0  # joules of each request that has run all the time
     _running: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def __post_init__(self) -> None:
-        if self.power.known:
-            return
-        for package in self.root.glob(_PACKAGES):
-            joules, wraps = _number(package / "energy_uj"), _number(package / "max_energy_range_uj")
-            if joules is not None and wraps and _text(package / "name").startswith("package"):
-                self._packages[package] = joules, wraps
-
     @contextmanager
     def running(self) -> Iterator[Callable[[Generation], float | None]]:
-        """Measure a request; when it has ended, the yielded function returns its joules, or None if unknown."""
+        """Measure a request; when it has ended, the yielded function returns its joules, or None without figures."""
         with self._lock:
             self._advance()
             self._running += 1
             began = ended = self._shared
         try:
-            yield lambda generation: joules_of(generation, self.power, ended - began) if self._known else None
+            yield lambda generation: joules_of(generation, self.power, ended - began) if self.power.known else None
         finally:
             with self._lock:
                 self._advance()
                 self._running -= 1
                 ended = self._shared
 
-    @property
-    def _known(self) -> bool:
-        return self.power.known or bool(self._packages)
-
     def _advance(self) -> None:
-        now = self.power.idle_w * self.clock() if self.power.known else self._meter()
+        now = self.power.idle_w * self.clock()
         if self._running:
             self._shared += (now - self._last) / self._running
         self._last = now
-
-    def _meter(self) -> float:
-        for package, (before, wraps) in self._packages.items():
-            now = _number(package / "energy_uj")
-            if now is not None:
-                self._metered += (now - before) % wraps / 1e6
-                self._packages[package] = now, wraps
-        return self._metered

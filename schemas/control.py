@@ -116,7 +116,7 @@ class Telemetry(ControlMessage):
         plan: How the device generates now, or None before the first request.
         plan_reason: Why, with the estimate for each plan.
         temperature_c: Of the processor (degrees Celsius), if the device shows it.
-        joules_per_token: Mean energy of the device, if it has a meter or figures.
+        joules_per_token: Mean energy of the device, if it has figures.
     """
 
     sessions: Annotated[int, Field(ge=0, strict=True)]

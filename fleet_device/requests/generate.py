@@ -137,7 +137,7 @@ class Generation:
         unverified: Number of tokens at the end that do not follow the target distribution, because some were generated
             without an edge.
         prompt_logprobs: Of the prompt's tokens after the first, if they were requested.
-        joules: Energy of the device, if it has a meter or figures; see `fleet_device.power.EnergyMeter`.
+        joules: Energy of the device, if it has figures; see `fleet_device.power.EnergyMeter`.
     """
 
     session: bytes
