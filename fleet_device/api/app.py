@@ -30,7 +30,6 @@ from fleet_device.api.ollama import (
 )
 from fleet_device.api.problems import ApiProblem, problem_of
 from fleet_device.api.replies import (
-    IGNORED_HEADER,
     VERIFIED_HEADER,
     WAITED_HEADER,
     ChoiceEvents,
@@ -282,15 +281,14 @@ class _Api:
                 if not asked.stream:
                     texts = await text.end()
                     verified = all(each.verified for each in texts)
-                    headers = {VERIFIED_HEADER: str(verified).lower(), **_waited(tickets), **_ignored(asked)}
+                    headers = {VERIFIED_HEADER: str(verified).lower(), **_waited(tickets)}
                     return JSONResponse(whole(texts), headers=headers)
                 first = await text.first()
         except BaseException:
             self._cancel(tickets)
             raise
-        headers = {**_waited(tickets), **_ignored(asked)}
         return EventsResponse(
-            stream(text, first), headers=headers, at_end=lambda: self._cancel(tickets), media_type=media_type
+            stream(text, first), headers=_waited(tickets), at_end=lambda: self._cancel(tickets), media_type=media_type
         )
 
     def _submit(self, asked: TextRequest, events: Events, application: Application | None) -> list[Ticket]:
@@ -368,10 +366,6 @@ class _Api:
 
 def _problem(error: Exception, asked: TextRequest) -> ApiProblem:
     return problem_of(error, prompt=asked.prompt_field, grammar=asked.grammar_field)
-
-
-def _ignored(asked: TextRequest) -> dict[str, str]:
-    return {IGNORED_HEADER: ", ".join(asked.ignored)} if asked.ignored else {}
 
 
 def _waited(tickets: Sequence[Ticket]) -> dict[str, str]:

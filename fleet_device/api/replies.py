@@ -107,9 +107,6 @@ VERIFIED_HEADER: Final = "X-Fleet-Verified"
 WAITED_HEADER: Final = "X-Fleet-Queue-Ms"
 """Header: how long the request waited in the device's queue (milliseconds)."""
 
-IGNORED_HEADER: Final = "X-Fleet-Ignored"
-"""Header: names of the request's fields that were ignored."""
-
 DONE: Final = b"data: [DONE]\n\n"
 
 _FINISH: Final = {EndReason.STOP: "stop", EndReason.LENGTH: "length"}

@@ -77,8 +77,14 @@ NEUTRAL: Final[Mapping[str, tuple[Any, ...]]] = {
 }
 """Parameters of OpenAI and vLLM that a device does not have, with the values that ask for nothing, like null."""
 
-LABELS: Final = frozenset({"metadata", "prompt_cache_key", "prompt_cache_retention", "safety_identifier", "user"})
-"""Parameters without an effect on the answer; ignored."""
+IGNORED: Final = frozenset(
+    (
+        "cache_prompt", "cache_salt", "ignore_eos", "metadata", "min_tokens", "prediction", "priority",
+        "prompt_cache_key", "prompt_cache_retention", "reasoning", "reasoning_effort", "request_id",
+        "safety_identifier", "user", "verbosity",
+    )
+)  # fmt: skip
+"""Parameters of OpenAI's, vLLM's and llama.cpp's clients that are ignored, because that does no harm."""
 
 
 def supported(fields: Mapping[str, Any], *, known: Collection[str]) -> dict[str, Any]:
@@ -96,7 +102,7 @@ def supported(fields: Mapping[str, Any], *, known: Collection[str]) -> dict[str,
                     code="unsupported_parameter",
                     param=name,
                 )
-        elif name not in LABELS:
+        elif name not in IGNORED:
             raise ApiProblem(400, f"There is no parameter {name[:100]!r}.", code="unknown_parameter", param=name[:100])
     return kept
 
@@ -168,27 +174,7 @@ class StreamOptions(StrictModel):
     continuous_usage_stats: bool = False
 
 
-class IgnoredFields(StrictModel):
-    """Fields of OpenAI's, vLLM's and llama.cpp's clients that are ignored, because that does no harm."""
-
-    prediction: Any = None
-    reasoning: Any = None
-    reasoning_effort: Any = None
-    verbosity: Any = None
-    ignore_eos: Any = None
-    min_tokens: Any = None
-    priority: Any = None
-    request_id: Any = None
-    cache_salt: Any = None
-    cache_prompt: Any = None
-
-    @property
-    def ignored(self) -> list[str]:
-        """Names of the fields that ask for something."""
-        return [name for name in IgnoredFields.model_fields if getattr(self, name)]
-
-
-class GenerationRequest(IgnoredFields):
+class GenerationRequest(StrictModel):
     """Fields that all requests have.
 
     `top_k`, `mode`, `offline`, `grammar` and `speculation` are extensions of OpenAI's API.

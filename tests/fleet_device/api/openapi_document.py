@@ -7,7 +7,7 @@ from pydantic import BaseModel
 from fleet_device.api.ollama import MEDIA_TYPE, OllamaChatRequest, OllamaGenerateRequest
 from fleet_device.api.problems import OLLAMA
 from fleet_device.api.requests import (
-    LABELS,
+    IGNORED,
     NEUTRAL,
     ChatRequest,
     CompletionRequest,
@@ -93,7 +93,7 @@ def _request(model: type[BaseModel], components: _Schema) -> _Schema:
     schema = model.model_json_schema(ref_template=_REFERENCES)
     components |= schema.pop("$defs", {})
     neutral = {name: {"enum": [*values, None]} for name, values in NEUTRAL.items()}
-    schema["properties"] = {**dict.fromkeys(sorted(LABELS), _ANY), **neutral, **schema["properties"]}
+    schema["properties"] = {**dict.fromkeys(sorted(IGNORED), _ANY), **neutral, **schema["properties"]}
     if issubclass(model, GenerationRequest) and model.needs_model:
         schema["properties"]["model"] = {"type": "string", "minLength": 1}
         schema["required"].append("model")

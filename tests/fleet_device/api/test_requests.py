@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from fleet_device.api.problems import ApiProblem
-from fleet_device.api.requests import LABELS, ChatRequest, CompletionRequest, IgnoredFields, read_request
+from fleet_device.api.requests import IGNORED, ChatRequest, CompletionRequest, read_request
 from schemas.fields import MAX_TOKENS
 from schemas.policy import MAX_SEED
 from tests.support.memory_device import TalkingDrafter, settings
@@ -67,9 +67,8 @@ def test_what_asks_for_nothing_is_taken() -> None:
 
 @pytest.mark.parametrize("value", [True, 3, -1, "x", {"a": 1}])
 def test_what_does_no_harm_is_taken_whatever_its_value(value: Any) -> None:
-    fields = dict.fromkeys(IgnoredFields.model_fields, value)
-    assert chat(**fields).ignored == completion(**fields).ignored == list(fields)
-    assert chat(**dict.fromkeys(LABELS, value)).ignored == []
+    assert chat(**dict.fromkeys(IGNORED, value)) == chat()
+    assert completion(**dict.fromkeys(IGNORED, value)) == completion()
 
 
 @pytest.mark.parametrize(
