@@ -342,7 +342,7 @@ def alert_state(alert: "AlertView") -> str:
 
 
 def as_assignments(values: Mapping[str, object]) -> str | None:
-    """Return settings or arguments as they are written on the command line."""
+    """Return settings as they are written on the command line."""
     return ", ".join(f"{name}={setting(value)}" for name, value in values.items()) or None
 
 
@@ -353,7 +353,7 @@ def setting(value: object) -> str | None:
 COMMANDS: "Final[list[Column[CommandView]]]" = [
     Column("at", lambda row: row.at, "moment", rank=0),
     Column("who", lambda row: row.who, rank=2),
-    Column("command", lambda row: " ".join(filter(None, (row.command, as_assignments(row.arguments)))), rank=0),
+    Column("command", lambda row: row.command, rank=0),
     Column("device", lambda row: row.device, rank=0),
     Column("outcome", lambda row: row.outcome or "waiting", "state", rank=0),
     Column("message", lambda row: row.sentence, "sentence", rank=1),

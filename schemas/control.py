@@ -199,7 +199,6 @@ MAX_WHO: Final = 100
 _EXACT: Final = (1 << 53) - 1
 """Largest integer that every JSON reader represents exactly."""
 
-MAX_ARGUMENTS: Final = 8
 MAX_RESULT: Final = 10_000
 """Characters of a result: with any characters the message stays within its limit."""
 
@@ -211,7 +210,7 @@ SettingValue = (
     | Annotated[float, Field(allow_inf_nan=False, strict=True)]
     | _Text
 )
-"""Value of a setting or of an argument: true or false, a number, or one line of text."""
+"""Value of a setting: true or false, a number, or one line of text."""
 
 _Values = Annotated[dict[_SettingName, SettingValue], Field(max_length=MAX_SETTINGS)]
 _Names = Annotated[tuple[_SettingName, ...], Field(max_length=MAX_SETTINGS)]
@@ -307,16 +306,12 @@ class CommandRequest(ControlMessage):
     Attributes:
         id: Hexadecimal; a device answers a repeated id without running the command again.
         command: Name of the command.
-        arguments: By name.
         deadline: When the sender stops waiting (UTC); the device does not start the command later.
         who: Author, for the log.
     """
 
     id: Id
     command: Annotated[str, Field(min_length=1, max_length=40, strict=True), PRINTABLE]
-    arguments: Annotated[dict[_SettingName, SettingValue], Field(max_length=MAX_ARGUMENTS)] = Field(
-        default_factory=dict
-    )
     deadline: Instant
     who: _Who = ""
 

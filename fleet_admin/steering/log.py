@@ -129,7 +129,6 @@ class SteeringLog(Closing):
                 "batch": batch,
                 "device": device,
                 "command": each.command,
-                "arguments": each.arguments,
                 "who": each.who,
                 "at": now,
                 "deadline_at": each.deadline,

@@ -283,7 +283,6 @@ class Steering:
         selection: Selection,
         *,
         actor: Actor,
-        arguments: Mapping[str, SettingValue] | None = None,
         timeout_s: float | None = None,
     ) -> Iterator[CommandResult]:
         """Send devices a command, and yield their answers.
@@ -300,17 +299,13 @@ class Steering:
             device: CommandRequest(
                 id=secrets.token_hex(8),
                 command=name,
-                arguments=dict(arguments or {}),
                 deadline=deadline,
                 who=actor.who[:100],
             )
             for device in there
         }
-        said = _as_json(arguments or {})
         entries = [
-            actor.entry(
-                f"command {name}", device, after=said, outcome=ASKED if device in requests else "offline: not sent"
-            )
+            actor.entry(f"command {name}", device, outcome=ASKED if device in requests else "offline: not sent")
             for device in chosen
         ]
         ids = self.log.keep_commands(requests, entries, batch=secrets.token_hex(8))

@@ -131,10 +131,6 @@ def command_command(
     *,
     settings: AdminSettings,
     chosen: "Selection",
-    argument: Annotated[
-        list[str] | None,
-        typer.Option("--argument", metavar="KEY=VALUE", help="Argument of the command, such as lines=200."),
-    ] = None,
     timeout: Annotated[float | None, typer.Option(min=0.1, max=600.0, help="Time limit in seconds.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for long answers, one file per device.")] = None,
     acting: Acting = None,
@@ -143,12 +139,9 @@ def command_command(
     wide: Wide = False,
 ) -> None:
     """Send devices a command and show their answers. Exit code 1 if one has failed."""
-    from fleet_admin.steering.planning import read_assignments
-
-    arguments = read_assignments(argument or ())
     with open_steering(settings, db) as steering:
         expected = len(steering.choose(chosen))
-        given = steering.command(command, chosen, actor=actor_of(acting), arguments=arguments, timeout_s=timeout)
+        given = steering.command(command, chosen, actor=actor_of(acting), timeout_s=timeout)
         results = _shown_as_they_come(given, expected, as_json=as_json)
     results.sort(key=lambda each: each.device)
     if out is not None:

@@ -1,7 +1,7 @@
 """Commands of an administrator, and the thread that receives them and desired settings.
 
-Commands run one at a time, and each is answered once however often it arrives. A command that is late, unknown or has
-wrong arguments is refused with a reason, and so is one that arrives while another runs.
+Commands run one at a time, and each is answered once however often it arrives. A command that is late or unknown is
+refused with a reason, and so is one that arrives while another runs.
 """
 
 import contextlib
@@ -31,7 +31,6 @@ from schemas.control import (
     CommandResponse,
     ControlMessage,
     DesiredSettings,
-    SettingValue,
     UpdateReport,
     decode_json,
     encode_json,
@@ -62,13 +61,8 @@ class LogTail(logging.Handler):
         for line in text.splitlines():
             self._lines.append(printable_line(line)[:_LONGEST])
 
-    def lines(self, number: int) -> list[str]:
-        return list(self._lines.copy())[-number:] if number > 0 else []
-
-
-_TAIL: Final = 100
-
-Arguments = Mapping[str, SettingValue]
+    def lines(self) -> list[str]:
+        return list(self._lines.copy())
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,18 +85,7 @@ class SteeredDevice(Protocol):
     def reload(self) -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
-class CommandAction:
-    """A command that a device knows; `arguments` have their smallest and largest values.
-
-    `run` takes the device, the arguments, and the time limit in seconds.
-    """
-
-    run: Callable[[SteeredDevice, Arguments, float], Answer]
-    arguments: Mapping[str, tuple[int, int]]
-
-
-def _self_test(device: SteeredDevice, _arguments: Arguments, limit_s: float) -> Answer:
+def _self_test(device: SteeredDevice, limit_s: float) -> Answer:
     """Generate a short text through the edge, next to other requests."""
     service = device.service
     if (missing := service.absence()) is not None:
@@ -130,21 +113,21 @@ def _self_test(device: SteeredDevice, _arguments: Arguments, limit_s: float) -> 
     return Answer(CommandOutcome.OK, sentence, json.dumps(figures))
 
 
-def _drain(device: SteeredDevice, _arguments: Arguments, _limit_s: float) -> Answer:
+def _drain(device: SteeredDevice, _limit_s: float) -> Answer:
     left = device.hold()
     return Answer(
         CommandOutcome.OK, f"The device accepts no new requests until it is resumed or restarted; {left} are left."
     )
 
 
-def _resume(device: SteeredDevice, _arguments: Arguments, _limit_s: float) -> Answer:
+def _resume(device: SteeredDevice, _limit_s: float) -> Answer:
     held = device.resume()
     return Answer(
         CommandOutcome.OK, "The device accepts requests again." if held else "The device was accepting requests."
     )
 
 
-def _reload(device: SteeredDevice, _arguments: Arguments, _limit_s: float) -> Answer:
+def _reload(device: SteeredDevice, _limit_s: float) -> Answer:
     return Answer(
         CommandOutcome.OK,
         "The device ends its running requests, loads its model again and comes back; its settings then say with which.",
@@ -152,18 +135,18 @@ def _reload(device: SteeredDevice, _arguments: Arguments, _limit_s: float) -> An
     )
 
 
-def _log_tail(device: SteeredDevice, arguments: Arguments, _limit_s: float) -> Answer:
-    lines = device.log_tail.lines(int(arguments.get("lines", _TAIL)))
-    return Answer(CommandOutcome.OK, f"{len(lines)} lines.", "\n".join(lines)[-MAX_RESULT:])
+def _log_tail(device: SteeredDevice, _limit_s: float) -> Answer:
+    return Answer(CommandOutcome.OK, "The last lines of the log.", "\n".join(device.log_tail.lines())[-MAX_RESULT:])
 
 
-ACTIONS: Final[Mapping[str, CommandAction]] = {
-    "self-test": CommandAction(_self_test, {}),
-    "reload": CommandAction(_reload, {}),
-    "drain": CommandAction(_drain, {}),
-    "resume": CommandAction(_resume, {}),
-    "log-tail": CommandAction(_log_tail, {"lines": (1, MOST_LINES)}),
+ACTIONS: Final[Mapping[str, Callable[[SteeredDevice, float], Answer]]] = {
+    "self-test": _self_test,
+    "reload": _reload,
+    "drain": _drain,
+    "resume": _resume,
+    "log-tail": _log_tail,
 }
+"""The commands that a device knows: each gets the device and its time limit in seconds."""
 
 _log = logging.getLogger(__name__)
 
@@ -219,7 +202,7 @@ class Commands:
             self._running = request
         _log.info("The command %s of %s begins.", request.command, request.who)
         cancel = self._after(limit_s, lambda: self._late(request))
-        self._start(lambda: self._run(ACTIONS[request.command], request, limit_s, cancel))
+        self._start(lambda: self._run(request, limit_s, cancel))
 
     def _refusal(self, request: CommandRequest, left_s: float, running: CommandRequest | None) -> str | None:
         if left_s <= 0:
@@ -227,16 +210,13 @@ class Commands:
                 f"The command came {-left_s:.0f} s too late by this device's clock, "
                 f"{self._now():%Y-%m-%d %H:%M:%S} UTC."
             )
-        action = ACTIONS.get(request.command)
-        if action is None:
+        if request.command not in ACTIONS:
             return f"This release knows no command {request.command!r}; it knows {', '.join(ACTIONS)}."
-        if (why := _bad_argument(request.command, action, request.arguments)) is not None:
-            return why
         return None if running is None else f"The command {running.command} is still running; ask again later."
 
-    def _run(self, action: CommandAction, request: CommandRequest, limit_s: float, cancel: Callable[[], None]) -> None:
+    def _run(self, request: CommandRequest, limit_s: float, cancel: Callable[[], None]) -> None:
         try:
-            answer = action.run(self._device, request.arguments, limit_s)
+            answer = ACTIONS[request.command](self._device, limit_s)
         except Exception as error:  # noqa: BLE001 - the sender gets an answer
             _log.exception("The command %s failed because of a defect.", request.command)
             answer = Answer(
@@ -268,17 +248,6 @@ class Commands:
             while len(self._answered) > _REMEMBERED:
                 self._answered.popitem(last=False)
         self._send(response)
-
-
-def _bad_argument(command: str, action: CommandAction, arguments: Arguments) -> str | None:
-    for name, value in arguments.items():
-        if name not in action.arguments:
-            takes = ", ".join(action.arguments) or "none"
-            return f"The command {command} takes no argument {name!r}; it takes {takes}."
-        least, most = action.arguments[name]
-        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-            return f"The argument {name} of {command} must be a whole number from {least} to {most}."
-    return None
 
 
 def _start(work: Callable[[], None]) -> threading.Thread:
@@ -407,7 +376,7 @@ class SteeringListener:
         failures, service = 0, self._device.service
         while not self._ending:
             if service.absence() is None:
-                answer = _self_test(self._device, {}, _TRIAL_S)
+                answer = _self_test(self._device, _TRIAL_S)
                 ok = answer.outcome is CommandOutcome.OK
                 failures += not ok and service.absence() is None
                 if ok or failures == _TRIALS:

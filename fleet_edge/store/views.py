@@ -3,14 +3,13 @@
 `tables` takes columns from the `…Columns` classes; docs/administration.md describes each state.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Final, NamedTuple
 
 from fleet_edge.counters import SegmentCounters, share
-from schemas.control import Presence, SettingValue
+from schemas.control import Presence
 
 ACTIVE_WITHIN: Final = timedelta(minutes=5)
 """Time since the last message within which a device is active. An idle device sends nothing, and stays online."""
@@ -455,7 +454,6 @@ class CommandView:
     batch: str
     device: str
     command: str
-    arguments: Mapping[str, SettingValue]
     who: str
     at: datetime
     deadline_at: datetime

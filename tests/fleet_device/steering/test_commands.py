@@ -13,7 +13,7 @@ from fleet_device.gateway import Asked, Gateway
 from fleet_device.requests.generate import GenerateRequest
 from fleet_device.service import DeviceService
 from fleet_device.steering import commands
-from fleet_device.steering.commands import MOST_LINES, Answer, CommandAction, Commands, LogTail
+from fleet_device.steering.commands import MOST_LINES, Answer, Commands, LogTail
 from fleet_device.steering.remote_settings import SteeredSettings
 from fleet_device.updates.handoff import STATE, TESTED, TrialResult, UpdateFolder, UpdateState
 from schemas.control import (
@@ -43,8 +43,7 @@ class Bench:
         self.sent: list[CommandResponse] = []
         self.threads: list[Callable[[], None]] = []
         self.timers: list[tuple[float, Callable[[], None]]] = []
-        table = {name: CommandAction(run, {"lines": (1, 10)}) for name, run in known.items()}
-        monkeypatch.setattr("fleet_device.steering.commands.ACTIONS", table)
+        monkeypatch.setattr("fleet_device.steering.commands.ACTIONS", known)
         device: Any = object()
         self.commands = Commands(
             device, self.sent.append, now=lambda: NOW, start=self.threads.append, after=self._after
@@ -55,11 +54,9 @@ class Bench:
         self.timers.append(timer)
         return lambda: self.timers.remove(timer)
 
-    def take(self, number: int = 1, command: str = "run", *, left_s: float = 10.0, **arguments: Any) -> None:
+    def take(self, number: int = 1, command: str = "run", *, left_s: float = 10.0) -> None:
         deadline = NOW + timedelta(seconds=left_s)
-        self.commands.take(
-            CommandRequest(id=f"{number:016x}", command=command, deadline=deadline, who="bob", arguments=arguments)
-        )
+        self.commands.take(CommandRequest(id=f"{number:016x}", command=command, deadline=deadline, who="bob"))
 
 
 def well(*_: Any) -> Answer:
@@ -99,10 +96,6 @@ def test_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"left_s": -30.0}, "30 s too late by this device's clock, 2026-01-01 00:00:00 UTC"),
         ({"left_s": 0.0}, "too late"),
         ({"command": "format-disk"}, "knows no command 'format-disk'; it knows run."),
-        ({"lines": 11}, "must be a whole number from 1 to 10"),
-        ({"lines": True}, "must be a whole number"),
-        ({"lines": "5"}, "must be a whole number"),
-        ({"rows": 5}, "takes no argument 'rows'; it takes lines."),
     ],
 )
 def test_a_refusal_has_its_reason(monkeypatch: pytest.MonkeyPatch, given: dict[str, Any], sentence: str) -> None:
@@ -191,12 +184,11 @@ class Monitor:
         kept = self.fleet.broker.retained(topic(Topic.CONFIG_REPORTED))
         return None if kept is None else decode_json(ReportedSettings, kept)
 
-    def command(self, name: str, **arguments: Any) -> CommandResponse:
+    def command(self, name: str) -> CommandResponse:
         self._number += 1
         request = CommandRequest(
             id=f"{self._number:016x}",
             command=name,
-            arguments=arguments,
             deadline=datetime.now(UTC) + timedelta(seconds=30),
         )
         before = len(self.answers)
@@ -374,12 +366,10 @@ def test_the_log_tail_has_the_last_lines(device: Steered) -> None:
     for number in range(MOST_LINES + 20):
         record = logging.LogRecord("a.module.of.the.device", logging.WARNING, "", 0, "line %d\x1b[2J", (number,), None)
         device.tail.handle(record)
-    answer = device.monitor.command("log-tail", lines=3)
-    lines = (answer.result or "").splitlines()
-    assert [line.rpartition("line ")[2][:3] for line in lines] == [str(MOST_LINES + each) for each in (17, 18, 19)]
-    assert "\x1b" not in (answer.result or "")
-    whole = device.monitor.command("log-tail", lines=MOST_LINES).result or ""
-    assert (len(whole), whole[-30:]) == (MAX_RESULT, (answer.result or "")[-30:])
+    found = device.monitor.command("log-tail").result or ""
+    assert [line.rpartition("line ")[2][:3] for line in found.splitlines()[-2:]] == ["218", "219"]
+    assert "\x1b" not in found
+    assert len(found) == MAX_RESULT
 
 
 @pytest.mark.parametrize("fails", [False, True])

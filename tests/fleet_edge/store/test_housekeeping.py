@@ -30,7 +30,7 @@ def _session(number: int, seconds: float, *, device: str = "sensor-1") -> list[R
 
 
 def test_old_commands_are_purged_and_the_others_stay(store: Store) -> None:
-    given = {"batch": "b", "device": "sensor-1", "command": "drain", "arguments": {}, "who": "ada"}
+    given = {"batch": "b", "device": "sensor-1", "command": "drain", "who": "ada"}
     with store.engine.begin() as connection:
         for name, at in (("old", after(0)), ("new", after(100))):
             connection.execute(insert(COMMANDS).values(id=name, at=at, deadline_at=at, **given))
