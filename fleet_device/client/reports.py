@@ -85,7 +85,7 @@ class UnconfirmedCloses:
 
 _log = logging.getLogger(__name__)
 
-_ENDED, _RUNNING = ".ended", ".running"
+_ENDED, _RUNNING, _REPORTS = ".ended", ".running", "[0-9a-f]*.*"
 _MOST_REPORTS: Final = 1000
 """Reports that are kept; of more, the oldest are dropped."""
 
@@ -141,7 +141,7 @@ class UnverifiedReports:
             thread.join()
 
     def __len__(self) -> int:
-        return len({path.stem for path in self.folder.glob("*.*")})
+        return len({path.stem for path in self.folder.glob(_REPORTS)})
 
     def keep(self, close: Close, *, under_way: bool = False) -> None:
         """Keep a report on disk, in place of an earlier one of the same session.
@@ -168,8 +168,9 @@ class UnverifiedReports:
     def forget(self, session: bytes) -> None:
         """Delete a session's report: it is confirmed, or no unverified token is left."""
         try:
-            for ending in (_ENDED, _RUNNING):
-                self._path(session, ending).unlink(missing_ok=True)
+            with self._lock:
+                for ending in (_ENDED, _RUNNING):
+                    self._path(session, ending).unlink(missing_ok=True)
         except OSError as error:
             _log.warning("A report in %s cannot be deleted, so it will be sent again: %s.", self.folder, error)
 
@@ -188,7 +189,7 @@ class UnverifiedReports:
         return self.folder / f"{session.hex()}{ending}"
 
     def _drop_oldest(self) -> None:
-        kept = sorted(self.folder.glob("*.*"), key=lambda path: path.stat().st_mtime)
+        kept = sorted(self.folder.glob(_REPORTS), key=lambda path: path.stat().st_mtime)
         if gone := kept[: -self.most]:
             for path in gone:
                 path.unlink()
