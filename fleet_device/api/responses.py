@@ -164,8 +164,6 @@ class ResponsesRequest(GenerationRequest):
         """Return the same as a chat; raise InvalidRequest as that does."""
         choice = self.tool_choice if isinstance(self.tool_choice, str | None) else self.tool_choice.of_chat()
         given = {name: getattr(self, name) for name in GenerationRequest.model_fields}
-        if self.text is not None and self.text.verbosity is not None:
-            given["verbosity"] = self.text.verbosity
         return _AsChat(
             **given,
             messages=self._messages(),

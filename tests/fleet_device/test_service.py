@@ -344,6 +344,6 @@ def test_free_memory_is_given_back_after_many_requests(monkeypatch: pytest.Monke
 
 def test_two_devices_of_a_user_keep_their_reports_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STATE_DIRECTORY", str(tmp_path))
-    paths = {memory_service(MemoryFleet(), device=name)._reports.path for name in ("device-1", "device-2")}
+    paths = {memory_service(MemoryFleet(), device=name).reports.folder for name in ("device-1", "device-2")}
     assert len(paths) == 2
     assert {path.parent for path in paths} == {tmp_path}

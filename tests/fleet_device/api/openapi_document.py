@@ -7,7 +7,6 @@ from pydantic import BaseModel
 from fleet_device.api.ollama import MEDIA_TYPE, OllamaChatRequest, OllamaGenerateRequest
 from fleet_device.api.problems import OLLAMA
 from fleet_device.api.requests import (
-    IGNORED,
     NEUTRAL,
     ChatRequest,
     CompletionRequest,
@@ -76,7 +75,9 @@ def _operation(endpoint: DeviceEndpoint, components: _Schema) -> _Schema:
     ollama = endpoint.path.startswith(OLLAMA)
     content: _Schema = {_JSON: {"schema": _OBJECT}}
     if endpoint.streams:
-        content |= {MEDIA_TYPE: {"schema": _OBJECT}} if ollama else {"text/event-stream": {"schema": _TEXT}}
+        content |= (
+            {MEDIA_TYPE: {"schema": _OBJECT}} if ollama else {"text/event-stream": {"schema": _object(data=_TEXT)}}
+        )
     error = {_JSON: {"schema": {"$ref": _REFERENCES.format(model="OllamaError" if ollama else "Error")}}}
     responses = {str(status): {"description": "", "content": error} for status in _PROBLEMS}
     operation: _Schema = {"responses": {"200": {"description": "", "content": content}, **responses}}
@@ -93,7 +94,7 @@ def _request(model: type[BaseModel], components: _Schema) -> _Schema:
     schema = model.model_json_schema(ref_template=_REFERENCES)
     components |= schema.pop("$defs", {})
     neutral = {name: {"enum": [*values, None]} for name, values in NEUTRAL.items()}
-    schema["properties"] = {**dict.fromkeys(sorted(IGNORED), _ANY), **neutral, **schema["properties"]}
+    schema["properties"] = {"user": _ANY, **neutral, **schema["properties"]}
     if issubclass(model, GenerationRequest) and model.needs_model:
         schema["properties"]["model"] = {"type": "string", "minLength": 1}
         schema["required"].append("model")

@@ -171,6 +171,10 @@ def test_some_of_the_tools_may_be_allowed() -> None:
     assert (calls.names, calls.may_talk) == (["stop"], False)
 
 
+def test_what_has_no_effect_is_ignored(app: Starlette) -> None:
+    assert respond(app, reasoning={"effort": "high"}, text={"verbosity": "low"}).status_code == 200
+
+
 def test_calls_and_their_results_are_messages() -> None:
     call = {"type": "function_call", "id": "fc_1", "status": "completed", "name": "weather", "arguments": "{}"}
     asked = read_chat(
