@@ -7,7 +7,6 @@ import pytest
 
 from fleet_device.api.requests import CompletionRequest, read_request
 from fleet_device.drafters.model_file import GgufModel
-from fleet_device.drafters.without_model import WordCodec
 from fleet_device.errors import PromptTooLong
 from fleet_device.requests import chat
 from fleet_device.requests.chat import ChatError, ChatHistory, ChatTemplate, ConversationCodec, encode_chat
@@ -19,8 +18,6 @@ from tests.support.prepared_models import prepared
 from tests.support.tiny_gguf import CHAT_TEMPLATE, END, tiny_gguf
 
 HELLO = [ChatMessage("system", "Be brief."), ChatMessage("user", "Hello!")]
-
-
 
 
 @pytest.mark.models
