@@ -152,3 +152,9 @@ def test_a_running_device_is_found_wherever_it_listens(way: str, make: Make, tmp
         assert found is not None
         assert found.reason == "No edge."
     assert running_device(own) is None
+
+
+@pytest.mark.parametrize("listens", ["8321", "gateway:8321", "run/api.sock", "127.0.0.1:99999"])
+def test_what_is_no_address_is_refused(listens: str) -> None:
+    with pytest.raises(SettingsError, match="Unix socket"):
+        load_settings(DeviceSettings, config=None, flags={"api_listen": listens})
