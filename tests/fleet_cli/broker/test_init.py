@@ -18,7 +18,7 @@ from tests.support.links import START_S, Inbox
 from tests.support.local_broker import LocalBroker
 from tests.support.waiting import until
 
-pytestmark = [pytest.mark.broker, pytest.mark.xdist_group("broker init")]
+pytestmark = [pytest.mark.broker, pytest.mark.xdist_group("demo")]  # both have the API at its usual port
 
 
 @pytest.fixture(scope="module")
