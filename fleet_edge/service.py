@@ -1,7 +1,6 @@
 """Edge service: assemble the parts, run them, and shut them down in order."""
 
 import logging
-import os
 import secrets
 import time
 from collections.abc import Callable
@@ -27,7 +26,6 @@ from fleet_edge.batching.scheduler import Scheduler
 from fleet_edge.guard import KeptStandings
 from fleet_edge.intake import Intake, leave_opens
 from fleet_edge.jobs import EdgeJobs, JobSettings
-from fleet_edge.metrics.tracing import COLLECTORS, Tracing
 from fleet_edge.observer import EdgeObserver, SelfWatch
 from fleet_edge.orchestrator import Orchestrator
 from fleet_edge.sessions.machine import EdgeSession
@@ -244,8 +242,6 @@ class EdgeService:
             orchestrator.handlers.grammars.close()
             self._standings.write()
             orchestrator.handlers.recorder.flush()
-            if (tracing := orchestrator.answers.figures.tracing) is not None:
-                tracing.stop()
             if not self.writer.close(_CLOSE_S):
                 _log.error("Some records of the session log could be neither written nor spooled.")
             self._jobs.stop()  # last: a hanging job must not delay the devices or the log
@@ -264,10 +260,7 @@ class EdgeService:
         )
 
     def _serve_metrics(self) -> None:
-        settings, edge = self.settings.metrics, self.settings
-        if any(os.environ.get(name) for name in COLLECTORS):
-            target = self.verifier.info.name
-            self.orchestrator.answers.figures.tracing = Tracing.start(fleet=edge.fleet, edge=edge.edge, target=target)
+        settings = self.settings.metrics
         if settings.address is None:
             return
         require_library()

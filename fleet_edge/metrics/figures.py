@@ -13,7 +13,6 @@ from enum import StrEnum
 from typing import Final
 
 from fleet_common.metrics import Histogram
-from fleet_edge.metrics.tracing import Tracing
 from fleet_edge.sessions.drafts import DraftResult, DraftTiming
 from fleet_edge.sessions.machine import EdgeSession
 from fleet_edge.store.views import CONNECTED, MachineState, device_state, is_active
@@ -51,7 +50,6 @@ class _Progress:
     then. `begun`: it has a token since it was opened here.
     """
 
-    opened: float
     since: float
     committed: int
     reused: int = 0
@@ -90,7 +88,6 @@ class Figures:
     link_round_trip: Histogram = field(default_factory=_seconds)
     presence: dict[str, Presence] = field(default_factory=dict)
     last_sign: dict[str, float] = field(default_factory=dict)
-    tracing: Tracing | None = None
     _open: dict[int, _Progress] = field(default_factory=dict)  # by handle
     _replies: threading.Lock = field(default_factory=threading.Lock)
     _probe_at: float = 0.0
@@ -99,8 +96,7 @@ class Figures:
 
     def on_open(self, session: EdgeSession, *, resumed: bool) -> None:
         """Count a session that begins here, or goes on here."""
-        now = self.clock()
-        self._open[session.handle] = _Progress(now, now, session.committed)
+        self._open[session.handle] = _Progress(self.clock(), session.committed)
         if not resumed:
             self.prompt_tokens += session.prompt_length
 
@@ -122,8 +118,6 @@ class Figures:
 
     def on_close(self, session: EdgeSession, reason: str) -> None:
         self.ended[reason] += 1
-        if self.tracing is not None and (progress := self._open.get(session.handle)) is not None:
-            self.tracing.session(session, reason=reason, seconds=self.clock() - progress.opened)
         self.on_leave(session)
 
     def on_leave(self, session: EdgeSession) -> None:
@@ -158,8 +152,6 @@ class Figures:
         self.prefill_tokens += prefilled
         if sessions:
             self.batch_sessions.observe(sessions)
-        if self.tracing is not None:
-            self.tracing.step(seconds, sessions=sessions, tokens=tokens)
 
     # Messages
 
