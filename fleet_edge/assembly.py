@@ -21,7 +21,6 @@ from fleet_edge.sessions.grammars import SWITCHED_OFF, Grammars
 from fleet_edge.sessions.table import MAX_SESSIONS, SessionTable
 from fleet_edge.settings import EdgeSettings
 from fleet_edge.verifiers.contract import ProvidesTokenizer, ReadsText, Verifier
-from fleet_edge.watch import CertificateWatch
 
 _log = logging.getLogger(__name__)
 
@@ -74,7 +73,6 @@ def assemble(
         recorder,
         guard,
         SharedQuarantines(guard, settings.edge, now),
-        CertificateWatch(now),
         clock,
         offer=SessionOffer(
             settings.max_draft, settings.window, settings.max_new_tokens, blocks=settings.verifies_blocks

@@ -20,8 +20,7 @@ from fleet_edge.sessions.table import SessionTable
 from fleet_edge.store.event_codes import EventKind
 from fleet_edge.store.quarantines import Quarantines
 from fleet_edge.store.records import LeaveReason
-from fleet_edge.watch import CertificateWatch, ClockWatch
-from schemas.control import DeviceState, EdgeState, Presence, Telemetry
+from schemas.control import DeviceState, Presence, Telemetry
 from schemas.messages import Close, Draft, Open
 from schemas.reasons import Action, EndReason, FaultCode, RefusalCode
 from schemas.topics import Topic
@@ -46,14 +45,12 @@ class MessageHandlers:
     recorder: Recorder
     guard: DeviceGuard
     quarantines: SharedQuarantines
-    expiry: CertificateWatch
     clock: Callable[[], float]
     offer: SessionOffer = field(default_factory=SessionOffer)
     grace_s: float = 15.0
     draining: bool = False
     away: str = ""
     grammars: Grammars = field(default_factory=Grammars)
-    clocks: ClockWatch = field(default_factory=ClockWatch)
 
     def receive(self, arrival: ReceivedMessage) -> None:
         self.answers.figures.uplink_bytes += arrival.size
@@ -71,10 +68,6 @@ class MessageHandlers:
                 self.recorder.sightings.telemetry(arrival.device, telemetry)
             case Malformed() as malformed:
                 self._malformed(arrival.device, malformed)
-
-    def note_own_state(self, state: EdgeState) -> None:
-        self.recorder.sightings.own(state)
-        self.expiry.note(state.edge, state.certificate_until)
 
     def expire(self) -> None:
         for session in self.sessions.expired(self.clock()):
@@ -265,18 +258,8 @@ class MessageHandlers:
     def _state(self, device: str, state: DeviceState) -> None:
         self.recorder.sightings.device(device, state)
         self.answers.figures.heard(device, state.presence)
-        self.expiry.note(device, state.certificate_until)
-        if wrong := self.clocks.note(device, state, now=self.recorder.now()):
-            self.recorder.events.note(EventKind.DEVICE, "clock-wrong", wrong, device)
         if state.presence is Presence.OFFLINE:
             self.sessions.shorten(device, expires=self.clock() + self.grace_s)
-
-    def warn_certificates(self) -> None:
-        for ending in self.expiry.due():
-            _log.warning("%s", ending.sentence)
-            device = None if ending.name == self.edge else ending.name
-            code = "ended" if ending.days < 0 else "ends-soon"
-            self.recorder.events.note(EventKind.CERTIFICATE, code, ending.sentence, device, shared=device is not None)
 
     def _malformed(self, device: str, malformed: Malformed) -> None:
         if malformed.topic in (Topic.DRAFT, Topic.OPEN, Topic.CLOSE):

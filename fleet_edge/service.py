@@ -164,7 +164,6 @@ class EdgeService:
             expire_leases=partial(call, handlers.expire),
             flush_progress=partial(call, handlers.flush),
             flush_log=self._flush_log,
-            warn_certificates=partial(call, handlers.warn_certificates),
             apply_quarantines=lambda quarantines: call(partial(handlers.apply_quarantines, quarantines)),
             evaluate_alerts=self._evaluate_alerts,
             tell=handlers.recorder.events.note,
@@ -351,7 +350,7 @@ class EdgeService:
         with self._announcing:  # otherwise an older state could be published last
             self._presence = presence or self._presence
             state = self._state(self._presence)
-            self.orchestrator.handlers.note_own_state(state)
+            self.orchestrator.handlers.recorder.sightings.own(state)
             try:
                 self._link.publish(
                     self._state_topic,

@@ -1,16 +1,13 @@
-"""Watches of an edge: availability of its target, certificates, device clocks, and its lifecycle events."""
+"""Watches of an edge: availability of its target, and its lifecycle events."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
 from threading import Lock
-from typing import Final
 
-from fleet_common.validation import in_words
 from fleet_edge.answers.recorder import Recorder
 from fleet_edge.store.event_codes import EventKind
 from fleet_edge.store.views import EdgeView
-from schemas.control import DeviceState, Presence
+from schemas.control import Presence
 
 
 @dataclass(slots=True)
@@ -33,91 +30,6 @@ class Availability:
             return False
         self._reported = away
         return True
-
-
-# Bounds the memory, as anyone who may publish states can name machines.
-_MOST: Final = 100_000
-
-
-@dataclass(frozen=True, slots=True)
-class EndingCertificate:
-    """A certificate that expires soon: owner, end (aware), and whole days left, negative after the end."""
-
-    name: str
-    until: datetime
-    days: int
-
-    @property
-    def sentence(self) -> str:
-        when = (
-            f"ended on {self.until:%Y-%m-%d}" if self.days < 0 else f"ends in {self.days} days ({self.until:%Y-%m-%d})"
-        )
-        return (
-            f"The certificate of {self.name} {when}: renew it, by playbooks/rotate_certs.yml or `fleet broker renew`."
-        )
-
-
-@dataclass(slots=True)
-class CertificateWatch:
-    """Remembers certificates' ends, and warns of each that is near once a day. Thread-safe.
-
-    Renewal is due 30 days before the end; within `warn_before` it has failed for a while.
-    """
-
-    now: Callable[[], datetime]
-    warn_before: timedelta = timedelta(days=14)
-    _until: dict[str, datetime] = field(default_factory=dict)
-    _reported: dict[str, datetime] = field(default_factory=dict)
-    _lock: Lock = field(default_factory=Lock)
-
-    def note(self, name: str, until: datetime | None) -> None:
-        """Record the end of a machine's certificate; None if it has none, or does not report it."""
-        with self._lock:
-            if until is None:
-                self._until.pop(name, None)
-            elif name in self._until or len(self._until) < _MOST:
-                self._until[name] = until
-
-    def due(self) -> list[EndingCertificate]:
-        now, day = self.now(), timedelta(days=1)
-        with self._lock:
-            near = {name: until for name, until in self._until.items() if until - now < self.warn_before}
-            self._reported = {name: at for name, at in self._reported.items() if name in near}
-            fresh = [name for name in near if name not in self._reported or now - self._reported[name] >= day]
-            self._reported.update(dict.fromkeys(fresh, now))
-        endings = [EndingCertificate(name, near[name], (near[name] - now).days) for name in fresh]
-        return sorted(endings, key=lambda ending: ending.until)
-
-
-_TOLERATED: Final = timedelta(seconds=30)
-"""Tolerated clock error: longer than a state takes to arrive, and too short to affect certificates and signatures."""
-
-_CLOCKS_MOST: Final = 65_536
-
-
-@dataclass(slots=True)
-class ClockWatch:
-    """Checks devices' clocks by the time since which they report to be up.
-
-    A time in the future means that a clock is ahead; an earlier time for a later start, that it was set back. A state
-    may be delayed, so a clock that is slow by less goes unnoticed.
-    """
-
-    _since: dict[str, datetime] = field(default_factory=dict)
-
-    def note(self, device: str, state: DeviceState, *, now: datetime) -> str:
-        """Check a device's state; return what is wrong with its clock, empty if nothing is. Last wills are ignored."""
-        if state.presence is Presence.OFFLINE:
-            return ""
-        since = state.since
-        before = self._since.get(device)
-        if before is not None or len(self._since) < _CLOCKS_MOST:
-            self._since[device] = since
-        if since - now > _TOLERATED:
-            return f"The clock of {device} is ahead by {in_words(since - now)}: set it (timedatectl set-ntp true)."
-        if before is not None and before - since > _TOLERATED:
-            return f"The clock of {device} has gone back by {in_words(before - since)} or more: synchronize it."
-        return ""
 
 
 @dataclass(slots=True)

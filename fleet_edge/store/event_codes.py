@@ -31,7 +31,6 @@ class EventKind(StrEnum):
     TARGET = "target"
     BROKER = "broker"
     DATABASE = "database"
-    CERTIFICATE = "certificate"
     IDENTITY = "identity"
     CONFIG = "config"
     COMMAND = "command"
@@ -126,9 +125,6 @@ EVENT_CODES: Final[tuple[EventCode, ...]] = (
     EventCode(_DATABASE, "record-refused", _ERROR, "The database can never store a record; it was skipped."),
     EventCode(_DATABASE, "records-lost", _ERROR, "Memory and spool were full: records were lost."),
     EventCode(_DATABASE, "purged", _INFO, "Records beyond their retention were deleted."),
-    EventCode(_DEVICE, "clock-wrong", _WARNING, "A device's clock is ahead of the edge's, or has gone back."),
-    EventCode(EventKind.CERTIFICATE, "ends-soon", _WARNING, "A certificate expires soon and was not renewed."),
-    EventCode(EventKind.CERTIFICATE, "ended", _ERROR, "A certificate has expired."),
     EventCode(EventKind.IDENTITY, "revoked", _WARNING, "A machine's certificate was revoked."),
     EventCode(_CONFIG, "wanted", _INFO, "The administrator has changed settings of devices."),
     EventCode(_CONFIG, "applied", _INFO, "A device has applied its settings."),

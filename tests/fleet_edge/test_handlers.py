@@ -314,20 +314,6 @@ def test_a_lease_that_runs_out_ends_the_session_as_lost_and_frees_its_memory(sce
     scene.others_are_untouched()
 
 
-def test_a_certificate_that_ends_soon_is_told_of_in_the_log(scene: Scene) -> None:
-    for device, days in (("bad", 5), ("good", 60)):
-        until = scene.fleet.clock.now() + timedelta(days=days, hours=1)
-        state = STATE.model_copy(update={"certificate_until": until})
-        link = MemoryLink(scene.fleet.broker, f"{device}-states")
-        link.start(timeout_s=1.0)
-        link.publish(build(Topic.STATE, fleet=FLEET, device=device), encode_json(state), retain=True)
-    scene.fleet.settle()
-    scene.fleet.edge.handlers.warn_certificates()
-    (event,) = scene.fleet.sink.of(EventLogged)
-    assert (event.kind, event.code, event.device) == ("certificate", "ends-soon", "bad")
-    assert event.sentence.startswith("The certificate of bad ends in 5 days (")
-
-
 def test_a_device_that_the_broker_declares_gone_has_a_grace_to_come_back(scene: Scene) -> None:
     scene.send(encode_json(STATE.model_copy(update={"presence": Presence.OFFLINE})), Topic.STATE)
     assert [record.presence for record in scene.fleet.sink.of(DeviceSeen)] == [Presence.OFFLINE]

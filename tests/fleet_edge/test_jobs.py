@@ -21,7 +21,7 @@ def _nothing() -> None:
 
 def _jobs(store: SessionStore, **changes: object) -> EdgeJobs:
     given = {"expire_leases": _nothing, "flush_progress": _nothing, "flush_log": _nothing}
-    given |= {"warn_certificates": _nothing, "evaluate_alerts": _nothing}
+    given |= {"evaluate_alerts": _nothing}
     arguments = {**given, "apply_quarantines": lambda _quarantines: None, "now": lambda: after(0), **changes}
     return EdgeJobs(store, **arguments)  # type: ignore[arg-type]
 

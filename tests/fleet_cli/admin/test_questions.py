@@ -78,7 +78,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> str:
                 samples.event(**event, id="1", device="gateway-7", kind="refused", code="busy", count=4),
                 samples.event(**event, id="2", device="gateway-7", code="internal", severity=Severity.ERROR),
                 samples.event(**event, id="3", device="gateway-8", kind="session", code="handed-over"),
-                samples.event(**event, id="4", device="gateway-8", kind="device", code="clock-wrong"),
+                samples.event(**event, id="4", device="gateway-8", kind="device", code="model-changed"),
                 samples.event(**event, id="5", device=None, kind="config", code="wanted", who="ada"),
             ]
         )
@@ -137,7 +137,7 @@ def test_what_the_page_names_can_be_run(admin: Run, command: str) -> None:
         ("usage --between 14d..7d,7d", ["+100.0 %", "sessions failed"], []),
         ("events --kind refused", ["busy", "gateway-7"], ["internal"]),
         ("events --severity error", ["internal"], ["busy"]),
-        ("events --device gateway-8", ["handed-over", "clock-wrong"], ["busy"]),
+        ("events --device gateway-8", ["handed-over", "model-changed"], ["busy"]),
         ("events --who ada --wide", ["wanted", "ada"], ["busy"]),
         ("events --count kind,code --severity error", ["fault", "internal"], ["busy"]),
         ("events --count device --kind refused", ["gateway-7"], ["gateway-8"]),
@@ -281,5 +281,5 @@ def test_events_are_followed_each_once_the_earliest_first(url: str) -> None:
     with pytest.raises(KeyboardInterrupt):
         seen += [seen.append(event) for event in follow(log, since=NOW - timedelta(hours=1), pause=pause)]
     codes = [event.code for event in seen]
-    assert sorted(codes) == sorted(["busy", "internal", "handed-over", "clock-wrong", "wanted", "sent"])
+    assert sorted(codes) == sorted(["busy", "internal", "handed-over", "model-changed", "wanted", "sent"])
     assert codes[-1] == "sent"

@@ -57,7 +57,6 @@ def test_an_unknown_close_with_unverified_tokens_is_kept_as_long_as_a_session(st
         expire_leases=lambda: None,
         flush_progress=lambda: None,
         flush_log=lambda: None,
-        warn_certificates=lambda: None,
         apply_quarantines=lambda _quarantines: None,
         evaluate_alerts=lambda: None,
         now=lambda: after(day),

@@ -93,7 +93,6 @@ class EdgeTarget(FramedTarget):
         clock.seconds += 2.0 ** (frame.payload[0] % 12) / 16 if frame.payload else 0.1
         edge.handlers.expire()
         edge.handlers.flush()
-        edge.handlers.warn_certificates()
         edge.handlers.draining = len(frame.payload) > 1 and frame.payload[1] == 0xFF
         edge.step()
         return None
