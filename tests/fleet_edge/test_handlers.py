@@ -1,5 +1,4 @@
 import random
-from datetime import timedelta
 
 import cbor2
 import pytest
