@@ -16,7 +16,7 @@ from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any, Final, NamedTuple, TypedDict, Unpack
 
-from sqlalchemy import Connection, Row, Update, and_, bindparam, delete, func, insert, or_, select, text, update
+from sqlalchemy import Connection, Row, Update, and_, bindparam, delete, insert, or_, select, text, update
 from sqlalchemy.exc import IntegrityError
 
 from fleet_common.closing import Closing
@@ -135,22 +135,10 @@ def find(connection: Connection, reference: str) -> list[AlertView]:
     return [AlertView(**found[0])]
 
 
-@dataclass(frozen=True, slots=True)
-class OpenAlerts:
-    """What an evaluation needs of the open alerts, by rule and subject; `seen_at`: its time, if it changed nothing."""
-
-    by_key: Mapping[tuple[str, str], Row[Any]]
-    seen_at: datetime | None = None
-
-
-def open_alerts(connection: Connection, known: OpenAlerts) -> Mapping[tuple[str, str], Row[Any]]:
-    """Return the open alerts; the known ones if nobody has changed them since, because there may be thousands."""
-    is_open = ALERTS.c.cleared_at.is_(None)
-    number, seen_at = connection.execute(select(func.count(), func.max(ALERTS.c.last_at)).where(is_open)).one()
-    if (number, seen_at) == (len(known.by_key), known.seen_at):
-        return known.by_key
+def open_alerts(connection: Connection) -> dict[tuple[str, str], Row[Any]]:
+    """Return what an evaluation needs of the open alerts, by rule and subject."""
     names = ("rule", "subject", "id", "severity", "sentence", "threshold")
-    query = select(*(ALERTS.c[name] for name in names)).where(is_open)
+    query = select(*(ALERTS.c[name] for name in names)).where(ALERTS.c.cleared_at.is_(None))
     return {row[:2]: row for row in connection.execute(query).all()}
 
 

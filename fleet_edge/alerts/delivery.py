@@ -29,8 +29,8 @@ from fleet_edge.alerts.settings import AlertSettings, check_url
 from schemas.control import Alert, encode_json
 from schemas.topics import Topic, build
 
-_TIMEOUT_S: Final = 10.0
-_LONGEST_S: Final = 20.0
+_TIMEOUT_S: Final = 5.0
+_LONGEST_S: Final = 10.0
 _MOST_ANSWER_BYTES: Final = 4096
 _ACCEPTED: Final = range(200, 300)
 
@@ -117,8 +117,8 @@ def _cut(connection: http.client.HTTPConnection) -> None:
         connection.sock.shutdown(socket.SHUT_RDWR)
 
 
-_CONNECT_S: Final = 10.0
-_CONFIRM_S: Final = 10.0
+_CONNECT_S: Final = 5.0
+_CONFIRM_S: Final = 5.0
 
 
 class BrokerChannel:

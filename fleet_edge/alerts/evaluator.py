@@ -8,8 +8,7 @@ import logging
 import os
 import socket
 import threading
-from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -61,30 +60,29 @@ def _process() -> str:
 
 @dataclass(slots=True)
 class Evaluator:
-    """Evaluates the rules, and sends what has to be delivered.
+    """Evaluates the rules, and delivers what they find.
 
-    `send` queues a message and must not block. `settled` returns the messages that all receivers have accepted since
-    the last call, and those that they have not: these are sent again. Without it, `send` itself delivers. `show` is
+    `deliver` sends alerts of one rule and state, and raises `DeliveryFailed` if they have to be sent again. `show` is
     called with all devices, if set.
     """
 
     connect: Connect
     settings: AlertSettings
-    send: Callable[[Alert], None] = lambda _alert: None
-    settled: Callable[[], tuple[list[Alert], list[Alert]]] | None = None
+    deliver: Callable[[Sequence[Alert]], None] = lambda _alerts: None
     show: Callable[[Sequence[DeviceView]], None] | None = None
     holder: str = field(default_factory=_process)
     now: Callable[[], datetime] = lambda: datetime.now(UTC)
     read: Callable[..., Facts] = read_facts
     _wrong_since: dict[_Key, datetime] = field(default_factory=dict)
     _right_since: dict[_Key, datetime] = field(default_factory=dict)
-    _held: book.OpenAlerts = field(default_factory=lambda: book.OpenAlerts({}))
-    _sending: set[_Notice] = field(default_factory=set)
     _other_holds: bool = False
     _away_since: datetime | None = None
-    _away_told: Alert | None = None
+    _away_alert: Alert | None = None
+    _away_waiting: list[Alert] = field(default_factory=list)
     _back_at: datetime | None = None
     _forgotten_at: datetime | None = None
+    _failures: int = 0
+    _retry_at: datetime | None = None
 
     def run(self, stop: threading.Event) -> None:
         while not stop.is_set():
@@ -114,7 +112,7 @@ class Evaluator:
                 self._back_at = now
             with self.connect() as connection:
                 changed = self._apply(connection, facts)
-                notices = self._notices(connection, now)
+                pending = book.undelivered(connection, limit=_MOST_WAITING)
                 book.note_evaluation(connection, now=now)
         except StoreUnavailable as error:
             self._note_away(now, error)
@@ -124,37 +122,56 @@ class Evaluator:
             _log.warning("Alerts opened (%s): %s", group.rule, group.sentence)
         for group in grouped(each for each in changed if not each.open):
             _log.info("Alerts over (%s): %s", group.rule, group.subjects)
-        for notice in notices:
-            if self.settled is not None:
-                self._sending.add(_key(notice))
-            self.send(notice)
+        self._send([notice_of(each, fleet=self.settings.fleet or "", at=now) for each in pending], now)
         if self.show is not None:
             self.show(devices)
         return changed
 
     def give_up(self) -> None:
-        """Record what was delivered, and let another process evaluate at once."""
-        accepted = [] if self.settled is None else self.settled()[0]
+        """Let another process evaluate at once."""
         with suppress(StoreUnavailable), self.connect() as connection:
-            book.note_delivered(connection, [each for each in accepted if each.rule != DATABASE_AWAY])
             book.give_up_lease(connection, holder=self.holder, now=self.now())
 
-    def _notices(self, connection: Connection, now: datetime) -> list[Alert]:
-        """Return what has to be sent; an earlier evaluator may have ended before its messages were accepted."""
-        if self.settled is not None:
-            accepted, refused = self.settled()
-            book.note_delivered(connection, [each for each in accepted if each.rule != DATABASE_AWAY])
-            self._sending -= {_key(each) for each in (*accepted, *refused)}
-        pending = book.undelivered(connection, limit=_MOST_WAITING)
-        notices = [notice_of(each, fleet=self.settings.fleet or "", at=now) for each in pending]
-        fresh = [each for each in notices if _key(each) not in self._sending]
-        if self.settled is None:
-            book.note_delivered(connection, fresh)
-        return fresh
+    def _send(self, notices: Sequence[Alert], now: datetime) -> None:
+        """Deliver what is due; after a failure the rest waits, longer each time, also for the next evaluator."""
+        if self._retry_at is not None and now < self._retry_at:
+            return
+        groups: dict[tuple[str, str], list[Alert]] = {}
+        for each in (*self._away_waiting, *notices):
+            groups.setdefault((each.rule, each.state), []).append(each)
+        parts = (
+            group[place : place + _MOST_TOGETHER]
+            for group in groups.values()
+            for place in range(0, len(group), _MOST_TOGETHER)
+        )
+        for part in parts:
+            # A slow receiver must not outlast the lease.
+            if self.now() - now > timedelta(seconds=EVERY_S) or not self._deliver(part, now):
+                return
+
+    def _deliver(self, alerts: Sequence[Alert], now: datetime) -> bool:
+        """Deliver alerts of one rule and state, and record that; return whether they were accepted."""
+        try:
+            self.deliver(alerts)
+        except DeliveryFailed as error:
+            if not self._failures:
+                names = " ".join(each.id for each in alerts[:_MOST_NAMED])
+                _log.warning("%d alerts (%s) will be sent again: %s", len(alerts), names, error)
+            # Half an interval less, as an evaluation may come a little early.
+            wait_s = min(_LONGEST_WAIT_S, EVERY_S * (2.0**self._failures - 0.5))
+            self._failures, self._retry_at = min(self._failures + 1, 16), now + timedelta(seconds=wait_s)
+            return False
+        self._failures, self._retry_at = 0, None
+        self._away_waiting = [each for each in self._away_waiting if each not in alerts]
+        stored = [each for each in alerts if each.rule != DATABASE_AWAY]
+        if stored:
+            with self.connect() as connection:
+                book.note_delivered(connection, stored)
+        return True
 
     def _apply(self, connection: Connection, facts: Facts) -> list[AlertView]:
         now, hold = facts.now, timedelta(seconds=self.settings.hold_s)
-        held = book.open_alerts(connection, self._held)
+        held = book.open_alerts(connection)
         unread, quiet = dict(held), list[tuple[_Key, bool]]()
         found, wrong_since = list[book.Found](), dict[_Key, datetime]()
         for rule, reading in readings(facts, self.settings):
@@ -173,7 +190,6 @@ class Evaluator:
         ending = book.read_again(connection, over)
         changed = book.note_wrong(connection, found, held=held, quiet=[held[key] for key, _ in quiet], now=now)
         changed += book.clear(connection, ending, now=now)
-        self._held = book.OpenAlerts(held, None if found or over else now)
         for key in self._right_since.keys() - held.keys():
             del self._right_since[key]
         if self._forgotten_at is None or now - self._forgotten_at >= _FORGET_EVERY:
@@ -202,8 +218,8 @@ class Evaluator:
             _log.warning("The alerts cannot be evaluated: %s", error)
         if self._other_holds:  # it reports that: one message is enough
             return
-        if self._away_told is None and now - self._away_since >= timedelta(seconds=self.settings.hold_s):
-            self._away_told = Alert(
+        if self._away_alert is None and now - self._away_since >= timedelta(seconds=self.settings.hold_s):
+            self._away_alert = Alert(
                 id=f"{DATABASE_AWAY}-{int(self._away_since.timestamp())}",
                 fleet=self.settings.fleet,
                 rule=DATABASE_AWAY,
@@ -214,19 +230,18 @@ class Evaluator:
                 since=self._away_since,
                 at=now,
             )
-            self.send(self._away_told)
+            self._away_waiting.append(self._away_alert)
+        self._send([], now)
 
     def _note_back(self, now: datetime) -> None:
-        if self._away_told is not None:
-            self.send(self._away_told.model_copy(update={"state": AlertState.CLEARED, "at": now}))
-        self._away_since = self._away_told = None
+        if self._away_alert is not None:
+            self._away_waiting.append(self._away_alert.model_copy(update={"state": AlertState.CLEARED, "at": now}))
+        self._away_since = self._away_alert = None
 
 
 _MOST_WAITING: Final = 1000
 _MOST_TOGETHER: Final = 100
 _MOST_NAMED: Final = 5
-_ATTEMPTS: Final = 20
-_FIRST_WAIT_S: Final = 1.0
 _LONGEST_WAIT_S: Final = 300.0
 
 
@@ -241,118 +256,6 @@ class Channel(Protocol):
 
         Raises `DeliveryFailed` if another attempt may succeed.
         """
-
-
-class _Round:
-    """Delivers to one channel on a thread; `done` is called with each alert, and whether it was accepted."""
-
-    def __init__(
-        self, channel: Channel, pause: Callable[[float], bool], done: Callable[["_Round", Alert, bool], None]
-    ) -> None:
-        self.channel = channel
-        self._pause = pause
-        self._done = done
-        self._waiting: deque[Alert] = deque()
-        self._changed = threading.Condition()
-        self._ended = False
-        self._thread = threading.Thread(target=self._run, name="alerts", daemon=True)
-        self._thread.start()
-
-    def put(self, alert: Alert) -> None:
-        with self._changed:
-            self._waiting.append(alert)
-            self._changed.notify()
-
-    def end(self, timeout_s: float) -> None:
-        with self._changed:
-            self._ended = True
-            self._changed.notify()
-        self._thread.join(timeout_s)
-
-    def _run(self) -> None:
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._waiting or self._ended)
-                if not self._waiting:
-                    return
-                alerts = self._next()
-            accepted = False
-            try:
-                accepted = self._send(alerts)
-            except Exception:  # noqa: BLE001 - logged with its traceback
-                _log.exception("An alert could not be delivered to %s.", self.channel.name)
-            for alert in alerts:
-                self._done(self, alert, accepted)
-
-    def _next(self) -> list[Alert]:
-        """Take the first alert, and those after it of the same rule and state."""
-        first = self._waiting[0]
-        alike = [each for each in self._waiting if (each.rule, each.state) == (first.rule, first.state)]
-        taken = alike[:_MOST_TOGETHER]
-        names = {id(each) for each in taken}
-        self._waiting = deque(each for each in self._waiting if id(each) not in names)
-        return taken
-
-    def _send(self, alerts: Sequence[Alert]) -> bool:
-        names = " ".join(each.id for each in alerts[:_MOST_NAMED])
-        for attempt in range(1, _ATTEMPTS + 1):
-            try:
-                self.channel.send(alerts)
-            except DeliveryFailed as error:
-                if attempt == _ATTEMPTS or self._ended:
-                    _log.error("%d alerts (%s) were not delivered: %s", len(alerts), names, error)
-                    return False
-                if attempt == 1:
-                    _log.warning("%d alerts (%s) will be sent again: %s", len(alerts), names, error)
-                self._pause(min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2 ** (attempt - 1)))
-            else:
-                return True
-        return False
-
-
-class Courier:
-    """Delivers every alert to all channels. `pause` waits before the next attempt, or until the end."""
-
-    def __init__(self, channels: Iterable[Channel], *, pause: Callable[[float], bool] | None = None) -> None:
-        self._ending = threading.Event()
-        self._lock = threading.Lock()
-        self._accepted: list[Alert] = []
-        self._refused: list[Alert] = []
-        self._waiting: dict[_Notice, set[_Round]] = {}  # the channels that have not accepted it
-        self._rounds = [_Round(channel, pause or self._ending.wait, self._done) for channel in channels]
-
-    def send(self, alert: Alert) -> None:
-        """Queue an alert. Never blocks. Thread-safe."""
-        with self._lock:
-            if self._rounds:
-                self._waiting[_key(alert)] = set(self._rounds)
-            else:
-                self._accepted.append(alert)
-        for each in self._rounds:
-            each.put(alert)
-
-    def settled(self) -> tuple[list[Alert], list[Alert]]:
-        """Return the alerts that all channels have accepted since the last call, and those that one has not."""
-        with self._lock:
-            settled = self._accepted, self._refused
-            self._accepted, self._refused = [], []
-        return settled
-
-    def close(self, timeout_s: float = 5.0) -> None:
-        self._ending.set()
-        for each in self._rounds:
-            each.end(timeout_s)
-
-    def _done(self, channel: _Round, alert: Alert, accepted: bool) -> None:
-        with self._lock:
-            waiting = self._waiting.get(_key(alert))
-            if waiting is None:
-                return  # another channel has refused it
-            waiting.discard(channel)
-            if accepted and waiting:
-                return
-            del self._waiting[_key(alert)]
-            (self._accepted if accepted else self._refused).append(alert)
 
 
 _END_S: Final = 5.0
@@ -375,15 +278,11 @@ class RunningAlerts(Closing):
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._broker = None if settings.fleet is None else BrokerChannel(settings)
-        self._courier = Courier([*channels, *_webhooks(settings), *([self._broker] if self._broker else [])])
-        self._evaluator = Evaluator(
-            connect,
-            settings,
-            send=self._courier.send,
-            settled=self._courier.settled,
-            holder=holder or _process(),
-            now=now,
-        )
+        webhooks = [Webhook(settings.webhook, secret=settings.secret())] if settings.webhook else []
+        self._channels: list[Channel] = [*channels, *webhooks, *([self._broker] if self._broker else [])]
+        # By channel, while another one has not accepted the same.
+        self._accepted: list[set[_Notice]] = [set() for _ in self._channels]
+        self._evaluator = Evaluator(connect, settings, deliver=self._deliver, holder=holder or _process(), now=now)
         if settings.home_assistant and settings.fleet is not None and self._broker is not None:
             shown = HomeAssistant(settings.fleet, self._broker.retain)
             self._broker.on_connection(lambda _up: shown.forget())
@@ -403,13 +302,23 @@ class RunningAlerts(Closing):
         self._stop.set()
         if self._thread.ident is not None:
             self._thread.join(_END_S)
-        self._courier.close(_END_S)
         self._evaluator.give_up()
         if self._broker is not None:
             self._broker.close()
 
-
-def _webhooks(settings: AlertSettings) -> list[Webhook]:
-    if not settings.webhook:
-        return []
-    return [Webhook(settings.webhook, secret=settings.secret())]
+    def _deliver(self, alerts: Sequence[Alert]) -> None:
+        """Send alerts to every channel that has not accepted them; raises `DeliveryFailed` if one does not."""
+        failed: DeliveryFailed | None = None
+        for channel, accepted in zip(self._channels, self._accepted, strict=True):
+            fresh = [each for each in alerts if _key(each) not in accepted]
+            try:
+                if fresh:
+                    channel.send(fresh)
+            except DeliveryFailed as error:
+                failed = error
+            else:
+                accepted.update(map(_key, fresh))
+        if failed is not None:
+            raise failed
+        for accepted in self._accepted:
+            accepted.clear()

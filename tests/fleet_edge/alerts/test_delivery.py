@@ -3,7 +3,7 @@ import hmac
 import json
 import socket
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -13,10 +13,8 @@ import pytest
 
 from fleet_edge.alerts.alerts import DeliveryFailed
 from fleet_edge.alerts.delivery import Webhook
-from fleet_edge.alerts.evaluator import Courier
 from fleet_edge.alerts.settings import check_url
 from schemas.control import Alert, AlertState, decode_json
-from tests.support.waiting import until
 
 AT = datetime(2026, 5, 1, 12, tzinfo=UTC)
 ALERT = Alert(
@@ -218,106 +216,3 @@ def test_a_url_that_cannot_be_used_is_refused(url: str) -> None:
 )
 def test_a_url_that_can(url: str) -> None:
     check_url(url)
-
-
-class Fussy:
-    name = "fussy"
-
-    def __init__(self, refuses: int) -> None:
-        self.refuses = refuses
-        self.attempts = 0
-        self.taken: list[str] = []
-        self.together: list[int] = []
-        self.done = threading.Event()
-
-    def send(self, alerts: Sequence[Alert]) -> None:
-        self.attempts += 1
-        if self.attempts <= self.refuses:
-            raise DeliveryFailed("Not now.")
-        self.taken += [alert.id for alert in alerts]
-        self.together.append(len(alerts))
-        if "last" in self.taken:
-            self.done.set()
-
-
-def numbered(name: str, rule: str = "kv-full") -> Alert:
-    return ALERT.model_copy(update={"id": name, "rule": rule})
-
-
-def test_what_is_not_taken_is_told_again_in_order_and_later_each_time() -> None:
-    pauses: list[float] = []
-    fussy = Fussy(3)
-
-    def pause(seconds: float) -> bool:
-        pauses.append(seconds)
-        return False
-
-    courier = Courier([fussy], pause=pause)
-    for name in ("first", "second", "last"):
-        courier.send(numbered(name, rule=name))
-    assert fussy.done.wait(10)
-    courier.close()
-    assert fussy.taken == ["first", "second", "last"]
-    assert pauses == [1.0, 2.0, 4.0]
-    accepted, refused = courier.settled()
-    assert ([each.id for each in accepted], refused) == (["first", "second", "last"], [])
-    assert courier.settled() == ([], [])
-
-
-def test_alerts_of_one_rule_that_wait_together_are_delivered_together() -> None:
-    may_go = threading.Event()
-
-    class Slow(Fussy):
-        def send(self, alerts: Sequence[Alert]) -> None:
-            assert may_go.wait(10)
-            super().send(alerts)
-
-    slow = Slow(0)
-    courier = Courier([slow])
-    courier.send(numbered("first"))
-    until(lambda: slow.attempts == 0 and not courier._rounds[0]._waiting)
-    for number in range(150):
-        courier.send(numbered(f"{number}", rule="other" if number % 2 else "kv-full"))
-    courier.send(numbered("last", rule="other"))
-    may_go.set()
-    assert slow.done.wait(10)
-    courier.close()
-    assert slow.together == [1, 75, 76]
-
-
-def test_what_is_never_taken_is_given_up_and_delays_nobody_else(caplog: pytest.LogCaptureFixture) -> None:
-    never, other = Fussy(10**9), Fussy(0)
-    courier = Courier([never, other], pause=lambda _seconds: False)
-    courier.send(numbered("one", rule="a"))
-    courier.send(numbered("last", rule="b"))
-    assert other.done.wait(10)
-    courier.close()
-    assert never.attempts <= 40
-    assert "were not delivered: Not now." in caplog.text
-    accepted, refused = courier.settled()
-    assert accepted == [], "by one channel alone"
-    assert [each.id for each in refused] == ["one", "last"]
-
-
-def test_a_channel_that_breaks_is_logged_and_goes_on(caplog: pytest.LogCaptureFixture) -> None:
-    class Broken(Fussy):
-        def send(self, alerts: Sequence[Alert]) -> None:
-            if alerts[0].id == "one":
-                raise RuntimeError
-            super().send(alerts)
-
-    broken = Broken(0)
-    courier = Courier([broken])
-    courier.send(numbered("one", rule="a"))
-    courier.send(numbered("last", rule="b"))
-    assert broken.done.wait(10)
-    courier.close()
-    assert "could not be delivered to fussy" in caplog.text
-
-
-def test_the_end_does_not_wait_for_the_next_attempt() -> None:
-    fussy = Fussy(10**9)
-    courier = Courier([fussy])
-    courier.send(numbered("one"))
-    courier.close(10)
-    assert fussy.attempts >= 1

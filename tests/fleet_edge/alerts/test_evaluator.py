@@ -1,5 +1,5 @@
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, create_engine, event, text
 
-from fleet_edge.alerts.alerts import Alerts, Evaluation, NoSuchAlert
+from fleet_edge.alerts.alerts import Alerts, DeliveryFailed, Evaluation, NoSuchAlert
 from fleet_edge.alerts.evaluator import DATABASE_AWAY, Evaluator
 from fleet_edge.alerts.rules import Facts
 from fleet_edge.alerts.settings import AlertSettings
@@ -42,7 +42,7 @@ class World:
         return Evaluator(
             self.connect,
             SETTINGS.model_copy(update=settings),
-            send=self.told.append,
+            deliver=self.told.extend,
             holder=holder,
             now=lambda: self.at,
             read=self._read,
@@ -276,41 +276,51 @@ def test_of_several_processes_one_reports_that_the_database_is_away(world: World
 def test_what_an_evaluator_has_not_delivered_the_next_one_sends(world: World) -> None:
     world.look(edge_1=0.95)
     lost = list[Alert]()
-    dying = world.another("first")
-    dying.send, dying.settled = lost.append, lambda: ([], [])
-    world.evaluator = dying
-    world.look()
+
+    def refuse(alerts: Sequence[Alert]) -> None:
+        lost.extend(alerts)
+        raise DeliveryFailed("Not now.")
+
+    world.evaluator.deliver = refuse
     world.look(60)
-    world.look(10)
-    assert [each.subject for each in lost] == ["edge-1"], "once, while it may still be accepted"
+    world.look(2)
+    assert [each.subject for each in lost] == ["edge-1"]
     world.evaluator = world.another("second")
-    world.at += timedelta(seconds=31)
-    world.look()
+    world.look(31)
     world.look(10)
     assert [(each.id, each.state) for each in world.told] == [(lost[0].id, OPEN)]
     assert [each.delivered for each in world.alerts.open()] == ["warning"]
 
 
-def test_what_no_receiver_accepts_is_sent_again_and_what_one_accepts_is_not(world: World) -> None:
-    sent, answers = list[Alert](), list[tuple[list[Alert], list[Alert]]]()
-    world.evaluator.send = sent.append
-    world.evaluator.settled = lambda: answers.pop() if answers else ([], [])
+def test_what_is_not_accepted_is_sent_again_and_later_each_time(world: World) -> None:
+    attempts = list[float]()
+
+    def refuse(_alerts: Sequence[Alert]) -> None:
+        attempts.append((world.at - START).total_seconds())
+        raise DeliveryFailed("Not now.")
+
+    world.evaluator.deliver = refuse
     world.look(edge_1=0.95)
-    world.look(60)
-    assert len(sent) == 1
-    answers.append(([], sent[:1]))
-    world.look(10)
-    assert len(sent) == 2
-    answers.append((sent[1:], []))
-    world.look(10)
+    for _ in range(76):
+        world.look(10)
+    assert attempts == [60, 70, 90, 130, 210, 370, 670]
+    world.evaluator.deliver = world.told.extend
+    for _ in range(31):
+        world.look(10)
     world.look(10, edge_1=0.5)
     world.look(120)
-    assert [each.state for each in sent] == [OPEN, OPEN, CLEARED]
-    answers.append((sent[2:], []))
     world.look(10)
-    world.look(10)
-    assert len(sent) == 3
+    assert [each.state for each in world.told] == [OPEN, CLEARED]
     assert [each.delivered for each in world.alerts.list()] == ["cleared"]
+
+
+def test_alerts_of_one_rule_are_delivered_together(world: World) -> None:
+    together = list[int]()
+    world.evaluator.deliver = lambda alerts: together.append(len(alerts))
+    world.certificate = timedelta(days=5)
+    world.look(**{f"edge_{number}": 0.95 for number in range(150)})
+    world.look(60)
+    assert sorted(together) == [1, 50, 100]
 
 
 def test_what_has_lasted_by_the_log_is_an_alert_at_once(world: World) -> None:
