@@ -165,7 +165,7 @@ class Evaluator:
         self._away_waiting = [each for each in self._away_waiting if each not in alerts]
         stored = [each for each in alerts if each.rule != DATABASE_AWAY]
         if stored:
-            with self.connect() as connection:
+            with suppress(StoreUnavailable), self.connect() as connection:  # else they are sent again
                 book.note_delivered(connection, stored)
         return True
 
