@@ -1,8 +1,7 @@
 """Writer of the session log, off the hot path.
 
 `put` appends to a list. A thread commits records in batches; while the database refuses them they go to the spool and
-back from there later, each stored exactly once by its primary key. A second thread moves records to the spool when the
-mailbox is nearly full because a commit hangs.
+back from there later, each stored exactly once by its primary key. A commit that hangs ends by the database's timeouts.
 
 `kill -9` loses the records of the last `flush_interval_s` and the current batch; a power cut also loses what SQLite had
 not yet synchronized (a server's commits and the spool are durable). A caller that must not promise what a crash could
@@ -29,7 +28,7 @@ class Mailbox:
         self._capacity = capacity
         self._records: deque[Record] = deque()
         self._changed = threading.Condition()
-        self._marks: list[int] = []
+        self._awaited = capacity  # records that end a wait
         self._urgent = False
         self._closed = False
         self._dropped = 0
@@ -50,7 +49,7 @@ class Mailbox:
             self._records.append(record)
             self._urgent = self._urgent or urgent
             # Waking a waiter for every record would cost more than the record.
-            if urgent or (self._marks and len(self._records) >= min(self._marks)):
+            if urgent or len(self._records) >= self._awaited:
                 self._changed.notify_all()
             return True
 
@@ -69,15 +68,11 @@ class Mailbox:
             self._dropped += len(self._records)
             self._records.clear()
 
-    def wait(self, count: int, *, timeout_s: float, or_urgent: bool = False) -> bool:
-        """Wait for `count` records, or an urgent one; return whether there are `count`. Returns at once when closed."""
+    def wait(self, count: int, *, timeout_s: float) -> None:
+        """Wait for `count` records, or an urgent one. Returns at once when closed."""
         with self._changed:
-            self._marks.append(count)
-            self._changed.wait_for(
-                lambda: self._closed or (or_urgent and self._urgent) or len(self._records) >= count, timeout_s
-            )
-            self._marks.remove(count)
-            return len(self._records) >= count
+            self._awaited = count
+            self._changed.wait_for(lambda: self._closed or self._urgent or len(self._records) >= count, timeout_s)
 
     def close(self) -> None:
         with self._changed:
@@ -92,14 +87,12 @@ class WriterSettings:
     Attributes:
         flush_interval_s: Longest wait before a commit; also what a crash may lose.
         capacity: Records in memory, about 500 bytes each.
-        spill_at: Number in memory above which they go to the spool without waiting for the database.
         retry_s: Between attempts while the database or the spool's disk is away.
     """
 
     batch_records: int = 500
     flush_interval_s: float = 0.25
     capacity: int = 65_536
-    spill_at: int = 49_152
     retry_s: float = 5.0
 
 
@@ -146,7 +139,7 @@ class RecordSink(Protocol):
 class LogWriter:
     """Takes records from any thread and writes them to the database.
 
-    `tell` is called on the writer's threads with a code of `event_codes` and a sentence when the database's state
+    `tell` is called on the writer's thread with a code of `event_codes` and a sentence when the database's state
     changes; it MUST NOT block or raise.
     """
 
@@ -165,7 +158,7 @@ class LogWriter:
         self._mailbox = Mailbox(self._settings.capacity)
         self._stopping = threading.Event()
         self._give_up_at = float("inf")
-        self._threads: list[threading.Thread] = []
+        self._thread: threading.Thread | None = None
         self._awaited: dict[Record, list[Callable[[], None]]] = {}
         self._count = threading.Lock()
         self._written = self._spooled = self._replayed = self._rejected = 0
@@ -182,10 +175,8 @@ class LogWriter:
         self._complete_at = monotonic()
 
     def start(self) -> Self:
-        for target in (self._write_loop, self._spill_loop):
-            thread = threading.Thread(target=target, name=f"store{target.__name__}", daemon=True)
-            self._threads.append(thread)
-            thread.start()
+        self._thread = threading.Thread(target=self._write_loop, name="store", daemon=True)
+        self._thread.start()
         return self
 
     def put(self, record: Record, *, urgent: bool = False, then: Callable[[], None] | None = None) -> None:
@@ -219,17 +210,16 @@ class LogWriter:
             )
 
     def close(self, timeout_s: float) -> bool:
-        """Write or spool what was put, end the threads, and close the spool. Idempotent.
+        """Write or spool what was put, end the thread, and close the spool. Idempotent.
 
         Returns whether nothing was lost since the start: False also if work was still in progress after `timeout_s`.
         """
         self._give_up_at = self._monotonic() + timeout_s
         self._stopping.set()
         self._mailbox.close()
-        deadline = time.monotonic() + timeout_s
-        for thread in self._threads:
-            thread.join(max(deadline - time.monotonic(), 0.0))
-        hung = any(thread.is_alive() for thread in self._threads)
+        if self._thread is not None:
+            self._thread.join(timeout_s)
+        hung = self._thread is not None and self._thread.is_alive()
         if not hung:
             self._flush()
             self._spool.close()
@@ -260,18 +250,9 @@ class LogWriter:
             if self._stuck:
                 self._stopping.wait(self._settings.flush_interval_s)
             elif not more:
-                self._mailbox.wait(
-                    self._settings.batch_records, timeout_s=self._settings.flush_interval_s, or_urgent=True
-                )
+                self._mailbox.wait(self._settings.batch_records, timeout_s=self._settings.flush_interval_s)
             more = self.step()
         self._flush()
-
-    def _spill_loop(self) -> None:
-        while not self._stopping.is_set():
-            if not self._mailbox.wait(self._settings.spill_at, timeout_s=self._settings.retry_s):
-                continue
-            if not self._to_spool(self._mailbox.take(self._settings.batch_records)):
-                self._stopping.wait(self._settings.retry_s)
 
     def _flush(self) -> None:
         """Empty the mailbox while that makes progress and the time limit of `close` allows."""

@@ -71,7 +71,7 @@ def spool(tmp_path: Path) -> Iterator[Spool]:
 
 
 def _writer(sink: FakeSink | Store, spool: Spool, clock: Clock, **changes: float) -> LogWriter:
-    settings = WriterSettings(**{"batch_records": 10, "capacity": 50, "spill_at": 40, **changes})  # type: ignore[arg-type]
+    settings = WriterSettings(**{"batch_records": 10, "capacity": 50, **changes})  # type: ignore[arg-type]
     return LogWriter(sink, spool, settings=settings, monotonic=clock)
 
 
@@ -188,28 +188,6 @@ def test_a_record_that_can_never_be_stored_does_not_hold_up_the_others(
     assert told == ["record-refused"]  # not of an event, whose event would be another
 
 
-def test_a_hanging_commit_makes_a_full_mailbox_spill_and_loses_nothing(sink: FakeSink, tmp_path: Path) -> None:
-    spool = Spool(tmp_path)
-    settings = WriterSettings(batch_records=10, capacity=50, spill_at=20, flush_interval_s=0.01, retry_s=0.01)
-    writer = LogWriter(sink, spool, settings=settings).start()
-    sink.gate.clear()
-    writer.put(samples.judged(round=0))
-    assert sink.entered.wait(PATIENCE_S)
-    waiting = threading.Event()
-    for record in _rounds(1, 500):
-        while writer.counters.queued >= 45:  # an edge does not produce faster than a disk stores
-            waiting.wait(0.001)
-        writer.put(record)
-    assert writer.counters.spooled > 400
-    sink.gate.set()
-    assert writer.close(PATIENCE_S)
-    again = LogWriter(sink, Spool(tmp_path))
-    while again.step():
-        pass
-    again.close(PATIENCE_S)
-    assert set(sink.stored) == set(_rounds(0, 500))
-
-
 def test_what_neither_memory_nor_spool_can_hold_is_counted_and_said_once(
     sink: FakeSink, tmp_path: Path, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -269,7 +247,7 @@ def test_a_full_disk_loses_only_the_surplus(tmp_path: Path, clock: Clock, caplog
     _mount(disk, kibibytes=16 << 10)
     try:
         with open_store(f"sqlite:///{disk / 'fleet.sqlite3'}") as store:
-            writer = _writer(store, Spool(disk / "spool"), clock, capacity=3000, spill_at=3000, retry_s=1.0)
+            writer = _writer(store, Spool(disk / "spool"), clock, capacity=3000, retry_s=1.0)
             ballast = disk / "ballast"
             _fill(ballast)
             _put_all(writer, _rounds(0, 2000))
