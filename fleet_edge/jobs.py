@@ -17,7 +17,7 @@ from fleet_edge.store import housekeeping
 from fleet_edge.store.database import SessionStore
 from fleet_edge.store.errors import StoreError
 from fleet_edge.store.event_codes import EventKind
-from fleet_edge.store.housekeeping import Pace, give_back_space
+from fleet_edge.store.housekeeping import Pace
 from fleet_edge.store.periods import Grain, floor
 from fleet_edge.store.quarantines import Quarantines
 from fleet_edge.store.records import RETENTION, Retention
@@ -27,7 +27,6 @@ _log = logging.getLogger(__name__)
 
 _ABANDONED_CHUNK: Final = 1000
 _MINUTES_KEPT: Final = timedelta(days=2)  # each minute's load; pages show half a day by minutes
-_MB: Final = 1e6
 
 
 _ABANDONED_AFTER: Final = timedelta(hours=6)
@@ -152,9 +151,6 @@ class EdgeJobs:
         housekeeping.purge(engine, COMMANDS, before=oldest, **pace)
         housekeeping.purge_reported(engine, before=now - _KEEP_REPORTED, most=_MOST_REPORTED, **pace)
         housekeeping.purge_quarantines(engine, before=oldest, **pace)
-        given = give_back_space(engine, enough=self._stopping.is_set, pause=self._stopping.wait)
-        if given:
-            _log.info("The file of the session log is %.0f MB smaller.", given / _MB)
         if rounds or sessions or events:
             _log.info(
                 "Purged %d rounds, %d sessions and %d events by age.",

@@ -1,17 +1,15 @@
 """Housekeeping of the session log: purges, lost sessions; jobs call these regularly.
 
 All of it may run twice, in two processes, or be interrupted: the next run does the rest. Rows are deleted in short
-transactions with pauses between them, so that a writer never waits for long. With SQLite, deleted pages are also moved
-from the write-ahead log into the file and given back to the file system in short steps; a server uses autovacuum.
+transactions with pauses between them, so that a writer never waits for long. The database reuses what they free.
 """
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import datetime, timedelta
-from typing import Any, Final, Required, TypedDict, Unpack
+from typing import Final, Required, TypedDict, Unpack
 
-from sqlalchemy import ColumnElement, Connection, Engine, Table, and_, delete, func, or_, select, tuple_
+from sqlalchemy import ColumnElement, Engine, Table, and_, delete, func, or_, select, tuple_
 
 from fleet_edge.store.database import SessionStore
 from fleet_edge.store.engine import insert_into, replacing
@@ -43,8 +41,6 @@ _STEP_S: Final = (
 _LEAST_REST_S: Final = 0.03  # SQLite's waiting writer looks again every 25 ms at first
 _LEAST_CHUNK: Final = 20
 _KEPT_MINUTE: Final = 10  # each tenth minute's load of an edge is kept
-_STEP_PAGES: Final = 250
-_KEPT_SHARE: Final = 0.02  # of the file, free for what is written next
 
 
 class Pace(TypedDict, total=False):
@@ -85,53 +81,10 @@ def delete_rows(
         total += deleted
         if deleted < size or enough():
             return total
-        _checkpoint(engine)
         if pause is not rest_not:
             wanted = int(min(_STEP_S / max(taken, 1e-3), 2.0) * size)
             size = min(max(wanted, _LEAST_CHUNK), chunk)
             pause(max(taken, _LEAST_REST_S))
-
-
-def give_back_space(engine: Engine, *, enough: Enough = lambda: False, pause: Pause = rest_not) -> int:
-    """Give free pages of a SQLite file back to the file system, some kept for reuse; return the bytes.
-
-    Does nothing on a file that was not created with incremental vacuum.
-    """
-    if engine.dialect.name != "sqlite":
-        return 0
-    with _alone(engine) as connection:
-        if _pragma(connection, "auto_vacuum") != _INCREMENTAL:
-            return 0
-        before = _pragma(connection, "page_count")
-        spare = int(_KEPT_SHARE * before)
-        while (free := _pragma(connection, "freelist_count") - spare) > 0 and not enough():
-            begun = time.perf_counter()
-            driver: Any = connection.connection.driver_connection
-            # It returns a row for each page, and works only as far as these are read; executescript reads them.
-            driver.executescript(f"PRAGMA incremental_vacuum({min(_STEP_PAGES, free)});")
-            _checkpoint(engine)
-            pause(max(time.perf_counter() - begun, _LEAST_REST_S))
-        return (before - _pragma(connection, "page_count")) * _pragma(connection, "page_size")
-
-
-_INCREMENTAL: Final = 2
-
-
-def _pragma(connection: Connection, name: str) -> int:
-    return int(connection.exec_driver_sql(f"PRAGMA {name}").scalar() or 0)
-
-
-def _checkpoint(engine: Engine) -> None:
-    """Move the write-ahead log into the file, without making a writer wait."""
-    if engine.dialect.name == "sqlite":
-        with _alone(engine) as connection:
-            connection.exec_driver_sql("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
-
-
-@contextmanager
-def _alone(engine: Engine) -> Iterator[Any]:
-    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        yield connection
 
 
 def close_abandoned(store: SessionStore, *, now: datetime, abandoned_after: timedelta, limit: int = 1000) -> int:

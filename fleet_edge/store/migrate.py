@@ -36,8 +36,6 @@ def migrate(engine: Engine, *, path: Path | None, name: str) -> None:
     """
     with _alone(path), engine.connect() as connection:
         if path:
-            # Kept in the file too, and settled with its first page: a purge can make the file smaller.
-            connection.exec_driver_sql("PRAGMA auto_vacuum = INCREMENTAL")
             # Kept in the file. Switching needs the file alone, and would fail rather than wait.
             connection.exec_driver_sql("PRAGMA journal_mode = WAL")
             # Python's driver would begin only at the first insert, and leave schema changes outside.
