@@ -8,7 +8,6 @@
         print(session.session, session.counted.acceptance)
 """
 
-import heapq
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,11 +15,9 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import fields
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from itertools import islice
-from operator import itemgetter
 from typing import Any, Final, TypeVar
 
-from sqlalchemy import ColumnElement, Connection, Text, and_, cast, func, literal_column, or_, select, text
+from sqlalchemy import ColumnElement, Connection, Text, and_, cast, func, literal_column, or_, select
 
 from fleet_common.closing import Closing
 from fleet_common.validation import read_duration, read_time
@@ -34,7 +31,6 @@ from fleet_edge.store.rollups import Dimension, Measure
 from fleet_edge.store.spent_time import SpentTime, spent_times
 from fleet_edge.store.steering import read_labels, record_audit
 from fleet_edge.store.tables import (
-    DEVICES,
     EDGE_LOADS,
     EVENTS,
     LABELS,
@@ -42,7 +38,7 @@ from fleet_edge.store.tables import (
     SEGMENTS,
     SESSIONS,
 )
-from fleet_edge.store.totals import Distribution, by_row
+from fleet_edge.store.totals import Distribution
 from fleet_edge.store.views import (
     AuditEntry,
     DeviceView,
@@ -132,7 +128,7 @@ class SessionLog(Closing):
             since: Opened at or after.
             until: Opened before.
             device: Of this device, or of one of these.
-            edge: Served, at least once, by this edge.
+            edge: Served last by this edge.
             app: Of this application.
             reason: How it ended.
             mode: How it was verified.
@@ -142,7 +138,8 @@ class SessionLog(Closing):
             limit: Maximum number.
         """
         _check_limit(limit)
-        equal = {"app": app, "reason": _member(EndReason, reason), "mode": _member(Mode, mode), "draft_model": model}
+        equal = {"app": app, "edge": edge, "draft_model": model}
+        equal |= {"reason": _member(EndReason, reason), "mode": _member(Mode, mode)}
         conditions = [SESSIONS.c[name] == value for name, value in equal.items() if value is not None]
         conditions += self._within(SESSIONS.c.opened_at, since, until)
         if devices := _several(device):
@@ -154,15 +151,7 @@ class SessionLog(Closing):
                 labelled = select(LABELS.c.device).where(LABELS.c.label.in_(_several(label))).distinct()
                 conditions.append(SESSIONS.c.device.in_(connection.scalars(labelled).all()))
             query = select(SESSIONS).where(*conditions).order_by(SESSIONS.c.opened_at.desc()).limit(limit)
-            if edge is None:
-                return queries.session_views(connection, connection.execute(query).mappings().all())
-            # One index has the sessions that the edge served last, another the few that moved to other edges.
-            last = connection.execute(query.where(SESSIONS.c.edge == edge)).mappings().all()
-            own = (SEGMENTS.c.session == SESSIONS.c.session, by_row(SEGMENTS.c.device) == SESSIONS.c.device)
-            served = select(SEGMENTS.c.session).where(*own, by_row(SEGMENTS.c.edge) == edge).exists()
-            left = connection.execute(query.where(text("sessions.moved"), SESSIONS.c.edge != edge, served)).mappings()
-            both = heapq.merge(last, left.all(), key=itemgetter("opened_at"), reverse=True)
-            return queries.session_views(connection, list(islice(both, limit)))
+            return queries.session_views(connection, connection.execute(query).mappings().all())
 
     def session(self, session: str, *, device: str | None = None) -> SessionView:
         """Return one session, by its id or enough of its beginning.
@@ -498,13 +487,6 @@ class SessionLog(Closing):
         kind = _known(export.Exported, what)
         after, before = self._time("since", since), self._time("until", until)
         return export.rows(self._reading, kind, since=after, until=before)
-
-    def latest(self) -> datetime | None:
-        """Return the time of the log's latest record; None if it has none. Cheap."""
-        heard = (SESSIONS.c.last_at, DEVICES.c.seen_at, EVENTS.c.at)
-        with self._reading() as connection:
-            times = [connection.scalar(select(func.max(column))) for column in heard]
-        return max((each for each in times if each is not None), default=None)
 
     def quarantines(self) -> list[QuarantineView]:
         """Return the quarantined devices, by name."""

@@ -256,7 +256,6 @@ def _session(chance: random.Random, at: datetime, scale: Scale, now: datetime) -
             "device_unverified": 0,
             "edge": last["edge"],
             "edge_segment": last["segment"],
-            "moved": len(set(edges)) > 1,
         },
     )
     for segment in segments:
@@ -404,7 +403,6 @@ def questions(now: datetime, devices: int) -> Mapping[str, Question]:
         "usage of a device by day": lambda log: log.usage(device=device, grain="day"),
         "latencies": lambda log: log.latencies(),
         "latencies of a day": lambda log: log.latencies(since=now - timedelta(days=1)),
-        "latest": lambda log: log.latest(),
     }
 
 

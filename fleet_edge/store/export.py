@@ -46,7 +46,7 @@ class _Source:
 Page = Callable[[], AbstractContextManager[Connection]]
 """Opens a connection for one page."""
 
-_INTERNAL: Final = frozenset({"last_segment", "described_by", "device_counted_at", "edge_segment", "moved"})
+_INTERNAL: Final = frozenset({"last_segment", "described_by", "device_counted_at", "edge_segment"})
 
 
 def _all_of(table: Table) -> tuple[Any, ...]:

@@ -30,7 +30,6 @@ from sqlalchemy import (
     null,
     or_,
     select,
-    true,
     update,
 )
 from sqlalchemy.sql.dml import Insert, Update
@@ -117,17 +116,10 @@ _DESCRIBE_SESSION: Final = (
     .where(or_(SESSIONS.c.described_by.is_(None), SESSIONS.c.described_by > _bind("segment")))
     .values(described_by=_bind("segment"), **_shared(SessionOpened, SESSIONS, without=("session", "device", "edge")))
 )
-# Whichever of two edges' records arrives last finds the other.
-_ELSEWHERE: Final = SESSIONS.c.edge != _bind("edge")
-_LATER: Final = or_(SESSIONS.c.edge_segment.is_(None), SESSIONS.c.edge_segment < _bind("segment"))
 _SERVE_SESSION: Final = (
     update(SESSIONS)
-    .where(*_OF_SESSION, or_(_LATER, _ELSEWHERE))
-    .values(
-        moved=case((_ELSEWHERE, true()), else_=SESSIONS.c.moved),
-        edge=case((_LATER, _bind("edge")), else_=SESSIONS.c.edge),
-        edge_segment=case((_LATER, _bind("segment")), else_=SESSIONS.c.edge_segment),
-    )
+    .where(*_OF_SESSION, or_(SESSIONS.c.edge_segment.is_(None), SESSIONS.c.edge_segment < _bind("segment")))
+    .values(edge=_bind("edge"), edge_segment=_bind("segment"))
 )
 _END: Final = {
     "reason": _bind("reason"),

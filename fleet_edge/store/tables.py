@@ -30,7 +30,6 @@ from sqlalchemy import (
     Table,
     Text,
     event,
-    false,
     text,
 )
 from sqlalchemy.types import TypeDecorator, TypeEngine
@@ -214,15 +213,12 @@ SESSIONS: Final = Table(
     _column("tokens", int, nullable=True),
     _column("device_counted_at", datetime, nullable=True),
     _column("edge_segment", int, nullable=True),  # the latest segment whose Open has come, served by `edge`
-    _column("moved", bool, server_default=false()),  # whether several edges have served it
     Index(None, "opened_at"),
     Index(None, "device", "opened_at"),
     Index(None, "reason", "opened_at"),
     Index(None, "device", "last_at"),
     Index(None, "last_at"),
     Index(None, "edge", "opened_at"),
-    # The few sessions that an edge other than their last has served too.
-    _partial_index("ix_sessions_moved", "opened_at", where="moved"),
 )
 
 SEGMENTS: Final = Table(
