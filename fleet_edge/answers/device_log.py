@@ -6,8 +6,8 @@ import uuid
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta
-from typing import Final, Generic, TypeVar
+from datetime import datetime
+from typing import Final
 
 from fleet_edge.store.event_codes import EventKind, Severity
 from fleet_edge.store.records import DeviceSeen, EdgeSeen, EventLogged, Record, TelemetryReported, minute_of
@@ -177,66 +177,19 @@ class DeviceChanges:
         return events, now if state.presence != presence else None
 
 
-R = TypeVar("R", DeviceSeen, TelemetryReported)
-
-
-@dataclass(slots=True)
-class DeviceStates(Generic[R]):
-    """Writes at most one record per device and `every` seconds. Thread-safe.
-
-    The first state is written at once; of those that follow within `every` the last one waits for `flush`. States of
-    more than `most` devices are only written after the next `flush`. `put` MUST NOT block or raise.
-    """
-
-    put: Callable[[R], object]
-    every: timedelta = timedelta(seconds=5)
-    most: int = 65_536
-    _written_at: dict[str, datetime] = field(default_factory=dict)  # by device
-    _waiting: dict[str, R] = field(default_factory=dict)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def note(self, seen: R) -> None:
-        """Take a record; those of one device MUST come in order."""
-        with self._lock:
-            written_at = self._written_at.get(seen.device)
-            if written_at is not None and self._recent(written_at, seen.at):
-                self._waiting[seen.device] = seen
-            elif written_at is not None or len(self._written_at) < self.most:
-                self._waiting.pop(seen.device, None)
-                self._written_at[seen.device] = seen.at
-                self.put(seen)
-
-    def flush(self, now: datetime) -> None:
-        """Write what waits, and forget silent devices. Call it every few seconds, and at the end."""
-        with self._lock:
-            for device, seen in self._waiting.items():
-                self.put(seen)
-                self._written_at[device] = now
-            self._waiting.clear()
-            self._written_at = {device: at for device, at in self._written_at.items() if self._recent(at, now)}
-
-    def _recent(self, written_at: datetime, at: datetime) -> bool:
-        return timedelta() <= at - written_at < self.every  # not if the clock was set back
-
-
-_TELEMETRY_EVERY: Final = timedelta(seconds=30)
-
-
 @dataclass(slots=True)
 class StateRecorder:
+    """Writes the states of devices and of this edge; the guard bounds how often a device may publish one."""
+
     put: Callable[[Record], None]
     edge: str
     now: Callable[[], datetime]
     events: EventCounts
     _changes: DeviceChanges = field(init=False)
-    _states: DeviceStates[DeviceSeen] = field(init=False)
-    _telemetry: DeviceStates[TelemetryReported] = field(init=False)
     _presence: tuple[Presence, datetime] | None = None  # of this edge, and since when
 
     def __post_init__(self) -> None:
         self._changes = DeviceChanges(self.now)
-        self._states = DeviceStates(self.put)
-        self._telemetry = DeviceStates(self.put, every=_TELEMETRY_EVERY)
 
     def presence(self, device: str) -> Presence | None:
         return self._changes.presence(device)
@@ -249,14 +202,13 @@ class StateRecorder:
         reported = state.model_dump(
             include={"presence", "software", "draft_model", "quantization", "certificate_until", "throttled"}
         )
-        self._states.note(DeviceSeen(device=device, at=self.now(), presence_since=since, **reported))
+        self.put(DeviceSeen(device=device, at=self.now(), presence_since=since, **reported))
 
     def telemetry(self, device: str, telemetry: Telemetry) -> None:
-        """Write a device's telemetry, at most once in half a minute."""
         names = {"plan", "plan_reason", "round_trip_ms", "draft_ms_per_token", "temperature_c", "joules_per_token"}
         reported = telemetry.model_dump(include=names)
         acceptance = telemetry.acceptance
-        self._telemetry.note(TelemetryReported(device=device, at=self.now(), told_acceptance=acceptance, **reported))
+        self.put(TelemetryReported(device=device, at=self.now(), told_acceptance=acceptance, **reported))
 
     def own(self, state: EdgeState) -> None:
         if self._presence is None or self._presence[0] is not state.presence:
@@ -265,8 +217,3 @@ class StateRecorder:
             include={"edge", "presence", "software", "target", "vocabulary", "certificate_until"}
         )
         self.put(EdgeSeen(at=self.now(), presence_since=self._presence[1], **reported))
-
-    def flush(self) -> None:
-        now = self.now()
-        self._states.flush(now)
-        self._telemetry.flush(now)

@@ -106,9 +106,8 @@ class Recorder:
         self.sightings = StateRecorder(self.sink.put, self.edge, self.now, self.events)
 
     def flush(self) -> None:
-        """Write held-back event counts and device states. Call it every few seconds, and at the end."""
+        """Write held-back event counts. Call it every few seconds, and at the end."""
         self.events.flush()
-        self.sightings.flush()
 
     def record_open(self, session: EdgeSession, message: Open, *, target: str, size: int) -> None:
         at = self.now()
