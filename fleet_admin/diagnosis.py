@@ -235,7 +235,7 @@ def _prompts(facts: Facts) -> Conclusion | None:
         return None
     tokens = facts.own.tokens / facts.own.sessions
     what = f"Answers are short ({tokens:.0f} tokens), so that prompts" if tokens < _SHORT else "Prompts are long: they"
-    advice = "Put the common part first, so that it is computed once (`shared_prefixes`); shorten the rest."
+    advice = "Put the common part first, so that it is computed once; shorten the rest."
     return Conclusion(Cause.PROMPTS, facts.share(Part.PROMPT), f"{what} take much of the time.", advice)
 
 

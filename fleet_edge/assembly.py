@@ -1,7 +1,6 @@
 """Assembly of an edge from its parts, for the service, the tests and the benchmarks."""
 
-import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from datetime import datetime
 
 from fleet_common.grammar.compiler import BANNED_FILE, BannedGrammars, GrammarCompiler
@@ -20,9 +19,7 @@ from fleet_edge.sessions.admission import SessionOffer
 from fleet_edge.sessions.grammars import SWITCHED_OFF, Grammars
 from fleet_edge.sessions.table import MAX_SESSIONS, SessionTable
 from fleet_edge.settings import EdgeSettings
-from fleet_edge.verifiers.contract import ProvidesTokenizer, ReadsText, Verifier
-
-_log = logging.getLogger(__name__)
+from fleet_edge.verifiers.contract import ProvidesTokenizer, Verifier
 
 
 def assemble(
@@ -47,7 +44,6 @@ def assemble(
         verifier,
         kv_share=guard.kv_share,
         sharing=settings.prefix_sharing,
-        shared=_shared_prefixes(verifier, settings.shared_prefixes),
         drafter=None if draft_verifier is None else EdgeDrafter(draft_verifier),
     )
     recorder = Recorder(sink, settings.edge, now)
@@ -94,11 +90,3 @@ def _grammars(settings: EdgeSettings, verifier: Verifier, call: Callable[[Callab
     return Grammars(
         GrammarCompiler(verifier.grammar_tokenizer, banned), call, most_per_device=settings.max_sessions_per_device
     )
-
-
-def _shared_prefixes(verifier: Verifier, texts: Sequence[str]) -> list[Sequence[int]]:
-    """Return the shared beginnings of prompts as token ids; raises `VerifierError` without a tokenizer."""
-    if texts and not isinstance(verifier, ReadsText):
-        _log.warning("This engine does not share prefixes between devices; the setting 'shared_prefixes' is not used.")
-        return []
-    return [verifier.encode(text) for text in texts] if isinstance(verifier, ReadsText) else []

@@ -182,12 +182,6 @@ class EdgeSettings(Settings):
         "what others have asked), or none (`off`).",
         rare=True,
     )
-    shared_prefixes: tuple[str, ...] = setting(
-        (),
-        "Beginnings of prompts that all devices may reuse, with the chat template's markup.",
-        rare=True,
-        in_flags=False,
-    )
     keep_sessions_days: float = setting(
         RETENTION.sessions_days, "Retention of sessions.", unit="days", rare=True, gt=0, le=36_500
     )

@@ -50,8 +50,7 @@ class Scheduler:
     """Build batches, evict KV blocks, run the verifier and record step times.
 
     Times are monotonic seconds. Thread safety: call `score` from any thread between `begin_step` and `end_step`; call
-    everything else from one thread. Nothing else may call the verifier. `shared` are beginnings of prompts that all
-    devices share; without `cost` nothing is speculated.
+    everything else from one thread. Nothing else may call the verifier. Without `cost` nothing is speculated.
     """
 
     def __init__(
@@ -63,11 +62,10 @@ class Scheduler:
         background: BackgroundWork | None = None,
         kv_share: Callable[[str], float] = lambda _device: 1.0,
         sharing: PrefixSharing = PrefixSharing.OFF,
-        shared: Sequence[Sequence[int]] = (),
         cost: StepCost | None = None,
         drafter: EdgeDrafter | None = None,
     ) -> None:
-        self._verifier = PrefixCache(verifier, sharing=sharing, public=shared, share=kv_share)
+        self._verifier = PrefixCache(verifier, sharing=sharing, share=kv_share)
         self._budget = budget or Budget()
         self._delay = delay or BatchingDelay()
         self._background = background or BackgroundWork()

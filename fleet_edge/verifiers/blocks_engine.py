@@ -1,7 +1,6 @@
 """Check and load a target model in the engine `blocks`; importing this module needs none of its libraries."""
 
 import json
-from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -64,14 +63,11 @@ def load(settings: EdgeSettings) -> Verifier:
     from fleet_edge.verifiers.blocks.products import variants  # noqa: PLC0415
     from fleet_edge.verifiers.blocks.verifier import BlocksVerifier  # noqa: PLC0415
     from fleet_edge.verifiers.contract import TargetInfo  # noqa: PLC0415
-    from fleet_edge.verifiers.tokens import encode, grammar_tokenizer, target_tokens  # noqa: PLC0415
+    from fleet_edge.verifiers.tokens import grammar_tokenizer, target_tokens  # noqa: PLC0415
 
     class Loaded(BlocksVerifier):
         def grammar_tokenizer(self) -> Any:  # noqa: ANN401
             return grammar_tokenizer(path, vocabulary=self.info.vocabulary.size, end_tokens=self.info.end_tokens)
-
-        def encode(self, text: str) -> Sequence[int]:
-            return encode(path, text)
 
     path = _local(settings.target)
     file = open_weights(path, bits=settings.weight_bits)

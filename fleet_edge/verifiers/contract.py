@@ -178,16 +178,6 @@ class ProvidesTokenizer(Protocol):
 
 
 @runtime_checkable
-class ReadsText(Protocol):
-    def encode(self, text: str) -> Sequence[int]:
-        """Return the ids of a text; control tokens are recognised, and none is added.
-
-        Raises:
-            VerifierError: The tokenizer cannot be read.
-        """
-
-
-@runtime_checkable
 class SharesPrefixes(Protocol):
     """A verifier that shares prefixes itself."""
 

@@ -11,6 +11,7 @@ from array import array
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Container, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import count, islice
 from typing import Final, TypeVar
@@ -108,7 +109,7 @@ class HeldSequence:
     """A sequence whose keys and values a verifier holds.
 
     `key` is its key at the verifier, `caller` that of the caller or None once ended. `expected` are the packed tokens
-    that it computes first; any owner may share `public` of them. `stable`: all of it was computed with `Item.stable`.
+    that it computes first. `stable`: all of it was computed with `Item.stable`.
     """
 
     key: int
@@ -116,7 +117,6 @@ class HeldSequence:
     owner: str = ""
     tokens: "array[int]" = field(default_factory=lambda: array("i"))
     expected: bytes = b""
-    public: int = 0
     stable: bool = True
 
     @property
@@ -146,8 +146,8 @@ T = TypeVar("T")
 class PrefixCache:
     """`Verifier` over another, which nobody else may call.
 
-    `sharing` says whose prefixes may be reused; with `off` nothing is retained. `public` are beginnings of prompts that
-    all devices share even with `device`. `share` returns an owner's share of memory before its sequences go first.
+    `sharing` says whose prefixes may be reused; with `off` nothing is retained. `share` returns an owner's share of
+    memory before its sequences go first.
     """
 
     def __init__(
@@ -155,14 +155,10 @@ class PrefixCache:
         verifier: Verifier,
         *,
         sharing: PrefixSharing = PrefixSharing.ALL,
-        public: Sequence[Sequence[int]] = (),
         share: Callable[[str], float] = lambda _owner: 1.0,
     ) -> None:
         self._verifier = verifier
         self._sharing = sharing
-        self._public = PrefixIndex()
-        for key, tokens in enumerate(public):
-            self._public.insert(key, pack(tokens))
         self._index = PrefixIndex()  # open sequences with what they expect, retained ones with what they have computed
         self._open: dict[int, HeldSequence] = {}  # by the caller's key
         self._held: dict[int, HeldSequence] = {}  # by the key below: open and retained ones
@@ -249,7 +245,6 @@ class PrefixCache:
         held.owner, held.stable = owner, stable or self._all_stable
         if self._sharing is not PrefixSharing.OFF:
             held.expected = pack(tokens)
-            held.public = next(self._public.matches(held.expected), (0, 0))[0]
             self._index.insert(held.key, held.expected)
         if isinstance(self._verifier, SharesPrefixes):
             self._verifier.isolate(held.key, self._namespace(owner))
@@ -269,7 +264,6 @@ class PrefixCache:
         except CapacityExceeded:
             return 0
         found.owner, found.expected, found.stable = held.owner, held.expected, held.stable
-        found.public = held.public
         if isinstance(self._verifier, SharesPrefixes):
             self._verifier.isolate(found.key, self._namespace(held.owner))
         self._drop(held)
@@ -286,11 +280,9 @@ class PrefixCache:
         held = self._of(sequence)
         available = held.computed
         first: tuple[int, int, int] | None = None
-        for reach, common, other in self._alike(held.expected, held):
-            if reach < held.computed + LEAST_REUSED:
-                break
+        for common, other in self._alike(held.expected, held):
             if common < held.computed + LEAST_REUSED:
-                continue
+                break
             available = max(available, min(common, other.computed))
             if other.caller is None or other.computed >= common:
                 continue
@@ -313,15 +305,15 @@ class PrefixCache:
 
     # Lookups
 
-    def _alike(self, tokens: bytes, but: HeldSequence) -> Iterator[tuple[int, int, HeldSequence]]:
-        """Yield other sequences by common prefix, longest first: its length, the reusable part, the sequence."""
-        for reach, key in islice(self._index.matches(tokens), _LOOKED_AT):
+    def _alike(self, tokens: bytes, but: HeldSequence) -> Iterator[tuple[int, HeldSequence]]:
+        """Yield other sequences that `but` may reuse, with the length of their common prefix, longest first."""
+        for common, key in islice(self._index.matches(tokens), _LOOKED_AT):
             other = self._held[key]
-            if other is not but and other.stable >= but.stable:
-                yield reach, reach if self._is_one(other, but) else min(reach, but.public), other
+            if other is not but and other.stable >= but.stable and self._is_one(other, but):
+                yield common, other
 
     def _is_one(self, source: HeldSequence, taker: HeldSequence) -> bool:
-        """Whether `taker` may reuse all that `source` has computed."""
+        """Whether `taker` may reuse what `source` has computed."""
         return self._sharing is PrefixSharing.ALL or source.owner == taker.owner
 
     def _namespace(self, owner: str) -> str:
@@ -337,8 +329,8 @@ class PrefixCache:
         """Return the largest number of expected tokens, except the last, that another has computed, and which."""
         best, found = 0, None
         most = len(held.expected) // held.tokens.itemsize - 1
-        for reach, common, other in self._alike(held.expected, held):
-            if min(reach, most) <= best:
+        for common, other in self._alike(held.expected, held):
+            if min(common, most) <= best:
                 break
             length = min(common, other.computed, most)
             # An open sequence is in the index with what it expects, not with what it has computed.
@@ -350,10 +342,10 @@ class PrefixCache:
         if self._sharing is PrefixSharing.OFF or held.computed < LEAST_REUSED:
             return False
         tokens = held.tokens.tobytes()
-        for reach, common, other in self._alike(tokens, held):
-            if reach < held.computed:
+        for common, other in self._alike(tokens, held):
+            if common < held.computed:
                 break
-            if common == reach and other.begins_as(tokens, held.computed):
+            if other.begins_as(tokens, held.computed):
                 self._used(other)
                 return False
         return True
@@ -367,10 +359,10 @@ class PrefixCache:
 
     def _retain(self, held: HeldSequence) -> None:
         tokens = held.tokens.tobytes()
-        for reach, key in list(islice(self._index.matches(tokens), _LOOKED_AT)):
+        for common, key in list(islice(self._index.matches(tokens), _LOOKED_AT)):
             other = self._held[key]
-            serves = self._is_one(held, other) or other.computed <= other.public
-            if key in self._retained and other.computed == reach and serves and held.stable >= other.stable:
+            serves = self._is_one(held, other) and held.stable >= other.stable
+            if key in self._retained and other.computed == common and serves:
                 self._drop(other)  # the new one serves its purpose
         if len(self._retained) >= _MOST_RETAINED:
             self._drop_one()
@@ -397,14 +389,10 @@ class PrefixCache:
         if source.caller is not None:
             return self._fork(next(self._keys), caller, source, length)
         self._used(source)
-        mine = self._is_one(source, taker)
-        if source.computed - length > TAIL or not mine:
-            try:
+        if source.computed - length > TAIL:
+            # Otherwise there is room for one of the two, and this one is needed.
+            with suppress(CapacityExceeded):
                 return self._fork(next(self._keys), caller, source, length)
-            except CapacityExceeded:
-                if not mine:
-                    raise
-                # There is room for one of the two, and this one is needed.
         self._release(source)
         self._verifier.truncate(source.key, length)
         del source.tokens[length:]

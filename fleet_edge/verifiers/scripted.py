@@ -56,11 +56,6 @@ class ScriptedVerifier(TokenVerifier):
         """Return the words for grammars, each followed by a space, as devices write them."""
         return GrammarTokenizer.of_words([f"{word} " for word in self._words], end_tokens=self._info.end_tokens)
 
-    def encode(self, text: str) -> list[int]:
-        """Return the ids of the words of a text; unknown words are left out."""
-        ids = {word: token for token, word in enumerate(self._words)}
-        return [ids[word] for word in text.split() if word in ids]
-
     def score(self, items: Sequence[Item]) -> NDArray[np.float32]:
         self._check(items)
         self._commit(items)

@@ -17,7 +17,7 @@ from gguf import TokenType
 from fleet_common.gguf_files import GgufUnreadable, read_header
 from fleet_common.grammar.errors import GrammarUnavailable
 from fleet_common.grammar.process import GrammarTokenizer
-from fleet_edge.verifiers.contract import UnsupportedModel, VerifierError
+from fleet_edge.verifiers.contract import UnsupportedModel
 from fleet_edge.verifiers.source import check_source, fetch_files, is_gguf
 from schemas.fields import MAX_VOCABULARY
 from schemas.vocabulary import token_strings
@@ -94,23 +94,6 @@ def grammar_tokenizer(source: str | Path | None, *, vocabulary: int, end_tokens:
     file = GgufTokenizer(path)
     pieces = tuple(file.pieces()[:vocabulary])
     return GrammarTokenizer(vocabulary=len(pieces), pieces=pieces, end_tokens=tuple(end_tokens), encode=file.encode)
-
-
-def encode(source: str | Path | None, text: str) -> list[int]:
-    """Return the ids of a text; control tokens are recognised in it, and none is added.
-
-    Raises `VerifierError` if there is no tokenizer that can be used.
-    """
-    try:
-        path = _tokenizer_file(source)
-        if path.suffix != ".json":
-            return GgufTokenizer(path).encode(text)
-    except GrammarUnavailable as error:
-        raise VerifierError(str(error)) from error
-    from tokenizers import Tokenizer  # noqa: PLC0415 - an edge may do without it
-
-    ids: list[int] = Tokenizer.from_file(str(path)).encode(text, add_special_tokens=False).ids
-    return ids
 
 
 def _tokenizer_file(source: str | Path | None) -> Path:

@@ -14,7 +14,7 @@ PROGRAMS = (DeviceSettings, EdgeSettings)
 EVERY = [
     pytest.param(model, field, id=f"{model.__name__}.{field.name}") for model in PROGRAMS for field in fields_of(model)
 ]
-IN_A_FILE = {"quotas", "quarantine", "metrics", "shared_prefixes", "power"}
+IN_A_FILE = {"quotas", "quarantine", "metrics", "power"}
 """Sections without flags: they are written in files."""
 SECRETS = {"broker.password"}
 VALUES = [

@@ -26,7 +26,6 @@ class Edge:
         kv_tokens: int = 1 << 20,
         verifier: Verifier | None = None,
         sharing: PrefixSharing = PrefixSharing.OFF,
-        shared: Sequence[Sequence[int]] = (),
         token_s: float = 1e-6,
         kv_share: Callable[[str], float] = lambda _device: 1.0,
     ) -> None:
@@ -38,7 +37,6 @@ class Edge:
             self.verifier,
             budget or Budget(),
             sharing=sharing,
-            shared=shared,
             cost=cost,
             kv_share=kv_share,
         )

@@ -184,9 +184,6 @@ class LlamaCppVerifier(TableVerifier):
     def grammar_tokenizer(self) -> GrammarTokenizer:
         return self._target.grammar_tokenizer()
 
-    def encode(self, text: str) -> list[int]:
-        return self._target.encode(text, special=True)
-
     def fork(self, sequence: int, source: int, length: int) -> None:
         place = self._streams.places.get(source)
         # With a sliding window, only a copy of a whole stream holds all that a rollback needs.

@@ -18,7 +18,7 @@ from fleet_edge.verifiers.packed.attention import PackedStep, inspect_model, run
 from fleet_edge.verifiers.packed.kv import KVStore, SlabMemory, servable_context, tokens_to_serve
 from fleet_edge.verifiers.packed.layout import Indices, Part, lay_out
 from fleet_edge.verifiers.packed.target import Target
-from fleet_edge.verifiers.tokens import encode, grammar_tokenizer
+from fleet_edge.verifiers.tokens import grammar_tokenizer
 
 _log = logging.getLogger(__name__)
 
@@ -57,9 +57,6 @@ class PackedVerifier(TableVerifier):
     def grammar_tokenizer(self) -> GrammarTokenizer:
         vocabulary = self._info.vocabulary.size
         return grammar_tokenizer(self._source, vocabulary=vocabulary, end_tokens=self._info.end_tokens)
-
-    def encode(self, text: str) -> list[int]:
-        return encode(self._source, text)
 
     def fork(self, sequence: int, source: int, length: int) -> None:
         self._table.check_fork(sequence, source, length)

@@ -11,8 +11,6 @@ from fleet_device.errors import PromptTooLong
 from fleet_device.requests import chat
 from fleet_device.requests.chat import ChatError, ChatHistory, ChatTemplate, ConversationCodec, encode_chat
 from fleet_device.requests.structured import ChatMessage
-from fleet_edge.verifiers.llama_cpp.slab import GgufTarget
-from fleet_edge.verifiers.tokens import encode
 from tests.support.memory_device import settings
 from tests.support.prepared_models import prepared
 from tests.support.tiny_gguf import CHAT_TEMPLATE, END, tiny_gguf
@@ -20,18 +18,6 @@ from tests.support.tiny_gguf import CHAT_TEMPLATE, END, tiny_gguf
 HELLO = [ChatMessage("system", "Be brief."), ChatMessage("user", "Hello!")]
 
 
-@pytest.mark.models
-def test_an_edge_reads_a_prefix_as_the_beginning_of_the_prompts_of_devices() -> None:
-    system = "You are the assistant of hall A. Answer in one sentence, and name the machine that you speak of."
-    model = GgufModel(prepared("Q4_0.gguf"), vocabulary_only=True)
-    target = GgufTarget(prepared("Q4_1.gguf"), vocabulary_only=True)
-    prefix = f"<|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\n"
-    prompt = encode_chat(model, [ChatMessage("system", system), ChatMessage("user", "Hello!")])
-    for tokens in (target.encode(prefix, special=True), encode(prepared("target"), prefix)):
-        assert len(tokens) > len(system.split())
-        assert prompt[: len(tokens)] == tokens
-    model.close()
-    target.close()
 
 
 def test_a_template_may_use_what_real_ones_use() -> None:

@@ -44,20 +44,6 @@ def test_nothing_is_shared_where_that_is_off_or_with_other_devices() -> None:
         assert prefilled(edge.run()) == pytest.approx(times * 499, abs=2)
 
 
-@pytest.mark.parametrize("together", [True, False])
-def test_devices_share_a_system_prompt_that_the_operator_has_named_and_nothing_behind_it(together: bool) -> None:
-    edge = Edge(sharing=PrefixSharing.DEVICE, shared=[SYSTEM])
-    secret = own(5) * 10
-    sessions = []
-    for number in range(4):
-        sessions.append(edge.session(prompt=(*SYSTEM, *secret), device=f"device-{number % 2}"))
-        if not together:
-            edge.run()
-    edge.run()
-    reused = sorted(session.counters.reused_tokens for session in sessions)
-    assert reused == [0, 500, 599, 599], "the first, the other device's first, and what each asks again"
-
-
 def test_the_next_turn_of_a_conversation_computes_what_is_new() -> None:
     edge = Edge(sharing=ALL)
     text: tuple[int, ...] = SYSTEM[:100]

@@ -260,7 +260,6 @@ def test_what_is_taken_over_of_a_model_gives_the_rows_of_one_that_computed_it() 
 
 
 BUDGET = 260
-PUBLIC = [1] * 30
 FEW_TOKENS = st.lists(st.sampled_from([1, 2]), min_size=1, max_size=3)
 
 
@@ -274,7 +273,7 @@ class AgainstTheTruth(RuleBasedStateMachine):
     def begin(self, sharing: PrefixSharing) -> None:
         self.sharing = sharing
         self.below = scripted(BUDGET)
-        self.cache = PrefixCache(self.below, sharing=sharing, public=[PUBLIC])
+        self.cache = PrefixCache(self.below, sharing=sharing)
         self.known: dict[int, list[int]] = {}
         self.owners: dict[int, str] = {}
         self.opened = 0
@@ -295,10 +294,8 @@ class AgainstTheTruth(RuleBasedStateMachine):
         if gained:
             assert gained == best
         elif best >= LEAST_REUSED:
-            # Only where a copy does not fit next to its original: an open sequence, or one of another device.
-            foreign = [held.computed for held in self.cache._retained.values() if held.owner != owner]
-            kept = max(foreign, default=0) if self.sharing is PrefixSharing.DEVICE else 0
-            assert sum(map(len, self.known.values())) + best + kept > BUDGET
+            # Only where a copy does not fit next to its original, an open sequence.
+            assert sum(map(len, self.known.values())) + best > BUDGET
         self.known[sequence] = tokens[:gained]
 
     @precondition(lambda self: self.known)
@@ -358,7 +355,7 @@ class AgainstTheTruth(RuleBasedStateMachine):
         assert any(
             held.tokens[: len(tokens)].tolist() == tokens
             for held in self.cache._held.values()
-            if self.sharing is PrefixSharing.ALL or held.owner == owner or self._common(tokens, PUBLIC) == len(tokens)
+            if self.sharing is PrefixSharing.ALL or held.owner == owner
         ), "it is retained, or another has it all"
 
     @rule()
@@ -383,14 +380,14 @@ class AgainstTheTruth(RuleBasedStateMachine):
     def _best(self, tokens: list[int], owner: str) -> int:
         best = 0
         for held in self.cache._held.values() if self.sharing is not PrefixSharing.OFF else ():
-            mine = self.sharing is PrefixSharing.ALL or held.owner == owner
-            wanted = tokens if mine else tokens[: self._common(tokens, PUBLIC)]
+            if self.sharing is PrefixSharing.DEVICE and held.owner != owner:
+                continue
             computed = held.tokens.tolist()
             promised = array("i", held.expected).tolist()
             if held.caller is not None:  # it is found by what it promises, and passed on if it has kept to it
-                kept = self._kept(computed, promised, wanted, most=len(tokens) - 1)
+                kept = self._kept(computed, promised, tokens, most=len(tokens) - 1)
                 computed = computed[: self._common(computed, promised)] if kept else []
-            best = max(best, self._common(computed, wanted))
+            best = max(best, self._common(computed, tokens))
         return best
 
     def _kept(self, computed: list[int], promised: list[int], tokens: list[int], *, most: int) -> bool:

@@ -5,7 +5,7 @@ from gguf import TokenType
 
 from fleet_common.grammar.errors import GrammarUnavailable
 from fleet_edge.verifiers.llama_cpp.slab import GgufTarget
-from fleet_edge.verifiers.tokens import encode, grammar_tokenizer
+from fleet_edge.verifiers.tokens import GgufTokenizer, grammar_tokenizer
 from schemas.policy import Grammar
 from tests.support.compiled_grammar import compile_grammar
 from tests.support.tiny_gguf import sentencepiece_rows, tiny_gguf
@@ -52,7 +52,7 @@ TEXTS = ["the the\n  the 1234", "<|im_start|>user\nZähler 弁 \x02 it's<|im_end
 def test_a_gguf_reads_text_as_llama_cpp_does() -> None:
     file = GgufTarget(MODELS / "Q4_0.gguf", vocabulary_only=True)
     for text in [*TEXTS, Path("README.md").read_text(encoding="utf-8")]:
-        assert encode(file.path, text) == list(file.encode(text, special=True)), text
+        assert GgufTokenizer(file.path).encode(text) == list(file.encode(text, special=True)), text
     file.close()
 
 
@@ -64,7 +64,7 @@ def test_a_tiny_gguf_reads_text_and_spells_tokens_as_llama_cpp_does(kind: str, t
     path = tiny_gguf(tmp_path / "tiny.gguf", rows=rows, tokenizer=kind)
     file = GgufTarget(path, vocabulary_only=True)
     for text in TEXTS:
-        assert encode(path, text) == list(file.encode(text, special=True)), text
+        assert GgufTokenizer(path).encode(text) == list(file.encode(text, special=True)), text
     ours = grammar_tokenizer(path, vocabulary=file.vocabulary.size, end_tokens=file.end_tokens)
     assert ours.pieces == file.grammar_tokenizer().pieces
     file.close()
