@@ -33,13 +33,13 @@ from fleet_device.pacing.contract import FixedPacing, Pacing, Plan
 from fleet_device.requests.generate import GenerateRequest
 from fleet_edge.settings import EdgeSettings
 from fleet_edge.verifiers.contract import Item
-from fleet_edge.verifiers.scripted import ScriptedVerifier
 from schemas.policy import Mode
 from schemas.topics import Topic
 from schemas.vocabulary import Vocabulary
 from tests.support.edge_thread import NO_QUOTAS, edge_thread
 from tests.support.recorded_drafter import RecordedDrafter, RecordedText
 from tests.support.relay import Relay
+from tests.support.scripted_verifier import ScriptedVerifier
 
 _EDGE, _DEVICE = "edge-1", "device-1"
 _HANDLE: Final = 40_000

@@ -22,7 +22,6 @@ from fleet_device.drafters.without_model import ScriptedDrafter
 from fleet_device.pacing.contract import FixedPacing
 from fleet_device.requests.generate import GenerateRequest
 from fleet_edge.settings import EdgeSettings
-from fleet_edge.verifiers.scripted import ScriptedVerifier
 from schemas.codec import decode_close, decode_open, decode_reply, decode_verdict, encode_close, encode_open
 from schemas.messages import Closed, Opened
 from schemas.policy import Mode, SamplingPolicy
@@ -33,6 +32,7 @@ from tests.support.memory_link import MemoryLink
 from tests.support.mqtt_packets import PacketType, publish_packet
 from tests.support.raw_client import RawClient
 from tests.support.scripted_language import CONTEXT, LANGUAGE, draft_language
+from tests.support.scripted_verifier import ScriptedVerifier
 
 DRAFT: Final = 4
 """Tokens of a draft."""

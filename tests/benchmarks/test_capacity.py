@@ -25,7 +25,6 @@ from broker_config.broker import Broker
 from broker_config.processes import MosquittoProcess
 from dssd.distribution import Dist
 from dssd.downlink import FormName
-from fleet_edge.verifiers.scripted import ScriptedVerifier
 from schemas.policy import Mode, SamplingPolicy
 from tests.support.processes import toy_edge_process
 from tests.support.recorded_drafter import RecordedText

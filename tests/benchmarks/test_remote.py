@@ -7,10 +7,10 @@ import pytest
 
 from benchmarks.remote import Job, Oracle, check_greedy, check_sampled
 from dssd.distribution import shape
-from fleet_edge.verifiers.scripted import ScriptedVerifier
 from schemas.policy import Mode, SamplingPolicy
 from tests.support.inference_server import InferenceServer
 from tests.support.markov import MarkovScript
+from tests.support.scripted_verifier import ScriptedVerifier
 
 SIZE, TOP, END = 12, 10, 0
 SCRIPT = MarkovScript(size=SIZE, seed=5, sharpness=1.0, period=4)

@@ -11,12 +11,12 @@ from fleet_common.mqtt.errors import ConnectFailed
 from fleet_common.mqtt.settings import LinkSettings
 from fleet_edge import Edge, EdgeError, EdgeSettings
 from fleet_edge.verifiers.contract import Verifier, VerifierError
-from fleet_edge.verifiers.scripted import ScriptedVerifier
 from schemas.control import EdgeState, Presence, decode_json
 from schemas.topics import Topic, build
 from tests.support.memory_broker import MemoryBroker
 from tests.support.memory_fleet import END, FLEET, TARGET
 from tests.support.memory_link import MemoryLink
+from tests.support.scripted_verifier import ScriptedVerifier
 from tests.support.waiting import until
 
 

@@ -11,11 +11,11 @@ from fleet_edge.orchestrator import Orchestrator
 from fleet_edge.service import migrate_sessions
 from fleet_edge.settings import EdgeSettings
 from fleet_edge.store.quarantines import Quarantines
-from fleet_edge.verifiers.scripted import ScriptedVerifier
 from schemas.control import Presence, encode_json
 from schemas.topics import Topic, build
 from tests.protocol_model.network import SteeredBroker, TappedLink
 from tests.support.memory_fleet import END, FLEET, TARGET, Clock, Sink, edge_state
+from tests.support.scripted_verifier import ScriptedVerifier
 from tests.support.tuning import tune, without_tuning
 
 STEPS = 200  # of one edge in a row; more are a loop

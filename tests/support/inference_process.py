@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Final
 
 from fleet_common.logs import Event, EventStream, read_events
-from fleet_edge.verifiers.scripted import ScriptedVerifier
 from tests.support.inference_server import InferenceServer
 from tests.support.scripted_language import CONTEXT, LANGUAGE
+from tests.support.scripted_verifier import ScriptedVerifier
 
 _SPARE: Final = 8  # positions that a server keeps for itself
 _STOP_S: Final = 20.0

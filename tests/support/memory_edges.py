@@ -15,7 +15,6 @@ from fleet_device.requests.generate import GenerateRequest, Generation, RequestC
 from fleet_device.service import DeviceService
 from fleet_edge.service import EdgeService
 from fleet_edge.settings import EdgeSettings
-from fleet_edge.verifiers.scripted import ScriptedVerifier
 from schemas.control import EdgeState, Presence, decode_json
 from schemas.policy import Mode, SamplingPolicy
 from schemas.topics import Topic, build, wildcard
@@ -23,6 +22,7 @@ from tests.support.memory_broker import MemoryBroker
 from tests.support.memory_device import TalkingDrafter, settings
 from tests.support.memory_fleet import END, FLEET, TARGET, Clock, lossless_text, terms
 from tests.support.memory_link import MemoryLink
+from tests.support.scripted_verifier import ScriptedVerifier
 from tests.support.tuning import tune
 from tests.support.waiting import until
 

@@ -30,7 +30,6 @@ from fleet_edge.orchestrator import Orchestrator
 from fleet_edge.sessions.machine import EdgeSession
 from fleet_edge.settings import EdgeSettings
 from fleet_edge.store.records import Record
-from fleet_edge.verifiers.scripted import ScriptedVerifier
 from schemas.control import EdgeState, Presence
 from schemas.messages import Closed, Fault, Open, Opened, Refused, Verdict
 from schemas.policy import Mode, SamplingPolicy
@@ -40,6 +39,7 @@ from schemas.vocabulary import Vocabulary
 from tests.support.markov import MarkovScript, coupled_text
 from tests.support.memory_broker import Faults, MemoryBroker
 from tests.support.memory_link import MemoryLink
+from tests.support.scripted_verifier import ScriptedVerifier
 from tests.support.tuning import tune, without_tuning
 
 FLEET, EDGE = "memory", "edge-1"

@@ -11,9 +11,9 @@ from fleet_edge.sessions.admission import SessionLimits
 from fleet_edge.sessions.machine import EdgeSession
 from fleet_edge.settings import PrefixSharing
 from fleet_edge.verifiers.contract import Verifier
-from fleet_edge.verifiers.scripted import ScriptedVerifier
 from tests.support.drafts import LIMITS, arrived, draft, edge_session
 from tests.support.markov import MarkovScript
+from tests.support.scripted_verifier import ScriptedVerifier
 
 SCRIPT = MarkovScript(size=10, seed=1)
 

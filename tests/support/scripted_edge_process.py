@@ -18,9 +18,9 @@ from fleet_common.host import use_one_heap
 from fleet_common.logs import Event, EventStream
 from fleet_edge.edge import Edge
 from fleet_edge.verifiers.contract import Item
-from fleet_edge.verifiers.scripted import ScriptedVerifier
 from tests.support.offset_clock import OffsetClock
 from tests.support.scripted_language import CONTEXT, LANGUAGE, LETTER_END, LETTER_WORDS, LETTERS
+from tests.support.scripted_verifier import ScriptedVerifier
 
 
 class _TimedVerifier(ScriptedVerifier):

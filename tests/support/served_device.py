@@ -14,10 +14,10 @@ from fleet_device.drafters.without_model import ScriptedDrafter
 from fleet_device.gateway import Gateway
 from fleet_device.service import DeviceService
 from fleet_device.settings import DeviceSettings
-from fleet_edge.verifiers.scripted import ScriptedVerifier
 from tests.support.edge_thread import NO_QUOTAS
 from tests.support.memory_device import TalkingCodec
 from tests.support.scripted_language import CONTEXT, LANGUAGE, draft_language
+from tests.support.scripted_verifier import ScriptedVerifier
 from tests.support.whole import FLEET, Whole
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from dssd.distribution import Float
 from fleet_edge.verifiers.contract import Item, Verifier
-from fleet_edge.verifiers.scripted import ScriptedVerifier
+from tests.support.scripted_verifier import ScriptedVerifier
 from tests.support.toy_pair import END_TOKENS, TOP_K, Languages, ToyPair
 from tests.support.toy_transformer import ToyTransformer
 

@@ -37,13 +37,13 @@ from fleet_device.updates.handoff import STATE, UpdateFolder, UpdateState
 from fleet_device.updates.layout import Layout
 from fleet_edge.settings import EdgeSettings
 from fleet_edge.store.database import open_store
-from fleet_edge.verifiers.scripted import ScriptedVerifier
 from schemas.control import encode_json
 from schemas.errors import FleetError
 from schemas.topics import Topic, build
 from tests.support.edge_thread import NO_QUOTAS, edge_thread
 from tests.support.memory_device import TalkingDrafter
 from tests.support.memory_fleet import DRAFT, END, TARGET, edge_state
+from tests.support.scripted_verifier import ScriptedVerifier
 from tests.support.tls_fleet import FLEET, TlsFleet, tls_fleet
 from tests.support.waiting import until
 from tests.system.test_firewall import ip

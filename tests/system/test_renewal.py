@@ -15,11 +15,11 @@ from fleet_device.drafters.without_model import ScriptedDrafter
 from fleet_device.requests.generate import GenerateRequest, Generation
 from fleet_device.service import DeviceService
 from fleet_edge.service import EdgeService
-from fleet_edge.verifiers.scripted import ScriptedVerifier
 from schemas.policy import Mode, SamplingPolicy
 from schemas.reasons import EndReason
 from schemas.topics import Topic, build, wildcard
 from tests.support.links import START_S, Inbox
+from tests.support.scripted_verifier import ScriptedVerifier
 from tests.support.tls_fleet import FLEET, TlsFleet, tls_fleet
 from tests.support.toy_pair import ToyPair
 from tests.support.waiting import until

@@ -16,13 +16,13 @@ from fleet_device.drafters.without_model import LogitsScript, ScriptedDrafter
 from fleet_device.requests.generate import GenerateRequest
 from fleet_device.service import DeviceService
 from fleet_edge.verifiers.contract import Item
-from fleet_edge.verifiers.scripted import ScriptedVerifier
 from schemas.policy import SamplingPolicy
 from tests.support.command import Run, as_json
 from tests.support.edge_thread import NO_QUOTAS
 from tests.support.markov import MarkovScript
 from tests.support.relay import Relay
 from tests.support.scripted_language import LANGUAGE, draft_language
+from tests.support.scripted_verifier import ScriptedVerifier
 from tests.support.waiting import until
 from tests.support.whole import Whole
 

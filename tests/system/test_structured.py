@@ -31,11 +31,11 @@ from fleet_device.pacing.contract import FixedPacing, Pacing
 from fleet_device.requests.generate import GeneratedText, GenerateRequest, generate_text
 from fleet_device.session.sequence import TokenOrigin
 from fleet_edge.settings import EdgeSettings
-from fleet_edge.verifiers.scripted import ScriptedVerifier
 from schemas.policy import Grammar, Mode, SamplingPolicy
 from schemas.reasons import EndReason
 from tests.support.brokers import StartBroker
 from tests.support.edge_thread import NO_QUOTAS, edge_thread
+from tests.support.scripted_verifier import ScriptedVerifier
 from tests.support.served_device import device_at
 from tests.support.whole import FLEET, Whole
 

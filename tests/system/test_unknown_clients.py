@@ -14,10 +14,10 @@ from fleet_device.service import DeviceService
 from fleet_device.settings import DeviceSettings
 from fleet_edge.service import EdgeService
 from fleet_edge.settings import EdgeSettings
-from fleet_edge.verifiers.scripted import ScriptedVerifier
 from schemas.topics import Topic, build
 from tests.support.brokers import require_mosquitto
 from tests.support.scripted_language import CONTEXT, LANGUAGE, draft_language
+from tests.support.scripted_verifier import ScriptedVerifier
 from tests.support.waiting import PATIENCE_S, until
 from tests.support.whole import FLEET
 

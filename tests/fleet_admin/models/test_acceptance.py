@@ -21,11 +21,11 @@ from fleet_admin.models.prompts import read_prompts_by_category
 from fleet_cli import models
 from fleet_cli.models_report import show_claims
 from fleet_device.drafters.without_model import ScriptedDrafter
-from fleet_edge.verifiers.scripted import ScriptedVerifier
 from schemas.policy import Mode
 from tests.support.command import Run, as_json, refused
 from tests.support.memory_fleet import DRAFT, END, TARGET, Device, MemoryFleet, lossless_text, terms
 from tests.support.prepared_models import prepared
+from tests.support.scripted_verifier import ScriptedVerifier
 from tests.support.tiny_gguf import tiny_gguf
 
 PROMPT = (1, 2)

@@ -15,11 +15,11 @@ from fleet_edge.sessions.machine import EdgeSession
 from fleet_edge.settings import PrefixSharing
 from fleet_edge.verifiers.contract import Item, Verifier
 from fleet_edge.verifiers.packed.verifier import PackedVerifier
-from fleet_edge.verifiers.scripted import ScriptedVerifier
 from schemas.reasons import Action, FaultCode
 from tests.fleet_edge.verifiers.oracle import tiny_target
 from tests.support.drafts import LIMITS, arrived, draft
 from tests.support.scheduled_edge import SCRIPT, Edge, computed
+from tests.support.scripted_verifier import ScriptedVerifier
 
 
 def test_prompt_and_draft_are_computed_in_one_step_where_both_fit() -> None:

@@ -11,10 +11,10 @@ from fleet_edge.settings import VERIFIERS, EdgeSettings, InferenceServerSettings
 from fleet_edge.verifiers.contract import CapacityExceeded, Item, RunsElsewhere, Verifier, VerifierError
 from fleet_edge.verifiers.prefix_cache import PrefixCache
 from fleet_edge.verifiers.registry import load_verifier
-from fleet_edge.verifiers.scripted import ScriptedVerifier
 from tests.fleet_edge.verifiers.oracle import CONTEXT, VOCABULARY, WORDS, tiny_folder, tiny_target_gguf
 from tests.support.inference_server import InferenceServer
 from tests.support.markov import MarkovScript
+from tests.support.scripted_verifier import ScriptedVerifier
 
 BUDGET_TOKENS = (1 << 20) // (4 * 2 * 2 * 12 * 4)  # layers, keys and values, heads, dim, bytes: the tiny target's
 GGUF_TOKENS = (1 << 20) // (1 * 2 * 1 * 32 * 2)  # likewise, of the tiny GGUF

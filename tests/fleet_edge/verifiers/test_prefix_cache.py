@@ -14,8 +14,8 @@ from fleet_edge.settings import PrefixSharing
 from fleet_edge.verifiers.contract import CapacityExceeded, Item
 from fleet_edge.verifiers.packed.verifier import PackedVerifier
 from fleet_edge.verifiers.prefix_cache import LEAST_REUSED, TAIL, PrefixCache, PrefixIndex, pack, shared_tokens
-from fleet_edge.verifiers.scripted import ScriptedVerifier
 from tests.fleet_edge.verifiers.oracle import CONTEXT, VOCABULARY, WORDS, Oracle, tiny_target
+from tests.support.scripted_verifier import ScriptedVerifier
 
 # Few different tokens, so that much is shared; one uses all four bytes.
 TOKENS = st.lists(st.sampled_from([0, 1, 256, (1 << 31) - 1]), max_size=9)

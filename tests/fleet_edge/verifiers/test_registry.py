@@ -8,9 +8,9 @@ from fleet_edge.settings import EdgeSettings
 from fleet_edge.verifiers import registry
 from fleet_edge.verifiers.contract import UnsupportedModel, VerifierError
 from fleet_edge.verifiers.registry import check_verifier, choose_engine, load_draft, load_verifier
-from fleet_edge.verifiers.scripted import ScriptedVerifier
 from tests.fleet_edge.verifiers.oracle import WORDS, tiny_folder, tiny_target_gguf
 from tests.support.markov import MarkovScript
+from tests.support.scripted_verifier import ScriptedVerifier
 
 
 @pytest.fixture(autouse=True)

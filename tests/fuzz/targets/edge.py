@@ -14,7 +14,6 @@ from fleet_edge.assembly import assemble
 from fleet_edge.orchestrator import Orchestrator
 from fleet_edge.sessions.machine import EdgeSession
 from fleet_edge.settings import EdgeSettings
-from fleet_edge.verifiers.scripted import ScriptedVerifier
 from schemas.codec import decode_reply, decode_verdict
 from schemas.policy import Mode
 from schemas.topics import Topic, build, parse
@@ -25,6 +24,7 @@ from tests.fuzz.targets.framed import FramedTarget, loaded, on_any_topic, record
 from tests.fuzz.targets.stub_link import StubLink
 from tests.support.memory_broker import Faults
 from tests.support.memory_fleet import EDGE, END, FLEET, TARGET, Clock, Device, MemoryFleet, Sink, terms
+from tests.support.scripted_verifier import ScriptedVerifier
 
 DEVICES: Final = ("device-1", "device-2")
 OPEN, DRAFT, CLOSE, STATE, OTHER, TIME = range(6)

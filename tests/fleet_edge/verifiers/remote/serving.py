@@ -9,9 +9,9 @@ from fleet_edge.settings import InferenceServerSettings
 from fleet_edge.verifiers.remote import queries
 from fleet_edge.verifiers.remote.loading import LocalTokens, sample_tokens
 from fleet_edge.verifiers.remote.verifier import RemoteVerifier, connect
-from fleet_edge.verifiers.scripted import ScriptedVerifier
 from tests.support.inference_server import InferenceServer
 from tests.support.markov import MarkovScript
+from tests.support.scripted_verifier import ScriptedVerifier
 
 SIZE = 40
 TOP = 10

@@ -1,4 +1,4 @@
-"""Scripted verifier: logits from a script instead of a model, for tests, load and proofs of exactness."""
+"""Scripted verifier: logits from a script instead of a model, for load tests and proofs of exactness."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
