@@ -11,7 +11,6 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import Final
 
-from fleet_common.extras import install_command
 from fleet_common.host import NVIDIA_DRIVER
 from fleet_edge.settings import AUTO, VERIFIERS, EdgeSettings
 from fleet_edge.verifiers.contract import UnsupportedModel, Verifier, VerifierError
@@ -121,24 +120,10 @@ def read_target_tokens(settings: EdgeSettings) -> list[str]:
     Raises `VerifierError` if they cannot be read.
     """
     check_target_files(settings)
-    path = Path(settings.target).expanduser()
     if settings.engine == "remote":
         from fleet_edge.verifiers.remote.loading import load_local  # noqa: PLC0415
 
         return load_local(settings.target).strings
-    if find_spec("gguf") is not None:
-        from fleet_edge.verifiers.tokens import target_tokens  # noqa: PLC0415 - reads GGUFs
+    from fleet_edge.verifiers.tokens import target_tokens  # noqa: PLC0415 - reads GGUFs
 
-        return target_tokens(settings.target)
-    if not is_gguf(path):
-        raise VerifierError(
-            f"Reading the tokens of {settings.target} needs the extra `edge`; name a GGUF as target, or install it: "
-            f"{install_command('edge')}"
-        )
-    from fleet_edge.verifiers.llama_cpp.slab import GgufTarget  # noqa: PLC0415 - an edge may do without it
-
-    file = GgufTarget(path, vocabulary_only=True)
-    try:
-        return file.strings
-    finally:
-        file.close()
+    return target_tokens(settings.target)

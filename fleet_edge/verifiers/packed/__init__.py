@@ -22,10 +22,10 @@ def load(settings: EdgeSettings) -> Verifier:
     check(settings)  # before transformers is imported, which takes seconds
     import torch  # noqa: PLC0415 - only where a model is loaded
 
-    from fleet_edge.verifiers.packed.target import AUTO, load_target  # noqa: PLC0415
+    from fleet_edge.verifiers.packed.target import best_device, load_target  # noqa: PLC0415
     from fleet_edge.verifiers.packed.verifier import PackedVerifier  # noqa: PLC0415
 
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    target = load_target(settings.target, dtype=settings.dtype, device=AUTO)
+    target = load_target(settings.target, dtype=settings.dtype, device=best_device())
     return PackedVerifier(target, budget_bytes=settings.kv_bytes)

@@ -29,34 +29,23 @@ _log = logging.getLogger(__name__)
 
 AUTO: Final = "auto"
 
-DTYPES: Final = ("auto", "float32", "bfloat16", "float16")
-
 # Instructions that multiply bfloat16 matrices. Without them it is emulated and slower than float32.
 _FAST_BFLOAT16: Final = ("amx_bf16", "avx512_bf16")
 
 
-def resolve_device(name: str, *, driver: Path = NVIDIA_DRIVER) -> str:
-    """Return the torch device; `auto` is a CUDA device if torch can use one, else the CPU.
+def best_device(*, driver: Path = NVIDIA_DRIVER) -> str:
+    """Return a CUDA device if torch can use one, else the CPU.
 
-    `driver` exists if the machine has an NVIDIA GPU, even if torch cannot use it. Raises `VerifierError` if there is no
-    such device.
+    `driver` exists if the machine has an NVIDIA GPU, even if torch cannot use it.
     """
-    if name == AUTO:
-        if torch.cuda.is_available():
-            return "cuda"
-        if driver.exists():
-            _log.warning(
-                "This machine has an NVIDIA GPU that torch cannot use, so the target model runs on the CPU: it "
-                "needs torch for CUDA, and a driver that it works with."
-            )
-        return "cpu"
-    try:
-        kind = torch.device(name).type
-    except RuntimeError as error:
-        raise VerifierError(f"{name!r} is not a device; use auto, cpu, cuda or cuda:0.") from error
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise VerifierError("There is no CUDA device here; use the device cpu, or auto.")
-    return name
+    if torch.cuda.is_available():
+        return "cuda"
+    if driver.exists():
+        _log.warning(
+            "This machine has an NVIDIA GPU that torch cannot use, so the target model runs on the CPU: it "
+            "needs torch for CUDA, and a driver that it works with."
+        )
+    return "cpu"
 
 
 def describe(device: torch.device, dtype: torch.dtype) -> str:
@@ -67,9 +56,7 @@ def describe(device: torch.device, dtype: torch.dtype) -> str:
 
 
 def resolve_dtype(name: str, *, device: str) -> torch.dtype:
-    """Return the torch type; `auto` is bfloat16 where `device` (resolved) is fast at it, else float32."""
-    if name not in DTYPES:
-        raise VerifierError(f"{name!r} is not a number format for the target model; use {', '.join(DTYPES)}.")
+    """Return the torch type; `auto` is bfloat16 where the device is fast at it, else float32."""
     if name != AUTO:
         dtype: torch.dtype = getattr(torch, name)
         return dtype
@@ -153,14 +140,13 @@ def load_target(source: str | Path, *, dtype: str = "auto", device: str = "cpu")
 
     Args:
         source: A folder in the layout of transformers, the path of a GGUF, or a repository id (`owner/name`).
-        dtype: `float32`, `bfloat16`, `float16`, or `auto`: bfloat16 where it is fast, else float32.
-        device: As torch names it, or `auto`: a GPU if there is one that torch can use, else the CPU.
+        dtype: `float32`, `bfloat16`, or `auto`: bfloat16 where it is fast, else float32.
+        device: As torch names it.
 
     Raises:
         UnsupportedModel: The files are not those of a model that can be loaded.
-        VerifierError: There is no such model, dtype or device.
+        VerifierError: There is no such model, or it does not fit into memory.
     """
-    device = resolve_device(device)
     number = resolve_dtype(dtype, device=device)
     path = Path(source).expanduser()
     if torch.device(device).type == "cpu":

@@ -68,10 +68,14 @@ def test_a_damaged_gguf_is_a_sentence(
         load_verifier(settings(gguf, engine=engine))
 
 
-def test_tokens_are_read_with_what_is_installed(gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tokens_of_a_gguf_and_a_folder_are_read(gguf: Path, tmp_path: Path) -> None:
     folder = tiny_folder(tmp_path / "tiny")
     assert read_target_tokens(settings(gguf)) == read_target_tokens(settings(folder)) == WORDS
-    monkeypatch.setattr("fleet_edge.verifiers.registry.find_spec", lambda name: name == "llama_cpp" or None)
-    assert read_target_tokens(settings(gguf)) == WORDS
-    with pytest.raises(VerifierError, match="edge"):
+
+
+def test_the_tokens_of_a_remote_target_need_no_weights(tmp_path: Path) -> None:
+    folder = tiny_folder(tmp_path / "tiny")
+    (folder / "model.safetensors").unlink()
+    assert read_target_tokens(settings(folder, engine="remote")) == WORDS
+    with pytest.raises(VerifierError, match="weights"):
         read_target_tokens(settings(folder))
