@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from fleet_common.extras import install_command
-from fleet_common.host import available_memory
 from fleet_edge.settings import EdgeSettings
 from fleet_edge.verifiers.contract import UnsupportedModel, Verifier, VerifierError
-from fleet_edge.verifiers.source import check_source, fetch_files, is_gguf, target_name
+from fleet_edge.verifiers.source import check_memory, check_source, fetch_files, is_gguf, target_name
 from schemas.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -18,7 +17,6 @@ if TYPE_CHECKING:
 
 _LIBRARIES: Final = ("gguf", "numba")
 _FILES: Final = ("*.safetensors", "*.json")
-_GIGA: Final = 1e9
 
 
 def check(settings: EdgeSettings) -> None:
@@ -79,7 +77,8 @@ def load(settings: EdgeSettings) -> Verifier:
             f"The tokenizer of {name} has {len(strings)} tokens and the model {geometry.rows}; they do not belong "
             "together: fetch the model again, whole."
         )
-    _check_memory(name, file)
+    # The packed weights, and one tensor of the file.
+    check_memory(name, file.packed_bytes + file.largest_bytes, "or use a smaller target model or a GGUF of 4 bits")
     threads = settings.threads or numba.config.NUMBA_DEFAULT_NUM_THREADS
     model = Model(file, threads=threads)
     info = TargetInfo(
@@ -104,13 +103,3 @@ def _local(target: str) -> Path:
     """Return the folder or file of a target; a repository is fetched unless it is cached."""
     path = Path(target).expanduser()
     return path if path.is_dir() or is_gguf(path) else fetch_files(target, *_FILES)
-
-
-def _check_memory(name: str, file: "GgufWeights | FolderWeights") -> None:
-    """Check that the packed weights and one tensor of the file fit into memory; raises `VerifierError`."""
-    needed, available = file.packed_bytes + file.largest_bytes, available_memory()
-    if available is not None and needed > available:
-        raise VerifierError(
-            f"Loading {name} takes {needed / _GIGA:.1f} GB of memory, and {available / _GIGA:.1f} GB are left; stop "
-            "other programs, or use a smaller target model or a GGUF of 4 bits."
-        )

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from fleet_common.extras import install_command
+from fleet_common.host import available_memory
 from fleet_edge.verifiers.contract import UnsupportedModel, VerifierError
 
 _CONFIG: Final = "config.json"
@@ -114,6 +115,19 @@ def check_repository(name: str) -> None:
         raise VerifierError(
             f"The target model {name} is no folder or file, is not in the local cache, and {hub_name()} cannot be "
             "reached; correct the path, connect once, or copy the model here."
+        )
+
+
+_GIGA: Final = 1e9
+
+
+def check_memory(name: str, needed: int | None, advice: str) -> None:
+    """Check that weights fit into memory; raises `VerifierError`. An unknown size counts as fitting."""
+    available = available_memory()
+    if needed is not None and available is not None and needed > available:
+        raise VerifierError(
+            f"Loading {name} takes {needed / _GIGA:.1f} GB of memory, and {available / _GIGA:.1f} GB are left; stop "
+            f"other programs, {advice}."
         )
 
 

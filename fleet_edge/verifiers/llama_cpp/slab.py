@@ -15,12 +15,10 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from fleet_common.host import available_memory
 from fleet_common.llama import GgufFile, LlamaError, library, native_reason
 from fleet_edge.verifiers.contract import CapacityExceeded, UnsupportedModel, VerifierError
 from fleet_edge.verifiers.llama_cpp.layout import Call
-
-_GIGA: Final = 1e9
+from fleet_edge.verifiers.source import check_memory
 
 
 class GgufTarget(GgufFile):
@@ -31,17 +29,6 @@ class GgufTarget(GgufFile):
     def name(self) -> str:
         path = self.path.resolve()
         return f"{path.parent.name}/{path.stem}" if path.parent.name else path.stem
-
-
-def _check_memory(path: Path) -> None:
-    """Check that the weights fit into memory; mapped from a file they would be read again in every step."""
-    available = available_memory()
-    size = path.stat().st_size if path.is_file() else 0
-    if available is not None and size > available:
-        raise VerifierError(
-            f"{path} takes {size / _GIGA:.1f} GB of memory, and {available / _GIGA:.1f} GB are left; end what else "
-            "runs here, or use a smaller target model or quantization."
-        )
 
 
 def open_target(path: Path, *, gpu_layers: int) -> GgufTarget:
@@ -61,7 +48,9 @@ def open_target(path: Path, *, gpu_layers: int) -> GgufTarget:
                 f"gpu_layers is {gpu_layers}, but llama.cpp finds no GPU here, or was built for none; install "
                 "llama-cpp-python built for yours, as with CMAKE_ARGS=-DGGML_CUDA=on, or leave gpu_layers out."
             )
-        _check_memory(path)
+        # Mapped from a file, weights beyond memory would be read again in every step.
+        size = path.stat().st_size if path.is_file() else None
+        check_memory(str(path), size, "or use a smaller target model or quantization")
     target = GgufTarget(path, gpu_layers=gpu_layers)
     kind = target.unlike_a_decoder
     if kind is not None:

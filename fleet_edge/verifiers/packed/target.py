@@ -17,11 +17,11 @@ import transformers
 from transformers import AutoConfig
 
 from fleet_common.gguf_files import GgufUnreadable, read_header
-from fleet_common.host import NVIDIA_DRIVER, available_memory
+from fleet_common.host import NVIDIA_DRIVER
 from fleet_common.hub import hub_access
 from fleet_edge.verifiers.contract import TargetInfo, UnsupportedModel, VerifierError
 from fleet_edge.verifiers.packed.attention import context_of
-from fleet_edge.verifiers.source import check_source, folder_weights, is_gguf, target_name
+from fleet_edge.verifiers.source import check_memory, check_source, folder_weights, is_gguf, target_name
 from fleet_edge.verifiers.tokens import gguf_tokens, repository_tokens
 from schemas.vocabulary import Vocabulary, token_strings
 
@@ -70,20 +70,6 @@ def _bfloat16_is_fast(kind: str) -> bool:
         return False
     capabilities = torch.cpu.get_capabilities()
     return any(capabilities.get(name) for name in _FAST_BFLOAT16)
-
-
-_GIGA: Final = 1e9
-
-
-def check_memory(*, name: str, needed: int | None, available: int | None, number: str) -> None:
-    """Raise `VerifierError` if weights do not fit into memory; an unknown size counts as fitting."""
-    if needed is None or available is None or needed <= available:
-        return
-    raise VerifierError(
-        f"Loading {name} in {number} takes {needed / _GIGA:.1f} GB of memory, and {available / _GIGA:.1f} GB are left; "
-        "stop other programs, set dtype to bfloat16, or use a smaller target model, or a quantized GGUF with the "
-        "engine llama.cpp."
-    )
 
 
 def parameters_of(path: Path) -> int | None:
@@ -150,12 +136,8 @@ def load_target(source: str | Path, *, dtype: str = "auto", device: str = "cpu")
     number = resolve_dtype(dtype, device=device)
     path = Path(source).expanduser()
     if torch.device(device).type == "cpu":
-        check_memory(
-            name=str(source),
-            needed=loading_bytes(path, number),
-            available=available_memory(),
-            number=str(number).removeprefix("torch."),
-        )
+        advice = "set dtype to bfloat16, or use a smaller target model, or a quantized GGUF with the engine llama.cpp"
+        check_memory(str(source), loading_bytes(path, number), advice)
     with _quiet():
         check_source(source)
         if is_gguf(path):

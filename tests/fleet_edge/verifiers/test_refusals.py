@@ -8,8 +8,8 @@ from fleet_common.extras import install_command
 from fleet_edge.settings import EdgeSettings
 from fleet_edge.verifiers import blocks_engine as blocks_loader
 from fleet_edge.verifiers import packed as packed_loader
+from fleet_edge.verifiers import source
 from fleet_edge.verifiers.contract import VerifierError
-from fleet_edge.verifiers.llama_cpp import slab as llama_target
 from fleet_edge.verifiers.llama_cpp import verifier as llama_loader
 from fleet_edge.verifiers.registry import check_verifier, load_verifier, read_target_tokens
 from tests.fleet_edge.verifiers.oracle import WORDS, tiny_folder, tiny_target_gguf
@@ -47,11 +47,11 @@ def test_layers_on_a_gpu_that_is_not_there_are_refused_and_all_layers_are_not(gg
     load_verifier(settings(gguf, engine="llama.cpp", gpu_layers=-1))
 
 
-@pytest.mark.parametrize(("engine", "module"), [("llama.cpp", llama_target), ("blocks", blocks_loader)])
+@pytest.mark.parametrize("engine", ["llama.cpp", "blocks"])
 def test_a_gguf_larger_than_what_is_left_of_the_memory_is_refused(
-    gguf: Path, engine: str, module: Any, monkeypatch: pytest.MonkeyPatch
+    gguf: Path, engine: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "available_memory", lambda: gguf.stat().st_size // 8)
+    monkeypatch.setattr(source, "available_memory", lambda: gguf.stat().st_size // 8)
     with pytest.raises(VerifierError, match="memory"):
         load_verifier(settings(gguf, engine=engine))
 

@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from fleet_edge.verifiers import source
 from fleet_edge.verifiers.contract import VerifierError
-from fleet_edge.verifiers.packed import target as packed_target
 from fleet_edge.verifiers.packed.target import load_target, parameters_of
 from tests.fleet_edge.verifiers.oracle import tiny_folder, tiny_model, tiny_target_gguf
 
@@ -30,8 +30,8 @@ def test_the_numbers_of_a_gguf_are_those_of_its_tensors(tmp_path: Path) -> None:
 def test_too_little_memory_is_named_in_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: str) -> None:
     folder = tiny_folder(tmp_path / "tiny")
     needed = parameters() * getattr(torch, number).itemsize
-    monkeypatch.setattr(packed_target, "available_memory", lambda: needed - 1)
+    monkeypatch.setattr(source, "available_memory", lambda: needed - 1)
     with pytest.raises(VerifierError, match=f"{folder}"):
         load_target(folder, dtype=number)
-    monkeypatch.setattr(packed_target, "available_memory", lambda: needed)
+    monkeypatch.setattr(source, "available_memory", lambda: needed)
     load_target(folder, dtype=number)
