@@ -35,7 +35,7 @@ from fleet_device.requests.structured import ChatMessage
 from fleet_edge.settings import EdgeSettings, InferenceServerSettings
 from fleet_edge.verifiers.contract import Item, RunsElsewhere, Verifier, VerifierError
 from fleet_edge.verifiers.registry import load_verifier
-from fleet_edge.verifiers.remote.loading import ServerKey, endpoint_url, load_local
+from fleet_edge.verifiers.remote.loading import endpoint_url, key_headers, load_local
 from schemas.policy import Mode, SamplingPolicy
 from tests.support.statistics import ALARM, p_value
 
@@ -299,7 +299,7 @@ def _check(bench: Bench) -> tuple[list[dict[str, Any]], list[str]]:
     with closing(GgufModel(options.draft, vocabulary_only=True)) as codec:
         prompts = [encode_chat(codec, [ChatMessage("user", text)]) for text in PROMPTS]
         story = codec.encode("Once upon a time there was a")
-    url, headers = endpoint_url(options.endpoint), ServerKey(options.api_key_file).headers
+    url, headers = endpoint_url(options.endpoint), key_headers(options.api_key_file)
     oracle = Oracle(url, options.api, headers=headers, vocabulary=len(local.strings))
     ends, top = local.end_tokens, options.top_logprobs
     with closing(oracle), _fleet(bench) as devices:

@@ -6,12 +6,13 @@ import json
 import ssl
 import threading
 from collections.abc import Callable, Coroutine
+from pathlib import Path
 from typing import Any, Final, NoReturn, TypeVar
 
 import httpx
 
 from fleet_edge.verifiers.remote.dialect import EndpointBusy, EndpointFailed, HttpCall, QueryRefused
-from fleet_edge.verifiers.remote.loading import ServerKey
+from fleet_edge.verifiers.remote.loading import key_headers
 from schemas.printable import printable_line
 
 _CONNECT_S: Final = 2.0
@@ -27,13 +28,11 @@ SESSION_HEADER: Final = "X-Session-Id"
 
 
 class InferenceClient:
-    """HTTP client for one event loop; without `ca` it trusts the system's certificates.
+    """HTTP client for one event loop, with the API key in a file, if any; raises `VerifierError` as `key_headers`."""
 
-    Raises `VerifierError` if the file of certificates cannot be used.
-    """
-
-    def __init__(self, key: ServerKey, *, connections: int) -> None:
-        self._key = key
+    def __init__(self, key_file: Path | None, *, connections: int) -> None:
+        self._key_file = key_file
+        self._key = key_headers(key_file)
         limits = httpx.Limits(
             max_connections=connections, max_keepalive_connections=connections, keepalive_expiry=_KEEP_ALIVE_S
         )
@@ -53,12 +52,10 @@ class InferenceClient:
         """Return the JSON answer to a call; raises `EndpointFailed`, or `QueryRefused` if the server rejects it."""
         return await self._send("POST", endpoint, call, timeout_s=timeout_s, session=session)
 
-    async def _send(
-        self, method: str, endpoint: str, call: HttpCall, *, timeout_s: float, session: str = "", again: bool = True
-    ) -> object:
+    async def _send(self, method: str, endpoint: str, call: HttpCall, *, timeout_s: float, session: str = "") -> object:
         content = None if method == "GET" else json.dumps(call.body, separators=(",", ":")).encode()
         # A small compressed answer may expand to a large one.
-        headers = self._key.headers | {"Accept-Encoding": "identity"}
+        headers = self._key | {"Accept-Encoding": "identity"}
         if content:
             headers["Content-Type"] = "application/json"
         if session:
@@ -84,8 +81,6 @@ class InferenceClient:
             raise EndpointFailed(_unreachable(endpoint, error)) from error
         status = response.status_code
         if status in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
-            if again and self._key.reload():
-                return await self._send(method, endpoint, call, timeout_s=timeout_s, session=session, again=False)
             self._refuse_key(endpoint)
         if status != httpx.codes.OK:
             _raise_status(endpoint, call.path, response, body)
@@ -100,9 +95,10 @@ class InferenceClient:
             ) from error
 
     def _refuse_key(self, endpoint: str) -> NoReturn:
-        if self._key.source:
+        if self._key_file is not None:
             raise EndpointFailed(
-                f"The inference server at {endpoint} refuses the key in {self._key.source}; put the right one there."
+                f"The inference server at {endpoint} refuses the key in {self._key_file}; put the right one there, and "
+                "restart the edge."
             )
         raise EndpointFailed(
             f"The inference server at {endpoint} requires a key; put it into a file and set 'remote.api_key_file'."

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 from fleet_common.extras import install_command
 from fleet_edge.verifiers.contract import UnsupportedModel, Verifier, VerifierError
 from fleet_edge.verifiers.remote.dialect import BadSetting
+from fleet_edge.verifiers.source import check_gguf, target_name
 from schemas.vocabulary import token_strings
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def check(settings: "EdgeSettings") -> None:
             f"The engine `remote` needs the extra `edge-remote`; install it: {install_command('edge-remote')}"
         ) from error
     endpoint_url(settings.remote.endpoint)
-    ServerKey(settings.remote.api_key_file)
+    key_headers(settings.remote.api_key_file)
     check_local(settings.target)
 
 
@@ -78,60 +79,34 @@ def endpoint_url(text: str) -> str:
 _MOST_BYTES: Final = 4096
 
 
-class ServerKey:
-    """An API key in a file, which may be replaced while the edge runs."""
+def key_headers(path: Path | None) -> dict[str, str]:
+    """Return the headers with the API key in a file, if any.
 
-    def __init__(self, path: Path | None) -> None:
-        """Read the file, if any; raises `VerifierError` if it is unreadable, readable by others, or empty."""
-        self._path = path
-        self._headers = self._read()
+    Raises `VerifierError` if the file is unreadable, readable by others, or empty.
+    """
+    if path is None:
+        return {}
+    path = path.expanduser()
+    try:
+        mode = path.stat().st_mode
+        with path.open("rb") as file:
+            raw = file.read(_MOST_BYTES + 1)
+    except OSError as error:
+        raise _bad_key(f"The key file {path} cannot be read ({error.strerror}); check its path.") from error
+    if mode & 0o077:
+        raise _bad_key(f"Other users may read the key file {path}; restrict it (chmod 600).")
+    key = raw.decode("ascii", "replace").strip()
+    if not key or len(raw) > _MOST_BYTES or not all("!" <= each <= "~" for each in key):
+        raise _bad_key(f"The key file {path} holds no key: one line of printable characters is expected.")
+    return {"Authorization": f"Bearer {key}"}
 
-    @property
-    def headers(self) -> dict[str, str]:
-        return dict(self._headers)
 
-    @property
-    def source(self) -> str:
-        return "" if self._path is None else str(self._path)
-
-    def reload(self) -> bool:
-        """Read the file again after a server has refused the key; return whether the key has changed."""
-        try:
-            headers = self._read()
-        except VerifierError:
-            return False
-        changed = headers != self._headers
-        self._headers = headers
-        return changed
-
-    def __repr__(self) -> str:
-        return f"ServerKey({self._path})"
-
-    def _read(self) -> dict[str, str]:
-        if self._path is None:
-            return {}
-        path = self._path.expanduser()
-        try:
-            mode = path.stat().st_mode
-            with path.open("rb") as file:
-                raw = file.read(_MOST_BYTES + 1)
-        except OSError as error:
-            raise self._bad(f"The key file {path} cannot be read ({error.strerror}); check its path.") from error
-        if mode & 0o077:
-            raise self._bad(f"Other users may read the key file {path}; restrict it (chmod 600).")
-        key = raw.decode("ascii", "replace").strip()
-        if not key or len(raw) > _MOST_BYTES or not all("!" <= each <= "~" for each in key):
-            raise self._bad(f"The key file {path} holds no key: one line of printable characters is expected.")
-        return {"Authorization": f"Bearer {key}"}
-
-    @staticmethod
-    def _bad(sentence: str) -> BadSetting:
-        return BadSetting(sentence, setting="remote.api_key_file")
+def _bad_key(sentence: str) -> BadSetting:
+    return BadSetting(sentence, setting="remote.api_key_file")
 
 
 _CONFIGS: Final = ("generation_config.json", "config.json")
 _END_KEYS: Final = ("tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id")
-_GGUF_MAGIC: Final = b"GGUF"
 _SAMPLES: Final = 24
 _SAMPLE_SEED: Final = 20_507
 
@@ -154,9 +129,7 @@ def check_local(source: str) -> None:
                 f"The folder {path} has no tokenizer.json; copy the tokenizer of the served model there."
             )
     elif path.is_file():
-        with path.open("rb") as file:
-            if file.read(len(_GGUF_MAGIC)) != _GGUF_MAGIC:
-                raise UnsupportedModel(f"The file {path} is no GGUF; give one, or a folder with a tokenizer.json.")
+        check_gguf(path)
     else:
         raise VerifierError(
             f"There is no folder or file {path}; the engine `remote` needs the tokenizer of the served model: "
@@ -171,8 +144,7 @@ def load_local(source: str) -> LocalTokens:
 
     path = Path(source).expanduser().resolve()
     if path.is_dir():
-        strings = token_strings(repository_tokens(str(path)))
-        return LocalTokens(path.parent.name if path.name == "target" else path.name, strings, _folder_ends(path))
+        return LocalTokens(target_name(path), token_strings(repository_tokens(str(path))), _folder_ends(path))
     return LocalTokens(path.name, token_strings(gguf_tokens(path, vocabulary_only=True)), _gguf_ends(path))
 
 

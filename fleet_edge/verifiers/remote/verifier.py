@@ -20,7 +20,7 @@ from fleet_edge.verifiers.contract import Item, TargetAway, TargetInfo, TokenVer
 from fleet_edge.verifiers.remote.client import InferenceClient, LoopThread
 from fleet_edge.verifiers.remote.dialect import DIALECTS, LogprobsQuery
 from fleet_edge.verifiers.remote.endpoint import Expected, Identity, RemoteEndpoint
-from fleet_edge.verifiers.remote.loading import LocalTokens, ServerKey
+from fleet_edge.verifiers.remote.loading import LocalTokens
 from fleet_edge.verifiers.remote.queries import Queries
 from schemas.vocabulary import Vocabulary
 
@@ -149,14 +149,14 @@ def connect(
     clock: Callable[[], float] = time.monotonic,
 ) -> RemoteVerifier:
     """Return the verifier, once the server has proved that it serves the target; raises `VerifierError`."""
-    key = ServerKey(settings.api_key_file)
-    if key.source and url.startswith("http://") and urlsplit(url).hostname not in _LOOPBACK:
-        _log.warning("The key in %s goes to %s unencrypted; use https:// where others may listen.", key.source, url)
+    key_file = settings.api_key_file
+    if key_file is not None and url.startswith("http://") and urlsplit(url).hostname not in _LOOPBACK:
+        _log.warning("The key in %s goes to %s unencrypted; use https:// where others may listen.", key_file, url)
     top = min(settings.top_logprobs, len(local.strings))
     loop = LoopThread("remote")
 
     async def start() -> RemoteVerifier:
-        client = InferenceClient(key, connections=_CONNECTIONS)
+        client = InferenceClient(key_file, connections=_CONNECTIONS)
         dialect = DIALECTS[settings.api]()
         queries = Queries(
             RemoteEndpoint(url, dialect, client),

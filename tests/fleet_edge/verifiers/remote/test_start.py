@@ -94,15 +94,6 @@ def test_the_key_goes_with_every_request_and_nowhere_else(tmp_path: Path, caplog
     assert "right" not in caplog.text
 
 
-def test_a_key_that_was_replaced_is_read_again(tmp_path: Path) -> None:
-    with server(key="right") as one, asking(one, api_key_file=key_file(tmp_path)) as verifier:
-        one.key = "newer"
-        key_file(tmp_path, "newer")
-        verifier.open(1)
-        assert verifier.score([Item(1, [1, 2], 1)]).shape == (1, SIZE)
-        assert verifier.away() == ""
-
-
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
