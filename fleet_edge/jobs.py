@@ -140,17 +140,17 @@ class EdgeJobs:
         now, settings, engine = self._now(), self._settings, self._store.engine
         keep = settings.keep
         # A purge may take longer than an edge has to end, and runs next to the writer.
-        pace: Pace = {"chunk": settings.purge_chunk, "enough": self._stopping.is_set, "pause": self._stopping.wait}
-        rounds = housekeeping.purge(engine, ROUNDS, before=now - timedelta(days=keep.rounds_days), **pace)
+        pace = Pace(settings.purge_chunk, enough=self._stopping.is_set, pause=self._stopping.wait)
+        rounds = housekeeping.purge(engine, ROUNDS, before=now - timedelta(days=keep.rounds_days), pace=pace)
         oldest = floor(Grain.DAY, now - timedelta(days=keep.sessions_days))
-        sessions = housekeeping.purge_sessions(engine, before=oldest, **pace)
+        sessions = housekeeping.purge_sessions(engine, before=oldest, pace=pace)
         kept_days = max(keep.totals_days, keep.sessions_days)
-        housekeeping.purge_rollups(engine, before=floor(Grain.DAY, now - timedelta(days=kept_days)), **pace)
-        housekeeping.purge_loads(engine, thin_before=now - _MINUTES_KEPT, before=oldest, **pace)
-        events = housekeeping.purge(engine, EVENTS, before=oldest, **pace)
-        housekeeping.purge(engine, COMMANDS, before=oldest, **pace)
-        housekeeping.purge_reported(engine, before=now - _KEEP_REPORTED, most=_MOST_REPORTED, **pace)
-        housekeeping.purge_quarantines(engine, before=oldest, **pace)
+        housekeeping.purge_rollups(engine, before=floor(Grain.DAY, now - timedelta(days=kept_days)), pace=pace)
+        housekeeping.purge_loads(engine, thin_before=now - _MINUTES_KEPT, before=oldest, pace=pace)
+        events = housekeeping.purge(engine, EVENTS, before=oldest, pace=pace)
+        housekeeping.purge(engine, COMMANDS, before=oldest, pace=pace)
+        housekeeping.purge_reported(engine, before=now - _KEEP_REPORTED, most=_MOST_REPORTED, pace=pace)
+        housekeeping.purge_quarantines(engine, before=oldest, pace=pace)
         if rounds or sessions or events:
             _log.info(
                 "Purged %d rounds, %d sessions and %d events by age.",

@@ -36,6 +36,7 @@ from fleet_edge.store import housekeeping
 from fleet_edge.store.database import open_store
 from fleet_edge.store.engine import parse_url, sqlite_path
 from fleet_edge.store.event_codes import EVENT_CODES
+from fleet_edge.store.housekeeping import Pace
 from fleet_edge.store.periods import BEGINNING
 from fleet_edge.store.records import SegmentProgress, SessionOpened, minute_of, segment_number
 from fleet_edge.store.rollups import add_segments
@@ -529,7 +530,7 @@ def _purge(url: str, now: datetime) -> dict[str, Any]:
 
     with open_store(url) as store:
         before, begun = _size_mb(store.engine, url), time.perf_counter()
-        purged = housekeeping.purge_sessions(store.engine, before=now, chunk=1000, enough=enough, pause=time.sleep)
+        purged = housekeeping.purge_sessions(store.engine, before=now, pace=Pace(1000, enough=enough, pause=time.sleep))
         taken, after = time.perf_counter() - begun, _size_mb(store.engine, url)
     out, _ = writer.communicate("")
     stopping.set()

@@ -6,8 +6,9 @@ transactions with pauses between them, so that a writer never waits for long. Th
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Final, Required, TypedDict, Unpack
+from typing import Final
 
 from sqlalchemy import ColumnElement, Engine, Table, and_, delete, func, or_, select, tuple_
 
@@ -29,12 +30,6 @@ from fleet_edge.store.tables import (
 )
 from schemas.reasons import EndReason
 
-Enough = Callable[[], bool]
-"""Called between two transactions: whether to leave the rest to the next run."""
-
-Pause = Callable[[float], object]
-"""Wait for a number of seconds, or until stopped."""
-
 _STEP_S: Final = (
     0.03  # meant for one transaction: a third of what a writer may wait, on a machine that does other things
 )
@@ -43,35 +38,28 @@ _LEAST_CHUNK: Final = 20
 _KEPT_MINUTE: Final = 10  # each tenth minute's load of an edge is kept
 
 
-class Pace(TypedDict, total=False):
-    """How rows are deleted.
-
-    At most `chunk` rows in one transaction, fewer where that takes long. Between transactions, `enough` says whether to
-    leave the rest to the next run, and `pause` rests.
-    """
-
-    chunk: Required[int]
-    enough: Enough
-    pause: Pause
-
-
 def rest_not(seconds: float) -> None:
     """Continue at once: nothing else is being written."""
     del seconds
 
 
-def delete_rows(
-    engine: Engine,
-    table: Table,
-    condition: ColumnElement[bool],
-    *,
-    chunk: int,
-    enough: Enough = lambda: False,
-    pause: Pause = rest_not,
-) -> int:
-    """Delete the rows of a table that meet a condition, as `Pace` says; return their number."""
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How rows are deleted.
+
+    At most `chunk` rows in one transaction, fewer where that takes long. Between transactions, `enough` says whether to
+    leave the rest to the next run, and `pause` waits for a number of seconds, or until stopped.
+    """
+
+    chunk: int
+    enough: Callable[[], bool] = lambda: False
+    pause: Callable[[float], object] = rest_not
+
+
+def delete_rows(engine: Engine, table: Table, condition: ColumnElement[bool], pace: Pace) -> int:
+    """Delete the rows of a table that meet a condition; return their number."""
     key = list(table.primary_key)
-    total, size = 0, chunk if pause is rest_not else min(chunk, 5 * _LEAST_CHUNK)
+    total, size = 0, pace.chunk if pace.pause is rest_not else min(pace.chunk, 5 * _LEAST_CHUNK)
     while True:
         begun = time.perf_counter()
         doomed = select(*key).where(condition).limit(size)
@@ -79,12 +67,12 @@ def delete_rows(
             deleted = connection.execute(delete(table).where(tuple_(*key).in_(doomed))).rowcount
         taken = time.perf_counter() - begun
         total += deleted
-        if deleted < size or enough():
+        if deleted < size or pace.enough():
             return total
-        if pause is not rest_not:
+        if pace.pause is not rest_not:
             wanted = int(min(_STEP_S / max(taken, 1e-3), 2.0) * size)
-            size = min(max(wanted, _LEAST_CHUNK), chunk)
-            pause(max(taken, _LEAST_REST_S))
+            size = min(max(wanted, _LEAST_CHUNK), pace.chunk)
+            pace.pause(max(taken, _LEAST_REST_S))
 
 
 def close_abandoned(store: SessionStore, *, now: datetime, abandoned_after: timedelta, limit: int = 1000) -> int:
@@ -120,41 +108,41 @@ def close_abandoned(store: SessionStore, *, now: datetime, abandoned_after: time
     return len(found)
 
 
-def purge(engine: Engine, table: Table, *, before: datetime, **pace: Unpack[Pace]) -> int:
+def purge(engine: Engine, table: Table, *, before: datetime, pace: Pace) -> int:
     """Delete the old rows of a table that nothing else refers to: of rounds, events or commands."""
-    return delete_rows(engine, table, table.c.at < before, **pace)
+    return delete_rows(engine, table, table.c.at < before, pace)
 
 
-def purge_loads(engine: Engine, *, thin_before: datetime, before: datetime, **pace: Unpack[Pace]) -> int:
+def purge_loads(engine: Engine, *, thin_before: datetime, before: datetime, pace: Pace) -> int:
     """Delete old loads of edges, and of those before `thin_before` all but every tenth minute; return the number."""
     minute = EDGE_LOADS.c.minute
     thin = and_(minute < minute_of(thin_before), minute % _KEPT_MINUTE != 0)
-    return delete_rows(engine, EDGE_LOADS, or_(minute < minute_of(before), thin), **pace)
+    return delete_rows(engine, EDGE_LOADS, or_(minute < minute_of(before), thin), pace)
 
 
-def purge_sessions(engine: Engine, *, before: datetime, **pace: Unpack[Pace]) -> int:
+def purge_sessions(engine: Engine, *, before: datetime, pace: Pace) -> int:
     """Delete sessions without a record since `before`, with segments and rounds; return the number of sessions."""
     with engine.begin() as connection:
         insert = insert_into(PURGES, engine.dialect.name)
         rising = replacing(insert, where=insert.excluded.before > PURGES.c.before)
         connection.execute(rising, {"what": "segments", "before": ceiling(Grain.HOUR, before)})
-    return delete_rows(engine, SESSIONS, SESSIONS.c.last_at < before, **pace)
+    return delete_rows(engine, SESSIONS, SESSIONS.c.last_at < before, pace)
 
 
-def purge_rollups(engine: Engine, *, before: datetime, **pace: Unpack[Pace]) -> int:
+def purge_rollups(engine: Engine, *, before: datetime, pace: Pace) -> int:
     """Delete rollups of old hours and days; return the number."""
     deleted = 0
     for scope in Scope:
-        deleted += delete_rows(engine, ROLLUPS, and_(ROLLUPS.c.scope == scope, ROLLUPS.c.start < before), **pace)
+        deleted += delete_rows(engine, ROLLUPS, and_(ROLLUPS.c.scope == scope, ROLLUPS.c.start < before), pace)
     for grain in DISTRIBUTION_GRAINS:
         old = and_(DISTRIBUTIONS.c.grain == grain, DISTRIBUTIONS.c.start < before)
-        deleted += delete_rows(engine, DISTRIBUTIONS, old, **pace)
+        deleted += delete_rows(engine, DISTRIBUTIONS, old, pace)
     return deleted
 
 
-def purge_reported(engine: Engine, *, before: datetime, most: int, **pace: Unpack[Pace]) -> int:
+def purge_reported(engine: Engine, *, before: datetime, most: int, pace: Pace) -> int:
     """Delete old reported closes, and of each device all but the latest `most`; return the number."""
-    deleted = delete_rows(engine, REPORTED_CLOSES, REPORTED_CLOSES.c.closed_at < before, **pace)
+    deleted = delete_rows(engine, REPORTED_CLOSES, REPORTED_CLOSES.c.closed_at < before, pace)
     device = REPORTED_CLOSES.c.device
     with engine.connect() as connection:
         crowded = connection.scalars(select(device).group_by(device).having(func.count() > most)).all()
@@ -162,11 +150,11 @@ def purge_reported(engine: Engine, *, before: datetime, most: int, **pace: Unpac
             latest = select(REPORTED_CLOSES.c.closed_at).where(device == name)
             last = connection.scalar(latest.order_by(REPORTED_CLOSES.c.closed_at.desc()).offset(most - 1).limit(1))
             surplus = and_(device == name, REPORTED_CLOSES.c.closed_at < last)
-            deleted += delete_rows(engine, REPORTED_CLOSES, surplus, **pace)
+            deleted += delete_rows(engine, REPORTED_CLOSES, surplus, pace)
     return deleted
 
 
-def purge_quarantines(engine: Engine, *, before: datetime, **pace: Unpack[Pace]) -> int:
+def purge_quarantines(engine: Engine, *, before: datetime, pace: Pace) -> int:
     """Delete quarantines that ended or were lifted before a time, then lifts that nothing needs; return the number.
 
     A lift stays as long as a quarantine that it lifted.
@@ -175,7 +163,7 @@ def purge_quarantines(engine: Engine, *, before: datetime, **pace: Unpack[Pace])
     lifted = lift.where(
         QUARANTINE_LIFTS.c.lifted_at >= QUARANTINES.c.since_at, QUARANTINE_LIFTS.c.lifted_at < before
     ).exists()
-    quarantines = delete_rows(engine, QUARANTINES, or_(QUARANTINES.c.until_at < before, lifted), **pace)
+    quarantines = delete_rows(engine, QUARANTINES, or_(QUARANTINES.c.until_at < before, lifted), pace)
     needed = select(QUARANTINES.c.device).where(QUARANTINES.c.device == QUARANTINE_LIFTS.c.device).exists()
     unneeded = and_(QUARANTINE_LIFTS.c.lifted_at < before, ~needed)
-    return quarantines + delete_rows(engine, QUARANTINE_LIFTS, unneeded, **pace)
+    return quarantines + delete_rows(engine, QUARANTINE_LIFTS, unneeded, pace)

@@ -6,6 +6,7 @@ from sqlalchemy import insert
 from fleet_edge.session_log import SessionLog
 from fleet_edge.store import housekeeping
 from fleet_edge.store.database import Store
+from fleet_edge.store.housekeeping import Pace
 from fleet_edge.store.periods import Grain
 from fleet_edge.store.records import Record, segment_number
 from fleet_edge.store.tables import COMMANDS, EVENTS, ROUNDS
@@ -31,7 +32,7 @@ def test_old_commands_are_purged_and_the_others_stay(store: Store) -> None:
     with store.engine.begin() as connection:
         for name, at in (("old", after(0)), ("new", after(100))):
             connection.execute(insert(COMMANDS).values(id=name, at=at, deadline_at=at, **given))
-    assert housekeeping.purge(store.engine, COMMANDS, before=after(50), chunk=1) == 1
+    assert housekeeping.purge(store.engine, COMMANDS, before=after(50), pace=Pace(1)) == 1
     assert [row["id"] for row in all_rows(store)["commands"]] == ["new"]
 
 
@@ -46,7 +47,7 @@ def test_loads_of_edges_are_kept_by_minute_for_days_then_by_ten_minutes(store: S
     ]
     store.apply(loads)
     for _ in range(2):
-        housekeeping.purge_loads(store.engine, thin_before=after(3600 * 80), before=after(3600 * 10), chunk=7)
+        housekeeping.purge_loads(store.engine, thin_before=after(3600 * 80), before=after(3600 * 10), pace=Pace(7))
     found = log.edge_loads(Grain.MINUTE, since=START)
     by_day = log.edge_loads(Grain.DAY, since=START, edge="edge-2")
     by_month = log.edge_loads(Grain.MONTH, since=START, edge="edge-2")
@@ -87,8 +88,8 @@ def test_rollups_are_by_hour_and_device_and_take_late_records_in(store: Store, l
 
 def test_rollups_are_purged_by_their_own_age(store: Store) -> None:
     store.apply([*_session(1, 0), *_session(2, 86400)])
-    housekeeping.purge_sessions(store.engine, before=after(2 * 86400), chunk=10)
-    housekeeping.purge_rollups(store.engine, before=after(86400).replace(hour=0, minute=0), chunk=1)
+    housekeeping.purge_sessions(store.engine, before=after(2 * 86400), pace=Pace(10))
+    housekeeping.purge_rollups(store.engine, before=after(86400).replace(hour=0, minute=0), pace=Pace(1))
     rows = all_rows(store)
     assert {row["start"].date() for row in (*rows["rollups"], *rows["distributions"])} == {after(86400).date()}
 
@@ -97,9 +98,9 @@ def test_a_purge_takes_what_is_old_in_chunks_and_leaves_the_rest(store: Store) -
     for number in range(7):
         store.apply(_session(number, 1000 * number))
     store.apply([samples.event(id="old"), samples.event(id="new", at=after(9000))])
-    assert housekeeping.purge(store.engine, ROUNDS, before=after(4001), chunk=2) == 4
-    assert housekeeping.purge_sessions(store.engine, before=after(2500), chunk=2) == 3
-    assert housekeeping.purge(store.engine, EVENTS, before=after(2500), chunk=2) == 1
+    assert housekeeping.purge(store.engine, ROUNDS, before=after(4001), pace=Pace(2)) == 4
+    assert housekeeping.purge_sessions(store.engine, before=after(2500), pace=Pace(2)) == 3
+    assert housekeeping.purge(store.engine, EVENTS, before=after(2500), pace=Pace(2)) == 1
     rows = all_rows(store)
     assert [row["session"] for row in rows["sessions"]] == [f"{number:016x}" for number in range(3, 7)]
     assert len(rows["segments"]) == 4
@@ -109,7 +110,7 @@ def test_a_purge_takes_what_is_old_in_chunks_and_leaves_the_rest(store: Store) -
 
 def test_a_purged_session_waits_its_rounds_along_and_leaves_its_rollup(store: Store) -> None:
     store.apply(_session(1, 0))
-    housekeeping.purge_sessions(store.engine, before=after(100), chunk=10)
+    housekeeping.purge_sessions(store.engine, before=after(100), pace=Pace(10))
     rows = all_rows(store)
     assert (rows["sessions"], rows["segments"], rows["rounds"]) == ([], [], [])
     assert [row["sessions"] for row in rows["rollups"]] == [1, 1, 1]
@@ -120,7 +121,7 @@ def test_closes_that_no_session_was_found_to_are_purged_by_age_and_bounded_by_de
     store.apply(
         [samples.reported(session=f"{number:016x}", device="sensor-2", at=after(number)) for number in range(3)]
     )
-    assert housekeeping.purge_reported(store.engine, before=after(2), most=5, chunk=4) == 2 + 13 + 2
+    assert housekeeping.purge_reported(store.engine, before=after(2), most=5, pace=Pace(4)) == 2 + 13 + 2
     left = [(row["device"], row["session"]) for row in all_rows(store)["reported_closes"]]
     assert sorted(left) == [
         *(("sensor-1", f"{number:016x}") for number in range(15, 20)),
@@ -143,7 +144,7 @@ def _fill(store: Store) -> None:
 def test_a_purge_rests_between_its_transactions_and_leaves_nothing(store: Store) -> None:
     _fill(store)
     rests: list[float] = []
-    purged = housekeeping.purge_sessions(store.engine, before=after(SESSIONS), chunk=200, pause=rests.append)
+    purged = housekeeping.purge_sessions(store.engine, before=after(SESSIONS), pace=Pace(200, pause=rests.append))
     assert purged == SESSIONS
     assert len(rests) >= SESSIONS // 200
     assert min(rests) > 0

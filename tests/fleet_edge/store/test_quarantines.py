@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from fleet_edge.store import housekeeping, quarantines
 from fleet_edge.store.database import Store
 from fleet_edge.store.errors import StoreUnavailable
+from fleet_edge.store.housekeeping import Pace
 from fleet_edge.store.records import ADMINISTRATOR, DeviceQuarantined, QuarantineLifted
 from tests.fleet_edge.store import samples
 from tests.fleet_edge.store.rows import all_rows, clear
@@ -134,7 +135,7 @@ def test_old_quarantines_are_purged_and_a_lift_only_when_nothing_needs_it(store:
             QuarantineLifted(device="never-quarantined", by="edge-1", at=after(10)),
         ]
     )
-    assert housekeeping.purge_quarantines(store.engine, before=after(100), chunk=1) == 4
+    assert housekeeping.purge_quarantines(store.engine, before=after(100), pace=Pace(1)) == 4
     rows = all_rows(store)
     assert [row["device"] for row in rows["quarantines"]] == ["lasting", "lifted-late"]
     assert [row["device"] for row in rows["quarantine_lifts"]] == ["lifted-late"]

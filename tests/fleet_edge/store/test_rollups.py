@@ -9,6 +9,7 @@ import pytest
 
 from fleet_edge.store import housekeeping, totals
 from fleet_edge.store.database import Store, open_store
+from fleet_edge.store.housekeeping import Pace
 from fleet_edge.store.periods import DAY, Grain, ceiling, floor
 from fleet_edge.store.records import segment_number
 from fleet_edge.store.rollups import Dimension
@@ -114,7 +115,7 @@ def test_totals_are_what_was_written_at_any_time(store: Store, seed: int) -> Non
                     _write(store, chance.choice([stay, *new]))  # a batch that was spooled although it was stored
             stays += dict.fromkeys(stay for stay in new)
         if chance.random() < 0.2:
-            housekeeping.purge_sessions(store.engine, before=now - 30 * DAY, chunk=50)
+            housekeeping.purge_sessions(store.engine, before=now - 30 * DAY, pace=Pace(50))
             purged_until = max(purged_until, ceiling(Grain.HOUR, now - 30 * DAY))
         since = now - chance.random() * (now - BEGIN)
         until = chance.choice([None, since + chance.random() * (now - since)])
@@ -149,7 +150,7 @@ def test_minutes_become_hours_where_segments_are_purged(store: Store) -> None:
     for number, hours in enumerate((0.1, 0.2, 30.1)):
         _write(store, Stay(number, _at(hours), "a", "north", None, "small", 10))
     assert _beginning(store) == _at(0.1)
-    housekeeping.purge_sessions(store.engine, before=floor(Grain.DAY, _at(30)), chunk=10)
+    housekeeping.purge_sessions(store.engine, before=floor(Grain.DAY, _at(30)), pace=Pace(10))
     with store.engine.connect() as connection:
         found = totals.usage(connection, grain=Grain.MINUTE)
         latencies = totals.latencies(connection, grain=Grain.MINUTE)
@@ -195,11 +196,11 @@ def test_what_changes_after_the_end_of_a_session_counts_once(store: Store) -> No
 
 def test_what_comes_after_its_purge_is_in_no_total(store: Store, caplog: pytest.LogCaptureFixture) -> None:
     _write(store, _stay(0))
-    housekeeping.purge_sessions(store.engine, before=_at(48), chunk=10)
+    housekeeping.purge_sessions(store.engine, before=_at(48), pace=Pace(10))
     _write(store, _stay(0))
     _write(store, _stay(2, session=3, tokens=9))
     assert "came so late that they are in no total" in caplog.text
-    housekeeping.purge_sessions(store.engine, before=_at(24), chunk=10)
+    housekeeping.purge_sessions(store.engine, before=_at(24), pace=Pace(10))
     _write(store, _stay(30))
     for by in WAYS:
         assert sum(tokens for _, _, tokens in _found(store, UsageFilter(), by).values()) == 5
