@@ -335,10 +335,8 @@ def start_column(grain: str, take: "Callable[[T], datetime | None]") -> Column[T
 
 
 def alert_state(alert: "AlertView") -> str:
-    """Return an alert's severity, or that it was acknowledged or is over."""
-    if not alert.open:
-        return "cleared"
-    return "acknowledged" if alert.acknowledged_at is not None else alert.severity
+    """Return an alert's severity, or that it is over."""
+    return alert.severity if alert.open else "cleared"
 
 
 def as_assignments(values: Mapping[str, object]) -> str | None:
@@ -389,8 +387,7 @@ UPDATES: "Final[list[Column[UpdateView]]]" = [
 
 
 ALERT_GROUPS: "Final[list[Column[AlertGroup]]]" = [
-    Column("reference", lambda row: row.reference, rank=0),
-    Column("state", lambda row: row.state, "state", rank=0),
+    Column("state", lambda row: row.severity, "state", rank=0),
     Column("alerts", lambda row: len(row.alerts), "count", rank=1),
     Column("condition", lambda row: row.rule, rank=2),
     Column("since", lambda row: row.since_at, "ago", rank=1),
@@ -408,10 +405,7 @@ ALERTS: "Final[list[Column[AlertView]]]" = [
     Column("last seen", lambda row: row.last_at, "ago", key="last", rank=2),
     Column("value", lambda row: row.value, "figure", rank=3),
     Column("threshold", lambda row: row.threshold, "figure", rank=3),
-    Column("acknowledged by", lambda row: row.acknowledged_by, rank=2),
-    Column("acknowledged", lambda row: row.acknowledged_at, "moment", rank=3),
     Column("cleared", lambda row: row.cleared_at, "moment", key="cleared", rank=2),
-    Column("cleared by", lambda row: row.cleared_by, rank=3),
     Column("what is wrong", lambda row: row.sentence, "sentence", key="sentence", rank=0),
 ]
 

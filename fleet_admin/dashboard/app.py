@@ -26,7 +26,6 @@ from fleet_admin.dashboard.visit import Page, Visit
 from fleet_admin.steering import SteeringError
 from fleet_common.http_server import HttpServer
 from fleet_common.metrics import ListenAddress
-from fleet_edge.alerts.alerts import NoSuchAlert
 from fleet_edge.store.errors import InvalidQuery, NotFound, StoreError, StoreUnavailable
 from schemas.errors import FleetError
 
@@ -46,7 +45,6 @@ _log = logging.getLogger(__name__)
 
 _STATUS: Final[tuple[tuple[type[FleetError], int], ...]] = (
     (NotFound, 404),
-    (NoSuchAlert, 404),
     (InvalidQuery, 400),
     (AccountError, 400),
     (SteeringError, 400),

@@ -19,23 +19,18 @@ from fleet_admin.reports import ALERT_GROUPS, ALERTS, edge_columns
 from fleet_cli.errors import CommandError, ExitCode
 from fleet_cli.options import (
     DEFAULT_DB,
-    Acting,
     AsJson,
     Database,
-    Interruption,
     Wide,
-    actor_of,
     needs_extra,
     open_log,
     time_of,
     with_settings,
 )
-from fleet_cli.tables import Column, cell, print_json, print_table
+from fleet_cli.tables import Column, print_table
 
 if TYPE_CHECKING:
     from fleet_admin.unmatched import UnmatchedMachine
-    from fleet_edge.alerts.alerts import Alerts
-    from fleet_edge.store.views import AlertView
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,39 +78,14 @@ _MOST: Final = 10_000  # as many as can be open
 def alerts(
     everything: Annotated[bool, typer.Option("--all", help="Include cleared alerts, latest first.")] = False,
     each: Annotated[bool, typer.Option("--each", help="A line for each alert instead of each condition.")] = False,
-    ack: Annotated[
-        str | None, typer.Option(metavar="REFERENCE", help="Acknowledge this alert, or all of this condition.")
-    ] = None,
-    clear: Annotated[
-        str | None,
-        typer.Option(metavar="REFERENCE", help="Clear likewise; where the cause persists, an alert opens again."),
-    ] = None,
-    watch: Annotated[bool, typer.Option("--watch", help="Evaluate and deliver alerts until interrupted.")] = False,
-    config: Annotated[
-        Path | None,
-        typer.Option(metavar="PATH", envvar="FLEET_ALERTS_CONFIG", help="TOML file with thresholds and receivers."),
-    ] = None,
-    acting: Acting = None,
     db: Database = DEFAULT_DB,
     as_json: AsJson = False,
     wide: Wide = False,
 ) -> None:
-    """List the open alerts by condition; acknowledge or clear some; evaluate them until interrupted."""
-    if sum((ack is not None, clear is not None, watch)) > 1:
-        raise CommandError("Give one of --ack, --clear and --watch.")
-    if watch:
-        _watch(db, config, as_json=as_json)
-        return
-    actor = actor_of(acting)
-    with _open_alerts(db, read_only=ack is None and clear is None) as book:
-        if ack is not None:
-            for alert in book.acknowledge(ack, who=actor.who, source=actor.source):
-                typer.echo(f"{cell(alert.acknowledged_by)} has acknowledged {alert.id}: {cell(alert.sentence)}")
-            return
-        if clear is not None:
-            for alert in book.clear(clear, who=actor.who, source=actor.source):
-                typer.echo(f"{alert.id} is cleared: {cell(alert.sentence)}")
-            return
+    """List the open alerts by condition."""
+    with needs_extra("admin"):
+        from fleet_edge.alerts.alerts import Alerts
+    with Alerts(db, read_only=True) as book:
         found = book.list(open=None if everything else True, limit=_MOST)
         if outdated := book.evaluation().sentence:
             typer.secho(outdated, err=True, dim=True)
@@ -129,52 +99,6 @@ def alerts(
     title = f"Alerts: {len(found)}, conditions: {len(groups)}"
     empty = "No alert is known to be open." if outdated else "No alert is open."
     print_table(title, ALERT_GROUPS, groups, wide=wide, empty=empty)
-
-
-def _open_alerts(url: str, *, read_only: bool) -> "Alerts":
-    with needs_extra("admin"):
-        from fleet_edge.alerts.alerts import Alerts
-
-    return Alerts(url, read_only=read_only)
-
-
-def _watch(db: str, config: Path | None, *, as_json: bool) -> None:
-    from fleet_edge.alerts.evaluator import RunningAlerts
-    from fleet_edge.alerts.settings import EVERY_S, load_alert_settings
-    from fleet_edge.store.errors import StoreUnavailable
-
-    settings = load_alert_settings(config)
-    interruption = Interruption()
-
-    def show(alert: "AlertView") -> None:
-        if as_json:
-            print_json(alert)
-        else:
-            state = alert.severity if alert.open else "over"
-            typer.echo(f"{cell(alert.last_at)} {state} {alert.id} {alert.rule}: {cell(alert.sentence)}")
-
-    with _open_alerts(db, read_only=False) as book, RunningAlerts(book.connection, settings) as running:
-        typer.echo(f"Evaluating every {EVERY_S:g} s, unless another process does, until interrupted.", err=True)
-        known: dict[str, AlertView] = {}
-        while True:
-            running.step()
-            with suppress(StoreUnavailable):  # logged
-                known = _show_changes(known, book.open(limit=_MOST), show)
-            if interruption.wait(EVERY_S):
-                break
-
-
-def _show_changes(
-    before: "Mapping[str, AlertView]", is_open: "Sequence[AlertView]", show: "Callable[[AlertView], None]"
-) -> "dict[str, AlertView]":
-    """Show alerts that are new, graver or over, whichever process has found that out; return the open ones by id."""
-    now = {each.id: each for each in is_open}
-    for alert in is_open:
-        if alert.id not in before or before[alert.id].severity != alert.severity:
-            show(alert)
-    for name in before.keys() - now.keys():
-        show(replace(before[name], cleared_at=datetime.now(UTC)))
-    return now
 
 
 def unmatched(

@@ -7,7 +7,6 @@
             print(alert.severity, alert.subject, alert.sentence)
 """
 
-import builtins
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -16,7 +15,7 @@ from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any, Final, NamedTuple, TypedDict, Unpack
 
-from sqlalchemy import Connection, Row, Update, and_, bindparam, delete, insert, or_, select, text, update
+from sqlalchemy import Connection, Row, and_, bindparam, delete, insert, or_, select, text, update
 from sqlalchemy.exc import IntegrityError
 
 from fleet_common.closing import Closing
@@ -24,22 +23,13 @@ from fleet_edge.store.database import open_existing, transaction
 from fleet_edge.store.event_codes import EventKind, Severity
 from fleet_edge.store.merge import merge_records
 from fleet_edge.store.records import EventLogged
-from fleet_edge.store.steering import record_audit
 from fleet_edge.store.tables import ALERT_LEASES, ALERTS
-from fleet_edge.store.views import AlertView, AuditEntry
+from fleet_edge.store.views import AlertView
 from schemas.control import Alert, AlertState
 from schemas.errors import FleetError
 
 
-class AlertError(FleetError):
-    """Base of all errors of alerts."""
-
-
-class NoSuchAlert(AlertError):  # noqa: N818 - reads as what it says
-    """No alert has that reference, or several ids begin with it."""
-
-
-class DeliveryFailed(AlertError):  # noqa: N818 - likewise
+class DeliveryFailed(FleetError):  # noqa: N818 - reads as what it says
     """An alert could not be delivered; another attempt may succeed."""
 
 
@@ -115,26 +105,6 @@ def list_alerts(connection: Connection, **chosen: Unpack[AlertFilter]) -> list[A
     return [AlertView(**row) for row in connection.execute(ordered).mappings()]
 
 
-def find(connection: Connection, reference: str) -> list[AlertView]:
-    """Return the open alerts of a rule, or one alert by a unique prefix of its id; otherwise raises `NoSuchAlert`."""
-    prefix = reference.lower()
-    if not prefix or not set(prefix) <= set("0123456789abcdef"):
-        of_rule = list_alerts(connection, open=True, rule=reference, limit=MOST_OPEN)
-        if not of_rule:
-            raise NoSuchAlert(
-                f"{reference[:40]!r} is neither an alert's id nor the rule of an open one; `fleet admin alerts` lists "
-                "them."
-            )
-        return of_rule
-    query = select(ALERTS).where(ALERTS.c.id.startswith(prefix)).limit(2)
-    found = connection.execute(query).mappings().all()
-    if not found:
-        raise NoSuchAlert(f"There is no alert {reference[:40]!r}; `fleet admin alerts --all` lists them.")
-    if len(found) > 1:
-        raise NoSuchAlert(f"Several alerts begin with {reference[:40]!r}; give more of the id.")
-    return [AlertView(**found[0])]
-
-
 def open_alerts(connection: Connection) -> dict[tuple[str, str], Row[Any]]:
     """Return what an evaluation needs of the open alerts, by rule and subject."""
     names = ("rule", "subject", "id", "severity", "sentence", "threshold")
@@ -150,30 +120,13 @@ def read_again(connection: Connection, alerts: Sequence[AlertView | Row[Any]]) -
     return [by_id[each.id] for each in alerts]
 
 
-def acknowledge(connection: Connection, alerts: Sequence[AlertView], *, who: str, now: datetime) -> list[AlertView]:
-    """Record who has acknowledged alerts; the first one counts."""
-    fresh = [each for each in alerts if each.acknowledged_at is None]
-    note = update(ALERTS).where(ALERTS.c.id == bindparam("alert"), ALERTS.c.acknowledged_at.is_(None))
-    _for_each(connection, note.values(acknowledged_at=now, acknowledged_by=who), fresh)
-    _log(connection, fresh, "acknowledged", lambda alert: f"{who} has acknowledged: {alert.sentence}", now=now, who=who)
-    return read_again(connection, alerts)
-
-
-def clear(
-    connection: Connection, alerts: Sequence[AlertView], *, now: datetime, who: str | None = None
-) -> list[AlertView]:
-    """End alerts; `who` None: their rules no longer match."""
-    ending = [each for each in alerts if each.open]
-    end = update(ALERTS).where(ALERTS.c.id == bindparam("alert"), ALERTS.c.cleared_at.is_(None))
-    _for_each(connection, end.values(cleared_at=now, cleared_by=who), ending)
-    how = "It is over" if who is None else f"{who} has cleared it"
-    _log(connection, ending, "cleared", lambda alert: f"{how}: {alert.sentence}", now=now, who=who)
-    return read_again(connection, alerts)
-
-
-def _for_each(connection: Connection, statement: Update, alerts: Sequence[AlertView]) -> None:
+def clear(connection: Connection, alerts: Sequence[AlertView], *, now: datetime) -> list[AlertView]:
+    """End alerts whose rules no longer match."""
     if alerts:
-        connection.execute(statement, [{"alert": each.id} for each in alerts])
+        end = update(ALERTS).where(ALERTS.c.id == bindparam("alert"), ALERTS.c.cleared_at.is_(None))
+        connection.execute(end.values(cleared_at=now), [{"alert": each.id} for each in alerts])
+        _log(connection, alerts, "cleared", lambda alert: f"It is over: {alert.sentence}", now=now)
+    return read_again(connection, alerts)
 
 
 Found = tuple[str, RuleReading, datetime]
@@ -240,9 +193,6 @@ def _new_alert(rule: str, reading: RuleReading, *, since: datetime, now: datetim
         since_at=since,
         last_at=now,
         cleared_at=None,
-        cleared_by=None,
-        acknowledged_at=None,
-        acknowledged_by=None,
         delivered=None,
         **_columns(reading),
     )
@@ -338,7 +288,6 @@ def _log(
     sentence: Callable[[AlertView], str],
     *,
     now: datetime,
-    who: str | None = None,
 ) -> None:
     grave = AlertSeverity.CRITICAL if code == "opened" else None
     events = [
@@ -348,7 +297,6 @@ def _log(
             sentence=sentence(each),
             at=now,
             device=each.device,
-            who=who,
             severity=Severity.ERROR if each.severity == grave else None,
         )
         for each in alerts
@@ -383,33 +331,6 @@ class Alerts(Closing):
     def evaluation(self) -> Evaluation:
         with self.connection() as connection:
             return last_evaluation(connection, now=self._now())
-
-    def acknowledge(self, alert: str, *, who: str, source: str = "") -> builtins.list[AlertView]:
-        """Record who has acknowledged alerts, by a prefix of an id or by their rule; the first one counts."""
-        return self._act("acknowledge", acknowledge, alert, who=who, source=source)
-
-    def clear(self, alert: str, *, who: str, source: str = "") -> builtins.list[AlertView]:
-        """End alerts, by a prefix of an id or by their rule; a problem that remains opens a new one."""
-        return self._act("clear", clear, alert, who=who, source=source)
-
-    def _act(
-        self, word: str, act: Callable[..., builtins.list[AlertView]], reference: str, *, who: str, source: str
-    ) -> builtins.list[AlertView]:
-        now = self._now()
-        with self.connection() as connection:
-            found = act(connection, find(connection, reference), who=who, now=now)
-            entries = [
-                AuditEntry(
-                    who=who,
-                    action=f"alert {word}",
-                    subject=f"{each.id} {each.subject}",
-                    after=each.sentence,
-                    source=source,
-                )
-                for each in found
-            ]
-            record_audit(connection, entries, now=now)
-            return found
 
     def connection(self) -> AbstractContextManager[Connection]:
         return transaction(self._engine)

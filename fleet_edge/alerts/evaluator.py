@@ -1,7 +1,7 @@
 """Evaluator: evaluates the rules regularly, opens and clears alerts, and delivers them.
 
-It runs in every edge, next to a dashboard, or as `fleet admin alerts --watch`. Only one process evaluates at a time: it
-holds a lease in the database, and another takes over when that expires.
+It runs in every edge and next to a dashboard. Only one process evaluates at a time: it holds a lease in the database,
+and another takes over when that expires.
 """
 
 import logging

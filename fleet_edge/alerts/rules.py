@@ -256,11 +256,6 @@ class AlertGroup:
     alerts: Sequence[AlertView]
 
     @property
-    def reference(self) -> str:
-        """Return what acknowledges or clears them: the id of a single alert, or the rule."""
-        return self.rule if len(self.alerts) > 1 else self.alerts[0].id
-
-    @property
     def critical(self) -> int:
         return sum(each.severity == AlertSeverity.CRITICAL for each in self.alerts)
 
@@ -271,14 +266,6 @@ class AlertGroup:
     @property
     def since_at(self) -> datetime:
         return min(each.since_at for each in self.alerts)
-
-    @property
-    def acknowledged(self) -> bool:
-        return all(each.acknowledged_at is not None for each in self.alerts)
-
-    @property
-    def state(self) -> str:
-        return "acknowledged" if self.acknowledged else self.severity
 
     @property
     def subjects(self) -> str:
@@ -302,7 +289,7 @@ def sentence_about(alerts: Sequence[AlertView] | Sequence[Alert]) -> str:
 
 
 def grouped(alerts: Iterable[AlertView]) -> list[AlertGroup]:
-    """Group open alerts by rule: first those with critical ones, acknowledged ones last, then the largest."""
+    """Group open alerts by rule: first those with critical ones, then the largest."""
     by_rule: dict[str, list[AlertView]] = {}
     for alert in alerts:
         by_rule.setdefault(alert.rule, []).append(alert)
@@ -310,4 +297,4 @@ def grouped(alerts: Iterable[AlertView]) -> list[AlertGroup]:
         AlertGroup(rule, sorted(own, key=lambda each: (each.severity != AlertSeverity.CRITICAL, each.subject)))
         for rule, own in by_rule.items()
     ]
-    return sorted(groups, key=lambda each: (each.acknowledged, not each.critical, -len(each.alerts), each.rule))
+    return sorted(groups, key=lambda each: (not each.critical, -len(each.alerts), each.rule))

@@ -134,8 +134,7 @@ EVENT_CODES: Final[tuple[EventCode, ...]] = (
     EventCode(_COMMAND, "failed", _WARNING, "A device failed to execute a command."),
     EventCode(_COMMAND, "timed-out", _WARNING, "No answer to a command came in time."),
     EventCode(EventKind.ALERT, "opened", _WARNING, "An alert's rule is met."),
-    EventCode(EventKind.ALERT, "acknowledged", _INFO, "An alert was acknowledged."),
-    EventCode(EventKind.ALERT, "cleared", _INFO, "An alert's rule is no longer met, or it was cleared."),
+    EventCode(EventKind.ALERT, "cleared", _INFO, "An alert's rule is no longer met."),
     EventCode(
         EventKind.OTHER, "other", _WARNING, "Events of a minute beyond the number of kinds that are counted separately."
     ),

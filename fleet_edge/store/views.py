@@ -467,13 +467,12 @@ class AlertView:
     """One alert.
 
     Attributes:
-        id: Hexadecimal; enough of its beginning identifies it.
+        id: Hexadecimal.
         subject: A device, an edge, or an edge and a code.
         severity: `warning` or `critical`.
         sentence: What is wrong, as seen last, and what to do.
         value: What was measured when the sentence last changed, if it is a number.
         last_at: When its rule last found it wrong.
-        cleared_by: Who cleared it; None if its rule no longer matched.
         delivered: Its state as all receivers have accepted it last: `warning`, `critical` or `cleared`.
     """
 
@@ -488,9 +487,6 @@ class AlertView:
     since_at: datetime
     last_at: datetime
     cleared_at: datetime | None
-    cleared_by: str | None
-    acknowledged_at: datetime | None
-    acknowledged_by: str | None
     delivered: str | None
 
     @property

@@ -11,7 +11,7 @@ from fleet_admin.dashboard.charts import RANGES, Timeline, range_of
 from fleet_admin.dashboard.errors import Problem
 from fleet_admin.dashboard.grid import Grid, Link, about, address
 from fleet_admin.dashboard.rendering import csv_response
-from fleet_admin.dashboard.visit import Page, Visit, action
+from fleet_admin.dashboard.visit import Page, Visit
 from fleet_admin.reports import (
     ALERTS,
     AUDIT,
@@ -19,7 +19,7 @@ from fleet_admin.reports import (
     tally_columns,
 )
 from fleet_admin.settings import PriceList
-from fleet_edge.alerts.alerts import MOST_OPEN, AlertError
+from fleet_edge.alerts.alerts import MOST_OPEN
 from fleet_edge.alerts.rules import grouped
 from fleet_edge.store.views import AlertView, AuditView, UsageView
 from schemas.names import model_name
@@ -98,10 +98,7 @@ def show_usage(visit: Visit) -> Response:
 
 _ALERTS_PATH: Final = "/alerts"
 _MAX_ALERTS: Final = 1_000  # that are over
-_MOST_AT_ONCE: Final = 200
-"""Alerts shown of one condition, and chosen at once."""
-
-
+_MOST_SHOWN: Final = 200  # of one condition
 _ALERTS_GRID: Final = Grid[AlertView](ALERTS, sort="-since", links={"subject": about})
 
 
@@ -117,38 +114,12 @@ def show_alerts(visit: Visit) -> Response:
         title="Alerts",
         groups=groups,
         about=about,
-        most=_MOST_AT_ONCE,
+        most=_MOST_SHOWN,
         outdated=alerts.evaluation().sentence,
         number=len(is_open),
         critical=sum(each.critical for each in groups),
-        waiting=sum(each.acknowledged_at is None for each in is_open),
         view=_ALERTS_GRID.view(alerts.list(open=False, limit=_MAX_ALERTS), visit.admission.query),
     )
-
-
-def acknowledge(visit: Visit) -> Response:
-    return _each(visit, visit.services.alerts.acknowledge, "acknowledged")
-
-
-def clear(visit: Visit) -> Response:
-    """End alerts; a problem that remains opens a new one."""
-    return _each(visit, visit.services.alerts.clear, "cleared")
-
-
-def _each(visit: Visit, act: Callable[..., list[AlertView]], word: str) -> Response:
-    """Act on the selected conditions and alerts."""
-    done, why = set[str](), ""
-    # Conditions first: their names are not hexadecimal.
-    chosen = sorted(visit.forms("alert"), key=lambda each: set(each) <= set("0123456789abcdef"))
-    for reference in chosen[:_MOST_AT_ONCE]:
-        try:
-            done |= {each.id for each in act(reference, who=visit.visitor.name, source=visit.visitor.address)}
-        except AlertError as error:
-            # A selected condition may include, and have cleared, an alert that is selected too.
-            why = f" {error}"
-    if not done and not why:
-        why = " Select some alerts first."
-    return visit.redirect(_ALERTS_PATH, said=f"{len(done)} {word}.{why}")
 
 
 _MAX_ACTIONS: Final = 2_000
@@ -178,7 +149,5 @@ def show_audit(visit: Visit) -> Response:
 PAGES: Final = (
     Page("/usage", "Usage", show_usage, menu=True),
     Page(_ALERTS_PATH, "Alerts", show_alerts, menu=True),
-    action(f"{_ALERTS_PATH}/acknowledge", acknowledge),
-    action(f"{_ALERTS_PATH}/clear", clear),
     Page("/audit", "Audit log", show_audit, menu=True),
 )

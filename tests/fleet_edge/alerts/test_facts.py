@@ -71,8 +71,6 @@ def test_from_the_log_to_an_alert_and_back(store: Store, database_url: str) -> N
         opened = evaluator.step()
         assert [(each.rule, each.subject) for each in opened] == [("kv-full", "edge-1")]
         assert evaluator.step() == []
-        (noted,) = alerts.acknowledge(opened[0].id, who="ada")
-        assert noted.acknowledged_by == "ada"
         store.apply([samples.edge_load(at=NOW + MINUTE, kv_usage=0.5)])
         cleared = evaluator.step()
         assert cleared is not None
