@@ -342,8 +342,7 @@ fleet admin label gateway-7 --add hall_a
 fleet admin user add setup --role operator --password-file /tmp/password
 until fleet admin alerts --all --json | grep -q '"id"'; do sleep 1; done  # the edge evaluates them
 session=$(fleet admin sessions --json | grep -o '"session": "[^"]*' | head -1)
-alert=$(fleet admin alerts --all --json | grep -o '"id": "[^"]*' | head -1)
-printf '{"SESSION": "%s", "ALERT": "%s"}' "${session##*\"}" "${alert##*\"}" >&3
+printf '{"SESSION": "%s"}' "${session##*\"}" >&3
 """
 """Sets the variables for `run with` marks."""
 

@@ -1,16 +1,13 @@
 import os
 from collections.abc import Callable
-from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
 from fleet_admin.dashboard.app import PAGES
-from fleet_edge.alerts import alerts as book
-from fleet_edge.alerts.alerts import Alerts
 from fleet_edge.store.database import open_store
 from tests.fleet_admin.dashboard.conftest import NOW
-from tests.fleet_admin.dashboard.fleet_log import ALERTS, EVIL
+from tests.fleet_admin.dashboard.fleet_log import EVIL
 from tests.fleet_edge.store import samples
 from tests.support.chromium import Chromium, Tab
 
@@ -141,16 +138,12 @@ def test_a_chart_is_drawn_and_kept_when_the_page_follows_the_log(log_in_tab: Cal
     assert tab.evaluate("document.querySelector('.chart canvas').kept")
 
 
-def test_a_ticked_alert_stays_ticked_on_reload(log_in_tab: Callable[..., Tab], served: str, url: str) -> None:
+def test_a_ticked_device_stays_ticked_on_reload(log_in_tab: Callable[..., Tab], served: str, url: str) -> None:
     tab = log_in_tab()
-    tab.goto(f"{served}/alerts")
+    tab.goto(f"{served}/devices")
     tab.until("document.getElementById('pulse').textContent.startsWith('Live')")
-    tab.evaluate("document.querySelector('#live [name=alert]').click(); window.here = true")
-    with Alerts(url) as alerts, alerts.connection() as connection:
-        reading = ALERTS["edge-offline"]._replace(subject="edge-9")
-        book.note_wrong(connection, [("edge-silent", reading, NOW - timedelta(hours=1))], held={}, now=NOW)
+    tab.evaluate("document.querySelector('#live [value=\"gateway-1\"]').click()")
     with open_store(url) as store:
-        store.apply([samples.device_seen(device="newcomer", at=NOW)])
-    tab.until("document.querySelector('#live').innerText.includes('edge-9')")
-    ticked = "[...document.querySelectorAll('#live [name=alert]')].filter((each) => each.checked)"
-    assert tab.evaluate(f"{ticked}.map((each) => each.ariaLabel).join()") == "edge-offline: edge-2"
+        store.apply([samples.device_seen(device="latecomer", at=NOW)])
+    tab.until("document.querySelector('#live tbody').innerText.includes('latecomer')")
+    assert tab.evaluate("document.querySelector('#live [value=\"gateway-1\"]').checked")
