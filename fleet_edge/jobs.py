@@ -14,7 +14,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from fleet_common.host import give_back_free_memory
 from fleet_edge.alerts.settings import EVERY_S
 from fleet_edge.store import housekeeping
-from fleet_edge.store.database import SessionStore
+from fleet_edge.store.database import Store
 from fleet_edge.store.errors import StoreError
 from fleet_edge.store.event_codes import EventKind
 from fleet_edge.store.housekeeping import Pace
@@ -56,7 +56,7 @@ class EdgeJobs:
 
     def __init__(
         self,
-        store: SessionStore,
+        store: Store,
         *,
         expire_leases: Callable[[], object],
         flush_progress: Callable[[], object],

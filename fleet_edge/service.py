@@ -31,7 +31,7 @@ from fleet_edge.orchestrator import Orchestrator
 from fleet_edge.sessions.machine import EdgeSession
 from fleet_edge.sessions.table import HANDLES, MAX_SESSIONS, SessionTable
 from fleet_edge.settings import EdgeSettings
-from fleet_edge.store.database import ReopeningStore, transaction
+from fleet_edge.store.database import Store, transaction
 from fleet_edge.store.errors import StoreError, StoreRefused, StoreUnavailable
 from fleet_edge.store.event_codes import EventKind
 from fleet_edge.store.queries import edges
@@ -98,7 +98,7 @@ class EdgeService:
     metrics: "MetricsServer | None" = field(default=None, init=False)
     _link: Link = field(init=False)
     _standings: KeptStandings = field(init=False)
-    _store: ReopeningStore = field(init=False)
+    _store: Store = field(init=False)
     _jobs: EdgeJobs = field(init=False)
     _alerts: RunningAlerts = field(init=False)
     _since: datetime = field(init=False)
@@ -120,7 +120,7 @@ class EdgeService:
         settings = self.settings
         alerts = load_alert_settings(settings.alerts)
         self._since = self.now()
-        self._store = ReopeningStore(settings.db)
+        self._store = Store(settings.db)
         try:
             try:
                 self._store.open()

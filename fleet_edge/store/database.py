@@ -18,72 +18,45 @@ from fleet_edge.store.records import Record
 from fleet_edge.store.tables import REVISION
 
 
-class Store(Closing):
-    """A database with this version's tables, open to write. `name` is its URL without secrets."""
+def _merge(engine: Engine, records: Sequence[Record], *, name: str) -> None:
+    """Merge records in one transaction; raises as `Store.apply`."""
+    from fleet_edge.store.merge import merge_records  # noqa: PLC0415 - only to write
 
-    def __init__(self, engine: Engine, *, name: str) -> None:
-        self.engine = engine
-        self.name = name
-
-    def apply(self, records: Sequence[Record]) -> None:
-        """Merge records in one transaction; safe to repeat, in any order. Callable from any thread.
-
-        A SQLite file that was deleted or replaced takes records without an error, so its identity is checked. Raises
-        `StoreUnavailable` to try again later, `RecordRejected` for a record that can never be stored.
-        """
-        from fleet_edge.store.merge import merge_records  # noqa: PLC0415 - only to write
-
-        try:
-            with self.engine.connect() as connection:
-                with connection.begin():
-                    merge_records(connection, records)
-                check_file(connection)
-        except (DataError, IntegrityError) as error:
-            self._check_schema()
-            raise _rejected(error.orig or error) from error
-        except (DBAPIError, PoolTimeout) as error:
-            # SQLite has no error code for a table or a column that is missing.
-            if isinstance(error, ProgrammingError) or self.engine.dialect.name == "sqlite":
-                self._check_schema()
-            raise unavailable(error, name=self.name) from error
-        except StatementError as error:
-            raise _rejected(error.orig or error) from error
-        except (ValueError, TypeError, OverflowError) as error:
-            # Not wrapped by SQLAlchemy: the driver could not convert a value.
-            raise _rejected(error) from error
-
-    def _check_schema(self) -> None:
-        """Check that the tables are of this version: another edge may have migrated them."""
-        try:
-            with self.engine.connect() as connection:
-                revision = schema_of(connection)
-        except SQLAlchemyError as error:
-            raise unavailable(error, name=self.name) from error
-        if revision != REVISION:
-            raise StoreRefused(
-                f"The database {self.name} has schema {revision} by now and this software writes {REVISION}; "
-                "bring this edge to the version of the one that changed it."
-            )
-
-    def quarantines(self, *, now: datetime) -> Quarantines:
-        """Return the devices in quarantine at `now` (aware); cheap enough to call every few seconds."""
-        try:
-            with self.engine.connect() as connection:
-                return read_quarantines(connection, now=now)
-        except SQLAlchemyError as error:
-            raise unavailable(error, name=self.name) from error
-
-    def close(self) -> None:
-        self.engine.dispose()
+    try:
+        with engine.connect() as connection:
+            with connection.begin():
+                merge_records(connection, records)
+            check_file(connection)
+    except (DataError, IntegrityError) as error:
+        _check_schema(engine, name=name)
+        raise _rejected(error.orig or error) from error
+    except (DBAPIError, PoolTimeout) as error:
+        # SQLite has no error code for a table or a column that is missing.
+        if isinstance(error, ProgrammingError) or engine.dialect.name == "sqlite":
+            _check_schema(engine, name=name)
+        raise unavailable(error, name=name) from error
+    except StatementError as error:
+        raise _rejected(error.orig or error) from error
+    except (ValueError, TypeError, OverflowError) as error:
+        # Not wrapped by SQLAlchemy: the driver could not convert a value.
+        raise _rejected(error) from error
 
 
-def open_store(url: str, *, create: bool = True) -> Store:
-    """Open a database to write, creating it or migrating it to this version first.
+def _check_schema(engine: Engine, *, name: str) -> None:
+    """Check that the tables are of this version: another edge may have migrated them."""
+    try:
+        with engine.connect() as connection:
+            revision = schema_of(connection)
+    except SQLAlchemyError as error:
+        raise unavailable(error, name=name) from error
+    if revision != REVISION:
+        raise StoreRefused(
+            f"The database {name} has schema {revision} by now and this software writes {REVISION}; "
+            "bring this edge to the version of the one that changed it."
+        )
 
-    Several processes may do so at once: one migrates, the others wait. `create` allows to create a missing SQLite file.
-    Raises `StoreUnavailable` if it cannot be reached, `StoreError` if the URL is wrong, the driver is missing, or the
-    database is newer than this software.
-    """
+
+def _open_migrated(url: str, *, create: bool) -> Engine:
     # Only the edge installs Alembic; administrators read without it.
     from fleet_edge.store.migrate import migrate  # noqa: PLC0415
 
@@ -92,7 +65,88 @@ def open_store(url: str, *, create: bool = True) -> Store:
     engine = connect_engine(parsed, read_only=False, create=create)
     with _opening(engine, name=name):
         migrate(engine, path=sqlite_path(parsed), name=name)
-    return Store(engine, name=name)
+    return engine
+
+
+class Store(Closing):
+    """A database to write, opened at the first write, and reopened after an outage.
+
+    Opening creates it or migrates it to this version first; several processes may do so at once: one migrates, the
+    others wait. Only `open` and `apply` try to open it: other callers get `StoreUnavailable` at once during an outage.
+    A SQLite file that has disappeared is waited for, not created again: it may come back, and an empty one would hide
+    the loss.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._engine: Engine | None = (
+            None  # kept with all that it has compiled: a new one would be megabytes of garbage
+        )
+        self._is_open = False
+        self._lock = threading.Lock()
+
+    @property
+    def engine(self) -> Engine:
+        if self._engine is None or not self._is_open:
+            raise StoreUnavailable("The database of the session log is not open; it is opened when it is available.")
+        return self._engine
+
+    def open(self) -> None:
+        """Try to open the database now; the next write tries again if it is away.
+
+        Raises `StoreUnavailable` if it cannot be reached, `StoreError` if the URL is wrong, the driver is missing, or
+        the database is newer than this software.
+        """
+        with self._lock:
+            if self._is_open:
+                return
+            opened = _open_migrated(self._url, create=self._engine is None)
+            if self._engine is None:
+                self._engine = opened
+            else:
+                opened.dispose()  # it has found everything in order
+            self._is_open = True
+
+    def apply(self, records: Sequence[Record]) -> None:
+        """Merge records in one transaction; safe to repeat, in any order. Callable from any thread.
+
+        Opens the database first if necessary. A SQLite file that was deleted or replaced takes records without an
+        error, so its identity is checked. Raises `StoreUnavailable` to try again later, `StoreRefused` if an operator
+        has to act first, `RecordRejected` for a record that can never be stored.
+        """
+        try:
+            self.open()
+            _merge(self.engine, records, name=shown(parse_url(self._url)))
+        except RecordRejected:
+            raise
+        except StoreError as error:
+            self.close()  # to be migrated, if need be, when it is back
+            if isinstance(error, StoreUnavailable):
+                raise
+            # At the start this ends the edge; a running one keeps its records.
+            raise StoreRefused(str(error)) from error
+
+    def quarantines(self, *, now: datetime) -> Quarantines:
+        """Return the devices in quarantine at `now` (aware); cheap enough to call every few seconds."""
+        try:
+            with self.engine.connect() as connection:
+                return read_quarantines(connection, now=now)
+        except SQLAlchemyError as error:
+            raise unavailable(error, name=shown(parse_url(self._url))) from error
+
+    def close(self) -> None:
+        """Close all connections; the next write opens it again. Idempotent."""
+        with self._lock:
+            self._is_open = False
+            if self._engine is not None:
+                self._engine.dispose()
+
+
+def open_store(url: str) -> Store:
+    """Open a database to write; raises as `Store.open`."""
+    store = Store(url)
+    store.open()
+    return store
 
 
 def open_existing(url: str, *, read_only: bool) -> Engine:
@@ -159,82 +213,12 @@ def _rejected(error: BaseException) -> RecordRejected:
 _log = logging.getLogger(__name__)
 
 
-class ReopeningStore(Closing):
-    """A store that is opened at the first write, and reopened after an outage.
-
-    Only `open` and `apply` try to open it: other callers get `StoreUnavailable` at once during an outage. A SQLite file
-    that has disappeared is waited for, not created again: it may come back, and an empty one would hide the loss.
-    """
-
-    def __init__(self, url: str) -> None:
-        self._url = url
-        self._store: Store | None = None
-        self._kept: Store | None = None  # with all that was compiled for it; each new one would be megabytes of garbage
-        self._lock = threading.Lock()
-
-    @property
-    def engine(self) -> Engine:
-        return self._opened().engine
-
-    def open(self) -> None:
-        """Try to open the database now; the next write tries again if it is away.
-
-        Raises as `open_store`, and `StoreRefused` if the database does not accept our configuration.
-        """
-        with self._lock:
-            if self._store is not None:
-                return
-            opened = open_store(self._url, create=self._kept is None)
-            if self._kept is None:
-                self._kept = opened
-            else:
-                opened.close()  # it has found everything in order
-            self._store = self._kept
-
-    def apply(self, records: Sequence[Record]) -> None:
-        """Merge records as `Store.apply` does, opening the database first if necessary.
-
-        Also raises `StoreRefused`, if an operator has to act first.
-        """
-        try:
-            self.open()
-            self._opened().apply(records)
-        except RecordRejected:
-            raise
-        except StoreError as error:
-            self.close()  # to be migrated, if need be, when it is back
-            if isinstance(error, StoreUnavailable):
-                raise
-            # At the start this ends the edge; a running one keeps its records.
-            raise StoreRefused(str(error)) from error
-
-    def quarantines(self, *, now: datetime) -> Quarantines:
-        return self._opened().quarantines(now=now)
-
-    def close(self) -> None:
-        """Close all connections; the next write opens it again. Idempotent."""
-        with self._lock:
-            store, self._store = self._store, None
-        if store is not None:
-            store.close()
-
-    def _opened(self) -> Store:
-        store = self._store
-        if store is None:
-            raise StoreUnavailable("The database of the session log is not open; it is opened when it is available.")
-        return store
-
-
-SessionStore = Store | ReopeningStore
-"""A session log to write, for jobs and housekeeping; its `engine` may raise `StoreUnavailable`."""
-
-
 def check_database(url: str) -> None:
     """Check that an edge can start on a database, creating or migrating it; an outage is no obstacle.
 
     Raises `StoreError` if the URL is wrong, or the database does not accept our configuration.
     """
-    store = ReopeningStore(url)
+    store = Store(url)
     try:
         store.open()
     except StoreRefused:

@@ -12,7 +12,7 @@ from typing import Final
 
 from sqlalchemy import ColumnElement, Engine, Table, and_, delete, func, or_, select, tuple_
 
-from fleet_edge.store.database import SessionStore
+from fleet_edge.store.database import Store
 from fleet_edge.store.engine import insert_into, replacing
 from fleet_edge.store.periods import Grain, ceiling
 from fleet_edge.store.records import SessionClosed, minute_of
@@ -75,7 +75,7 @@ def delete_rows(engine: Engine, table: Table, condition: ColumnElement[bool], pa
             pace.pause(max(taken, _LEAST_REST_S))
 
 
-def close_abandoned(store: SessionStore, *, now: datetime, abandoned_after: timedelta, limit: int = 1000) -> int:
+def close_abandoned(store: Store, *, now: datetime, abandoned_after: timedelta, limit: int = 1000) -> int:
     """Close as `lost` what an edge left open when it died, and no device resumed; return the number."""
     old = (
         select(SESSIONS.c.session, SESSIONS.c.device, SESSIONS.c.last_segment, SESSIONS.c.last_at)

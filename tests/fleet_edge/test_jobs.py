@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from fleet_edge.jobs import EdgeJobs, JobSettings
-from fleet_edge.store.database import ReopeningStore, SessionStore, Store
+from fleet_edge.store.database import Store
 from fleet_edge.store.records import Retention, segment_number
 from tests.fleet_edge.store import samples
 from tests.fleet_edge.store.rows import all_rows
@@ -19,7 +19,7 @@ def _nothing() -> None:
     pass
 
 
-def _jobs(store: SessionStore, **changes: object) -> EdgeJobs:
+def _jobs(store: Store, **changes: object) -> EdgeJobs:
     given = {"expire_leases": _nothing, "flush_progress": _nothing, "flush_log": _nothing}
     given |= {"evaluate_alerts": _nothing}
     arguments = {**given, "apply_quarantines": lambda _quarantines: None, "now": lambda: after(0), **changes}
@@ -144,7 +144,7 @@ def test_stopping_does_not_wait_for_a_long_purge(store: Store) -> None:
 
 
 def test_an_absent_database_is_reported_once_per_outage(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    store = ReopeningStore(f"sqlite:///{tmp_path / 'mounted' / 'fleet.sqlite3'}")
+    store = Store(f"sqlite:///{tmp_path / 'mounted' / 'fleet.sqlite3'}")
     jobs = _jobs(store)
     for _ in range(5):
         assert not jobs.run("read-quarantines")

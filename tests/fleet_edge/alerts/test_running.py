@@ -14,7 +14,7 @@ from fleet_edge.alerts.alerts import Alerts, DeliveryFailed
 from fleet_edge.alerts.delivery import BrokerChannel
 from fleet_edge.alerts.evaluator import RunningAlerts
 from fleet_edge.alerts.settings import AlertSettings, load_alert_settings
-from fleet_edge.store.database import ReopeningStore, open_store, transaction
+from fleet_edge.store.database import Store, open_store, transaction
 from schemas.control import Alert, AlertState, decode_json
 from schemas.topics import Topic, build
 from tests.fleet_edge.alerts.test_delivery import ALERT
@@ -78,7 +78,7 @@ def test_a_broker_that_is_away_fails_and_is_tried_again() -> None:
 
 def test_a_database_that_comes_later_is_opened_when_it_is_there(tmp_path: Path) -> None:
     url, ears = f"sqlite:///{tmp_path / 'fleet.sqlite3'}", Ears()
-    store = ReopeningStore(url)
+    store = Store(url)
     running = RunningAlerts(lambda: transaction(store.engine), AlertSettings(hold_s=0), channels=[ears])
     try:
         assert running.step() == []

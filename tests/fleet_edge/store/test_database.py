@@ -17,7 +17,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import OperationalError
 
 from fleet_edge.store import engine, migrate
-from fleet_edge.store.database import ReopeningStore, check_database, open_existing, open_store
+from fleet_edge.store.database import Store, check_database, open_existing, open_store
 from fleet_edge.store.engine import connect_engine, parse_url, unavailable
 from fleet_edge.store.errors import StoreError, StoreRefused, StoreUnavailable
 from fleet_edge.store.spool import Spool
@@ -159,7 +159,7 @@ class Log:
     def __init__(self, url: str, folder: Path) -> None:
         self.url = url
         self.seconds = 0.0
-        self.store = ReopeningStore(url)
+        self.store = Store(url)
         self.writer = LogWriter(
             self.store, Spool(folder / "spool"), settings=WriterSettings(retry_s=5.0), monotonic=lambda: self.seconds
         )
