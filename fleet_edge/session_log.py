@@ -480,7 +480,7 @@ class SessionLog(Closing):
         """Return all rows of a kind within a time, the earliest first, in bounded memory.
 
         Args:
-            what: `sessions` (with the sums of their segments), `segments`, `rounds` or `events`.
+            what: `sessions`, `segments`, `rounds` or `events`.
             since: Opened, judged or logged at or after.
             until: Likewise before.
         """
