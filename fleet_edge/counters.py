@@ -34,7 +34,7 @@ class SegmentCounters:
         prefill_tokens: Tokens computed without logits, including repetitions.
         reused_tokens: Tokens needed likewise and reused from another session.
         streamed: Tokens of edge-only decoding.
-        guessed: Speculated tokens in edge-only decoding.
+        guessed: Speculated tokens in edge-only decoding: of the edge's draft model, or forced by a grammar.
         guessed_right: Speculated tokens that were right, each of which saved a step.
         forced: Tokens forced by the grammar, without corrections.
         grammar_ms: Time for the grammar: compiling it before the grant, and its masks as part of the steps.

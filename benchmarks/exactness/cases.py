@@ -98,7 +98,6 @@ class Variant:
         form: Downlink form.
         draft_length: Tokens in a draft; None lets each device choose, and whether to draft ahead as well.
         stream: Tokens of edge-only decoding at a time.
-        guessed: Whether the edge uses n-gram speculation.
         languages: Target and draft model.
         tokens: Most tokens of an output.
         stops: Whether a draft ends after a token of which the draft model was unsure.
@@ -114,7 +113,6 @@ class Variant:
     draft_length: int | None
     ahead: bool = False
     stream: bool = False
-    guessed: bool = False
     languages: Languages = Languages.STANDARD
     tokens: int = LENGTH
     stops: bool = False
@@ -132,7 +130,6 @@ class Variant:
         ahead = " chosen" if self.draft_length is None else " ahead" if self.ahead else ""
         if self.stream:
             ahead = " drafted and streamed in turns" if self.draft_length is None else " streamed"
-        ahead = f"{ahead} guessed" if self.guessed else ahead
         ahead = f"{ahead} edge-draft" if self.edge_draft else ahead
         ahead = f" stopped{ahead}" if self.stops else ahead
         ahead = f" suffix{ahead}" if self.suffix else ahead
@@ -146,7 +143,7 @@ class Variant:
 
     @property
     def prompt(self) -> tuple[int, ...]:
-        prompt = GUESSABLE if self.guessed or self.suffix else PROMPT
+        prompt = GUESSABLE if self.suffix else PROMPT
         return prompt if self.languages is not Languages.WIDE else tuple(self.pair.target.ids[each] for each in prompt)
 
     @property
@@ -184,9 +181,7 @@ class Variant:
 
     def pacing(self) -> Pacing:
         if self.draft_length is None:
-            # Speculation needs room for at least two tokens, so it comes first.
-            turning = TurningPacing(2, turns=count(2)) if self.guessed else TurningPacing(1)
-            return turning if self.stream else AdaptivePacing()
+            return TurningPacing(1) if self.stream else AdaptivePacing()
         if self.suffix:
             return MixingPacing(self.draft_length)
         if self.stops:
@@ -227,8 +222,6 @@ CASES = (
     Variant(Mode.COUPLED, FormName.AUTO, 2, stream=True),
     Variant(Mode.RESIDUAL, FormName.AUTO, None, stream=True),
     Variant(Mode.COUPLED, FormName.AUTO, None, stream=True),
-    *(Variant(mode, FormName.AUTO, length, stream=True, guessed=True) for length in (3, None) for mode in Mode),
-    *(Variant(mode, FormName.AUTO, 3, stream=True, guessed=True, engine=ToyEngine.LLAMA_CPP) for mode in Mode),
     *(Variant(mode, FormName.AUTO, 2, stops=True) for mode in Mode),
     *(Variant(mode, FormName.AUTO, 2, suffix=True) for mode in Mode),
     *(Variant(mode, form, 2, languages=Languages.UNLIKE) for mode, form in _WAYS),
@@ -281,11 +274,10 @@ FAULTS = (
     *(Variant(mode, FormName.AUTO, 2, sabotage=Sabotage.SEEDS_SHARED) for mode in Mode),
     Variant(Mode.RESIDUAL, FormName.AUTO, 2, stream=True, sabotage=Sabotage.UNSHAPED),
     *(
-        Variant(mode, FormName.AUTO, 3, stream=True, guessed=True, sabotage=sabotage)
+        Variant(mode, FormName.AUTO, 3, stream=True, edge_draft=True, sabotage=sabotage)
         for mode in Mode
         for sabotage in (Sabotage.GUESS_KEPT, Sabotage.GUESS_SHIFTED)
     ),
-    *(Variant(mode, FormName.AUTO, 3, stream=True, edge_draft=True, sabotage=Sabotage.GUESS_KEPT) for mode in Mode),
     Variant(Mode.RESIDUAL, FormName.AUTO, 2, stops=True, sabotage=Sabotage.WITHHELD),
     Variant(Mode.RESIDUAL, FormName.AUTO, 2, suffix=True, sabotage=Sabotage.LIKELIEST),
     *(

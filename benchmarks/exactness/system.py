@@ -20,7 +20,7 @@ from typing import Any, Final
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from benchmarks.exactness.cases import CASES, FAULTS, LENGTH, Variant
+from benchmarks.exactness.cases import CASES, FAULTS, Variant
 from benchmarks.exactness.evidence import Evidence, evidence
 from benchmarks.exactness.history import append
 from benchmarks.harness import Bench, Report, commit, number_of
@@ -103,7 +103,7 @@ def prove(
 def _words(case: Variant) -> list[str]:
     return [
         "--form", case.form.value, "--engine", case.engine.value, "--languages", case.languages.value,
-        "--sabotage", case.sabotage.value, "--guesses", str(LENGTH - 1 if case.guessed else 0),
+        "--sabotage", case.sabotage.value,
         *(["--blocks"] if case.blocks else []), *(["--drafts"] if case.edge_draft else []),
     ]  # fmt: skip
 

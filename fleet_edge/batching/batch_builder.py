@@ -13,7 +13,6 @@ import math
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Final
 
 from fleet_edge.batching.fairness import BackgroundWork, DeviceShares
@@ -158,9 +157,8 @@ class BatchBuilder:
         """Add a session's drafts, or the first part of its backlog; return the tokens to compute."""
         first = session.ready
         try:
-            speculated = partial(self.cost.speculated_tokens, stable=session.policy.repeats)
             forced = self.shares.most_forced(session.device, self._forced[session.device], self.now)
-            chain = session.chain(allowance, speculated=speculated, forced=forced)
+            chain = session.chain(allowance, forced=forced)
         except DraftFault as fault:
             assert first is not None
             self.batch.faults.append((session, first.draft, fault))

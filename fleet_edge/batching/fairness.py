@@ -13,7 +13,7 @@ from typing import Final
 from fleet_common.limits import TokenBucket
 from fleet_edge.batching.steps import StepReport
 from fleet_edge.counters import SegmentCounters
-from fleet_edge.sessions.ngrams import MAX_SPECULATED
+from fleet_edge.sessions.grammars import MAX_FORCED
 
 _HALF_LIFE_S: Final = 2.0
 _LEAST_YIELD: Final = 0.15
@@ -168,7 +168,7 @@ class DeviceShares:
     def most_forced(self, device: str, speculated: int, now: float) -> int:
         """Return how many more forced tokens of a device may be speculated in a step."""
         if not self._others_served(device, now):
-            return MAX_SPECULATED
+            return MAX_FORCED
         return 0 if self._rows.used_up(device, now) else max(0, _FORCED_WITH_OTHERS - speculated)
 
     def quiet_s(self, devices: Iterable[str], now: float) -> float:

@@ -50,7 +50,7 @@ class Scheduler:
     """Build batches, evict KV blocks, run the verifier and record step times.
 
     Times are monotonic seconds. Thread safety: call `score` from any thread between `begin_step` and `end_step`; call
-    everything else from one thread. Nothing else may call the verifier. Without `cost` nothing is speculated.
+    everything else from one thread. Nothing else may call the verifier.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Step cost: the duration of a step, and whether a speculated token is free in edge-only decoding.
+"""Step cost: the duration of a step.
 
 A step has a fixed cost, a cost for each request, and a smaller one for each further token of a request, since keys and
 values are read once for all its tokens (llama.cpp on two cores: 4 ms a request, 1.3 ms a further token). Least squares
@@ -64,9 +64,6 @@ _FIRST_PROMPT: Final = 16
 """Prompt tokens in a step before their cost is measured."""
 
 _LEAST_TOKEN_S: Final = 1e-9
-
-_LEAST_RATE: Final = 0.1
-"""Acceptance below which speculation never pays, because its logits must be computed and read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,7 +239,3 @@ class StepCost:
         """Seconds that one more token adds to a step at the present load; None if unknown."""
         expected = self._all.slopes()
         return (self._alike[self._load].slopes(expected) if self._load in self._alike else expected).token_s
-
-    def speculated_tokens(self, rate: float, *, stable: bool = True) -> int:
-        """Return how many tokens to speculate if one is right with probability `rate`: one that is computed anyway."""
-        return int(stable and self.least > 1 and rate >= _LEAST_RATE)

@@ -29,6 +29,9 @@ from schemas.messages import Open
 from schemas.policy import SamplingPolicy
 from schemas.reasons import RefusalCode
 
+MAX_FORCED: Final = 16
+"""Most forced tokens computed in one step of edge-only decoding."""
+
 _RULED_OUT = "The target model rules out every token that the grammar allows; loosen the grammar, or the prompt."
 
 

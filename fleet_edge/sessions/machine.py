@@ -6,7 +6,7 @@ decoding `chain` is an empty draft after the generation, step by step.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from typing import Final
@@ -26,8 +26,7 @@ from fleet_edge.sessions.drafts import (
     WaitingDrafts,
     split_judgement,
 )
-from fleet_edge.sessions.grammars import Constraint
-from fleet_edge.sessions.ngrams import MAX_SPECULATED, NgramSpeculation
+from fleet_edge.sessions.grammars import MAX_FORCED, Constraint
 from fleet_edge.sessions.states import SessionEvent, SessionState, next_state
 from fleet_edge.sessions.statistics import RecentAcceptance, TokenTimes
 from schemas.fields import MAX_TOKENS, EdgeLoad, TokenLogprobs
@@ -146,7 +145,6 @@ class EdgeSession:
     stream: DecodeRequest | None = None
     _epoch: int = 0
     _digest: int = EMPTY_DIGEST
-    _speculation: NgramSpeculation | None = None
     _waiting: WaitingDrafts = field(default_factory=WaitingDrafts)
     _rounds: Rounds = field(init=False)
 
@@ -251,19 +249,17 @@ class EdgeSession:
             return None
         return self.stream.next_draft(self.policy.mode, base=self.committed, digest=self._digest)
 
-    def chain(
-        self, most: int, *, speculated: Callable[[float], int] | None = None, forced: int = MAX_SPECULATED
-    ) -> tuple[ReceivedDraft, ...]:
+    def chain(self, most: int, *, forced: int = MAX_FORCED) -> tuple[ReceivedDraft, ...]:
         """Return the drafts that can be verified at once, each starting at the end of the one before.
 
-        They hold at most `most` tokens, but always the first draft. `speculated` returns the number of tokens to
-        speculate at an acceptance rate; at most `forced` of them are forced by the grammar. Raises `DraftFault` if the
-        first draft starts from other tokens; it is dropped.
+        They hold at most `most` tokens, but always the first draft; one of edge-only decoding has at most `forced`
+        tokens, which the grammar forces. Raises `DraftFault` if the first draft starts from other tokens; it is
+        dropped.
         """
         if (ready := self.ready) is None:
             return ()
         if ready.draft.write is not None:
-            return (self._with_speculated(ready, speculated, most=most, most_forced=forced),)
+            return (self._with_forced(ready, most=most, most_forced=forced),)
         return self._waiting.chain(base=self.committed, digest=self._digest, most=most)
 
     def wants_token_after(self, chain: Sequence[ReceivedDraft]) -> bool:
@@ -310,25 +306,15 @@ class EdgeSession:
             return Finish.NO
         return self.limits.finish(self.tokens[-1:], committed=self.committed)
 
-    def _with_speculated(
-        self, ready: ReceivedDraft, speculated: Callable[[float], int] | None, *, most: int, most_forced: int
-    ) -> ReceivedDraft:
-        """Add speculated tokens to a draft of edge-only decoding, as far as they pay."""
-        assert self.stream is not None
-        # The token after the speculated ones is wanted too.
-        room = max(0, min(most, self.stream.until - self.committed) - 1)
-        if self.constraint is not None:
-            # A forced token costs less in this step than in a step of its own.
-            forced = self.constraint.next_forced(self.text, min(room, most_forced))
-            if forced := tuple(takewhile(lambda token: token not in self.limits.end_tokens, forced)):
-                return replace(ready, draft=ready.draft.model_copy(update={"tokens": forced}))
-        if speculated is None:
+    def _with_forced(self, ready: ReceivedDraft, *, most: int, most_forced: int) -> ReceivedDraft:
+        """Add what the grammar forces to a draft of edge-only decoding: it costs less here than in steps of its own."""
+        if self.constraint is None:
             return ready
-        if self._speculation is None:
-            self._speculation = NgramSpeculation()
-        # Speculate even if it is not used: that measures how often it would be right.
-        found = self._speculation.next(self.tokens, ends=self.limits.end_tokens)
-        tokens = found[: min(room, speculated(self._speculation.rate))]
+        assert self.stream is not None
+        # The token after the forced ones is wanted too.
+        room = max(0, min(most, self.stream.until - self.committed) - 1)
+        forced = self.constraint.next_forced(self.text, min(room, most_forced))
+        tokens = tuple(takewhile(lambda token: token not in self.limits.end_tokens, forced))
         return replace(ready, draft=ready.draft.model_copy(update={"tokens": tokens})) if tokens else ready
 
     def _settle_decoded(self, arrived: ReceivedDraft, judgement: Judgement) -> DraftResult:

@@ -7,7 +7,7 @@ from fleet_device.pacing.contract import FixedPacing
 from fleet_edge.batching.edge_draft import LENGTHS, DraftLengths
 from fleet_edge.verifiers.contract import Item, VerifierError
 from schemas.policy import Mode
-from tests.fleet_edge.test_guessed_texts import asked_of, own_text
+from tests.fleet_edge.test_streamed_texts import asked_of, own_text
 from tests.support.markov import MarkovScript
 from tests.support.memory_broker import Faults
 from tests.support.memory_fleet import DRAFT, TARGET, Device, MemoryFleet, Mishaps, possible, run

@@ -12,7 +12,6 @@ from dssd.downlink import FormName
 from fleet_common.logs import Event, EventStream
 from fleet_common.mqtt.settings import BrokerSettings
 from fleet_edge.batching.edge_draft import LENGTHS, DraftLengths
-from fleet_edge.batching.step_cost import StepCost
 from fleet_edge.settings import EdgeSettings
 from tests.support.edge_thread import NO_QUOTAS, edge_thread
 from tests.support.sabotage import Sabotage, at_the_edge
@@ -31,7 +30,6 @@ def main() -> None:
     parser.add_argument("--languages", type=Languages, default=Languages.STANDARD)
     parser.add_argument("--drafts", action="store_true", help="draft for edge-only decoding, all lengths in turn")
     parser.add_argument("--sabotage", type=Sabotage, default=Sabotage.NONE)
-    parser.add_argument("--guesses", type=int, default=0, help="tokens behind each text it writes, whatever they cost")
     arguments = parser.parse_args()
     settings = EdgeSettings(
         fleet=arguments.fleet,
@@ -49,8 +47,6 @@ def main() -> None:
             toy_verifier(arguments.engine, arguments.languages)
         )  # which is tried before anybody is served
         at_the_edge(arguments.sabotage, stack)
-        # Whether speculation pays depends on the machine's speed, and the proof must not.
-        stack.enter_context(patch.object(StepCost, "speculated_tokens", lambda *_, **__: arguments.guesses))
         draft = None
         if arguments.drafts:
             draft = stack.enter_context(toy_draft(arguments.languages))

@@ -20,7 +20,7 @@ from tests.support.toy_transformer import ToyTransformer
 
 PROMPT: Final = (1,)
 GUESSABLE: Final = (1, 2, 3, 5, 3, 3, 1, 5, 5, 1, 4, 3, 2, 1, 1, 3, 4, 2, 2, 4, 4, 5, 2, 5, 4, 1, 2)
-"""A prompt with every pair of tokens, so that n-gram speculation always finds a match; about a third are right."""
+"""A prompt with every pair of tokens, so that suffix drafts always find a match; about a third are right."""
 
 END_TOKENS: Final = (0,)
 """Outputs may end early, so that the end token's distribution is tested too."""

@@ -5,7 +5,7 @@ import pytest
 
 from fleet_device.pacing.contract import FixedPacing, Pacing
 from fleet_edge.batching.fairness import BackgroundWork, DeviceShares, MemoryTurns
-from fleet_edge.sessions.ngrams import MAX_SPECULATED
+from fleet_edge.sessions.grammars import MAX_FORCED
 from fleet_edge.verifiers.contract import Item, Logits
 from schemas.policy import Mode
 from tests.support.drafts import step_report
@@ -85,7 +85,7 @@ def test_a_device_that_is_alone_is_not_limited() -> None:
     share.note_served(["a"], 0.0)
     share.spend("a", 0.0, masks_s=100.0, rows_s=100.0)
     assert not share.masks_over("a", 0.1)
-    assert share.most_forced("a", 1000, 0.1) == MAX_SPECULATED
+    assert share.most_forced("a", 1000, 0.1) == MAX_FORCED
     share.spend("a", 0.1, prompts_s=100.0)
     assert not share.prompts_over("a", 0.1)
 
@@ -117,9 +117,9 @@ def test_few_forced_tokens_are_guessed_beside_others() -> None:
     share = DeviceShares()
     share.note_served(["a", "b"], 0.0)
     first = share.most_forced("a", 0, 0.1)
-    assert 0 < first < MAX_SPECULATED
+    assert 0 < first < MAX_FORCED
     assert share.most_forced("a", first, 0.1) == 0
-    assert share.most_forced("a", first, 10.0) == MAX_SPECULATED
+    assert share.most_forced("a", first, 10.0) == MAX_FORCED
 
 
 def test_rows_of_forced_tokens_get_their_share_of_the_time_while_others_are_served() -> None:

@@ -130,13 +130,6 @@ def test_a_token_costs_nothing_less_than_nothing_and_no_more_than_the_mean_one()
     assert steep.token_s is not None
 
 
-def test_a_token_that_is_computed_anyway_is_guessed_where_it_is_ever_right() -> None:
-    assert StepCost(2).speculated_tokens(0.15) == 1
-    assert StepCost(2).speculated_tokens(0.15, stable=False) == 0
-    assert StepCost(2).speculated_tokens(0.05) == 0
-    assert StepCost(1).speculated_tokens(0.95) == 0
-
-
 def test_a_token_costs_what_it_does_at_the_present_load() -> None:
     """One core: 7 ms with one request, 1 ms with sixteen; in between loads change all the time."""
     cost, rng = StepCost(1), random.Random(2)
