@@ -8,13 +8,13 @@ import random
 import statistics
 import time
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Any, ClassVar, Final
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from fleet_common.validation import plain_sentence
 from fleet_edge.batching.judging import Case, judge_batch
@@ -32,6 +32,8 @@ Row = tuple[tuple[float, float], ...]
 """Pairs of a size (tokens or sessions) and milliseconds, both ascending."""
 
 _MOST_MS: Final = 3_600_000.0
+_SIZE: Final = 1 << 20
+_LABELS: Final = ("target", "engine", "runs_on", "machine", "mode", "at")
 _MOST_BALANCE: Final = 1 << 14
 
 
@@ -45,8 +47,10 @@ class StepCurve:
     sessions, over the new tokens of each, and include 1 session and 1 token.
     """
 
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
     rows: Mapping[int, Row]
-    prefill: Row
+    prefill: Row = ()
     target: str = ""
     engine: str = ""
     runs_on: str = ""
@@ -54,35 +58,35 @@ class StepCurve:
     context: int = 0
     mode: str = ""
     at: str = ""
-    _sessions: tuple[int, ...] = field(default=(), init=False)
 
     def __post_init__(self) -> None:
         """Sort and check the rows; raises `CurveError`."""
         rows = {sessions: _row(self.rows[sessions]) for sessions in sorted(self.rows)}
-        if 1 not in rows:
+        if 1 not in rows or min(rows) < 1:
             raise CurveError("The curve lacks a step of 1 session; measure one.")
         for sessions, row in rows.items():
-            if row[0][0] != 1:
+            if not row or row[0][0] != 1:
                 raise CurveError(f"Of {sessions} sessions there is no step of 1 token each; measure one.")
         object.__setattr__(self, "rows", rows)
         object.__setattr__(self, "prefill", _row(self.prefill) if self.prefill else rows[1])
-        object.__setattr__(self, "_sessions", tuple(rows))
+        for name in _LABELS:
+            object.__setattr__(self, name, printable_line(getattr(self, name)))
 
     @property
     def most_sessions(self) -> int:
-        return self._sessions[-1]
+        return max(self.rows)
 
     def step_ms(self, sessions: float, tokens: float, *, prefill: float = 0.0) -> float:
         """Return the milliseconds of a step; `sessions` is 0 to compute only prompts, `tokens` is a mean."""
         if sessions <= 0:
             return _at(self.prefill, prefill)
         tokens, sessions = max(1.0, tokens), max(1.0, sessions)
-        times = tuple(accumulate((_at(self.rows[each], tokens) for each in self._sessions), max))
-        last = self._sessions[-1]
+        times = tuple(accumulate((_at(row, tokens) for row in self.rows.values()), max))
+        last = self.most_sessions
         if sessions > last:
             verified = times[-1] * sessions / last
         else:
-            verified = _at(tuple(zip(map(float, self._sessions), times, strict=True)), sessions)
+            verified = _at(tuple(zip(map(float, self.rows), times, strict=True)), sessions)
         if prefill <= 0:
             return verified
         # A prompt added to a step costs less than alone, as the weights are read once.
@@ -95,9 +99,6 @@ class StepCurve:
             tokens += 1
         return tokens
 
-    def steps(self) -> Iterable[tuple[int, int, float]]:
-        return ((sessions, int(tokens), ms) for sessions, row in self.rows.items() for tokens, ms in row)
-
 
 def _row(pairs: Sequence[tuple[float, float]]) -> Row:
     ordered = sorted(pairs)
@@ -105,7 +106,7 @@ def _row(pairs: Sequence[tuple[float, float]]) -> Row:
     if len(set(sizes)) != len(sizes):
         raise CurveError("A step is listed twice; remove one of them.")
     for size, ms in ordered:
-        if size < 1 or not 0.0 < ms <= _MOST_MS:
+        if not 1 <= size <= _SIZE or not 0.0 < ms <= _MOST_MS:
             raise CurveError(
                 f"A step of {ms:g} ms with {size:g} tokens is invalid: times are above 0 and below an hour."
             )
@@ -123,40 +124,7 @@ def _at(row: Sequence[tuple[float, float]], size: float) -> float:
 
 
 _MOST_BYTES: Final = 1 << 20
-_SIZE: Final = 1 << 20
-
-Size = Annotated[int, Field(ge=1, le=_SIZE)]
-Milliseconds = Annotated[float, Field(gt=0, le=3_600_000, allow_inf_nan=False)]
-Label = Annotated[str, Field(max_length=200)]
-_LABELS: Final = ("target", "engine", "runs_on", "machine", "mode", "at")
-
-
-class _Prefill(BaseModel, extra="forbid"):
-    tokens: Size
-    ms: Milliseconds
-
-
-class _Step(_Prefill):
-    sessions: Size
-
-
-class _CurveFile(BaseModel, extra="forbid"):
-    """A curve as JSON, so that another machine can use it.
-
-    `steps` are verifications of sessions with a number of new tokens each: a draft and the token before it; 1 token
-    each is edge-only decoding. `prefill` are steps with prompt tokens alone; without it, steps of one session count.
-    """
-
-    format: Literal[1]
-    target: Label = ""
-    engine: Label = ""
-    runs_on: Label = ""
-    machine: Label = ""
-    context: Annotated[int, Field(ge=0, le=_SIZE)] = 0
-    mode: Label = ""
-    at: Label = ""
-    steps: Annotated[list[_Step], Field(min_length=1, max_length=4096)]
-    prefill: Annotated[list[_Prefill], Field(max_length=4096)] = []
+_FILE: Final = TypeAdapter(StepCurve)
 
 
 def read_curve(path: Path) -> StepCurve:
@@ -171,26 +139,16 @@ def read_curve(path: Path) -> StepCurve:
     if len(data) > _MOST_BYTES:
         raise CurveError(f"The curve {path} is larger than a curve can be; give a file written by --save-curve.")
     try:
-        found = _CurveFile.model_validate_json(data)
+        return _FILE.validate_json(data)
     except ValidationError as error:
         raise CurveError(f"The curve {path} cannot be used: {_wrong(error)}; docs/operations.md shows one.") from error
-    rows: dict[int, list[tuple[float, float]]] = {}
-    for step in found.steps:
-        rows.setdefault(step.sessions, []).append((float(step.tokens), step.ms))
-    try:
-        return StepCurve(
-            rows={sessions: tuple(row) for sessions, row in rows.items()},
-            prefill=tuple((float(each.tokens), each.ms) for each in found.prefill),
-            **{name: printable_line(getattr(found, name)) for name in _LABELS},
-            context=found.context,
-        )
     except CurveError as error:
         raise CurveError(f"The curve {path} cannot be used: {error}") from None
 
 
 def write_curve(curve: StepCurve, path: Path) -> None:
     try:
-        path.write_text(json.dumps(as_json(curve), indent=2) + "\n", encoding="utf-8")
+        path.write_text(json.dumps(as_json(curve)) + "\n", encoding="utf-8")
     except OSError as error:
         raise CurveError(
             f"The curve cannot be written to {path}: {error.strerror or error}; give --save-curve a writable path."
@@ -198,14 +156,8 @@ def write_curve(curve: StepCurve, path: Path) -> None:
 
 
 def as_json(curve: StepCurve) -> dict[str, Any]:
-    return {
-        "format": 1,
-        **{name: getattr(curve, name) for name in (*_LABELS, "context")},
-        "steps": [
-            {"sessions": sessions, "tokens": tokens, "ms": round(ms, 3)} for sessions, tokens, ms in curve.steps()
-        ],
-        "prefill": [{"tokens": int(tokens), "ms": round(ms, 3)} for tokens, ms in curve.prefill],
-    }
+    content: dict[str, Any] = _FILE.dump_python(curve, mode="json")
+    return content
 
 
 def _wrong(error: ValidationError) -> str:

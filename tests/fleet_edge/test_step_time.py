@@ -110,12 +110,12 @@ def good() -> dict[str, Any]:
     [
         ("nonsense", "JSON"),
         ("[]", "cannot be used"),
-        (json.dumps(good() | {"format": 2}), "format"),
-        (json.dumps(good() | {"steps": []}), "steps"),
-        (json.dumps(good() | {"steps": [{"sessions": 1, "tokens": 1}]}), "steps.0.ms"),
-        (json.dumps(good() | {"steps": [{"sessions": 1, "tokens": 1, "ms": -1}]}), "steps.0.ms"),
-        (json.dumps(good() | {"steps": [{"sessions": 2, "tokens": 1, "ms": 1}]}), "lacks a step of 1 session"),
-        (json.dumps(good() | {"unknown": 1}), "field"),
+        (json.dumps(good() | {"rows": {}}), "lacks a step of 1 session"),
+        (json.dumps(good() | {"rows": {"1": [[1]]}}), "rows.1.0.1"),
+        (json.dumps(good() | {"rows": {"1": [[1, -1]]}}), "above 0"),
+        (json.dumps(good() | {"rows": {"1": []}}), "no step of 1 token"),
+        (json.dumps(good() | {"rows": {"2": [[1, 1]]}}), "lacks a step of 1 session"),
+        (json.dumps(good() | {"unknown": 1}), "unknown"),
         (" " * (1 << 20) + "{}", "larger"),
     ],
 )
