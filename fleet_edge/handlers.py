@@ -102,7 +102,7 @@ class MessageHandlers:
     def restore_grammar(self, session: EdgeSession) -> None:
         """Have a session's text followed in another process; its drafts wait meanwhile."""
         if (constraint := session.constraint) is not None and not session.finished:
-            self.grammars.restore(session.device, constraint, tuple(session.text), lambda: None)
+            self.grammars.restore(session.device, constraint, tuple(session.text))
 
     def grammar_killed(self, device: str, session: bytes, report: str) -> None:
         """Strike a device whose grammar has killed the grammar's process, and log it."""

@@ -20,7 +20,7 @@ from fleet_edge.store.event_codes import EventKind
 from fleet_edge.store.housekeeping import Pace
 from fleet_edge.store.periods import Grain, floor
 from fleet_edge.store.quarantines import Quarantines
-from fleet_edge.store.records import RETENTION, Retention
+from fleet_edge.store.records import SESSIONS_DAYS
 from fleet_edge.store.tables import COMMANDS, EVENTS, ROUNDS
 
 _log = logging.getLogger(__name__)
@@ -39,11 +39,16 @@ _MOST_REPORTED: Final = 1000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobSettings:
-    """Intervals of jobs that follow from other settings, and how long data is kept."""
+    """Intervals of jobs that follow from other settings, and ages in days at which data is deleted.
+
+    `sessions_days` counts whole days and covers events; totals are kept at least as long.
+    """
 
     lease_every_s: float = 2.0
     progress_every_s: float = 5.0
-    keep: Retention = RETENTION
+    rounds_days: float = 7.0
+    sessions_days: float = SESSIONS_DAYS
+    totals_days: float = 400.0
     purge_chunk: int = 1000
 
 
@@ -138,13 +143,12 @@ class EdgeJobs:
 
     def _purge(self) -> None:
         now, settings, engine = self._now(), self._settings, self._store.engine
-        keep = settings.keep
         # A purge may take longer than an edge has to end, and runs next to the writer.
         pace = Pace(settings.purge_chunk, enough=self._stopping.is_set, pause=self._stopping.wait)
-        rounds = housekeeping.purge(engine, ROUNDS, before=now - timedelta(days=keep.rounds_days), pace=pace)
-        oldest = floor(Grain.DAY, now - timedelta(days=keep.sessions_days))
+        rounds = housekeeping.purge(engine, ROUNDS, before=now - timedelta(days=settings.rounds_days), pace=pace)
+        oldest = floor(Grain.DAY, now - timedelta(days=settings.sessions_days))
         sessions = housekeeping.purge_sessions(engine, before=oldest, pace=pace)
-        kept_days = max(keep.totals_days, keep.sessions_days)
+        kept_days = max(settings.totals_days, settings.sessions_days)
         housekeeping.purge_rollups(engine, before=floor(Grain.DAY, now - timedelta(days=kept_days)), pace=pace)
         housekeeping.purge_loads(engine, thin_before=now - _MINUTES_KEPT, before=oldest, pace=pace)
         events = housekeeping.purge(engine, EVENTS, before=oldest, pace=pace)

@@ -35,7 +35,7 @@ from fleet_edge.store.database import Store, transaction
 from fleet_edge.store.errors import StoreError, StoreRefused, StoreUnavailable
 from fleet_edge.store.event_codes import EventKind
 from fleet_edge.store.queries import edges
-from fleet_edge.store.records import LeaveReason, Retention
+from fleet_edge.store.records import LeaveReason
 from fleet_edge.store.spool import Spool
 from fleet_edge.store.views import EdgeView
 from fleet_edge.store.writer import LogWriter
@@ -158,7 +158,6 @@ class EdgeService:
         self._standings.read()
         self._availability = Availability(settings.remote.away_s, self.clock)
         call, handlers = self.orchestrator.inbox.put, self.orchestrator.handlers
-        keep = Retention(sessions_days=settings.keep_sessions_days)
         self._jobs = EdgeJobs(
             self._store,
             expire_leases=partial(call, handlers.expire),
@@ -167,7 +166,9 @@ class EdgeService:
             apply_quarantines=lambda quarantines: call(partial(handlers.apply_quarantines, quarantines)),
             evaluate_alerts=self._evaluate_alerts,
             tell=handlers.recorder.events.note,
-            settings=JobSettings(lease_every_s=min(2.0, settings.lease_s / 4), keep=keep),
+            settings=JobSettings(
+                lease_every_s=min(2.0, settings.lease_s / 4), sessions_days=settings.keep_sessions_days
+            ),
             now=self.now,
         )
         recorder = handlers.recorder

@@ -13,7 +13,7 @@ from fleet_common.metrics import MetricsSettings
 from fleet_common.mqtt.settings import BrokerSettings
 from fleet_common.settings import Settings, setting
 from fleet_edge.limits import QuarantineSettings, QuotaSettings
-from fleet_edge.store.records import RETENTION
+from fleet_edge.store.records import SESSIONS_DAYS
 from schemas.fields import MAX_DRAFT, MAX_TOKENS, MAX_WINDOW, SESSIONS_PER_DEVICE
 from schemas.names import Name
 
@@ -183,7 +183,7 @@ class EdgeSettings(Settings):
         rare=True,
     )
     keep_sessions_days: float = setting(
-        RETENTION.sessions_days, "Retention of sessions.", unit="days", rare=True, gt=0, le=36_500
+        SESSIONS_DAYS, "Retention of sessions.", unit="days", rare=True, gt=0, le=36_500
     )
     log_format: Literal["plain", "json"] = setting(
         "plain",

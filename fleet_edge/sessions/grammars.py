@@ -230,13 +230,13 @@ class Grammars:
 
         self._submit(_Task(device, run))
 
-    def restore(self, device: str, constraint: Constraint, text: Sequence[int], then: Callable[[], None]) -> None:
-        """Follow a running session's text in another process, then call `then`."""
+    def restore(self, device: str, constraint: Constraint, text: Sequence[int]) -> None:
+        """Follow a running session's text in another process."""
 
         def run() -> float:
             began = self.clock()
             constraint.restore(text)
-            self.call(then)
+            self.call(lambda: None)  # wakes the main thread
             return self.clock() - began
 
         self._submit(_Task(device, run))

@@ -30,19 +30,8 @@ ADMINISTRATOR: Final = "the administrator"
 """Author of a quarantine that no edge has imposed. No edge can have this name, because it contains spaces."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Retention:
-    """Ages in days at which rows are deleted.
-
-    `sessions_days` counts whole days and covers events; totals are kept at least as long.
-    """
-
-    rounds_days: float = 7.0
-    sessions_days: float = 365.0
-    totals_days: float = 400.0
-
-
-RETENTION: Final = Retention()
+SESSIONS_DAYS: Final = 365.0
+"""Default retention of sessions, in days."""
 
 _MICROSECOND: Final = timedelta(microseconds=1)
 

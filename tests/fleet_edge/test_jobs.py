@@ -7,7 +7,7 @@ import pytest
 
 from fleet_edge.jobs import EdgeJobs, JobSettings
 from fleet_edge.store.database import Store
-from fleet_edge.store.records import Retention, segment_number
+from fleet_edge.store.records import segment_number
 from tests.fleet_edge.store import samples
 from tests.fleet_edge.store.rows import all_rows
 from tests.fleet_edge.store.samples import after
@@ -53,7 +53,7 @@ def test_chores_go_by_the_clock_and_the_ages_they_are_given(store: Store) -> Non
             samples.event(at=after(-40 * 86400)),
         ]
     )
-    settings = JobSettings(keep=Retention(rounds_days=23 / 24, sessions_days=30))
+    settings = JobSettings(rounds_days=23 / 24, sessions_days=30)
     jobs = _jobs(store, settings=settings, now=lambda: after(3601))
     assert all(jobs.run(name) for name in jobs.names)
     rows = all_rows(store)
@@ -67,7 +67,7 @@ def test_chores_go_by_the_clock_and_the_ages_they_are_given(store: Store) -> Non
         ("fleet", datetime(2026, 1, 23, 10, tzinfo=UTC)),
         ("device", datetime(2026, 1, 23, tzinfo=UTC)),
     }, "totals stay when their sessions go"
-    settings = JobSettings(keep=Retention(rounds_days=23 / 24, sessions_days=30, totals_days=39))
+    settings = JobSettings(rounds_days=23 / 24, sessions_days=30, totals_days=39)
     assert _jobs(store, settings=settings, now=lambda: after(3601)).run("purge")
     assert {row["start"].date() for row in all_rows(store)["rollups"]} == {samples.START.date()}
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 from fleet_edge.jobs import EdgeJobs, JobSettings
 from fleet_edge.session_log import SessionLog
 from fleet_edge.store.database import Store
-from fleet_edge.store.records import Record, Retention
+from fleet_edge.store.records import Record
 from tests.fleet_edge.store import samples
 from tests.fleet_edge.store.rows import all_rows, clear
 from tests.fleet_edge.store.samples import COUNTERS, OTHER, SESSION, START, after
@@ -60,7 +60,7 @@ def test_an_unknown_close_with_unverified_tokens_is_kept_as_long_as_a_session(st
         apply_quarantines=lambda _quarantines: None,
         evaluate_alerts=lambda: None,
         now=lambda: after(day),
-        settings=JobSettings(keep=Retention(sessions_days=30)),
+        settings=JobSettings(sessions_days=30),
     )
     assert jobs.run("purge")
     rows = all_rows(store)
