@@ -15,7 +15,7 @@ from fleet_common.host import write_atomically
 from fleet_device.drafters.contract import DrafterError
 from fleet_device.drafters.model_file import GgufModel
 from fleet_edge.verifiers.contract import UnsupportedModel, VerifierError
-from fleet_edge.verifiers.source import folder_weights
+from fleet_edge.verifiers.source import folder_tensors
 from schemas.vocabulary import Vocabulary, token_strings
 
 
@@ -75,11 +75,14 @@ def folder_facts(folder: Path) -> ModelFacts:
     from fleet_edge.verifiers.tokens import target_tokens
 
     try:
-        tokens, weights = target_tokens(folder), folder_weights(folder)
+        tokens, weights = target_tokens(folder), folder_tensors(folder).values()
         config = text_config(str(folder))
         context, refusal = context_of(config), _refusal(config)
     except (UnsupportedModel, VerifierError) as error:
         raise ModelUnreadable(str(error)) from error
+    formats = Counter[str]()
+    for each in weights:
+        formats[each.kind] += each.numbers
     generation = SimpleNamespace(eos_token_id=_json(folder / _GENERATION).get("eos_token_id"))
     ends = tuple(token for token in end_tokens(generation, config) if 0 <= token < len(tokens))
     tokenizer = _json(folder / _TOKENIZER)
@@ -87,7 +90,7 @@ def folder_facts(folder: Path) -> ModelFacts:
         source=str(folder),
         form=ModelFormat.FOLDER,
         architecture=str(config.model_type),
-        number_format=weights.number_format,
+        number_format=max(formats, key=lambda kind: formats[kind]),
         vocabulary=Vocabulary.of(tokens),
         end_tokens=ends,
         end_texts=tuple(tokens[token] for token in ends),
@@ -95,8 +98,8 @@ def folder_facts(folder: Path) -> ModelFacts:
         bos=_special(tokenizer, "bos_token"),
         eos=_special(tokenizer, "eos_token"),
         context=context,
-        parameters=weights.parameters,
-        weight_bytes=weights.bytes,
+        parameters=sum(each.numbers for each in weights),
+        weight_bytes=sum(each.nbytes for each in weights),
         layers=_layers(config, folder),
         refusal=refusal,
     )

@@ -1,8 +1,6 @@
 """Target sources: check a folder, GGUF or repository before anything is loaded."""
 
 import json
-import re
-from collections import Counter
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -15,6 +13,8 @@ from fleet_edge.verifiers.contract import UnsupportedModel, VerifierError
 _CONFIG: Final = "config.json"
 _WEIGHTS: Final = ("*.safetensors", "pytorch_model*.bin")
 _GGUF_MAGIC: Final = b"GGUF"
+_LENGTH_BYTES: Final = 8  # of the length of a safetensors header
+_MOST_HEADER: Final = 100 << 20
 
 
 def check_source(source: str | Path) -> None:
@@ -46,36 +46,45 @@ def check_folder(path: Path) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class FolderTensors:
-    parameters: int
-    bytes: int  # as stored
-    number_format: str  # the most common one, such as BF16
+class StoredTensor:
+    """A tensor of a safetensors file, in a number format such as BF16."""
+
+    file: Path
+    kind: str
+    shape: tuple[int, ...]
+    offset: int
+    nbytes: int
+
+    @property
+    def numbers(self) -> int:
+        return prod(self.shape)
 
 
-def folder_weights(folder: Path) -> FolderTensors:
+def folder_tensors(folder: Path) -> dict[str, StoredTensor]:
     """Read the headers of a folder's safetensors; raises `UnsupportedModel` if a file is missing or cut off."""
-    from safetensors import SafetensorError, safe_open  # noqa: PLC0415 - some extras lack it
-
-    elements, total = Counter[str](), 0
+    found: dict[str, StoredTensor] = {}
     for path in _safetensors(folder):
         try:
-            with safe_open(path, "np") as file:
-                for part in map(file.get_slice, file.keys()):
-                    kind, count = str(part.get_dtype()), prod(part.get_shape())
-                    elements[kind] += count
-                    total += count * _bits(kind) // 8
-        except (OSError, SafetensorError) as error:
-            raise UnsupportedModel(
-                f"The file {path} is missing, damaged or cut off ({error}); fetch it again."
-            ) from error
-    if not elements:
+            found |= _tensors_of(path)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UnsupportedModel(f"The file {path} is missing, damaged or cut off; fetch it again.") from error
+    if not found:
         raise UnsupportedModel(f"The weights in {folder} have no tensor; fetch the model again.")
-    return FolderTensors(elements.total(), total, elements.most_common(1)[0][0])
+    return found
 
 
-def _bits(kind: str) -> int:
-    found = re.search(r"\d+", kind)
-    return 8 if found is None else int(found[0])  # BOOL has no number
+def _tensors_of(path: Path) -> dict[str, StoredTensor]:
+    with path.open("rb") as file:
+        begin = _LENGTH_BYTES + int.from_bytes(file.read(_LENGTH_BYTES), "little")
+        header = json.loads(file.read(min(begin, _MOST_HEADER) - _LENGTH_BYTES))
+    header.pop("__metadata__", None)
+    found = {}
+    for name, tensor in header.items():
+        first, end = map(int, tensor["data_offsets"])
+        found[name] = StoredTensor(path, str(tensor["dtype"]), tuple(tensor["shape"]), begin + first, end - first)
+    if path.stat().st_size < max((each.offset + each.nbytes for each in found.values()), default=0):
+        raise ValueError("cut off")
+    return found
 
 
 def _safetensors(folder: Path) -> list[Path]:

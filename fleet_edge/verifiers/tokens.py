@@ -3,8 +3,6 @@
 Reading strings from `tokenizer.json` or from the GGUF is much faster than building a tokenizer.
 """
 
-import heapq
-import itertools
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -199,48 +197,21 @@ class GgufTokenizer:
         return lambda text, _first: list(tokenizer.encode(text, add_special_tokens=False).ids)
 
     def _encode_pairs(self) -> Callable[[str, bool], list[int]]:
-        scores: list[float] = self._get("scores", [0.0] * len(self._strings))
+        from tokenizers import Tokenizer, models  # noqa: PLC0415 - likewise
+
+        ids, scores = self._ids, self._get("scores", [0.0] * len(self._strings))
+        merged = sorted((string for string in ids if len(string) > 1), key=lambda string: -scores[ids[string]])
+        halves = ((string[:at], string[at:]) for string in merged for at in range(1, len(string)))
+        pairs = [(left, right) for left, right in halves if left in ids and right in ids]
+        unknown = self._strings[int(self._get("unknown_token_id", 0))]
+        tokenizer = Tokenizer(models.BPE(vocab=ids, merges=pairs, unk_token=unknown, byte_fallback=True))
         prefix = bool(self._get("add_space_prefix", True))  # noqa: FBT003 - llama.cpp's default
 
         def encoded(text: str, first: bool) -> list[int]:
             spaced = (f" {text}" if prefix and first else text).replace(" ", _SPACE)
-            return [token for part in _merge(spaced, self._ids, scores) for token in self._ids_of(part)]
+            return list(tokenizer.encode(spaced, add_special_tokens=False).ids)
 
         return encoded
-
-    def _ids_of(self, part: str) -> list[int]:
-        if part in self._ids:
-            return [self._ids[part]]
-        unknown = int(self._get("unknown_token_id", 0))
-        return [self._ids.get(f"<0x{byte:02X}>", unknown) for byte in part.encode("utf-8", "surrogateescape")]
-
-
-def _merge(text: str, ids: Mapping[str, int], scores: Sequence[float]) -> list[str]:
-    """Merge the neighbours whose union has the best score, the leftmost first, until none is a token."""
-    parts: list[str | None] = list(text)
-    before, after = list(range(-1, len(parts) - 1)), list(range(1, len(parts) + 1))
-    queue: list[tuple[float, int, str]] = []
-
-    def offer(left: int, right: int) -> None:
-        if left >= 0 and right < len(parts):
-            union = f"{parts[left]}{parts[right]}"
-            if union in ids:
-                heapq.heappush(queue, (-scores[ids[union]], left, union))
-
-    for left, right in itertools.pairwise(range(len(parts))):
-        offer(left, right)
-    while queue:
-        _, left, union = heapq.heappop(queue)
-        right = after[left]
-        if parts[left] is None or right >= len(parts) or f"{parts[left]}{parts[right]}" != union:
-            continue  # one of the two has been merged since
-        parts[left], parts[right] = union, None
-        after[left] = after[right]
-        if after[left] < len(parts):
-            before[after[left]] = left
-        offer(before[left], left)
-        offer(left, after[left])
-    return [part for part in parts if part is not None]
 
 
 @cache

@@ -1,7 +1,6 @@
 """Weights of a folder with a config.json and safetensors, quantized one tensor at a time."""
 
 import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -11,13 +10,10 @@ import numpy.typing as npt
 
 from fleet_edge.verifiers.blocks.architectures import Geometry, of_config
 from fleet_edge.verifiers.contract import UnsupportedModel
+from fleet_edge.verifiers.source import folder_tensors
 
 if TYPE_CHECKING:
     from fleet_edge.verifiers.blocks.weights import Weights
-
-_HEADER: Final = 8  # bytes that hold the length of a file's header
-_MOST_HEADER: Final = 100 << 20
-_INDEX: Final = "model.safetensors.index.json"
 
 _TYPES: Final[dict[str, npt.DTypeLike]] = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16}
 
@@ -64,9 +60,9 @@ class FolderWeights:
         try:
             self.geometry: Geometry = of_config(config, _read_json(generation) if generation.is_file() else {})
             self._tied = bool(config.get("text_config", config).get("tie_word_embeddings", self._gemma))
-            self._tensors = self._find(folder)
-        except (KeyError, TypeError, ValueError, OSError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise damaged(folder) from error
+        self._tensors = {_without_prefix(name): each for name, each in folder_tensors(folder).items()}
         self._folder = folder
 
     @property
@@ -80,14 +76,11 @@ class FolderWeights:
     @property
     def packed_bytes(self) -> int:
         bytes_per_number = (self._bits + 0.5) / 8  # a scale of 16 bits for 32 numbers
-        return int(sum(math.prod(shape) for _, _, shape, _ in self._tensors.values()) * bytes_per_number)
+        return int(sum(each.numbers for each in self._tensors.values()) * bytes_per_number)
 
     @property
     def largest_bytes(self) -> int:
-        return max(
-            np.dtype(_TYPES.get(kind, np.float32)).itemsize * math.prod(shape)
-            for _, kind, shape, _ in self._tensors.values()
-        )
+        return max(each.nbytes for each in self._tensors.values())
 
     def __contains__(self, name: str) -> bool:
         return self._name(name) in self._tensors and not (self._tied and name == "output.weight")
@@ -132,36 +125,21 @@ class FolderWeights:
         names = _NAMES | {"gemma3": _OF_GEMMA, "phi3": _OF_PHI}.get(self.geometry.kind, {})
         return f"{block}{names.get(own, own)}.{kind}"
 
-    def _find(self, folder: Path) -> dict[str, tuple[Path, str, tuple[int, ...], int]]:
-        """Return by name, without prefix: the file, number format, shape and place of each tensor."""
-        names = ["model.safetensors"]
-        if not (folder / "model.safetensors").is_file():
-            names = sorted(set(_read_json(folder / _INDEX)["weight_map"].values()))
-        found: dict[str, tuple[Path, str, tuple[int, ...], int]] = {}
-        for file in (folder / str(name) for name in names):
-            with file.open("rb") as stream:
-                length = int.from_bytes(stream.read(_HEADER), "little")
-                if length > _MOST_HEADER:
-                    raise ValueError("no header")
-                header = json.loads(stream.read(length))
-            for name, tensor in header.items():
-                if name != "__metadata__":
-                    plain = next((name.removeprefix(each) for each in _PREFIXES if name.startswith(each)), name)
-                    place = _HEADER + length + int(tensor["data_offsets"][0])
-                    shape = tuple(int(size) for size in tensor["shape"])
-                    found[plain] = (file, str(tensor["dtype"]), shape, place)
-        return found
-
     def _read(self, name: str) -> npt.NDArray[Any]:
         """Return a tensor as the file has it, bfloat16 as uint16."""
         try:
-            file, kind, shape, place = self._tensors[name]
-            return np.fromfile(file, _TYPES[kind], math.prod(shape), offset=place).reshape(shape)
+            tensor = self._tensors[name]
+            raw = np.fromfile(tensor.file, _TYPES[tensor.kind], tensor.numbers, offset=tensor.offset)
+            return raw.reshape(tensor.shape)
         except (KeyError, ValueError) as error:
             raise UnsupportedModel(
                 f"The weights in {self._folder} lack {name}, or have it in a number format that is not served; fetch "
                 "the model again, in float32, float16 or bfloat16."
             ) from error
+
+
+def _without_prefix(name: str) -> str:
+    return next((name.removeprefix(each) for each in _PREFIXES if name.startswith(each)), name)
 
 
 def _widened(raw: npt.NDArray[Any]) -> npt.NDArray[np.float32]:

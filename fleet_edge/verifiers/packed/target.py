@@ -21,7 +21,7 @@ from fleet_common.host import NVIDIA_DRIVER
 from fleet_common.hub import hub_access
 from fleet_edge.verifiers.contract import TargetInfo, UnsupportedModel, VerifierError
 from fleet_edge.verifiers.packed.attention import context_of
-from fleet_edge.verifiers.source import check_memory, check_source, folder_weights, is_gguf, target_name
+from fleet_edge.verifiers.source import check_memory, check_source, folder_tensors, is_gguf, target_name
 from fleet_edge.verifiers.tokens import gguf_tokens, repository_tokens
 from schemas.vocabulary import Vocabulary, token_strings
 
@@ -75,7 +75,9 @@ def _bfloat16_is_fast(kind: str) -> bool:
 def parameters_of(path: Path) -> int | None:
     """Return the number of weights in a folder or a GGUF; None if it is missing or damaged, which loading reports."""
     try:
-        return folder_weights(path).parameters if path.is_dir() else read_header(path).parameters
+        if not path.is_dir():
+            return read_header(path).parameters
+        return sum(each.numbers for each in folder_tensors(path).values())
     except (UnsupportedModel, GgufUnreadable):
         return None
 
