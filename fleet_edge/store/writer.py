@@ -21,65 +21,6 @@ from fleet_edge.store.records import EventLogged, Record
 from fleet_edge.store.spool import Spool
 
 
-class Mailbox:
-    """A bounded queue between threads; `put` drops records beyond `capacity`."""
-
-    def __init__(self, capacity: int) -> None:
-        self._capacity = capacity
-        self._records: deque[Record] = deque()
-        self._changed = threading.Condition()
-        self._awaited = capacity  # records that end a wait
-        self._urgent = False
-        self._closed = False
-        self._dropped = 0
-
-    def __len__(self) -> int:
-        return len(self._records)
-
-    @property
-    def dropped(self) -> int:
-        return self._dropped
-
-    def put(self, record: Record, *, urgent: bool = False) -> bool:
-        """Add a record and return whether there was room; otherwise drop and count it. Never blocks."""
-        with self._changed:
-            if self._closed or len(self._records) >= self._capacity:
-                self._dropped += 1
-                return False
-            self._records.append(record)
-            self._urgent = self._urgent or urgent
-            # Waking a waiter for every record would cost more than the record.
-            if urgent or len(self._records) >= self._awaited:
-                self._changed.notify_all()
-            return True
-
-    def take(self, limit: int) -> list[Record]:
-        with self._changed:
-            taken = [self._records.popleft() for _ in range(min(limit, len(self._records)))]
-            self._urgent = self._urgent and bool(self._records)
-            return taken
-
-    def put_back(self, records: Sequence[Record]) -> None:
-        with self._changed:
-            self._records.extendleft(reversed(records))
-
-    def drop_all(self) -> None:
-        with self._changed:
-            self._dropped += len(self._records)
-            self._records.clear()
-
-    def wait(self, count: int, *, timeout_s: float) -> None:
-        """Wait for `count` records, or an urgent one. Returns at once when closed."""
-        with self._changed:
-            self._awaited = count
-            self._changed.wait_for(lambda: self._closed or self._urgent or len(self._records) >= count, timeout_s)
-
-    def close(self) -> None:
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WriterSettings:
     """Bounds of the writer, and how it trades delay for throughput.
@@ -155,13 +96,14 @@ class LogWriter:
         self._spool = spool
         self._settings = settings or WriterSettings()
         self._monotonic = monotonic
-        self._mailbox = Mailbox(self._settings.capacity)
+        self._records: deque[Record] = deque()
+        self._due = threading.Event()  # a whole batch waits, or an urgent record
         self._stopping = threading.Event()
         self._give_up_at = float("inf")
         self._thread: threading.Thread | None = None
         self._awaited: dict[Record, list[Callable[[], None]]] = {}
         self._count = threading.Lock()
-        self._written = self._spooled = self._replayed = self._rejected = 0
+        self._written = self._spooled = self._replayed = self._rejected = self._dropped = 0
         self._known_drops = 0
         self._drops_reported = False
         self._spool_error = ""
@@ -185,24 +127,28 @@ class LogWriter:
         An urgent record is written at once, with everything queued. `then` makes it urgent and is called, on the thread
         that did so, once the record is written, spooled or refused for good; never if it found no room.
         """
-        if then is not None:
-            with self._count:
+        with self._count:
+            if self._stopping.is_set() or len(self._records) >= self._settings.capacity:
+                self._dropped += 1
+                return
+            self._records.append(record)
+            if then is not None:
                 self._awaited.setdefault(record, []).append(then)
-        if not self._mailbox.put(record, urgent=urgent or then is not None) and then is not None:
-            with self._count:
-                self._awaited.pop(record, None)
+        # Waking the thread for every record would cost more than the record.
+        if urgent or then is not None or len(self._records) >= self._settings.batch_records:
+            self._due.set()
 
     @property
     def counters(self) -> WriterCounters:
-        complete = not len(self._mailbox) and self._spool.empty and not self._away
+        complete = not self._records and self._spool.empty and not self._away
         with self._count:
             return WriterCounters(
                 written=self._written,
                 spooled=self._spooled,
                 replayed=self._replayed,
                 rejected=self._rejected,
-                dropped=self._mailbox.dropped,
-                queued=len(self._mailbox),
+                dropped=self._dropped,
+                queued=len(self._records),
                 away=self._away,
                 stuck=self._stuck,
                 spool_bytes=self._spool.size,
@@ -215,17 +161,19 @@ class LogWriter:
         Returns whether nothing was lost since the start: False also if work was still in progress after `timeout_s`.
         """
         self._give_up_at = self._monotonic() + timeout_s
-        self._stopping.set()
-        self._mailbox.close()
+        with self._count:
+            self._stopping.set()
+        self._due.set()
         if self._thread is not None:
             self._thread.join(timeout_s)
         hung = self._thread is not None and self._thread.is_alive()
         if not hung:
             self._flush()
             self._spool.close()
-        self._mailbox.drop_all()
+        self._dropped += len(self._records)
+        self._records.clear()
         self._report_drops()
-        return not hung and self._mailbox.dropped == 0
+        return not hung and self._dropped == 0
 
     def step(self) -> bool:
         """Store one batch, and if the database answers, one from the spool; return whether the spool may have more.
@@ -233,7 +181,8 @@ class LogWriter:
         Only the writing thread calls this, or the caller if `start` was not called.
         """
         began = self._monotonic()
-        batch: Sequence[Record] = self._mailbox.take(self._settings.batch_records)
+        most = self._settings.batch_records
+        batch: Sequence[Record] = [self._records.popleft() for _ in range(min(most, len(self._records)))]
         if batch and self._answers():
             batch = self._commit(batch)
         self._stuck = bool(batch) and not self._to_spool(batch)
@@ -250,14 +199,16 @@ class LogWriter:
             if self._stuck:
                 self._stopping.wait(self._settings.flush_interval_s)
             elif not more:
-                self._mailbox.wait(self._settings.batch_records, timeout_s=self._settings.flush_interval_s)
+                self._due.wait(self._settings.flush_interval_s)
+            if len(self._records) <= self._settings.batch_records:
+                self._due.clear()
             more = self.step()
         self._flush()
 
     def _flush(self) -> None:
-        """Empty the mailbox while that makes progress and the time limit of `close` allows."""
+        """Empty the queue while that makes progress and the time limit of `close` allows."""
         self._stuck = False
-        while len(self._mailbox) and not self._stuck and self._monotonic() < self._give_up_at:
+        while self._records and not self._stuck and self._monotonic() < self._give_up_at:
             self.step()
 
     def _answers(self) -> bool:
@@ -317,7 +268,7 @@ class LogWriter:
             self._spool.append(batch)
         except SpoolFull as error:
             # Memory is the last resort; `put` drops when that is full too.
-            self._mailbox.put_back(batch)
+            self._records.extendleft(reversed(batch))
             self._spool_error = str(error)
             return False
         with self._count:
@@ -351,7 +302,7 @@ class LogWriter:
         return True
 
     def _report_drops(self) -> None:
-        dropped = self._mailbox.dropped
+        dropped = self._dropped
         if dropped > self._known_drops and not self._drops_reported:
             self._drops_reported = True
             cause = self._spool_error or "records arrive faster than they can be written."
