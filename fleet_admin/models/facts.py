@@ -15,7 +15,7 @@ from fleet_common.host import write_atomically
 from fleet_device.drafters.contract import DrafterError
 from fleet_device.drafters.model_file import GgufModel
 from fleet_edge.verifiers.contract import UnsupportedModel, VerifierError
-from fleet_edge.verifiers.source import folder_tensors
+from fleet_edge.verifiers.safetensors import folder_tensors
 from schemas.vocabulary import Vocabulary, token_strings
 
 

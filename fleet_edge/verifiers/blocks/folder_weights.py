@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from fleet_edge.verifiers.blocks.architectures import Geometry, of_config
 from fleet_edge.verifiers.contract import UnsupportedModel
-from fleet_edge.verifiers.source import folder_tensors
+from fleet_edge.verifiers.safetensors import folder_tensors
 
 if TYPE_CHECKING:
     from fleet_edge.verifiers.blocks.weights import Weights

@@ -21,7 +21,8 @@ from fleet_common.host import NVIDIA_DRIVER
 from fleet_common.hub import hub_access
 from fleet_edge.verifiers.contract import TargetInfo, UnsupportedModel, VerifierError
 from fleet_edge.verifiers.packed.attention import context_of
-from fleet_edge.verifiers.source import check_memory, check_source, folder_tensors, is_gguf, target_name
+from fleet_edge.verifiers.safetensors import folder_tensors
+from fleet_edge.verifiers.source import check_memory, check_source, is_gguf, target_name
 from fleet_edge.verifiers.tokens import gguf_tokens, repository_tokens
 from schemas.vocabulary import Vocabulary, token_strings
 
