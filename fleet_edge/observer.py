@@ -26,6 +26,7 @@ from schemas.names import VERSION
 
 _ANSWER_S: Final = 2.0
 """Seconds that the loop has to answer; a working one does so within milliseconds."""
+_HANGS: Final = f"The edge's loop has not answered within {_ANSWER_S:g} s."
 
 _STEP_S: Final = 1.0
 """KV memory can be measured only between two steps; after this wait an earlier measurement is used."""
@@ -46,14 +47,13 @@ class LoopState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EdgeObserver:
-    """Observes an edge from other threads; the loop has `answer_s` seconds to answer."""
+    """Observes an edge from other threads."""
 
     fleet: str
     edge: str
     orchestrator: Orchestrator
     writer: LogWriter
     link: Link
-    answer_s: float = _ANSWER_S
 
     @property
     def figures(self) -> Figures:
@@ -86,19 +86,19 @@ class EdgeObserver:
             loop.scheduler.note_memory(list(loop.sessions), then=measured.set)
 
         self.orchestrator.inbox.put(report)
-        if not answered.wait(self.answer_s):
+        if not answered.wait(_ANSWER_S):
             return None
         measured.wait(_STEP_S)
         return found[0]
 
     def alive(self) -> Health:
-        return Health({"loop": "" if self.loop_state() is not None else self._hangs})
+        return Health({"loop": _HANGS if self.loop_state() is None else ""})
 
     def ready(self) -> Health:
         """Report whether sessions can be opened here and are recorded."""
         state, store = self.loop_state(), self.writer.counters
         if state is None:
-            return Health({"loop": self._hangs})
+            return Health({"loop": _HANGS})
         return Health(
             {
                 "loop": "",
@@ -132,10 +132,6 @@ class EdgeObserver:
 
     def active_devices(self) -> int:
         return self.figures.active_devices(self.orchestrator.handlers.guard.quarantined())
-
-    @property
-    def _hangs(self) -> str:
-        return f"The edge's loop has not answered within {self.answer_s:g} s."
 
     def _counted(self) -> Iterator[Family]:
         figures = self.figures

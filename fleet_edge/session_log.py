@@ -313,23 +313,9 @@ class SessionLog(Closing):
         sentence: str,
         who: str | None = None,
         device: str | None = None,
-        severity: Severity | None = None,
-        edge: str = ADMINISTRATOR,
     ) -> None:
-        """Write an event that an administrator, or a program of the administrator's, has caused or found.
-
-        `severity` is by default that of `fleet_edge.store.event_codes`.
-        """
-        record = EventLogged(
-            kind=kind,
-            code=code,
-            sentence=sentence,
-            at=self._now(),
-            device=device,
-            who=who,
-            severity=severity,
-            edge=edge,
-        )
+        """Write an event that an administrator, or a program of the administrator's, has caused or found."""
+        record = EventLogged(kind=kind, code=code, sentence=sentence, at=self._now(), device=device, who=who)
         from fleet_edge.store.merge import merge_records  # noqa: PLC0415 - only to write
 
         with self._writing() as connection:

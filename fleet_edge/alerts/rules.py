@@ -89,16 +89,13 @@ def readings(facts: Facts, settings: AlertSettings) -> Iterator[tuple[str, RuleR
             yield rule.name, reading
 
 
-def _above(
-    subject: str, value: float, threshold: float, sentence: str, *, severity: AlertSeverity = AlertSeverity.WARNING
-) -> RuleReading:
+def _above(subject: str, value: float, threshold: float, sentence: str) -> RuleReading:
     """Return whether a value is above its threshold, or clearly not."""
     return RuleReading(
         subject=subject,
         sentence=sentence,
         wrong=value > threshold,
         right=value <= threshold * (1.0 - _SLACK),
-        severity=severity,
         value=value,
         threshold=threshold,
     )

@@ -8,7 +8,8 @@ import asyncio
 import contextlib
 import logging
 import random
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Mapping
 from typing import Final
 
 from fleet_edge.settings import InferenceServerSettings
@@ -32,21 +33,12 @@ _LONGEST_TRIAL_S: Final = 15.0
 class Queries:
     """Queries to one endpoint. `away` says why none is sent; only a trial of our own ends that."""
 
-    def __init__(
-        self,
-        endpoint: RemoteEndpoint,
-        expected: Expected,
-        settings: InferenceServerSettings,
-        *,
-        clock: Callable[[], float],
-        rng: random.Random | None = None,
-    ) -> None:
+    def __init__(self, endpoint: RemoteEndpoint, expected: Expected, settings: InferenceServerSettings) -> None:
         self.away = ""  # read by any thread
         self._endpoint = endpoint
         self._expected = expected
         self._settings = settings
-        self._clock = clock
-        self._rng = rng or random.Random()  # noqa: S311 - spreads retries, no secret
+        self._rng = random.Random()  # noqa: S311 - spreads retries, no secret
         self._failures = 0
         self._suspicions: dict[int, int] = {}
         self._back = asyncio.Event()
@@ -71,7 +63,7 @@ class Queries:
         Raises `TargetAway` if the server is away or has not answered in time, `SequenceFailed` if it rejects one query,
         or fails on it again and again while it is healthy.
         """
-        deadline = self._clock() + self._settings.step_s
+        deadline = time.monotonic() + self._settings.step_s
         tasks = {
             sequence: asyncio.create_task(self._ask(sequence, question, deadline))
             for sequence, question in questions.items()
@@ -95,7 +87,7 @@ class Queries:
 
     async def _ask(self, sequence: int, question: LogprobsQuery, deadline: float) -> TopRows:
         attempt, last, suspected = 0, "", False
-        while (left := deadline - self._clock()) > 0:
+        while (left := deadline - time.monotonic()) > 0:
             if self.away and not await self._is_back(min(left, _BRIDGED_S)):
                 break
             try:

@@ -7,8 +7,7 @@ target distribution.
 
 import logging
 import secrets
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -146,7 +145,6 @@ def connect(
     url: str,
     *,
     samples: Sequence[int],
-    clock: Callable[[], float] = time.monotonic,
 ) -> RemoteVerifier:
     """Return the verifier, once the server has proved that it serves the target; raises `VerifierError`."""
     key_file = settings.api_key_file
@@ -162,7 +160,6 @@ def connect(
             RemoteEndpoint(url, dialect, client),
             Expected(settings.served_model, local.strings, samples, top),
             settings,
-            clock=clock,
         )
         try:
             identity = await queries.start()
