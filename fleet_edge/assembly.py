@@ -13,7 +13,7 @@ from fleet_edge.batching.scheduler import Scheduler
 from fleet_edge.guard import DeviceGuard, SharedQuarantines
 from fleet_edge.handlers import MessageHandlers
 from fleet_edge.intake import Intake, IntakeQueue
-from fleet_edge.metrics.figures import Figures
+from fleet_edge.metrics import Figures
 from fleet_edge.orchestrator import Orchestrator
 from fleet_edge.sessions.admission import SessionOffer
 from fleet_edge.sessions.grammars import SWITCHED_OFF, Grammars

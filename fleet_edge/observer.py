@@ -13,10 +13,10 @@ from typing import Final
 from fleet_common.host import resident_memory
 from fleet_common.metrics import Family, Health, MetricsPages, exposition
 from fleet_common.mqtt.link import Link
+from fleet_edge import metrics as named
 from fleet_edge.answers.recorder import Recorder
 from fleet_edge.batching.scheduler import KvMemory
-from fleet_edge.metrics import catalogue as named
-from fleet_edge.metrics.figures import Figures
+from fleet_edge.metrics import Figures
 from fleet_edge.orchestrator import Orchestrator
 from fleet_edge.store.event_codes import EventKind
 from fleet_edge.store.records import LoadReported

@@ -17,7 +17,7 @@ from fleet_edge.answers.recorder import EndCause, Recorder
 from fleet_edge.counters import SegmentCounters
 from fleet_edge.errors import DraftFault, OpenRefused
 from fleet_edge.guard import DeviceGuard
-from fleet_edge.metrics.figures import Figures
+from fleet_edge.metrics import Figures
 from fleet_edge.sessions.drafts import BlockVerdict, DraftResult, DraftTiming, ReceivedDraft
 from fleet_edge.sessions.machine import DecodeRequest, EdgeSession
 from fleet_edge.sessions.statistics import AcceptanceByModel

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from fleet_common.mqtt.errors import LinkError
 from fleet_common.mqtt.link import Link
-from fleet_edge.metrics.figures import Figures
+from fleet_edge.metrics import Figures
 from schemas.codec import MAX_VERDICT_BYTES, encode_reply
 from schemas.messages import SessionReply
 from schemas.topics import TREE, Topic, build

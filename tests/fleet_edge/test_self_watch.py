@@ -5,7 +5,7 @@ import pytest
 
 from fleet_edge.answers.recorder import Recorder
 from fleet_edge.batching.scheduler import KvMemory
-from fleet_edge.metrics.figures import Figures
+from fleet_edge.metrics import Figures
 from fleet_edge.observer import LoopState, SelfWatch
 from fleet_edge.store.event_codes import EVENT_CODES
 from fleet_edge.store.records import EventLogged, LoadReported

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from fleet_common.metrics import MetricKind
-from fleet_edge.metrics.catalogue import CATALOGUE
+from fleet_edge.metrics import CATALOGUE
 from schemas.control import Presence
 from schemas.reasons import EndReason, FaultCode, RefusalCode
 

@@ -13,7 +13,7 @@ from fleet_edge.counters import SEGMENT_COUNTERS, SegmentCounters
 from fleet_edge.errors import DraftFault
 from fleet_edge.guard import DeviceGuard
 from fleet_edge.limits import QuarantineSettings, QuotaSettings
-from fleet_edge.metrics.figures import Figures
+from fleet_edge.metrics import Figures
 from fleet_edge.sessions.admission import SessionLimits
 from fleet_edge.sessions.drafts import DraftTiming
 from fleet_edge.sessions.statistics import AcceptanceByModel

@@ -9,7 +9,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from fleet_common.mqtt.link import Message
 from fleet_device.requests.generate import GenerateRequest, RequestContext
-from fleet_edge.metrics.catalogue import CATALOGUE
+from fleet_edge.metrics import CATALOGUE
 from schemas.topics import Topic, build
 from tests.support.memory_edges import LENGTH, POLICY, PROMPT, RunningEdge, Site
 from tests.support.memory_fleet import FLEET

@@ -2,7 +2,7 @@ from datetime import datetime, timedelta
 
 import pytest
 
-from fleet_edge.metrics.figures import Figures
+from fleet_edge.metrics import Figures
 from fleet_edge.store import quarantines, queries
 from fleet_edge.store.steering import add_labels
 from fleet_edge.store.views import ACTIVE_WITHIN, EdgeView, MachineState, device_state, edge_state
