@@ -119,7 +119,7 @@ def measured_json(measured: MeasuredPair) -> dict[str, Any]:
             "runs_on": measured.steps.runs_on,
             "machine": measured.steps.machine,
             "balance_tokens": measured.steps.balance(),
-            **{f"1x{tokens}_ms": ms for _, tokens, ms in measured.steps.steps()},
+            **{f"1x{tokens:.0f}_ms": ms for tokens, ms in measured.steps.rows[1]},
         },
     }
 

@@ -76,7 +76,11 @@ class WorkResult:
 
 @dataclass(slots=True)
 class Orchestrator:
-    """The edge's main loop: receive messages, compute batches, send and record verdicts."""
+    """The edge's main loop: receive messages, compute batches, send and record verdicts.
+
+    `piece_s` is the longest time that tokens of edge-only decoding wait to be sent together with the next ones; 0 sends
+    each at once.
+    """
 
     inbox: IntakeQueue
     handlers: MessageHandlers
@@ -84,6 +88,7 @@ class Orchestrator:
     scheduler: Scheduler
     answers: Responder
     clock: Callable[[], float]
+    piece_s: float = PIECE_S
     _pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="computing"))
     _running: RunningStep | None = None
     _held: dict[int, WorkResult] = field(default_factory=dict)  # by session, tokens that wait to be sent
@@ -291,7 +296,7 @@ class Orchestrator:
         session, stream = result.work.session, result.work.session.stream
         if session.handle not in running or not result.decoded or stream is None:
             return False
-        return stream.may_wait(session.committed) and self.clock() + self._step_s - stream.sent_at < PIECE_S
+        return stream.may_wait(session.committed) and self.clock() + self._step_s - stream.sent_at < self.piece_s
 
     def _answer(self, result: WorkResult) -> None:
         work, session = result.work, result.work.session

@@ -31,6 +31,7 @@ from fleet_edge.store.rollups import Dimension, Measure
 from fleet_edge.store.spent_time import SpentTime, spent_times
 from fleet_edge.store.steering import read_labels, record_audit
 from fleet_edge.store.tables import (
+    DEVICES,
     EDGE_LOADS,
     EVENTS,
     LABELS,
@@ -473,6 +474,13 @@ class SessionLog(Closing):
         kind = _known(export.Exported, what)
         after, before = self._time("since", since), self._time("until", until)
         return export.rows(self._reading, kind, since=after, until=before)
+
+    def latest(self) -> datetime | None:
+        """Return the time of the log's latest record; None if it has none. Cheap."""
+        heard = (SESSIONS.c.last_at, DEVICES.c.seen_at, EVENTS.c.at)
+        with self._reading() as connection:
+            times = [connection.scalar(select(func.max(column))) for column in heard]
+        return max((each for each in times if each is not None), default=None)
 
     def quarantines(self) -> list[QuarantineView]:
         """Return the quarantined devices, by name."""

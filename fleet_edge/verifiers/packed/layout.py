@@ -65,8 +65,10 @@ class Group:
     places: torch.Tensor
     own: torch.Tensor
     answers: torch.Tensor
-    lowest: int
-    _masks: dict[tuple[int | None, int, torch.dtype], tuple[int, torch.Tensor]] = field(default_factory=dict)
+    lowest: int = field(kw_only=True)
+    _masks: dict[tuple[int | None, int, torch.dtype], tuple[int, torch.Tensor]] = field(
+        default_factory=dict, init=False
+    )
 
     def mask(self, window: int | None, *, heads: int, dtype: torch.dtype) -> tuple[int, torch.Tensor]:
         """Return which keys each query row sees; made once for all layers with this window.
@@ -133,7 +135,7 @@ def send(arrays: Sequence[_Places], device: torch.device) -> list[torch.Tensor]:
     host = torch.from_numpy(np.concatenate([each.reshape(-1) for each in arrays]))
     # A GPU copies from pinned memory asynchronously.
     sent = (host.pin_memory() if on_gpu else host).to(device, non_blocking=on_gpu)
-    pieces = sent.split([each.size for each in arrays])
+    pieces = torch.split(sent, [each.size for each in arrays])
     return [piece.view(each.shape) for piece, each in zip(pieces, arrays, strict=True)]
 
 
