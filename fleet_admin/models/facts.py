@@ -75,7 +75,7 @@ def folder_facts(folder: Path) -> ModelFacts:
     from fleet_edge.verifiers.tokens import target_tokens
 
     try:
-        tokens, weights = target_tokens(folder), folder_tensors(folder).values()
+        tokens, weights = target_tokens(folder), folder_tensors(folder)
         config = text_config(str(folder))
         context, refusal = context_of(config), _refusal(config)
     except (UnsupportedModel, VerifierError) as error:

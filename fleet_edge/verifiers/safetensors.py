@@ -16,6 +16,7 @@ _MOST_HEADER: Final = 100 << 20
 class StoredTensor:
     """A tensor of a safetensors file, in a number format such as BF16."""
 
+    name: str
     file: Path
     kind: str
     shape: tuple[int, ...]
@@ -27,12 +28,12 @@ class StoredTensor:
         return prod(self.shape)
 
 
-def folder_tensors(folder: Path) -> dict[str, StoredTensor]:
+def folder_tensors(folder: Path) -> list[StoredTensor]:
     """Read the headers of a folder's safetensors; raises `UnsupportedModel` if a file is missing or cut off."""
-    found: dict[str, StoredTensor] = {}
+    found = list[StoredTensor]()
     for path in _safetensors(folder):
         try:
-            found |= _tensors_of(path)
+            found += _tensors_of(path)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UnsupportedModel(f"The file {path} is missing, damaged or cut off; fetch it again.") from error
     if not found:
@@ -40,16 +41,17 @@ def folder_tensors(folder: Path) -> dict[str, StoredTensor]:
     return found
 
 
-def _tensors_of(path: Path) -> dict[str, StoredTensor]:
+def _tensors_of(path: Path) -> list[StoredTensor]:
     with path.open("rb") as file:
         begin = _LENGTH_BYTES + int.from_bytes(file.read(_LENGTH_BYTES), "little")
         header = json.loads(file.read(min(begin, _MOST_HEADER) - _LENGTH_BYTES))
     header.pop("__metadata__", None)
-    found = {}
+    found = []
     for name, tensor in header.items():
         first, end = map(int, tensor["data_offsets"])
-        found[name] = StoredTensor(path, str(tensor["dtype"]), tuple(tensor["shape"]), begin + first, end - first)
-    if path.stat().st_size < max((each.offset + each.nbytes for each in found.values()), default=0):
+        shape, offset = tuple(tensor["shape"]), begin + first
+        found.append(StoredTensor(name, path, str(tensor["dtype"]), shape, offset, end - first))
+    if path.stat().st_size < max((each.offset + each.nbytes for each in found), default=0):
         raise ValueError("cut off")
     return found
 

@@ -33,7 +33,6 @@ def test_each_chore_can_be_done_on_an_empty_store(store: Store) -> None:
         "flush-progress",
         "flush-log",
         "read-quarantines",
-        "warn-certificates",
         "evaluate-alerts",
         "close-abandoned",
         "purge",

@@ -187,8 +187,8 @@ def test_each_size_takes_what_its_steps_took_and_nothing_is_left() -> None:
     verifier = TimedVerifier()
     curve = measurement(verifier).measure(verifier, engine="timed")  # type: ignore[arg-type]
     assert list(curve.rows) == [1, 2, 4, 8, 16, 32, 64]
-    for sessions, tokens, ms in curve.steps():
-        assert ms == pytest.approx(5 + sessions * (2 + tokens))
+    for sessions, row in curve.rows.items():
+        assert [ms for _, ms in row] == pytest.approx([5 + sessions * (2 + tokens) for tokens, _ in row])
     assert curve.step_ms(0, 0, prefill=256) == pytest.approx(5 + 2 + 256)
     assert (curve.target, curve.engine, curve.context) == ("timed", "timed", 256)
     assert verifier.lengths == {}

@@ -62,7 +62,7 @@ class FolderWeights:
             self._tied = bool(config.get("text_config", config).get("tie_word_embeddings", self._gemma))
         except (KeyError, TypeError, ValueError) as error:
             raise damaged(folder) from error
-        self._tensors = {_without_prefix(name): each for name, each in folder_tensors(folder).items()}
+        self._tensors = {_without_prefix(each.name): each for each in folder_tensors(folder)}
         self._folder = folder
 
     @property

@@ -18,8 +18,6 @@ from tests.support.tiny_gguf import CHAT_TEMPLATE, END, tiny_gguf
 HELLO = [ChatMessage("system", "Be brief."), ChatMessage("user", "Hello!")]
 
 
-
-
 def test_a_template_may_use_what_real_ones_use() -> None:
     source = """{{ bos_token }}
 {%- set state = namespace(n=0) %}
