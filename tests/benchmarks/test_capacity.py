@@ -28,6 +28,7 @@ from dssd.downlink import FormName
 from schemas.policy import Mode, SamplingPolicy
 from tests.support.processes import toy_edge_process
 from tests.support.recorded_drafter import RecordedText
+from tests.support.scripted_verifier import ScriptedVerifier
 from tests.support.toy_pair import END_TOKENS, PROMPT, ToyPair, own_text, policy
 from tests.support.toy_transformer import ToyTransformer
 
