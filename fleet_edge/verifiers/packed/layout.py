@@ -55,7 +55,7 @@ class Group:
     Attributes:
         rows: `[sequences, width]`: the packed row of each query row; padding repeats the last of its sequence.
         positions: `[sequences, width]`: of the query rows in their sequences.
-        places: `[sequences, longest]`: of the keys; padding repeats the first of its sequence.
+        places: `[sequences, longest]`: of the keys; padding is any place.
         own: `[packed rows]`: those that the call answers, and `answers` the query rows that answer them.
         lowest: First position of all query rows.
     """
@@ -112,9 +112,8 @@ def lay_out(parts: Sequence[Part], device: torch.device) -> Layout:
         chosen = [parts[index] for index in members]
         width, longest = max(part.count for part in chosen), max(part.length for part in chosen)
         steps = [np.minimum(np.arange(width), part.count - 1) for part in chosen]
-        gathered = np.empty((len(chosen), longest), np.int64)
+        gathered = np.zeros((len(chosen), longest), np.int64)
         for line, index in enumerate(members):
-            gathered[line] = places[index][0]
             gathered[line, : parts[index].length] = places[index]
         arrays += [
             np.stack([starts[index] + step for index, step in zip(members, steps, strict=True)]),
