@@ -19,8 +19,8 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from fleet_edge.verifiers.contract import Item, UnsupportedModel, Verifier
-from fleet_edge.verifiers.packed.kv import LayerShape, TorchPages
-from fleet_edge.verifiers.packed.layout import FEW_ROWS, Group, Layout
+from fleet_edge.verifiers.packed.kv import LayerShape
+from fleet_edge.verifiers.packed.layout import FEW_ROWS, Group, Layout, Write
 
 IMPLEMENTATION: Final = "packed_sequences"
 """Name in transformers' registry. No mask function has this name, so transformers builds no mask."""
@@ -113,29 +113,35 @@ torch's kernel works in blocks, and a sequence with many new tokens costs its ma
 
 
 class PackedStep:
-    """The step that `attend` finds in the forward's context."""
+    """The step that `attention.attend` finds in the forward's arguments."""
 
-    def __init__(self, layout: Layout, pages: TorchPages) -> None:
+    def __init__(self, layout: Layout) -> None:
         self._layout = layout
-        self._pages = pages
 
     def attend(self, call: Call) -> torch.Tensor:
         """Store the new keys and values and return the output, `[rows, heads, value_dim]`."""
-        keys, values = self._pages.keys[call.layer], self._pages.values[call.layer]
-        keys.index_copy_(0, self._layout.places, call.key)
-        values.index_copy_(0, self._layout.places, call.value)
+        for write in self._layout.writes:
+            _store(write, call)
         rows, heads = call.query.shape[:2]
         output = call.query.new_empty(rows, heads, call.value.shape[-1])
         for group in self._layout.groups:
-            output.index_copy_(0, group.own, _answer(group, call, keys, values))
+            output[group.begin : group.end] = _answer(group, call)
         return output
 
 
-def _answer(group: Group, call: Call, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+def _store(write: Write, call: Call) -> None:
+    for stored, new in ((write.slab.keys[call.layer], call.key), (write.slab.values[call.layer], call.value)):
+        stored.transpose(1, 2)[write.slots.tensor, write.places.tensor] = new[write.begin : write.end]
+
+
+def _answer(group: Group, call: Call) -> torch.Tensor:
     kv_heads = call.key.shape[1]
     shared = call.query.shape[1] // kv_heads  # query heads that share a key head
-    n, width = group.rows.shape
-    query = call.query[group.rows].reshape(n, width, kv_heads, shared, -1)
+    n, width = group.sequences, group.width
+    query = call.query[group.begin : group.end]
+    if group.gather is not None:
+        query = query.index_select(0, group.gather.tensor)
+    query = query.reshape(n, width, kv_heads, shared, -1)
     if width > FEW_ROWS:
         # Prefill: one sequence, and its heads are the batch; the mask need not be repeated.
         query = query[0].permute(2, 1, 0, 3)  # [shared, kv_heads, width, dim]
@@ -143,17 +149,20 @@ def _answer(group: Group, call: Call, keys: torch.Tensor, values: torch.Tensor) 
     else:
         query = query.permute(0, 2, 3, 1, 4).reshape(n, kv_heads, shared * width, -1)
         first, mask = group.mask(call.window, heads=shared, dtype=query.dtype)
-    places, batch = group.places[:, first:], query.shape[0]
-    # [batch, kv_heads, keys, dim] from here on
-    keys, values = (each[places].transpose(1, 2).expand(batch, -1, -1, -1) for each in (keys, values))
+    slots = slice(group.first, group.first + n)
+    keys = group.slab.keys[call.layer][slots, :, first : group.longest]
+    values = group.slab.values[call.layer][slots, :, first : group.longest]
+    batch = query.shape[0]  # [batch, kv_heads, keys, dim] from here on
+    keys, values = keys.expand(batch, -1, -1, -1), values.expand(batch, -1, -1, -1)
     if call.softcap is None:
         found = scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=call.scale)
     else:
         found = _capped(query, keys, values, mask, scale=call.scale, softcap=call.softcap)
     if width > FEW_ROWS:
         return found.permute(2, 1, 0, 3).reshape(width, kv_heads * shared, -1)
-    found = found.reshape(n, kv_heads, shared, width, -1).permute(0, 3, 1, 2, 4)
-    return found.reshape(n * width, kv_heads * shared, -1).index_select(0, group.answers)
+    found = found.view(n, kv_heads, shared, width, -1).permute(0, 3, 1, 2, 4)
+    found = found.reshape(n * width, kv_heads * shared, -1)
+    return found if group.scatter is None else found.index_select(0, group.scatter.tensor)
 
 
 def _capped(

@@ -1,74 +1,121 @@
 """Step layout: which rows of the packed input belong to which sequence, and which share an attention call.
 
-Sequences with few new tokens and similar lengths share one call (a *group*), padded to the widest and the longest among
-them: their keys are gathered from their pages, and the grouped heads are folded into the query rows, `[sequences,
-kv_heads, heads / kv_heads * rows, dim]`, so that keys are read once for all heads that share them. A sequence with many
-new tokens (prefill) is a group of its own.
+The packed row is ordered by slab and slot. Neighbours with few new tokens each share one call (a *group*): their keys
+are a view of the slab, and the grouped heads are folded into the query rows, `[sequences, kv_heads, heads / kv_heads *
+rows, dim]`, so that keys are read once for all heads that share them. A sequence with many new tokens (prefill) is a
+group of its own.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
-from typing import Final
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from fleet_edge.verifiers.paged import PAGE
+from fleet_edge.verifiers.packed.kv import Slab, Slot
 
-FEW_ROWS: Final = 16
-"""Sequences with at most this number of new tokens share calls."""
 
-_STRETCH: Final = 2
-"""The longest sequence of a group has at most this multiple of the tokens of the shortest, and some more."""
+class Index:
+    """One list; a tensor once all have been sent."""
 
-_SHORT: Final = 256
-_GATHERED: Final = 1 << 17
-"""Most keys gathered for one call, padding included, so that a step takes a bounded memory."""
+    __slots__ = ("_all", "_begin", "_end", "_tensor")
 
-_Places = NDArray[np.int64]
+    def __init__(self, everything: "Indices", begin: int, end: int) -> None:
+        self._all = everything
+        self._begin, self._end = begin, end
+        self._tensor: torch.Tensor | None = None
+
+    def __len__(self) -> int:
+        return self._end - self._begin
+
+    @property
+    def tensor(self) -> torch.Tensor:
+        """The list on the device, int64 `[len(self)]`."""
+        if self._tensor is None:
+            self._tensor = self._all.sent[self._begin : self._end]
+        return self._tensor
+
+
+class Indices:
+    """Lists that are collected, then sent to a device."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._values: list[int] = []
+        self._sent: torch.Tensor | None = None
+
+    def add(self, values: Sequence[int]) -> Index:
+        assert self._sent is None, "what has been sent cannot grow"
+        begin = len(self._values)
+        self._values.extend(values)
+        return Index(self, begin, len(self._values))
+
+    def send(self) -> None:
+        on_gpu = self.device.type == "cuda"
+        # A GPU copies from pinned memory asynchronously.
+        host = torch.tensor(self._values, dtype=torch.int64, pin_memory=on_gpu)
+        self._sent = host.to(self.device, non_blocking=on_gpu)
+
+    @property
+    def sent(self) -> torch.Tensor:
+        """All lists, concatenated, on the device."""
+        assert self._sent is not None, "nothing has been sent"
+        return self._sent
+
+
+FEW_ROWS = 16
+"""Sequences with at most this number of new tokens share calls, padded to the widest among them."""
+
+BRIDGED_TOKENS = 512
+"""Most tokens of capacity of idle slots between two busy ones that are computed too, their result dropped: a separate
+call costs as much as some hundred tokens of attention."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Part:
-    """One sequence's part of a step: `count` tokens after `start` computed ones, in its pages."""
+    """One sequence's part of a step: `count` tokens after `start` computed ones."""
 
-    pages: Sequence[int]
+    slot: Slot
     start: int
     count: int
 
-    @property
-    def length(self) -> int:
-        return self.start + self.count
 
-    def places(self) -> _Places:
-        """Return where the keys and values of its tokens are, in order."""
-        first = np.array(self.pages, np.int64)[:, None] * PAGE
-        return (first + np.arange(PAGE)).reshape(-1)[: self.length]
+@dataclass(frozen=True, slots=True, eq=False)
+class Write:
+    """Where the new keys and values of the rows `[begin, end)` go: a slot and a position for each row."""
+
+    slab: Slab
+    begin: int
+    end: int
+    slots: Index
+    places: Index
 
 
 @dataclass(slots=True, eq=False)
 class Group:
-    """Sequences that one attention call answers.
+    """Rows `[begin, end)`, answered by one attention call over neighbouring slots.
 
     Attributes:
-        rows: `[sequences, width]`: the packed row of each query row; padding repeats the last of its sequence.
-        positions: `[sequences, width]`: of the query rows in their sequences.
-        places: `[sequences, longest]`: of the keys; padding is any place.
-        own: `[packed rows]`: those that the call answers, and `answers` the query rows that answer them.
-        lowest: First position of all query rows.
+        sequences: Number of slots, idle ones included.
+        width: Query rows a slot.
+        gather: `[sequences * width]`: the row, counted from `begin`, that fills each query row; None if they are the
+            rows as they lie.
+        scatter: `[end - begin]`: the query row that answers each row; None likewise.
+        positions: `[sequences * width]`: of the query rows, in their sequence.
+        longest: Keys of the call: the tokens of the longest sequence, those of the step among them.
     """
 
-    rows: torch.Tensor
-    positions: torch.Tensor
-    places: torch.Tensor
-    own: torch.Tensor
-    answers: torch.Tensor
-    lowest: int = field(kw_only=True)
-    _masks: dict[tuple[int | None, int, torch.dtype], tuple[int, torch.Tensor]] = field(
-        default_factory=dict, init=False
-    )
+    slab: Slab
+    first: int
+    sequences: int
+    width: int
+    begin: int
+    end: int
+    gather: Index | None
+    scatter: Index | None
+    positions: Index
+    lowest: int
+    longest: int
+    _masks: dict[tuple[int | None, int, torch.dtype], tuple[int, torch.Tensor]] = field(default_factory=dict)
 
     def mask(self, window: int | None, *, heads: int, dtype: torch.dtype) -> tuple[int, torch.Tensor]:
         """Return which keys each query row sees; made once for all layers with this window.
@@ -80,12 +127,14 @@ class Group:
         if known is not None:
             return known
         first = 0 if window is None else max(0, self.lowest - window + 1)
-        keys = torch.arange(first, self.places.shape[1], device=self.positions.device)
-        rows = self.positions.unsqueeze(2)
+        positions = self.positions.tensor
+        device = positions.device
+        keys = torch.arange(first, self.longest, device=device)
+        rows = positions.view(self.sequences, self.width, 1)
         hidden = keys > rows
         if window is not None:
             hidden |= keys <= rows - window
-        mask = torch.zeros(hidden.shape, dtype=dtype, device=keys.device).masked_fill_(hidden, -torch.inf)
+        mask = torch.zeros(hidden.shape, dtype=dtype, device=device).masked_fill_(hidden, -torch.inf)
         made = first, mask.repeat(1, heads, 1).unsqueeze(1)
         self._masks[window, heads, dtype] = made
         return made
@@ -93,62 +142,92 @@ class Group:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Layout:
-    """A step: places of the packed rows' keys and values, positions of the rows, and groups that cover each once."""
+    """A step: `order` and `starts` index its parts by packed row; the groups cover every row once."""
 
-    places: torch.Tensor
-    positions: torch.Tensor
+    order: tuple[int, ...]
+    starts: tuple[int, ...]
+    rows: int
+    writes: tuple[Write, ...]
     groups: tuple[Group, ...]
 
 
-def lay_out(parts: Sequence[Part], device: torch.device) -> Layout:
-    starts = [0, *accumulate(part.count for part in parts)]
-    places = [part.places() for part in parts]
-    arrays = [
-        np.concatenate([each[part.start :] for part, each in zip(parts, places, strict=True)]),
-        np.concatenate([np.arange(part.start, part.length) for part in parts]),
-    ]
-    lowest = []
-    for members in _groups(parts):
-        chosen = [parts[index] for index in members]
-        width, longest = max(part.count for part in chosen), max(part.length for part in chosen)
-        steps = [np.minimum(np.arange(width), part.count - 1) for part in chosen]
-        gathered = np.zeros((len(chosen), longest), np.int64)
-        for line, index in enumerate(members):
-            gathered[line, : parts[index].length] = places[index]
-        arrays += [
-            np.stack([starts[index] + step for index, step in zip(members, steps, strict=True)]),
-            np.stack([part.start + step for part, step in zip(chosen, steps, strict=True)]),
-            gathered,
-            np.concatenate([np.arange(starts[index], starts[index + 1]) for index in members]),
-            np.concatenate([line * width + np.arange(part.count) for line, part in enumerate(chosen)]),
-        ]
-        lowest.append(min(part.start for part in chosen))
-    first, second, *rest = send(arrays, device)
-    groups = (Group(*rest[5 * at : 5 * at + 5], lowest=each) for at, each in enumerate(lowest))
-    return Layout(first, second, tuple(groups))
+def lay_out(parts: Sequence[Part], indices: Indices) -> Layout:
+    """Lay out a step of distinct sequences; usable once `indices` have been sent."""
+    slabs: dict[int, list[int]] = {}
+    for index, part in enumerate(parts):
+        slabs.setdefault(id(part.slot.slab), []).append(index)
+    order: list[int] = []
+    starts = [0] * len(parts)
+    writes: list[Write] = []
+    groups: list[Group] = []
+    row = 0
+    for members in slabs.values():
+        begin = row
+        for run in _runs(parts, members):
+            for index in run:
+                starts[index] = row
+                row += parts[index].count
+            groups.append(_group([parts[index] for index in run], begin=starts[run[0]], indices=indices))
+            order.extend(run)
+        placed = [parts[index] for index in order[-len(members) :]]
+        writes.append(_write(placed, begin=begin, end=row, indices=indices))
+    return Layout(tuple(order), tuple(starts), row, tuple(writes), tuple(groups))
 
 
-def send(arrays: Sequence[_Places], device: torch.device) -> list[torch.Tensor]:
-    """Return arrays as tensors on a device, sent at once."""
-    on_gpu = device.type == "cuda"
-    host = torch.from_numpy(np.concatenate([each.reshape(-1) for each in arrays]))
-    # A GPU copies from pinned memory asynchronously.
-    sent = (host.pin_memory() if on_gpu else host).to(device, non_blocking=on_gpu)
-    pieces = torch.split(sent, [each.size for each in arrays])
-    return [piece.view(each.shape) for piece, each in zip(pieces, arrays, strict=True)]
-
-
-def _groups(parts: Sequence[Part]) -> Iterator[list[int]]:
-    group: list[int] = []
-    for index in sorted(range(len(parts)), key=lambda index: parts[index].length):
+def _runs(parts: Sequence[Part], members: Sequence[int]) -> Iterator[list[int]]:
+    run: list[int] = []
+    for index in sorted(members, key=lambda index: parts[index].slot.index):
         part = parts[index]
         if part.count > FEW_ROWS:
             yield [index]
             continue
-        longest = _STRETCH * parts[group[0]].length + _SHORT if group else part.length
-        if part.length > longest or (len(group) + 1) * part.length > max(_GATHERED, part.length):
-            yield group
-            group = []
-        group.append(index)
-    if group:
-        yield group
+        if run:
+            idle = part.slot.index - parts[run[-1]].slot.index - 1
+            if idle * part.slot.slab.capacity > BRIDGED_TOKENS:
+                yield run
+                run = []
+        run.append(index)
+    if run:
+        yield run
+
+
+def _write(parts: Sequence[Part], *, begin: int, end: int, indices: Indices) -> Write:
+    slab = parts[0].slot.slab
+    slots: list[int] = []
+    places: list[int] = []
+    for part in parts:
+        slots.extend([part.slot.index] * part.count)
+        places.extend(range(part.start, part.start + part.count))
+    return Write(slab, begin, end, indices.add(slots), indices.add(places))
+
+
+def _group(parts: Sequence[Part], *, begin: int, indices: Indices) -> Group:
+    slab, first = parts[0].slot.slab, parts[0].slot.index
+    sequences = parts[-1].slot.index - first + 1
+    width = max(part.count for part in parts)
+    rows = sum(part.count for part in parts)
+    # Padding rows repeat row 0 at a similar position, so that their dropped result is finite.
+    gather = [0] * (sequences * width)
+    positions = [parts[0].start] * (sequences * width)
+    scatter: list[int] = []
+    for part in parts:
+        line = (part.slot.index - first) * width
+        positions[line : line + width] = [part.start] * width
+        for offset in range(part.count):
+            gather[line + offset] = len(scatter)
+            positions[line + offset] = part.start + offset
+            scatter.append(line + offset)
+    as_they_lie = rows == sequences * width
+    return Group(
+        slab=slab,
+        first=first,
+        sequences=sequences,
+        width=width,
+        begin=begin,
+        end=begin + rows,
+        gather=None if as_they_lie else indices.add(gather),
+        scatter=None if as_they_lie else indices.add(scatter),
+        positions=indices.add(positions),
+        lowest=min(part.start for part in parts),
+        longest=max(part.start + part.count for part in parts),
+    )

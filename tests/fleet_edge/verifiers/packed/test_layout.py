@@ -1,38 +1,62 @@
+from collections.abc import Sequence
+
+import pytest
 import torch
 
-from fleet_edge.verifiers.packed.layout import FEW_ROWS, Layout, Part, lay_out
-from fleet_edge.verifiers.paged import PAGE
-
-CPU = torch.device("cpu")
+from fleet_edge.verifiers.packed.kv import Slab, Slot
+from fleet_edge.verifiers.packed.layout import FEW_ROWS, Indices, Layout, Part, lay_out
 
 
-def part(start: int, count: int, *, first: int = 0) -> Part:
-    """Return a part of a sequence whose pages are every second one."""
-    pages = -(-(start + count) // PAGE)
-    return Part(range(first, first + 2 * pages, 2), start, count)
+def _slab(capacity: int = 64) -> Slab:
+    return Slab(keys=[], values=[], slots=32, capacity=capacity)
 
 
-def sizes(layout: Layout) -> list[tuple[int, ...]]:
-    return [tuple(group.places.shape) for group in layout.groups]
+def _lay_out(parts: Sequence[Part]) -> Layout:
+    indices = Indices(torch.device("cpu"))
+    layout = lay_out(parts, indices)
+    indices.send()
+    covered = sorted(row for group in layout.groups for row in range(group.begin, group.end))
+    assert covered == list(range(layout.rows)) == list(range(sum(part.count for part in parts)))
+    assert sorted(layout.order) == list(range(len(parts)))
+    for write in layout.writes:
+        assert len(write.slots) == len(write.places) == write.end - write.begin
+    return layout
 
 
-def test_tokens_are_where_their_pages_are() -> None:
-    places = part(PAGE, 2, first=3).places().tolist()
-    assert places == [*range(3 * PAGE, 4 * PAGE), 5 * PAGE, 5 * PAGE + 1]
-
-
-def test_sequences_of_like_lengths_share_a_call_and_are_padded() -> None:
-    layout = lay_out([part(10, 1), part(20, 3)], CPU)
+def test_neighbours_with_few_rows_share_a_call_without_an_index() -> None:
+    slab = _slab()
+    layout = _lay_out([Part(Slot(slab, index), 10 + index, 5) for index in (2, 0, 1)])
     (group,) = layout.groups
-    assert group.rows.tolist() == [[0, 0, 0], [1, 2, 3]]
-    assert group.positions.tolist() == [[10, 10, 10], [20, 21, 22]]
-    assert (group.own.tolist(), group.answers.tolist()) == ([0, 1, 2, 3], [0, 3, 4, 5])
-    assert layout.positions.tolist() == [10, 20, 21, 22]
-    assert sizes(layout) == [(2, 23)]
+    assert (group.first, group.sequences, group.width) == (0, 3, 5)
+    assert group.gather is None
+    assert layout.order == (1, 2, 0)
+    assert layout.starts == (10, 0, 5)
 
 
-def test_prefills_and_sequences_of_unlike_lengths_are_calls_of_their_own() -> None:
-    layout = lay_out([part(5000, 1), part(3, FEW_ROWS + 1), part(100, 2), part(200, 2)], CPU)
-    assert sizes(layout) == [(1, FEW_ROWS + 4), (2, 202), (1, 5001)]
-    answered = torch.cat([group.own for group in layout.groups])
-    assert sorted(answered.tolist()) == list(range(1 + FEW_ROWS + 1 + 4))
+def test_ragged_neighbours_are_padded_to_the_widest() -> None:
+    slab = _slab()
+    layout = _lay_out([Part(Slot(slab, 0), 7, 1), Part(Slot(slab, 1), 3, 3)])
+    (group,) = layout.groups
+    assert group.scatter.tensor.tolist() == [0, 3, 4, 5]
+    assert group.positions.tensor.tolist() == [7, 7, 7, 3, 4, 5]
+    assert (group.lowest, group.longest) == (3, 8)
+
+
+@pytest.mark.parametrize(("capacity", "calls"), [(64, 1), (256, 1), (384, 2), (1024, 2)])
+def test_idle_slots_between_are_computed_along_while_that_is_cheaper(capacity: int, calls: int) -> None:
+    slab = _slab(capacity)
+    layout = _lay_out([Part(Slot(slab, 0), 7, 2), Part(Slot(slab, 3), 3, 2)])
+    assert len(layout.groups) == calls
+
+
+def test_a_prefill_is_a_call_of_its_own_and_slabs_do_not_mix() -> None:
+    one, other = _slab(), _slab()
+    parts = [
+        Part(Slot(one, 0), 0, FEW_ROWS + 1),
+        Part(Slot(one, 1), 5, 2),
+        Part(Slot(one, 2), 5, 2),
+        Part(Slot(other, 0), 5, 2),
+    ]
+    layout = _lay_out(parts)
+    assert sorted(group.width for group in layout.groups) == [2, 2, FEW_ROWS + 1]
+    assert len(layout.writes) == 2

@@ -82,7 +82,7 @@ def test_random_work_over_several_sequences_equals_the_batch_one_oracle(name: st
                 torch.testing.assert_close(logits[start : start + rows], expected, atol=TOLERANCE, rtol=0)
             start += rows
     assert kinds == {"evict", "fork", "rollback", "prefill", "verify"}
-    assert max(len(session.tokens) for session in sessions) > 64  # longer than a page and the window
+    assert max(len(session.tokens) for session in sessions) > 64  # longer than the smallest slot and the window
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma2-softcap-window", "mistral-window", "phi3"])
@@ -140,8 +140,8 @@ def test_a_budget_in_bytes_is_kept() -> None:
             break
         assert verifier.allocated_bytes <= budget
         key += 1
-    taken = 128 * 4 * 2 * 2 * 12 * 4  # tokens of two pages, layers, keys and values, heads, dim, bytes
-    assert key == budget // taken  # and what it holds is used to the last page
+    slot = 128 * 4 * 2 * 2 * 12 * 4  # tokens, layers, keys and values, heads, dim, bytes
+    assert key == budget // slot  # and what it holds is used to the last slot
 
 
 def test_a_failed_forward_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,30 +161,36 @@ def test_a_failed_forward_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> No
     torch.testing.assert_close(rows, Oracle("llama").logits([3, 4, 7])[-1:], atol=TOLERANCE, rtol=0)
 
 
-def test_a_machine_without_memory_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: Any, **__: Any) -> None:
-        raise MemoryError
+def test_a_machine_without_memory_is_capacity_exceeded(monkeypatch: pytest.MonkeyPatch) -> None:
+    verifier = PackedVerifier(tiny_target("llama"), budget_bytes=BUDGET)
+    verifier.open(1)
 
-    monkeypatch.setattr("fleet_edge.verifiers.packed.kv.np.zeros", fail)
-    with pytest.raises(VerifierError, match="kv_bytes"):
-        PackedVerifier(tiny_target("llama"), budget_bytes=BUDGET)
+    def fail(*_: Any, **__: Any) -> torch.Tensor:
+        raise RuntimeError("can't allocate memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("fleet_edge.verifiers.packed.kv.torch.empty", fail)
+        with pytest.raises(CapacityExceeded, match="memory"):
+            verifier.score([Item(1, [5, 6], 1)])
+    assert verifier.computed(1) == 0
+    assert verifier.score([Item(1, [5, 6], 1)]).shape == (1, VOCABULARY)
 
 
 def test_a_budget_that_serves_nothing_is_refused_with_what_is_needed() -> None:
-    with pytest.raises(VerifierError, match="196608"):
-        PackedVerifier(tiny_target("llama"), budget_bytes=196_607)
-    assert PackedVerifier(tiny_target("llama"), budget_bytes=196_608).info.context == 256
+    with pytest.raises(VerifierError, match="344064"):
+        PackedVerifier(tiny_target("llama"), budget_bytes=344_063)
+    assert PackedVerifier(tiny_target("llama"), budget_bytes=344_064).info.context == 256
 
 
 def test_a_budget_that_serves_less_than_the_context_says_so(caplog: pytest.LogCaptureFixture) -> None:
-    verifier = PackedVerifier(tiny_target("llama"), budget_bytes=200_000)
-    assert verifier.info.context == 256
-    assert "256" in caplog.text
+    verifier = PackedVerifier(tiny_target("llama"), budget_bytes=400_000)
+    assert verifier.info.context == 264
+    assert "264" in caplog.text
     assert "kv_bytes" in caplog.text
     verifier.open(1)
-    for _ in range(256):
+    for _ in range(264):
         verifier.score([Item(1, [1], 0)])
-        assert verifier.allocated_bytes <= 200_000
+        assert verifier.allocated_bytes <= 400_000
 
 
 def test_an_architecture_that_differs_in_a_trial_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
