@@ -19,11 +19,10 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from fleet_edge.verifiers.blocks.compiler import compiled, processor_features
-from fleet_edge.verifiers.blocks.kv import Halves
+from fleet_edge.verifiers.blocks.kv import PAGE, Halves
 from fleet_edge.verifiers.blocks.layout import BLOCK
 from fleet_edge.verifiers.blocks.portable import Floats, fma
 from fleet_edge.verifiers.blocks.weights import to_half
-from fleet_edge.verifiers.paged import PAGE
 
 SignedBytes = npt.NDArray[np.int8]
 Integers = npt.NDArray[np.int32]

@@ -14,13 +14,12 @@ import numpy as np
 import numpy.typing as npt
 
 from fleet_edge.verifiers.blocks.architectures import Geometry, refusal
-from fleet_edge.verifiers.blocks.kv import Pages, page_bytes
+from fleet_edge.verifiers.blocks.kv import PAGE, Pages, page_bytes
 from fleet_edge.verifiers.blocks.layout import BLOCK
 from fleet_edge.verifiers.blocks.loops import ROWS_AT_ONCE, Integers, loops
 from fleet_edge.verifiers.blocks.portable import Floats
 from fleet_edge.verifiers.blocks.products import Inputs, multiply
 from fleet_edge.verifiers.blocks.weights import Weights, rows
-from fleet_edge.verifiers.paged import PAGE
 
 _NONE: Final = np.empty(0, np.float32)
 _NO_COLUMNS: Final = np.empty((0, 0), np.float32)

@@ -3,8 +3,7 @@ import random
 import numpy as np
 import pytest
 
-from fleet_edge.verifiers.blocks.kv import Pages, page_bytes
-from fleet_edge.verifiers.paged import PAGE
+from fleet_edge.verifiers.blocks.kv import PAGE, Pages, page_bytes
 
 SHAPE = {"layers": 2, "kv_heads": 1, "dim": 4}
 

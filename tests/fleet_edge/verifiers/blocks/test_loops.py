@@ -2,9 +2,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from fleet_edge.verifiers.blocks.kv import PAGE
 from fleet_edge.verifiers.blocks.loops import Loops, loops
 from fleet_edge.verifiers.blocks.products import Inputs
-from fleet_edge.verifiers.paged import PAGE
 
 Doubles = npt.NDArray[np.float64]
 
