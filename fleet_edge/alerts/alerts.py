@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from typing import Any, Final, NamedTuple, TypedDict, Unpack
+from typing import Any, Final, NamedTuple
 
 from sqlalchemy import Connection, Row, and_, bindparam, delete, insert, or_, select, text, update
 from sqlalchemy.exc import IntegrityError
@@ -79,30 +79,6 @@ class RuleReading(NamedTuple):
     threshold: float | None = None
     device: str | None = None
     since: datetime | None = None
-
-
-class AlertFilter(TypedDict, total=False):
-    """Conditions on alerts; what is left out or None admits all."""
-
-    open: bool | None
-    rule: str | None
-    subject: str | None
-    limit: int
-
-
-def list_alerts(connection: Connection, **chosen: Unpack[AlertFilter]) -> list[AlertView]:
-    """Return alerts: open ones first, critical ones before others, then the latest; 100 unless `limit` is given."""
-    query = select(ALERTS)
-    if (is_open := chosen.get("open")) is not None:
-        query = query.where(ALERTS.c.cleared_at.is_(None) if is_open else ALERTS.c.cleared_at.is_not(None))
-    if (rule := chosen.get("rule")) is not None:
-        query = query.where(ALERTS.c.rule == rule)
-    if (subject := chosen.get("subject")) is not None:
-        query = query.where(ALERTS.c.subject == subject)
-    is_over = ALERTS.c.cleared_at.is_not(None)
-    can_wait = or_(is_over, ALERTS.c.severity != AlertSeverity.CRITICAL)
-    ordered = query.order_by(is_over, can_wait, ALERTS.c.since_at.desc(), ALERTS.c.id).limit(chosen.get("limit", 100))
-    return [AlertView(**row) for row in connection.execute(ordered).mappings()]
 
 
 def open_alerts(connection: Connection) -> dict[tuple[str, str], Row[Any]]:
@@ -324,9 +300,15 @@ class Alerts(Closing):
     def open(self, *, limit: int = 1000) -> list[AlertView]:
         return self.list(open=True, limit=limit)
 
-    def list(self, **chosen: Unpack[AlertFilter]) -> list[AlertView]:
+    def list(self, *, open: bool | None = None, limit: int = 100) -> list[AlertView]:  # noqa: A002 - as a column
+        """Return alerts: open ones first, critical ones before others, then the latest."""
+        is_over = ALERTS.c.cleared_at.is_not(None)
+        can_wait = or_(is_over, ALERTS.c.severity != AlertSeverity.CRITICAL)
+        query = select(ALERTS).order_by(is_over, can_wait, ALERTS.c.since_at.desc(), ALERTS.c.id).limit(limit)
+        if open is not None:
+            query = query.where(ALERTS.c.cleared_at.is_(None) if open else is_over)
         with self.connection() as connection:
-            return list_alerts(connection, **chosen)
+            return [AlertView(**row) for row in connection.execute(query).mappings()]
 
     def evaluation(self) -> Evaluation:
         with self.connection() as connection:
