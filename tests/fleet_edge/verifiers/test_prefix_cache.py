@@ -414,14 +414,3 @@ def test_devices_that_share_with_themselves_alone() -> None:
     cache.close(1)
     cache.close(3)
     assert cache.retained_tokens == 200, "each has his own"
-
-
-def test_of_another_device_what_is_public_is_taken_over_and_no_more() -> None:
-    cache = PrefixCache(scripted(), sharing=PrefixSharing.DEVICE, public=[SYSTEM[:40], [9, 9, 9]])
-    text = [*SYSTEM, 1, 2, 3]
-    assert compute(cache, 0, text, owner="one") == 103
-    assert compute(cache, 1, text, owner="other") == 63
-    cache.close(0)
-    cache.close(1)
-    assert compute(cache, 2, text, owner="third") == 63
-    assert compute(cache, 3, text, owner="one") == 1
