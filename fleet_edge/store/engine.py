@@ -202,6 +202,7 @@ def _postgresql(url: URL, *, read_only: bool) -> Engine:
     arguments: dict[str, Any] = {
         "options": options,
         "application_name": "dssd-fleet",
+        "client_encoding": "utf8",  # a database without an encoding (SQL_ASCII) would send bytes
         # Detects a server that has vanished; the statement timeout works only at a living one.
         "tcp_user_timeout": _SILENCE_MS,
     }

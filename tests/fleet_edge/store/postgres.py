@@ -51,11 +51,11 @@ class PostgresServer:
         self._included = True
         self.start()
 
-    def database(self) -> str:
+    def database(self, encoding: str = "UTF8") -> str:
         self._count += 1
         name = f"fleet_{self._count}"
         with psycopg.connect(f"host={self._folder} user=fleet dbname=postgres", autocommit=True) as connection:
-            connection.execute(f"CREATE DATABASE {name}".encode())
+            connection.execute(f"CREATE DATABASE {name} TEMPLATE template0 ENCODING {encoding} LOCALE 'C'".encode())
         return f"postgresql://fleet@/{name}?host={self._folder}"
 
     def close(self) -> None:

@@ -322,6 +322,16 @@ own_postgres = pytest.fixture(running_server)
 
 
 @pytest.mark.postgres
+def test_a_database_without_an_encoding_is_used(postgres: PostgresServer, tmp_path: Path) -> None:
+    """A server that was set up where no locale is configured, as in a container, has SQL_ASCII."""
+    log = Log(postgres.database("SQL_ASCII"), tmp_path)
+    log.write(0)
+    assert log.sessions == 1
+    log.writer.close(1.0)
+    log.store.close()
+
+
+@pytest.mark.postgres
 def test_a_server_that_is_stopped_and_started_gets_all_records(own_postgres: PostgresServer, tmp_path: Path) -> None:
     log = Log(own_postgres.database(), tmp_path)
     own_postgres.stop()
