@@ -40,8 +40,7 @@ def test_a_random_model_writes_the_known_text_in_both_engines(file: str, tmp_pat
 def test_steps_that_are_played_are_measured_through_the_whole_system(tmp_path: Path) -> None:
     require_mosquitto()
     curve, report = tmp_path / "curve.json", tmp_path / "report.json"
-    steps = [{"sessions": 1, "tokens": 1, "ms": 5.0}, {"sessions": 1, "tokens": 5, "ms": 6.0}]
-    curve.write_text(json.dumps({"format": 1, "steps": steps, "prefill": []}))
+    curve.write_text(json.dumps({"rows": {"1": [[1, 5.0], [5, 6.0]]}}))
     words = ["--curve", str(curve), "--cache", str(tmp_path), "--devices", "1", "--acceptance", "0.8"]
     words += ["--token-ms", "1", "--plans", "auto", "4", "--tokens", "12", "--rounds", "1", "--json", str(report)]
     assert main(["large", *words]) in {0, 1}
