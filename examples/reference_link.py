@@ -29,7 +29,7 @@ def read(topic: str, payload: bytes) -> Map:
     if topic.endswith("/state"):
         return dict(json.loads(payload or b"{}"))
     found = cbor2.loads(payload, tag_hook=lambda tag, _: np.frombuffer(tag.value, ITEMS[tag.tag]).tolist())
-    return found if isinstance(found, dict) else dict(zip(VERDICT, found, strict=False))
+    return found if isinstance(found, dict) else {"kind": "verdict", **dict(zip(VERDICT, found, strict=False))}
 
 
 class Resume(Exception):  # noqa: N818

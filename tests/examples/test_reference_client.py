@@ -207,6 +207,18 @@ def test_a_lost_session_is_opened_again(link: Any, lost: dict[str, Any]) -> None
         asked(link, "up/draft/edge-1", [lost])
 
 
+def test_a_fault_of_a_draft_is_no_verdict_on_it(link: Any) -> None:
+    """An edge of the same name that has restarted does not know the session, and names its handle and the round."""
+    import reference_client  # noqa: PLC0415 - found by the fixture
+
+    fault = {"kind": "fault", "handle": 7, "round": 0, "action": "resume", "code": "unknown", "sentence": "Open it."}
+    text = reference_client.Text(object.__new__(link.Link), {}, [1], 4)
+    text.link.root, text.link.ours, text.link.heard = "dssd/v1/home/d/", dict(OURS), queue.Queue()
+    text.link.mqtt = AnsweringBroker(text.link.heard, [[fault]])
+    with pytest.raises(link.Resume):
+        text.judge({"handle": 7, "edge": "edge-1"}, 0, [2], None)
+
+
 @pytest.mark.parametrize(
     "end",
     [
