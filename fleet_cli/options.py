@@ -12,7 +12,6 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import wraps
 from pathlib import Path
-from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
@@ -187,26 +186,6 @@ def end_as_interrupted() -> None:
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
             signal.signal(number, signal.default_int_handler)
-
-
-class Interruption:
-    """SIGINT or SIGTERM, which a command that runs until then waits for.
-
-    A handler must not set a `threading.Event`: if it interrupts `wait`, it may wait for that event's lock forever.
-    """
-
-    def __init__(self) -> None:
-        self._asked: SimpleQueue[int] = SimpleQueue()  # its `put` is reentrant
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda number, _frame: self._asked.put(number))
-
-    def wait(self, seconds: float) -> bool:
-        """Return whether one has come within this time."""
-        try:
-            self._asked.get(timeout=seconds)
-        except Empty:
-            return False
-        return True
 
 
 _PROFILE: Final = "FLEET_ADMIN_CONFIG"

@@ -29,7 +29,7 @@ class World:
     at: datetime = START
     kv: dict[str, float] = field(default_factory=dict)
     certificate: timedelta | None = None
-    told: list[Alert] = field(default_factory=list)
+    delivered: list[Alert] = field(default_factory=list)
     away: bool = False
     silent_since: datetime | None = None
 
@@ -41,7 +41,7 @@ class World:
         return Evaluator(
             self.connect,
             SETTINGS.model_copy(update=settings),
-            deliver=self.told.extend,
+            deliver=self.delivered.extend,
             holder=holder,
             now=lambda: self.at,
             read=self._read,
@@ -104,7 +104,7 @@ def test_what_is_wrong_for_long_enough_is_one_alert_until_it_is_right_for_long_e
     assert (over.id, over.cleared_at) == (alert.id, world.at)
     found = world.rows("SELECT code, count(*) FROM events WHERE kind = 'alert' GROUP BY code ORDER BY code")
     assert found == [("cleared", 1), ("opened", 1)]
-    assert [(each.state, each.id) for each in world.told] == [(OPEN, alert.id), (CLEARED, alert.id)]
+    assert [(each.state, each.id) for each in world.delivered] == [(OPEN, alert.id), (CLEARED, alert.id)]
 
 
 def test_what_is_wrong_now_and_then_is_no_alert(world: World) -> None:
@@ -121,7 +121,7 @@ def test_what_wavers_at_its_threshold_is_one_alert(world: World) -> None:
         world.look(60, edge_1=0.89)  # below the threshold, and not clearly
         world.look(60, edge_1=0.91)
         world.look(60, edge_1=0.5)  # clearly, and not for long
-    assert len(world.told) == 1
+    assert len(world.delivered) == 1
     (alert,) = world.alerts.list()
     assert alert.open
 
@@ -141,10 +141,10 @@ def test_what_becomes_graver_is_told_again_and_stays_one_alert(world: World) -> 
     world.certificate = timedelta(days=5)
     world.look(60)
     world.look(60)
-    found = [(each.subject, each.severity) for each in world.told]
+    found = [(each.subject, each.severity) for each in world.delivered]
     assert found == [("gateway-1", "warning"), ("gateway-1", "critical")]
-    assert len({each.id for each in world.told}) == len(world.alerts.list()) == 1
-    assert world.told[0].device == "gateway-1"
+    assert len({each.id for each in world.delivered}) == len(world.alerts.list()) == 1
+    assert world.delivered[0].device == "gateway-1"
 
 
 def test_one_evaluates_at_a_time_and_another_takes_over(world: World) -> None:
@@ -159,7 +159,7 @@ def test_one_evaluates_at_a_time_and_another_takes_over(world: World) -> None:
     assert world.look() is None
     world.at += timedelta(seconds=20)
     second.step()
-    assert len(world.alerts.list()) == len(world.told) == 1
+    assert len(world.alerts.list()) == len(world.delivered) == 1
 
 
 def test_a_process_that_ends_lets_another_evaluate_at_once(world: World) -> None:
@@ -211,13 +211,13 @@ def test_a_database_that_is_away_is_told_though_it_holds_no_alert(world: World) 
     world.away = True
     assert world.look() is None
     assert world.look(59) is None
-    assert world.told == []
+    assert world.delivered == []
     world.look(1)
     world.look(60)
     world.away = False
     world.look(60)
-    assert [(each.rule, each.state) for each in world.told] == [(DATABASE_AWAY, OPEN), (DATABASE_AWAY, CLEARED)]
-    assert world.told[0].id == world.told[1].id
+    assert [(each.rule, each.state) for each in world.delivered] == [(DATABASE_AWAY, OPEN), (DATABASE_AWAY, CLEARED)]
+    assert world.delivered[0].id == world.delivered[1].id
 
 
 def test_of_several_processes_one_reports_that_the_database_is_away(world: World) -> None:
@@ -228,7 +228,7 @@ def test_of_several_processes_one_reports_that_the_database_is_away(world: World
     for _ in range(4):
         world.look(30)
         second.step()
-    assert [each.rule for each in world.told] == [DATABASE_AWAY]
+    assert [each.rule for each in world.delivered] == [DATABASE_AWAY]
 
 
 def test_what_an_evaluator_has_not_delivered_the_next_one_sends(world: World) -> None:
@@ -246,7 +246,7 @@ def test_what_an_evaluator_has_not_delivered_the_next_one_sends(world: World) ->
     world.evaluator = world.another("second")
     world.look(31)
     world.look(10)
-    assert [(each.id, each.state) for each in world.told] == [(lost[0].id, OPEN)]
+    assert [(each.id, each.state) for each in world.delivered] == [(lost[0].id, OPEN)]
     assert [each.delivered for each in world.alerts.open()] == ["warning"]
 
 
@@ -262,13 +262,13 @@ def test_what_is_not_accepted_is_sent_again_and_later_each_time(world: World) ->
     for _ in range(76):
         world.look(10)
     assert attempts == [60, 70, 90, 130, 210, 370, 670]
-    world.evaluator.deliver = world.told.extend
+    world.evaluator.deliver = world.delivered.extend
     for _ in range(31):
         world.look(10)
     world.look(10, edge_1=0.5)
     world.look(120)
     world.look(10)
-    assert [each.state for each in world.told] == [OPEN, CLEARED]
+    assert [each.state for each in world.delivered] == [OPEN, CLEARED]
     assert [each.delivered for each in world.alerts.list()] == ["cleared"]
 
 
