@@ -17,12 +17,13 @@ from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any, Final, TypeVar
 
-from sqlalchemy import ColumnElement, Connection, Text, and_, cast, func, literal_column, or_, select
+from sqlalchemy import ColumnElement, Connection, and_, func, literal_column, or_, select
 
 from fleet_common.closing import Closing
 from fleet_common.validation import read_duration, read_time
 from fleet_edge.store import export, quarantines, queries, totals
 from fleet_edge.store.database import open_existing, transaction
+from fleet_edge.store.engine import begin_of_time
 from fleet_edge.store.errors import InvalidQuery, NotFound
 from fleet_edge.store.event_codes import EventKind, Severity
 from fleet_edge.store.periods import BEGINNING, DAY, HOUR, MINUTES, Grain, floor
@@ -293,7 +294,9 @@ class SessionLog(Closing):
     ) -> dict[datetime, Counter[str]]:
         """Return the number of failures, refusals and faults by time and code; arguments as for `usage`, `events`."""
         length = _known(Grain, grain)
-        time = self._begin_of_time(_MINUTE_LENGTH if length in MINUTES else _HOUR_LENGTH)
+        time = self._begin_of_time(
+            _MINUTE_LENGTH if length in MINUTES else _HOUR_LENGTH if length is Grain.HOUR else _DAY_LENGTH
+        )
         kind, code = EVENTS.c.kind, EVENTS.c.code
         of_sessions = and_(kind == EventKind.SESSION, code.in_(("failed", "lost", "abandoned")))
         query = select(time, kind, code, func.sum(EVENTS.c.count)).group_by(time, kind, code)
@@ -440,6 +443,8 @@ class SessionLog(Closing):
         number: ColumnElement[int] = literal_column(f"edge_loads.minute / {length // timedelta(minutes=1)}")
         means = (func.avg(EDGE_LOADS.c[field.name]) for field in fields(LoadView))
         query = select(number, EDGE_LOADS.c.edge, *means).where(EDGE_LOADS.c.minute >= minute_of(since))
+        if by is Grain.MONTH:  # one load an hour: a year has 200,000 with four edges
+            query = query.where(EDGE_LOADS.c.minute % 60 == 0)
         if edge is not None:
             query = query.where(EDGE_LOADS.c.edge == edge)
         found: dict[datetime, dict[str, list[Sequence[Any]]]] = {}
@@ -570,11 +575,7 @@ class SessionLog(Closing):
         return conditions + [EVENTS.c[name] == value for name, value in equal.items() if value is not None]
 
     def _begin_of_time(self, length: int) -> ColumnElement[str]:
-        """Return the first characters of an event's time in ISO 8601, UTC."""
-        at: ColumnElement[Any] = EVENTS.c.at
-        if self._engine.dialect.name == "postgresql":
-            at = func.timezone(literal_column("'UTC'"), at)
-        return func.substr(cast(at, Text), literal_column("1"), literal_column(str(length)))
+        return begin_of_time(EVENTS.c.at, length, self._engine.dialect.name)
 
     def _time(self, name: str, value: Time | None) -> datetime | None:
         try:

@@ -8,7 +8,20 @@ import sqlite3
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from sqlalchemy import URL, ColumnElement, Connection, Engine, Table, create_engine, event, make_url
+from sqlalchemy import (
+    URL,
+    ColumnElement,
+    Connection,
+    Engine,
+    Table,
+    Text,
+    cast,
+    create_engine,
+    event,
+    func,
+    literal_column,
+    make_url,
+)
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
 from sqlalchemy.pool import ConnectionPoolEntry, QueuePool
 
@@ -210,6 +223,13 @@ def _postgresql(url: URL, *, read_only: bool) -> Engine:
         arguments["connect_timeout"] = _CONNECT_S
     # Detects a pooled connection that the server has dropped before it is used.
     return create_engine(url, connect_args=arguments, pool_pre_ping=True, pool_size=2)
+
+
+def begin_of_time(at: ColumnElement[Any], length: int, dialect: str) -> ColumnElement[str]:
+    """Return the first characters of a time in ISO 8601, UTC; 7 are a month."""
+    if dialect == "postgresql":
+        at = func.timezone(literal_column("'UTC'"), at)
+    return func.substr(cast(at, Text), literal_column("1"), literal_column(str(length)))
 
 
 def insert_into(table: Table, dialect: str) -> "Upsert":

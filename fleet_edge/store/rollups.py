@@ -49,15 +49,20 @@ class Scope(StrEnum):
 
     DETAIL = "detail"  # by the hour and all dimensions
     FLEET = "fleet"  # by the hour, of all devices
+    FLEET_DAY = "fleet-day"  # by the day, of all devices
     DEVICE = "device"  # by the day, of a device and an application
 
 
+_OF_FLEET: Final = tuple(each for each in Dimension if each is not Dimension.DEVICE)
 DIMENSIONS: Final[Mapping[Scope, tuple[Dimension, ...]]] = {
     Scope.DETAIL: tuple(Dimension),
-    Scope.FLEET: tuple(each for each in Dimension if each is not Dimension.DEVICE),
+    Scope.FLEET: _OF_FLEET,
+    Scope.FLEET_DAY: _OF_FLEET,
     Scope.DEVICE: (Dimension.DEVICE, Dimension.APP),
 }
-_GRAINS: Final = {Scope.DETAIL: Grain.HOUR, Scope.FLEET: Grain.HOUR, Scope.DEVICE: Grain.DAY}
+GRAINS: Final = {
+    Scope.DETAIL: Grain.HOUR, Scope.FLEET: Grain.HOUR, Scope.FLEET_DAY: Grain.DAY, Scope.DEVICE: Grain.DAY
+}  # fmt: skip
 
 
 class Measure(StrEnum):
@@ -65,8 +70,6 @@ class Measure(StrEnum):
 
     FIRST_TOKEN = "first_token"  # noqa: S105 - from its Open to the first token
     GAP = "gap"  # between tokens, not exceeded by 95 %
-    QUEUE = "queue"  # mean of its rounds
-    STEP = "step"  # mean of its rounds in which something was verified
 
 
 BUCKETS_PER_DOUBLING: Final = 8
@@ -76,22 +79,16 @@ _LEAST: Final = -8 * BUCKETS_PER_DOUBLING  # 4 µs
 _MOST: Final = 24 * BUCKETS_PER_DOUBLING  # 4.6 hours
 
 DISTRIBUTION_GRAINS: Final = (Grain.HOUR, Grain.DAY)
-MEASURED: Final = ("first_token_ms", "gap_p95_ms", "queue_ms", "compute_ms", "rounds", "resampled")
+MEASURED: Final[Mapping[Measure, str]] = {Measure.FIRST_TOKEN: "first_token_ms", Measure.GAP: "gap_p95_ms"}
 """Columns that `measure_segment` reads."""
 
 
 def measure_segment(row: Mapping[str, Any] | RowMapping) -> Iterator[tuple[Measure, int]]:
     """Yield what a segment measures, with its bucket."""
-    values = {
-        Measure.FIRST_TOKEN: (row["first_token_ms"], 1),
-        Measure.GAP: (row["gap_p95_ms"], 1),
-        Measure.QUEUE: (row["queue_ms"], row["rounds"]),
-        Measure.STEP: (row["compute_ms"], row["rounds"] - row["resampled"]),
-    }
-    for measure, (total, number) in values.items():
-        if total is not None and number > 0:
+    for measure, column in MEASURED.items():
+        if (value := row[column]) is not None:
             # Values not above zero are in the lowest bucket, too large ones in the last.
-            place = math.floor(math.log2(total / number) * BUCKETS_PER_DOUBLING) if total > 0 else _LEAST
+            place = math.floor(math.log2(value) * BUCKETS_PER_DOUBLING) if value > 0 else _LEAST
             yield measure, min(max(place, _LEAST), _MOST)
 
 
@@ -157,7 +154,7 @@ def _add_sums(connection: Connection, sums: Mapping[tuple[int, tuple[str, ...]],
         hour = BEGINNING + number * HOUR
         for scope, kept in DIMENSIONS.items():
             own = (name if each in kept else "" for each, name in zip(_OF_DIMENSION, names, strict=True))
-            key = (scope, floor(_GRAINS[scope], hour), *own)
+            key = (scope, floor(GRAINS[scope], hour), *own)
             known = changes.get(key)
             changes[key] = numbers if known is None else list(map(add, known, numbers))
     _write(connection, ROLLUPS, changes)

@@ -20,12 +20,14 @@ from sqlalchemy import (
     type_coerce,
 )
 
+from fleet_edge.store.engine import begin_of_time
 from fleet_edge.store.periods import BEGINNING, HOUR, MINUTES, Grain, ceiling, floor
 from fleet_edge.store.records import segment_number, segment_time
 from fleet_edge.store.rollups import (
     BUCKETS_PER_DOUBLING,
     COUNTED,
     DIMENSIONS,
+    GRAINS,
     MEASURED,
     SUMMED,
     Dimension,
@@ -67,6 +69,7 @@ class Distribution:
 
 
 _UNKNOWN: Final[ColumnElement[str]] = literal_column("''")
+_MONTH_LENGTH: Final = len("2026-11")
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,21 +116,24 @@ def cover(
 def _rolled_up(
     start: datetime, end: datetime | None, grain: Grain | None, needed: set[Dimension]
 ) -> Iterator[PeriodPiece]:
-    """Return pieces of whole hours."""
-    if needed <= {*DIMENSIONS[Scope.FLEET]}:
-        yield PeriodPiece(Scope.FLEET, start, end)
+    """Return pieces of whole hours; whole days of them come from rows by the day where those have what is needed."""
+    of_fleet = needed <= {*DIMENSIONS[Scope.FLEET]}
+    hours, days = (Scope.FLEET, Scope.FLEET_DAY) if of_fleet else (Scope.DETAIL, Scope.DEVICE)
+    if grain is Grain.HOUR or not needed <= {*DIMENSIONS[days]}:
+        yield PeriodPiece(hours, start, end)
         return
     begin, stop = ceiling(Grain.DAY, start), None if end is None else floor(Grain.DAY, end)
-    if grain is Grain.HOUR or not needed <= {*DIMENSIONS[Scope.DEVICE]} or (stop is not None and stop <= begin):
-        yield PeriodPiece(Scope.DETAIL, start, end)
+    if stop is not None and stop <= begin:
+        yield PeriodPiece(hours, start, end)
         return
-    yield PeriodPiece(Scope.DETAIL, start, begin)
-    yield PeriodPiece(Scope.DEVICE, begin, stop)
+    yield PeriodPiece(hours, start, begin)
+    yield PeriodPiece(days, begin, stop)
     if stop is not None:
-        yield PeriodPiece(Scope.DETAIL, stop, end)
+        yield PeriodPiece(hours, stop, end)
 
 
 def _sums(
+    connection: Connection,
     piece: PeriodPiece,
     *,
     by: Sequence[Dimension],
@@ -143,12 +149,18 @@ def _sums(
     if piece.scope is None:
         return _segment_sums(piece, by=by, grain=grain, chosen=chosen, columns=columns)
     own = [ROLLUPS.c[name] for name in by]
-    start = [] if grain is None else [ROLLUPS.c.start]
+    start = _starts(connection, ROLLUPS.c.start, grain)
     added = (func.sum(ROLLUPS.c[name]).label(name) for name in (*COUNTED, *columns))
     columns_read: list[Any] = [*start, *own, *added]
     query = select(*columns_read).where(ROLLUPS.c.scope == piece.scope, *_within(ROLLUPS.c.start, piece))
     query = query.where(*(ROLLUPS.c[name].in_(values) for name, values in chosen))
     return query.group_by(*start, *own)
+
+
+def _starts(connection: Connection, start: Any, grain: Grain | None) -> list[Any]:  # noqa: ANN401 - a column
+    """Return what rows are grouped by for a grain; `_start_of` reads it. The database adds up the days of a month."""
+    month = begin_of_time(start, _MONTH_LENGTH, connection.dialect.name)
+    return [] if grain is None else [month if grain is Grain.MONTH else start]
 
 
 def _within(start: Any, piece: PeriodPiece) -> list[ColumnElement[bool]]:  # noqa: ANN401 - a column
@@ -244,7 +256,7 @@ def usage(
     added: dict[tuple[Any, ...], list[Any]] = {}
     for piece in pieces:
         start_of = _start_of(piece, grain)
-        for row in connection.execute(_sums(piece, by=by, grain=grain, chosen=chosen, columns=columns)):
+        for row in connection.execute(_sums(connection, piece, by=by, grain=grain, chosen=chosen, columns=columns)):
             place = len(row) - len(names)
             key = tuple(row[:place]) if grain is None else (start_of(row[0]), *row[1:place])
             known = added.get(key)
@@ -265,6 +277,8 @@ def _start_of(piece: PeriodPiece, grain: Grain | None) -> Callable[[Any], dateti
         return lambda number: floor(grain, BEGINNING + int(number) * length)
     if grain in MINUTES or grain is Grain.HOUR:
         return lambda start: start
+    if grain is Grain.MONTH:
+        return lambda month: datetime.fromisoformat(f"{month}-01T00:00Z")
     return lambda start: floor(grain, start)
 
 
@@ -299,48 +313,39 @@ def _counted(
     start_of = _start_of(piece, grain)
     if piece.scope is None:
         number = literal_column("0") if grain is None else _number(grain)
-        query = select(number.label("start"), *(SEGMENTS.c[name] for name in MEASURED))
+        query = select(number.label("start"), *(SEGMENTS.c[name] for name in MEASURED.values()))
         query = query.where(*_opened_in(piece), *([] if edges is None else [SEGMENTS.c.edge.in_(edges)]))
         for row in connection.execute(query).mappings():
             start = None if grain is None else start_of(row["start"])
             yield from ((start, measure, bucket, 1) for measure, bucket in measure_segment(row))
         return
     of = DISTRIBUTIONS.c
-    starts = [] if grain is None else [of.start]
+    starts = _starts(connection, of.start, grain)
     of_edges = [] if edges is None else [of.edge.in_(edges)]
-    for length, part in _days_and_hours(piece, grain):
-        columns = [*starts, of.measure, of.bucket]
-        query = select(*columns, func.sum(of.count)).where(of.grain == length, *_within(of.start, part), *of_edges)
-        for *at, measure, bucket, counted in connection.execute(query.where(of.count > 0).group_by(*columns)):
-            yield (start_of(at[0]) if at else None), Measure(measure), bucket, int(counted)
-
-
-def _days_and_hours(piece: PeriodPiece, grain: Grain | None) -> Iterator[tuple[Grain, PeriodPiece]]:
-    begin, stop = ceiling(Grain.DAY, piece.start), piece.end and floor(Grain.DAY, piece.end)
-    if grain in {*MINUTES, Grain.HOUR} or (stop is not None and stop <= begin):
-        yield Grain.HOUR, piece
-        return
-    yield Grain.HOUR, PeriodPiece(piece.scope, piece.start, begin)
-    yield Grain.DAY, PeriodPiece(piece.scope, begin, stop)
-    if stop is not None:
-        yield Grain.HOUR, PeriodPiece(piece.scope, stop, piece.end)
+    columns = [*starts, of.measure, of.bucket]
+    query = select(*columns, func.sum(of.count)).where(of.grain == GRAINS[piece.scope], *_within(of.start, piece))
+    for *at, measure, bucket, counted in connection.execute(query.where(of.count > 0, *of_edges).group_by(*columns)):
+        yield (start_of(at[0]) if at else None), Measure(measure), bucket, int(counted)
 
 
 def active(connection: Connection, *, since: datetime, grain: Grain) -> dict[datetime, int]:
     """Return how many devices opened segments, by time."""
     devices: dict[datetime, set[str]] = {}
     whole: dict[datetime, int] = {}
-    by = (Dimension.DEVICE,)
-    for piece in cover(connection, since=since, until=None, grain=grain, needed=by):
-        if piece.scope is Scope.DEVICE and grain is Grain.DAY:  # all rows of a day are in this piece
-            query = select(ROLLUPS.c.start, func.count(ROLLUPS.c.device.distinct()))
-            query = query.where(ROLLUPS.c.scope == piece.scope, *_within(ROLLUPS.c.start, piece))
-            rows = connection.execute(query.group_by(ROLLUPS.c.start))
-            whole = {start: int(count) for start, count in rows}
-            continue
+    for piece in cover(connection, since=since, until=None, grain=grain, needed=(Dimension.DEVICE,)):
+        if piece.scope is None:
+            query = select(_number(grain), SEGMENTS.c.device).where(*_opened_in(piece)).distinct()
+        else:
+            opened = [ROLLUPS.c.scope == piece.scope, *_within(ROLLUPS.c.start, piece)]
+            if piece.scope is Scope.DEVICE and grain is Grain.DAY:  # all rows of a day are in this piece
+                counts = select(ROLLUPS.c.start, func.count(ROLLUPS.c.device.distinct())).where(*opened)
+                whole = {start: int(count) for start, count in connection.execute(counts.group_by(ROLLUPS.c.start))}
+                continue
+            start = _starts(connection, ROLLUPS.c.start, grain)
+            query = select(*start, ROLLUPS.c.device).where(*opened).distinct()
         start_of = _start_of(piece, grain)
-        for row in connection.execute(_sums(piece, by=by, grain=grain, columns=())):
-            devices.setdefault(start_of(row[0]), set()).add(row[1])
+        for at, device in connection.execute(query):
+            devices.setdefault(start_of(at), set()).add(device)
     return {start: len(names) for start, names in devices.items()} | whole
 
 

@@ -44,7 +44,8 @@ def show_overview(visit: Visit) -> Response:
     total = log.usage(since=line.begin)[0].counted
     edges, alerts = log.edges(), visit.services.alerts
     groups, evaluation = grouped(alerts.open(limit=MOST_OPEN)), alerts.evaluation()
-    charts, failures = _charts(visit, line), _failures(visit, line)
+    latencies = log.latencies_over_time(line.grain, since=line.begin)
+    charts, failures = _charts(visit, line) | _latencies(line, latencies), _failures(visit, line)
     ends = log.ends(since=line.begin)
     return visit.page(
         "overview.html",
@@ -56,7 +57,7 @@ def show_overview(visit: Visit) -> Response:
         now_per_s=sum(each.tokens_per_s or 0.0 for each in edges if each.state in CONNECTED),
         total=total,
         tokens_per_s=total.tokens / line.seconds,
-        first_token=log.latencies(since=line.begin)["first_token"],
+        first_token=Distribution.total(each["first_token"] for each in latencies.values() if "first_token" in each),
         failed=sum(ends.get(reason, 0) for reason in _FAILED),
         groups=groups,
         about=about,
@@ -94,11 +95,6 @@ def _charts(visit: Visit, line: Timeline, *, device: str | None = None, edge: st
         ),
         "Acceptance": drawn({"acceptance": lambda each: each.counted.acceptance}, kind="percent"),
     }
-    if device is None:
-        latencies = log.latencies_over_time(line.grain, since=line.begin, edge=edge)
-        for name, measure in (("First token", "first_token"), ("Inter-token latency", "gap")):
-            lines = {words: _quantile(measure, share) for words, share in (("p95", 0.95), ("p50", 0.5))}
-            charts[name] = line.chart(latencies, lines, unit="ms")
     waits: dict[str, Callable[[UsageView], float | None]] = {
         "step": lambda each: each.counted.compute_ms_per_round,
         "queue": lambda each: each.counted.queue_ms_per_round,
@@ -115,6 +111,14 @@ def _charts(visit: Visit, line: Timeline, *, device: str | None = None, edge: st
             kind="bytes",
             sums=True,
         ),
+    }
+
+
+def _latencies(line: Timeline, rows: Mapping[datetime, Mapping[str, Distribution]]) -> dict[str, Any]:
+    """Return the charts of latencies, of which no device has its own."""
+    return {
+        name: line.chart(rows, {"p95": _quantile(measure, 0.95), "p50": _quantile(measure, 0.5)}, unit="ms")
+        for name, measure in (("First token", "first_token"), ("Inter-token latency", "gap"))
     }
 
 
@@ -334,6 +338,7 @@ def show_edge(visit: Visit) -> Response:
         ranges=RANGES,
         range=line.range,
         charts=_charts(visit, line, edge=name)
+        | _latencies(line, log.latencies_over_time(line.grain, since=line.begin, edge=name))
         | _load(visit, line, name)
         | {"Failures and refusals": _failures(visit, line, edge=name)},
         sessions=log.sessions(edge=name, limit=_SESSIONS),

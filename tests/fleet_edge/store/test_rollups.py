@@ -37,7 +37,7 @@ def _write(store: Store, stay: Stay) -> None:
     opened = samples.opened(
         **key, edge=stay.edge, app=stay.app, draft_model=stay.draft_model, at=stay.at, resumed_tokens=0
     )
-    progress = samples.progress(**key, tokens=stay.tokens, at=stay.at + timedelta(seconds=2))
+    progress = samples.progress(**key, tokens=stay.tokens, first_token_ms=30.0, at=stay.at + timedelta(seconds=2))
     store.apply([opened, progress])
 
 
@@ -155,7 +155,10 @@ def test_minutes_become_hours_where_segments_are_purged(store: Store) -> None:
         found = totals.usage(connection, grain=Grain.MINUTE)
         latencies = totals.latencies(connection, grain=Grain.MINUTE)
     assert {view.start: view.counted.tokens for view in found} == {_at(0): 20, _at(30.1): 10}
-    assert {start: own[totals.Measure.QUEUE].count for start, own in latencies.items()} == {_at(0): 2, _at(30.1): 1}
+    assert {start: own[totals.Measure.FIRST_TOKEN].count for start, own in latencies.items()} == {
+        _at(0): 2,
+        _at(30.1): 1,
+    }
     assert _beginning(store) == _at(0)
 
 
@@ -181,7 +184,11 @@ def test_a_session_whose_beginning_comes_late_is_counted_once_and_in_its_own_tim
 
 
 def test_what_changes_after_the_end_of_a_session_counts_once(store: Store) -> None:
-    ended = [samples.opened(), samples.progress(tokens=20), samples.closed(counters=None)]
+    ended = [
+        samples.opened(),
+        samples.progress(tokens=20, first_token_ms=9.0, gap_p95_ms=4.0),
+        samples.closed(counters=None),
+    ]
     for records in (ended, ended, [samples.progress(tokens=25, at=after(9))], ended, [samples.reported(tokens=25)]):
         store.apply(records)
     for by in WAYS:
@@ -189,8 +196,8 @@ def test_what_changes_after_the_end_of_a_session_counts_once(store: Store) -> No
     with store.engine.connect() as connection:
         measured = totals.latencies(connection)[None]
     assert {measure: own.count for measure, own in measured.items()} == {
-        totals.Measure.QUEUE: 1,
-        totals.Measure.STEP: 1,
+        totals.Measure.FIRST_TOKEN: 1,
+        totals.Measure.GAP: 1,
     }
 
 
@@ -206,18 +213,18 @@ def test_what_comes_after_its_purge_is_in_no_total(store: Store, caplog: pytest.
         assert sum(tokens for _, _, tokens in _found(store, UsageFilter(), by).values()) == 5
 
 
-def test_latencies_are_those_of_the_rounds_by_any_grain(store: Store) -> None:
+def test_latencies_are_those_of_the_segments_by_any_grain(store: Store) -> None:
     for number in range(100):
         key = {"session": f"{number:016x}", "segment": segment_number(_at(number))}
-        store.apply([samples.opened(**key, at=_at(number)), samples.progress(**key, rounds=2, queue_ms=4.0 * number)])
+        store.apply([samples.opened(**key, at=_at(number)), samples.progress(**key, first_token_ms=2.0 * number)])
     with store.engine.connect() as connection:
-        found = totals.latencies(connection)[None][totals.Measure.QUEUE]
+        found = totals.latencies(connection)[None][totals.Measure.FIRST_TOKEN]
         parts = [totals.latencies(connection, grain=grain) for grain in (Grain.HOUR, Grain.DAY, Grain.MONTH)]
         within = totals.latencies(connection, period=UsageFilter(since=_at(10.5), until=_at(60.5)))[None]
     for by_time in parts:
-        assert totals.Distribution.total(each[totals.Measure.QUEUE] for each in by_time.values()) == found
+        assert totals.Distribution.total(each[totals.Measure.FIRST_TOKEN] for each in by_time.values()) == found
     assert found.count == 100
-    assert within[totals.Measure.QUEUE].count == 50
+    assert within[totals.Measure.FIRST_TOKEN].count == 50
     assert found.quantile(0.5) == pytest.approx(2 * 49, rel=0.05)
     assert found.quantile(0.95) == pytest.approx(2 * 94, rel=0.05)
 
