@@ -5,7 +5,6 @@ A new counter is a field here and a column in `fleet_admin.reports`; docs/extend
 """
 
 from dataclasses import dataclass, fields
-from operator import add, attrgetter
 from typing import Final
 
 
@@ -14,7 +13,7 @@ def share(part: float, whole: float) -> float | None:
     return part / whole if whole else None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class SegmentCounters:
     """Counts of a session in one segment, or a sum of such counts. Counters only rise.
 
@@ -60,10 +59,6 @@ class SegmentCounters:
     forced: int = 0
     grammar_ms: float = 0.0
 
-    def __add__(self, other: "SegmentCounters") -> "SegmentCounters":
-        sums = map(add, _values(self), _values(other))
-        return SegmentCounters(**dict(zip(SEGMENT_COUNTERS, sums, strict=True)))
-
     @property
     def verified(self) -> int:
         """Rounds with verification."""
@@ -104,5 +99,3 @@ class SegmentCounters:
 
 
 SEGMENT_COUNTERS: Final = tuple(field.name for field in fields(SegmentCounters))
-
-_values: Final = attrgetter(*SEGMENT_COUNTERS)

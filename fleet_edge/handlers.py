@@ -8,7 +8,6 @@ from datetime import timedelta
 from fleet_edge.answers.answers import Responder
 from fleet_edge.answers.recorder import EndCause, Recorder
 from fleet_edge.batching.scheduler import Scheduler
-from fleet_edge.counters import SegmentCounters
 from fleet_edge.errors import DraftFault, OpenRefused
 from fleet_edge.guard import DeviceGuard, OverQuota, QuarantineBegun, SharedQuarantines
 from fleet_edge.intake import Malformed, ReceivedMessage
@@ -170,7 +169,7 @@ class MessageHandlers:
         except OpenRefused as error:
             self.answers.refuse(device, message, error)
             return
-        session.counters += SegmentCounters(grammar_ms=compile_s * 1e3)
+        session.counters.grammar_ms += compile_s * 1e3
         if message.resume is not None:
             self._resumed(session, here=old is not None)
         self.scheduler.on_open(session)

@@ -14,7 +14,6 @@ from dssd.distribution import Dist
 from dssd.downlink import FIRST_SAMPLES, FormName, choose_form
 from fleet_edge.answers.publisher import Publisher
 from fleet_edge.answers.recorder import EndCause, Recorder
-from fleet_edge.counters import SegmentCounters
 from fleet_edge.errors import DraftFault, OpenRefused
 from fleet_edge.guard import DeviceGuard
 from fleet_edge.metrics import Figures
@@ -177,7 +176,7 @@ class Responder:
         self.guard.spend(session.device, sum(len(result.tokens) for result in results))
         # If the device has asked again meanwhile, it has already received these tokens.
         payloads = [] if stream.sent >= session.committed else self._pieces(session, timing)
-        session.counters += timing.counters
+        timing.add_to(session.counters)
         session.times.add_tokens(committed=session.committed, at=self.clock())
         self.figures.on_decoded(session, timing)
         for payload in payloads:
@@ -203,11 +202,11 @@ class Responder:
         )
         timing = DraftTiming(queue_ms=max(0.0, self.clock() - arrived.at) * 1e3)
         payload = self._answer(session, result, self._choose_form(session, p, tried=tried), timing)
-        session.counters += SegmentCounters(resampled=1)
+        session.counters.resampled += 1
         self._send_more(session, arrived.draft, payload)
 
     def repeat_verdict(self, session: EdgeSession, draft: Draft, payload: bytes) -> None:
-        session.counters += SegmentCounters(downlink_bytes=len(payload))
+        session.counters.downlink_bytes += len(payload)
         self._send_more(session, draft, payload)
 
     def send_fault(
@@ -317,7 +316,9 @@ class Responder:
             finish=result.finish,
         )
         session.remember(draft.round, payload)
-        session.counters += timing.counters + SegmentCounters(rounds=1, downlink_bytes=len(payload))
+        timing.add_to(session.counters)
+        session.counters.rounds += 1
+        session.counters.downlink_bytes += len(payload)
         if not result.undecided or draft.tried is not None:
             self.recorder.record_verdict(session, result, timing, form=_kind(result, form), downlink_bytes=len(payload))
         return payload
@@ -386,7 +387,8 @@ class Responder:
             prompt=Logprobs.of(prompt) if prompt else None,
         )
         # As on the device: a piece without new tokens is no round.
-        session.counters += SegmentCounters(rounds=int(session.sent > sent), downlink_bytes=len(payload))
+        session.counters.rounds += session.sent > sent
+        session.counters.downlink_bytes += len(payload)
         return payload
 
     def _send_more(self, session: EdgeSession, draft: Draft, payload: bytes) -> None:

@@ -18,7 +18,6 @@ from typing import Final
 from fleet_edge.batching.fairness import BackgroundWork, DeviceShares
 from fleet_edge.batching.step_cost import StepCost
 from fleet_edge.batching.steps import Batch, WorkItem
-from fleet_edge.counters import SegmentCounters
 from fleet_edge.errors import DraftFault
 from fleet_edge.sessions.drafts import ReceivedDraft
 from fleet_edge.sessions.machine import EdgeSession
@@ -228,7 +227,7 @@ class BatchBuilder:
         if session.unscored:
             return  # what others have computed has no logits
         if reused := self.cache.reuse(session.handle):
-            session.counters += SegmentCounters(reused_tokens=reused)
+            session.counters.reused_tokens += reused
 
     def _add(
         self,

@@ -12,7 +12,6 @@ from typing import Final
 
 from fleet_common.limits import TokenBucket
 from fleet_edge.batching.steps import StepReport
-from fleet_edge.counters import SegmentCounters
 from fleet_edge.sessions.grammars import MAX_FORCED
 
 _HALF_LIFE_S: Final = 2.0
@@ -140,7 +139,7 @@ class DeviceShares:
                 self.spend(device, now, prompts_s=token_s * work.prefilled)
             if (constraint := work.session.constraint) is not None:
                 masks_s = constraint.take_spent_s()
-                work.session.counters += SegmentCounters(grammar_ms=masks_s * 1e3)
+                work.session.counters.grammar_ms += masks_s * 1e3
                 self.spend(device, now, masks_s=masks_s, rows_s=row_s * work.speculated)
 
     def note_served(self, devices: Iterable[str], now: float) -> None:

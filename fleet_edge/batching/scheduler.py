@@ -16,7 +16,6 @@ from fleet_edge.batching.fairness import BackgroundWork, DeviceShares, MemoryTur
 from fleet_edge.batching.step_cost import RunningRequests, StepCost
 from fleet_edge.batching.steps import Batch, DraftOrder, StepPolicy, StepReport, StepTimes, WorkItem
 from fleet_edge.batching.timing import BatchingDelay, PrefillLog
-from fleet_edge.counters import SegmentCounters
 from fleet_edge.sessions.drafts import DraftTiming, ReceivedDraft
 from fleet_edge.sessions.machine import EdgeSession
 from fleet_edge.settings import PrefixSharing
@@ -229,7 +228,7 @@ class Scheduler:
         for work in still_open.batch.works:
             self._evicted.discard(work.session.handle)
             if work.prefilled:
-                work.session.counters += SegmentCounters(prefill_tokens=work.prefilled)
+                work.session.counters.prefill_tokens += work.prefilled
 
     def on_commit(self, work: WorkItem, *, committed: int) -> None:
         self._cost.add_committed(committed)

@@ -177,11 +177,11 @@ class DraftTiming:
     background: bool = False
     chained: int = 0
 
-    @property
-    def counters(self) -> SegmentCounters:
-        return SegmentCounters(
-            queue_ms=self.queue_ms, compute_ms=self.compute_ms, batch_sum=self.batch, prefill_ms=self.prefill_ms
-        )
+    def add_to(self, counters: SegmentCounters) -> None:
+        counters.queue_ms += self.queue_ms
+        counters.prefill_ms += self.prefill_ms
+        counters.compute_ms += self.compute_ms
+        counters.batch_sum += self.batch
 
 
 @dataclass(frozen=True, slots=True)

@@ -203,7 +203,7 @@ class EdgeSession:
     def admit(self, arrived: ReceivedDraft) -> DraftReceipt:
         """Count a draft, check it, and queue it; a `DraftFault` leaves only the counters changed."""
         draft = arrived.draft
-        self.counters += SegmentCounters(uplink_bytes=arrived.size)
+        self.counters.uplink_bytes += arrived.size
         if (repeat := self._rounds.verdict(draft.round)) is not None:
             return DraftReceipt(repeat=repeat)
         if (failure := self.failure) is not None:
@@ -213,7 +213,7 @@ class EdgeSession:
             return self._admit_stream(draft, draft.write, arrived)
         if self._rounds.first_seen(draft.round):
             # Counted once, whether it is judged or void.
-            self.counters += SegmentCounters(drafted=len(draft.tokens))
+            self.counters.drafted += len(draft.tokens)
         answered = self._rounds.passed(draft.round) or draft.round in self._waiting
         if self.finished or answered or draft.epoch < self._epoch:
             return DraftReceipt()  # answered long ago, voided by a rejection, or delivered twice
@@ -289,13 +289,13 @@ class EdgeSession:
             self._waiting.remove(part.arrived)
             self._extend(part.tokens)
             self.token_logprobs.extend(part.logprobs[: len(part.tokens)])
-            self.counters += SegmentCounters(tokens=len(part.tokens), accepted=part.accepted, tested=part.tested)
-            self.recent.count(tested=part.tested, accepted=part.accepted)
+            self.counters.tokens += len(part.tokens)
+            self._count_tested(part.tested, accepted=part.accepted)
             if part.rejected:
                 self._reject(part)
             if part.finish is not Finish.NO:
                 self._finish()
-        self.counters += SegmentCounters(forced=len(judgement.forced))
+        self.counters.forced += len(judgement.forced)
         return settled
 
     # Edge-only decoding
@@ -324,13 +324,12 @@ class EdgeSession:
         written = len(result.tokens)
         self._extend(result.tokens)
         self.token_logprobs.extend(result.logprobs)
-        self.counters += SegmentCounters(
-            tokens=written,
-            streamed=written,
-            guessed=len(arrived.draft.tokens),
-            guessed_right=result.accepted,
-            forced=sum(place < written for place in judgement.forced),
-        )
+        counters = self.counters
+        counters.tokens += written
+        counters.streamed += written
+        counters.guessed += len(arrived.draft.tokens)
+        counters.guessed_right += result.accepted
+        counters.forced += sum(place < written for place in judgement.forced)
         if result.finish is not Finish.NO:
             self._finish()
         return result
@@ -408,13 +407,17 @@ class EdgeSession:
         self._extend(new)
         # The device's own correction: it already has these log-probabilities.
         self.token_logprobs.extend(rejection.logprobs)
-        self.counters += SegmentCounters(tokens=len(new))
+        self.counters.tokens += len(new)
         if rejection.block is None:
             return None
         block = rejection.block.decided(len(new) - 1)
-        self.counters += SegmentCounters(accepted=block.result.accepted, tested=block.result.tested)
-        self.recent.count(tested=block.result.tested, accepted=block.result.accepted)
+        self._count_tested(block.result.tested, accepted=block.result.accepted)
         return block
+
+    def _count_tested(self, tested: int, *, accepted: int) -> None:
+        self.counters.tested += tested
+        self.counters.accepted += accepted
+        self.recent.count(tested=tested, accepted=accepted)
 
     def _admit_request(self, draft: Draft) -> DraftReceipt:
         rejection = self.rejection

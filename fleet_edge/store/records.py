@@ -106,7 +106,7 @@ class SessionOpened:
     app: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class SegmentProgress(SegmentCounters):
     """What the edge has counted in a segment so far. Absolute values that never fall.
 

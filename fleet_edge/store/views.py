@@ -70,7 +70,7 @@ def _connected(presence: str | None) -> MachineState:
     return MachineState.ONLINE if presence == Presence.ONLINE else MachineState.DRAINING
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Tally(SegmentCounters):
     """What the edges counted over some segments, summed. `duration_ms`: from Open to last record."""
 
