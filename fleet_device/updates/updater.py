@@ -2,12 +2,13 @@
 
 Each start of the program makes one attempt. It may be killed at any time: before each step the state file says what to
 finish. Only the change of a link makes another release run, and until it has passed its self-test, a failure, a
-timeout or too many restarts of the machine return to the previous one.
+timeout or too many restarts of the service or the machine return to the previous one.
 """
 
 import logging
 import secrets
 import shutil
+import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -29,14 +30,25 @@ _PROGRESS_S: Final = 30.0  # between reports of a download
 _LOOK_S: Final = 5.0  # between looks at the limits of a download
 _POLL_S: Final = 1.0
 _STARTS: Final = 3  # of the updater during one self-test
+_CRASHES: Final = 3  # of the service during one self-test
+_UNIT: Final = "fleet-device"
 _FREE_BYTES: Final = 200_000_000  # that stay free
 _MEGA: Final = 1e6
+
+
+def service_restarts() -> int | None:
+    """Return how often systemd restarted the service since a command did; None if it cannot be asked."""
+    command = ("systemctl", "show", "--property=NRestarts", "--value", _UNIT)
+    try:
+        return int(subprocess.run(command, capture_output=True, timeout=10.0, check=True).stdout)
+    except (OSError, ValueError, subprocess.SubprocessError):
+        return None
 
 
 class Updater:
     """Brings one device to its desired release.
 
-    `trial_s` limits a release's self-test. `clock`, `now` (local time) and `sleep` are replaced in tests.
+    `trial_s` limits a release's self-test. `clock`, `now` (local time), `sleep` and `restarts` are replaced in tests.
     """
 
     def __init__(
@@ -49,6 +61,7 @@ class Updater:
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], datetime] = lambda: datetime.now(UTC).astimezone(),
         sleep: Callable[[float], None] = time.sleep,
+        restarts: Callable[[], int | None] = service_restarts,
     ) -> None:
         self.folder = folder
         self._layout = layout
@@ -57,6 +70,7 @@ class Updater:
         self.clock = clock
         self.now = now
         self.sleep = sleep
+        self._restarts = restarts
 
     def run(self) -> UpdateState | None:
         """Make one attempt, and return the state; None if no release was ever desired."""
@@ -122,7 +136,7 @@ class Updater:
         return self._finish(gate.state)
 
     def _finish(self, state: UpdateState) -> UpdateState:
-        """Finish a change of the running release, and its self-test."""
+        """Finish a change of the running release, and its self-test, from the start."""
         if state.stage is UpdateStage.FAILED and state.link:
             self._layout.switch(state.link)
             self._restart()
@@ -137,8 +151,12 @@ class Updater:
             if state.starts >= _STARTS:
                 return self._return(state, f"The machine or the updater was restarted {_STARTS} times during its test.")
         self._restart()
-        deadline = self.clock() + self._trial_s
-        while self.clock() < deadline:
+        return self._test(state)
+
+    def _test(self, state: UpdateState) -> UpdateState:
+        """Wait for the self-test of the started release, and keep the release or return to the previous one."""
+        began, fewest = self.clock(), None
+        while (passed_s := self.clock() - began) < self._trial_s:
             result = self.folder.read(TrialResult, TESTED)
             if result is not None and result.trial == state.trial:
                 if not result.ok:
@@ -147,6 +165,11 @@ class Updater:
                 state = self.note(state, UpdateStage.DONE, result.sentence, highest=state.release)
                 self._layout.remove_old()
                 return state
+            if (restarts := self._restarts()) is not None:
+                fewest = restarts if fewest is None else min(fewest, restarts)  # our restart begins at zero
+                if restarts - fewest >= _CRASHES:
+                    why = f"Its service ended {_CRASHES} times within {passed_s:.0f} s: journalctl -u {_UNIT} says why."
+                    return self._return(state, why)
             self.sleep(_POLL_S)
         return self._return(
             state,

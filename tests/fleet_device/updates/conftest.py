@@ -3,7 +3,7 @@ import sys
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from random import Random
@@ -22,6 +22,7 @@ from tests.support.static_server import StaticServer, static_server
 from tests.support.tls_fleet import enrol, of_server
 
 FIRST = "0.1.0-0123abcd"
+TRIAL_S = 60.0
 LONG = timedelta(days=30)
 
 
@@ -53,14 +54,17 @@ class Site:
 
 @dataclass
 class Gateway:
-    """A gateway with a running release, whose service is `serve`: it is called when the updater waits."""
+    """A gateway with a running release, whose service is `serve`: it is called when the updater waits.
+
+    `crashes` are restarts of the service as systemd counts them: since a command restarted it.
+    """
 
     site: Site
     folder: Path
     serve: Callable[["Gateway"], None] = lambda _gateway: None
     hour: int = 12
     slept_s: float = 0.0
-    restarts: set[str] = field(default_factory=set)
+    crashes: int | None = 99
 
     def __post_init__(self) -> None:
         release = self.folder / "programs" / "releases" / FIRST
@@ -105,7 +109,8 @@ class Gateway:
     def sleep(self, seconds: float) -> None:
         self.slept_s += seconds
         with suppress(FileNotFoundError):
-            self.restarts.add((self.shared / "restart").read_text())
+            (self.shared / "restart").unlink()
+            self.crashes = self.crashes and 0
         self.serve(self)
 
     def updater(self, client: Repository | None = None) -> Updater:
@@ -113,10 +118,11 @@ class Gateway:
             self.exchange,
             self.layout,
             client or self.site.client(self.shared),
-            trial_s=60.0,
+            trial_s=TRIAL_S,
             clock=lambda: self.slept_s,
             now=lambda: datetime(2026, 5, 4, self.hour, tzinfo=UTC),
             sleep=self.sleep,
+            restarts=lambda: self.crashes,
         )
 
     def update(self) -> UpdateState:
@@ -132,6 +138,12 @@ def passes(gateway: Gateway) -> None:
 
 def fails(gateway: Gateway) -> None:
     answer(gateway, ok=False)
+
+
+def crashes(gateway: Gateway) -> None:
+    """Be a service that ends as soon as it is started."""
+    if gateway.exchange.trial() is not None and gateway.crashes is not None:
+        gateway.crashes += 1
 
 
 def answer(gateway: Gateway, *, ok: bool) -> None:

@@ -8,8 +8,19 @@ import pytest
 from fleet_device.updates.handoff import STATE, UpdateFolder, UpdateState
 from fleet_device.updates.layout import Layout
 from fleet_device.updates.repository import CHUNK_BYTES, Repository
+from fleet_device.updates.updater import service_restarts
 from schemas.control import UpdateStage
-from tests.fleet_device.updates.conftest import FIRST, Gateway, answer, content, fails, passes, this_kind, wheel
+from tests.fleet_device.updates.conftest import (
+    FIRST,
+    TRIAL_S,
+    Gateway,
+    content,
+    crashes,
+    fails,
+    passes,
+    this_kind,
+    wheel,
+)
 
 MODEL = content(CHUNK_BYTES + 5)
 OTHER = content(50_000, seed=2)
@@ -34,7 +45,7 @@ def test_a_new_model_is_fetched_tested_and_kept(gateway: Gateway) -> None:
     assert len(gateway.site.server.requests) == asked, "what is done costs nothing"
 
 
-@pytest.mark.parametrize("serve", [fails, lambda _: None])
+@pytest.mark.parametrize("serve", [fails, crashes, lambda _: None])
 def test_a_release_whose_test_fails_or_does_not_end_is_rolled_back(
     gateway: Gateway, serve: Callable[[Gateway], None]
 ) -> None:
@@ -52,6 +63,36 @@ def test_a_release_whose_test_fails_or_does_not_end_is_rolled_back(
     gateway.update()
     gateway.want(1)
     assert gateway.update().stage is UpdateStage.DONE
+
+
+def crashes_twice(gateway: Gateway) -> None:
+    (crashes if gateway.crashes in {0, 1} else lambda _: None)(gateway)
+
+
+@pytest.mark.parametrize(
+    ("serve", "counted", "whole"), [(crashes, 99, False), (crashes, None, True), (crashes_twice, 99, True)]
+)
+def test_a_trial_ends_early_only_if_systemd_has_counted_three_crashes_in_it(
+    gateway: Gateway, serve: Callable[[Gateway], None], counted: int | None, whole: bool
+) -> None:
+    gateway.want(gateway.site.publish(model=MODEL))
+    gateway.serve, gateway.crashes = serve, counted
+    state = gateway.update()
+    assert (state.stage, gateway.running) == (UpdateStage.FAILED, FIRST)
+    assert (gateway.slept_s >= TRIAL_S) is whole
+
+
+@pytest.mark.parametrize(
+    ("said", "restarts"), [("echo 4", 4), ("echo", None), ("echo Failed to connect to bus >&2; exit 1", None)]
+)
+def test_systemd_is_asked_how_often_it_restarted_the_service(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str, restarts: int | None
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert service_restarts() is None, "without systemd"
+    (tmp_path / "systemctl").write_text(f"#!/bin/sh\n{said}\n")
+    (tmp_path / "systemctl").chmod(0o755)
+    assert service_restarts() == restarts
 
 
 def test_a_release_that_restarts_the_machine_is_rolled_back(gateway: Gateway) -> None:
@@ -87,11 +128,11 @@ class Power:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("passing", [True, False])
+@pytest.mark.parametrize("serve", [passes, fails, crashes])
 def test_wherever_the_power_is_cut_the_update_ends_as_it_would_have(
-    gateway: Gateway, monkeypatch: pytest.MonkeyPatch, passing: bool
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch, serve: Callable[[Gateway], None]
 ) -> None:
-    power = Power(0)
+    power, passing = Power(0), serve is passes
 
     def cut(call: Callable[..., object]) -> Callable[..., object]:
         def run(*given: object, **named: object) -> object:
@@ -104,7 +145,7 @@ def test_wherever_the_power_is_cut_the_update_ends_as_it_would_have(
 
     for owner, name in ((UpdateFolder, "write"), (Layout, "_link"), (Layout, "prepare"), (Repository, "fetch")):
         monkeypatch.setattr(owner, name, cut(getattr(owner, name)))
-    gateway.serve = lambda gateway: answer(gateway, ok=passing)
+    gateway.serve = serve
     previous, number, cut_at, uncut = FIRST, 0, 0, False
     while not uncut:
         cut_at += 1
