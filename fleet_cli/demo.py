@@ -460,7 +460,7 @@ def demo_command(
 
 
 def _answer(fleet: _Fleet, report: DemoReport, prompts: Sequence[str]) -> None:
-    """Have all devices answer at once, and show what it took."""
+    """Have all devices answer at once, and show time and rate."""
     asked = {name: prompts[number % len(prompts)] for number, name in enumerate(fleet.ports)}
     answers = stream_all(fleet, asked)
     report.devices = [answer_row(name, answer) for name, answer in answers.items()]

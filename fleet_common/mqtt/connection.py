@@ -188,8 +188,7 @@ def make_client(settings: LinkSettings, context: LinkContext | None = None, *, s
         client.username_pw_set(settings.username, settings.password)
     if settings.will is not None:
         client.will_set(settings.will.topic, settings.will.payload, qos=1, retain=True)
-    if settings.no_delay:
-        client.on_socket_open = _send_at_once
+    client.on_socket_open = _send_at_once
     return client
 
 

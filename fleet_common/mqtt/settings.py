@@ -41,7 +41,6 @@ class LinkSettings:
         min_backoff_s: Longest first delay before reconnecting.
         max_backoff_s: Longest delay while the broker does not answer.
         refused_backoff_s: Longest delay while it refuses us.
-        no_delay: Whether small packets go out at once. False only to measure the cost.
     """
 
     client_id: str
@@ -63,7 +62,6 @@ class LinkSettings:
     max_backoff_s: float = 4.0
     refused_backoff_s: float = 30.0
     flush_s: float = 2.0
-    no_delay: bool = True
 
     @property
     def where(self) -> str:

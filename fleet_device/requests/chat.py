@@ -89,8 +89,8 @@ def _bounded(parts: Iterable[str]) -> str:
 def encode_chat(codec: TextCodec, messages: Sequence[ChatMessage]) -> list[int]:
     """Return the token ids of a chat; raise ChatError without a chat template, or if it fails or declines.
 
-    Control tokens come from the template alone. What looks like one in a message is read as plain text, so that nobody
-    who writes a user's message can write a system message.
+    Control tokens come from the template alone. What looks like one in a message is read as plain text, so that the
+    author of a user's message cannot write a system message.
     """
     template = _template_of(codec)
     mark = _unused_character(messages)

@@ -2,7 +2,7 @@
 
 look.py BYTES:PATH…
 
-Each is a file of a model; those that are there with that size are told.
+Each is a file of a model; those that are there with that size are printed.
 """
 
 import json
