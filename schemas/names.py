@@ -18,8 +18,13 @@ _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
 
 
 def model_name(name: str | None, quantization: str | None) -> str | None:
-    """Return a draft model's name with its quantization; a drafter without a model has the quantization `none`."""
-    return " ".join(part for part in (name, quantization if quantization != "none" else None) if part) or None
+    """Return a draft model's name with its quantization, unless a file's name has it already.
+
+    A drafter without a model has the quantization `none`.
+    """
+    if quantization == "none" or (name and quantization and name.casefold().endswith(quantization.casefold())):
+        quantization = None
+    return " ".join(part for part in (name, quantization) if part) or None
 
 
 def check_name(name: str) -> str:

@@ -72,6 +72,7 @@ class GgufModel(GgufFile):
 
 _LOCAL = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*)(?::(?P<quantization>\w+))?")
 _REPOSITORY = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+):(?P<pattern>[^:]+)")
+_QUANTIZATION = re.compile(r"(i?q\d|tq\d|b?f16|f32)\w*", re.IGNORECASE)
 _SHARD = re.compile(r"-(?P<part>\d{5})-of-\d{5}\.gguf$", re.IGNORECASE)
 
 
@@ -96,7 +97,8 @@ def locate_model(model: str, *, folder: Path, hub: Callable[[], "HuggingFace"] |
         )
     path = Path(text).expanduser()
     if path.is_file():
-        return LocatedModel(path, path.stem)
+        named = not _QUANTIZATION.fullmatch(path.stem)
+        return LocatedModel(path, path.stem if named else path.absolute().parent.name)
     if match := _REPOSITORY.fullmatch(text):
         return _from_hub(match["repository"], match["pattern"], (hub or hugging_face)())
     if os.sep in text or text.lower().endswith(".gguf"):

@@ -39,6 +39,8 @@ def test_what_a_topic_level_cannot_be_is_refused(name: str) -> None:
     ("parts", "name"),
     [
         (("smollm2", "Q4_0"), "smollm2 Q4_0"),
+        (("smollm2-q4_0", "Q4_0"), "smollm2-q4_0"),
+        (("Q4_0", "Q4_0"), "Q4_0"),
         (("none", "none"), "none"),
         (("suffix", "none"), "suffix"),
         ((None, None), None),

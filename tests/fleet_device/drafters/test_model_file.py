@@ -59,6 +59,11 @@ def test_a_path_to_a_file_is_taken_as_it_is(tmp_path: Path, monkeypatch: pytest.
     assert locate_model("my model.gguf", folder=tmp_path).path == Path("my model.gguf")
 
 
+def test_a_file_that_is_named_by_its_quantization_has_its_folders_name(folder: Path) -> None:
+    for draft in (folder / "smollm2-135m").iterdir():
+        assert locate_model(str(draft), folder=folder).name == "smollm2-135m"
+
+
 @pytest.mark.parametrize("text", ["smollm2-135m:Q4_0", "smollm2-135m:q4_0", " smollm2-135m:Q4_0\n"])
 def test_a_model_in_the_folder_is_found_by_name(folder: Path, text: str) -> None:
     found = locate_model(text, folder=folder)
