@@ -410,7 +410,7 @@ class Diagnosis:
             return "No session with enough tokens has ended within 24 hours."
         period = "the last hour" if self.hours == 1 else f"the last {self.hours} hours"
         found = "Main causes" if self.conclusions else "No main cause"
-        return f"{found}; sessions of {period}: {self.sessions:,}."
+        return f"{found} in {self.sessions:,} session{'' if self.sessions == 1 else 's'} of {period}."
 
 
 _PERIODS: Final = (1, 24)  # hours

@@ -229,7 +229,7 @@ SEGMENTS: "Final[list[Column[SegmentView]]]" = [
 
 ROUNDS: "Final[list[Column[RoundView]]]" = [
     Column("round", lambda row: row.round, "count", rank=0),
-    Column("judged", lambda row: f"{row.at:%H:%M:%S}", rank=0),
+    Column("verdict", lambda row: f"{row.at:%H:%M:%S}", rank=0),
     Column("drafted", lambda row: row.drafted, "count", rank=1),
     Column("verified", lambda row: row.tested, "count", rank=1, meaning="Draft tokens that were accepted or rejected."),
     Column("accepted", lambda row: row.accepted, "count", rank=0),

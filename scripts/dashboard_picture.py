@@ -10,6 +10,8 @@ from fleet_admin.dashboard.app import DashboardServer
 from fleet_admin.dashboard.services import open_services
 from fleet_admin.dashboard.settings import AccountRole, DashboardSettings
 from fleet_admin.steering import Actor
+from fleet_edge.alerts.evaluator import RunningAlerts
+from fleet_edge.alerts.settings import AlertSettings
 from fleet_edge.store.database import open_store
 from tests.support.chromium import Chromium
 
@@ -24,6 +26,8 @@ def main() -> None:
         url = f"sqlite:///{folder}/fleet.sqlite3"
         with open_store(url) as store:
             fill(store.engine, SCALE, now=NOW, progress=lambda *_: None)
+            with RunningAlerts(store.engine.begin, AlertSettings(), now=lambda: NOW) as alerts:
+                alerts.step()
         settings = DashboardSettings(db=url, listen="127.0.0.1:0")
         services = open_services(settings, now=lambda: NOW)
         services.accounts.add("anna", role=AccountRole.OPERATOR, password=PASSWORD, actor=Actor("picture"))

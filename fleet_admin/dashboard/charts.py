@@ -96,6 +96,7 @@ class Timeline:
         }
         known = bool(rows) and any(each is not None for values in found.values() for each in values)
         factor = 100.0 if kind == "percent" else 1.0
+        digits = {Grain.MONTH: 7, Grain.DAY: 10}.get(self.grain, 16)
         return {
             "times": [int(start.timestamp()) for start in starts] if known else [],
             "lines": [
@@ -103,10 +104,11 @@ class Timeline:
                 for name, values in found.items()
             ],
             "unit": unit,
+            "digits": digits,  # of a time
             "caption": f"{_WORDS.get(unit, unit)}, by {self.grain.replace('5-', '5 ')}".lstrip(", "),
             "between": [int(self.begin.timestamp()), int(self.end.timestamp())],
             "table": [
-                [moment(start)[:16], *(shown(values[number], kind) for values in found.values())]
+                [moment(start)[:digits], *(shown(values[number], kind) for values in found.values())]
                 for number, start in reversed(list(enumerate(starts)))
                 if start in rows
             ],

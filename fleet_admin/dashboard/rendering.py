@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -10,7 +11,7 @@ from itertools import islice
 from typing import Any, Final
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
@@ -94,7 +95,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"shown": shown, "moment": moment}
+    environment.filters |= {"shown": shown, "moment": moment, "prose": _prose}
     environment.globals |= {"asset": asset_url, "address": address, "row_links": LINKS}
     columns: dict[str, list[Column[Any]]] = {
         "session_columns": SESSIONS,
@@ -104,6 +105,11 @@ def _environment() -> Environment:
     }
     environment.globals |= {name: [each for each in of if each.rank <= MOST_SHOWN] for name, of in columns.items()}
     return environment
+
+
+def _prose(text: str) -> Markup:
+    """Return a sentence with its commands and settings, which are between backticks, as code."""
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(printable(text)))))  # noqa: S704 - escaped
 
 
 def _readable(value: object) -> object:

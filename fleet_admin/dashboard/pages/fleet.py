@@ -101,7 +101,7 @@ def _charts(visit: Visit, line: Timeline, *, device: str | None = None, edge: st
     }
     return charts | {
         "Round time": drawn(waits, unit="ms"),
-        "Batch": drawn({"sessions": lambda each: each.counted.mean_batch}, unit="per step"),
+        "Sessions per step": drawn({"sessions": lambda each: each.counted.mean_batch}),
         "Traffic": drawn(
             {
                 "up": lambda each: line.per_second(each.start, each.counted.uplink_bytes),

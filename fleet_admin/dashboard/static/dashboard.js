@@ -95,7 +95,7 @@ function draw(element) {
       { ...axis, size: 44, splits: () => x.ticks, values: () => x.labels },
       { ...axis, size: left, splits: () => y.ticks, values: () => y.labels },
     ],
-    series: [{ label: "time", value: (_plot, at) => at == null ? "—" : stamp(at) }, ...data.lines.map((line, number) => {
+    series: [{ label: "time", value: (_plot, at) => at == null ? "—" : stamp(at).slice(0, data.digits) }, ...data.lines.map((line, number) => {
       // Between two gaps there is no line to see.
       const alone = line.values.flatMap((each, at) => each != null && line.values[at - 1] == null && line.values[at + 1] == null ? [at] : []);
       return {

@@ -102,6 +102,14 @@ def test_a_device_is_shown_with_its_settings(operator: Browser) -> None:
     assert "--steer" not in page
 
 
+def test_only_an_action_that_has_succeeded_is_shown_as_success(operator: Browser, services: Services) -> None:
+    for devices, success in (("gateway-1", True), ("gateway-1,nobody", False)):
+        answer = operator.post("/devices/act/do", of="/devices", act="restore", devices=devices)
+        path = answer.headers["location"]
+        assert services.jobs.find(path.removeprefix("/acts/")).wait(10)
+        assert ('class="said"' in operator.get(path).text) is success, devices
+
+
 def test_what_needs_the_broker_says_that_there_is_none(operator: Browser) -> None:
     shown = operator.post("/devices/act", of="/devices", device="gateway-1", act="drain")
     assert "--steer" in shown.text

@@ -33,6 +33,8 @@ _CHOSEN_IN_SIGHT = """[...document.querySelectorAll("nav [aria-current]")].every
 })"""
 _CLIPPED = """[...document.querySelectorAll("td.wrap")].filter((each) => each.scrollWidth > each.clientWidth + 1)
   .map((each) => each.innerText)"""
+_OUT_OF_SIGHT = """[...document.querySelectorAll("td.wrap, td[colspan]")]
+  .filter((each) => each.getBoundingClientRect().right > innerWidth).map((each) => each.innerText)"""
 
 
 def keep(tab: Tab, path: str, name: str) -> None:
@@ -53,6 +55,7 @@ def test_a_page_is_as_it_should_be(log_in_tab: Callable[..., Tab], served: str, 
         assert tab.evaluate("document.documentElement.scrollWidth") <= width
         assert tab.evaluate(_CHOSEN_IN_SIGHT), "the navigation scrolls to the chosen page"
         assert tab.evaluate(_CLIPPED) == []
+    assert tab.evaluate(_OUT_OF_SIGHT) == [], "sentences need no scrolling on a phone"
     assert tab.evaluate("document.title") != "broken"
     assert [text for text in tab.complaints if "[DOM]" not in text] == []
     assert [url for url in tab.requested if not url.startswith((served, "about:", "data:"))] == []

@@ -44,6 +44,15 @@ def timeline(grain: Grain, steps: int, *, end: datetime = END) -> Timeline:
     return Timeline("24h", floor(grain, end - steps * _LENGTHS[grain]), end, grain)
 
 
+@pytest.mark.parametrize(
+    ("grain", "time"), [(Grain.MONTH, "2026-02"), (Grain.DAY, "2026-03-04"), (Grain.HOUR, "2026-03-04 00:00")]
+)
+def test_days_and_months_have_no_hour(grain: Grain, time: str) -> None:
+    line = timeline(grain, 40, end=END)
+    start = floor(grain, datetime(2026, 2 if grain is Grain.MONTH else 3, 4, tzinfo=UTC))
+    assert chart(line, {start: 1.0})["table"][0][0] == time
+
+
 def chart(line: Timeline, values: dict[datetime | None, float | None], **options: Any) -> dict[str, Any]:
     return line.chart(values, {"a line": lambda each: each}, **options)
 

@@ -84,7 +84,9 @@ def test_the_pages_say_which_part_of_a_tokens_time_is_long(viewer: Browser, url:
     own = {"session": f"{7:016x}", "segment": segment_number(at), "device": "gateway-2"}
     counters = replace(samples.COUNTERS, wait_ms=9000.0, wall_ms=9700.0)
     write(url, [samples.opened(**own, at=at), samples.closed(**own, counters=counters, at=NOW)])
-    assert "The link takes" in viewer.get("/devices/gateway-2").text
+    page = viewer.get("/devices/gateway-2").text
+    assert "The link takes" in page
+    assert "<code>stream</code>" in page
     assert "No main cause" in viewer.get("/devices/gateway-1").text
     assert "median of the others" in viewer.get("/edges/edge-1").text
 
