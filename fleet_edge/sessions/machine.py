@@ -294,7 +294,7 @@ class EdgeSession:
             if part.rejected:
                 self._reject(part)
             if part.finish is not Finish.NO:
-                self._finish()
+                self._move(SessionEvent.ENDED)
         self.counters.forced += len(judgement.forced)
         return settled
 
@@ -331,7 +331,7 @@ class EdgeSession:
         counters.guessed_right += result.accepted
         counters.forced += sum(place < written for place in judgement.forced)
         if result.finish is not Finish.NO:
-            self._finish()
+            self._move(SessionEvent.ENDED)
         return result
 
     def take_unsent(self, stream: DecodeRequest, *, at: float, most: int = MAX_TOKENS) -> tuple[int, ...]:
@@ -358,12 +358,12 @@ class EdgeSession:
         new = self._corrected(message.fix, message.tokens)
         may = self._may_follow(new) and message.tokens == self.committed + len(new)
         block = self._correct(message.fix, message.tokens) if may else None
-        self._finish()
+        self._move(SessionEvent.ENDED)
         return block
 
     def fail(self, fault: DraftFault) -> None:
         self.failure = fault
-        self._finish(SessionEvent.FAILED)
+        self._move(SessionEvent.FAILED)
 
     # Internal
 
@@ -468,10 +468,6 @@ class EdgeSession:
     def _extend(self, tokens: Sequence[int]) -> None:
         self.tokens.extend(tokens)
         self._digest = extend_digest(self._digest, tokens)
-
-    def _finish(self, event: SessionEvent = SessionEvent.ENDED) -> None:
-        self._move(event)
-        self._waiting.void()
 
     def _move(self, event: SessionEvent) -> None:
         self.state = next_state(self.state, event)

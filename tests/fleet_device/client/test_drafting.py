@@ -54,9 +54,9 @@ class Scene:
             pass
         return self.session.send().tokens
 
-    def judge(self, accepted: int, token: int, finish: Finish = Finish.NO) -> None:
+    def judge(self, accepted: int, token: int, finish: Finish = Finish.NO, *, number: int = 0) -> None:
         for effect in self.session.on_verdict(
-            Verdict(handle=HANDLE, round=0, accepted=accepted, next=token, finish=finish)
+            Verdict(handle=HANDLE, round=number, accepted=accepted, next=token, finish=finish)
         ):
             self.drafting.follow(effect)
 
@@ -71,6 +71,23 @@ def test_it_follows_the_text(accepted: int, token: int) -> None:
     drafted = scene.draft(3)
     scene.judge(accepted, token)
     assert scene.sequence == (*PROMPT, *drafted[:accepted], token) == (*PROMPT, *scene.session.committed)
+
+
+def test_a_drafter_that_reads_earlier_text_learns_whether_it_repeats() -> None:
+    scene = Scene()
+    source = SuffixDrafter.before(scene.model, None)
+    scene.drafting = DraftSequence(scene.session, source, scene.drafting.clock)
+    scene.drafting.rewind()
+    for number in range(8):
+        scene.draft(1)
+        scene.judge(0, 5, number=number)
+    other = SuffixDrafter.before(Scene().model, None)
+    other.reset(scene.sequence)
+    asked = scene.session.request.policy
+    learned, first = source.prospect(asked), other.prospect(asked)
+    assert learned is not None
+    assert first is not None
+    assert learned.chances[0] > first.chances[0]
 
 
 def test_it_follows_no_text_that_has_ended() -> None:

@@ -203,3 +203,13 @@ def test_a_token_that_its_device_gave_up_is_written_all_the_same() -> None:
         for _ in range(4 if number % 2 else 1):
             cost.add_committed(1)
     assert cost.parts(4).writing_s == pytest.approx(0.050)
+
+
+def test_a_token_that_a_step_with_prompts_brings_does_not_count_as_written() -> None:
+    cost = StepCost(1)
+    for _ in range(50):
+        cost.add_step(0.050, texts=4, further=0, verifies=False)
+        cost.add_committed(4)
+        cost.add_prompts(0.5, tokens=100)
+        cost.add_committed(4)
+    assert cost.parts(4).writing_s == pytest.approx(0.050)

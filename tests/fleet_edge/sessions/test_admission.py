@@ -81,3 +81,13 @@ def test_a_policy_that_keeps_more_tokens_than_are_known_is_refused(policy: dict[
     with pytest.raises(OpenRefused, match="top_k") as caught:
         grant(message, target=target, offer=TERMS)
     assert caught.value.code is RefusalCode.OTHER
+
+
+def test_log_probabilities_are_refused_by_an_edge_that_knows_only_the_likeliest_tokens() -> None:
+    message = open_message(logprobs=1)
+    few = replace(TARGET, most_top_k=4)
+    message = message.model_copy(update={"policy": message.policy.model_copy(update={"top_k": 4})})
+    grant(message, target=TARGET, offer=TERMS)
+    with pytest.raises(OpenRefused) as caught:
+        grant(message, target=few, offer=TERMS)
+    assert caught.value.code is RefusalCode.LOGPROBS

@@ -385,6 +385,17 @@ def test_a_draft_ends_the_writing() -> None:
     assert ask(session, 0, base=0, write=10) == DraftReceipt()  # a repetition of the request, delivered late
 
 
+def test_a_request_voids_the_drafts_that_wait() -> None:
+    session = session_of()
+    session.admit(ReceivedDraft(Draft(handle=3, round=0, epoch=0, base=1, tokens=(5,), digest=1), at=0.0))
+    ask(session, 1, base=0, write=1)
+    write(session, 4)
+    digest = extend_digest(EMPTY_DIGEST, [4])
+    session.admit(ReceivedDraft(Draft(handle=3, round=2, epoch=0, base=1, tokens=(6,), digest=digest), at=0.0))
+    (arrived,) = session.chain(16)
+    assert arrived.draft.tokens == (6,)
+
+
 def test_a_request_that_a_draft_has_overtaken_does_not_void_it() -> None:
     session = session_of()
     session.admit(ReceivedDraft(Draft(handle=3, round=1, epoch=0, base=0, tokens=(5,), digest=EMPTY_DIGEST), at=0.0))
