@@ -40,11 +40,6 @@ class Judgement:
     logprobs: tuple[TokenLogprobs, ...] = ()
     forced: tuple[int, ...] = ()
 
-    @property
-    def tested(self) -> int:
-        """Number of draft tokens that were accepted or rejected, not discarded."""
-        return self.accepted + self.rejected
-
 
 def judge(
     row: Callable[[int], Dist],

@@ -119,6 +119,7 @@ def write(draft: Callable[[Text], Dist], seed: int, *, ahead: bool = False, trie
             base=len(text),
             bonus=True,
         )
+        assert judged.rejected == (judged.p is not None)
         text += tokens[: judged.accepted]
         if judged.token is not None:
             text.append(judged.token)

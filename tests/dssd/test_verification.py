@@ -27,7 +27,7 @@ def rows(*dists: Dist) -> tuple[Callable[[int], Dist], list[int]]:
 def test_a_draft_that_is_wholly_accepted_gets_a_bonus_token() -> None:
     row, asked = rows(point_mass(1), point_mass(2), EVEN)
     judgement = judge(row, (1, 2), CERTAIN * 2, policy=RESIDUAL, base=4, bonus=True)
-    assert (judgement.accepted, judgement.rejected, judgement.tested, judgement.p) == (2, False, 2, None)
+    assert (judgement.accepted, judgement.rejected, judgement.p) == (2, False, None)
     assert judgement.token == draw(EVEN, random_uniform(5, 6, Purpose.BONUS))
     assert asked == [0, 1, 2]
 
@@ -42,7 +42,7 @@ def test_no_bonus_token_is_drawn_where_another_draft_follows() -> None:
 def test_the_first_rejected_token_ends_the_accepted_head_and_p_is_sent() -> None:
     row, asked = rows(point_mass(1), EVEN, EVEN, EVEN)
     judgement = judge(row, (1, 3, 1), CERTAIN * 3, policy=RESIDUAL, base=4, bonus=True)
-    assert (judgement.accepted, judgement.rejected, judgement.tested, judgement.token) == (1, True, 2, None)
+    assert (judgement.accepted, judgement.rejected, judgement.token) == (1, True, None)
     assert judgement.p is EVEN
     assert asked == [0, 1]
 

@@ -170,6 +170,13 @@ def test_a_spoiled_report_does_not_hold_up_the_others(site: Site) -> None:
     assert told(site) == [2]
 
 
+def test_a_program_ends_although_reports_wait(site: Site) -> None:
+    before = set(threading.enumerate())
+    site.reports().keep(unverified(1))
+    (thread,) = set(threading.enumerate()) - before
+    assert thread.daemon
+
+
 def numbered(number: int, **given: object) -> Close:
     return close(session=number.to_bytes(8, "big"), edge="edge-1", tokens=number, **given)
 

@@ -18,9 +18,10 @@ from fleet_device.client.retry import (
 )
 from fleet_device.errors import EdgeUnavailable, SessionFailed, SessionRefused
 from fleet_device.session.machine import DeviceSession
+from fleet_device.settings import OfflinePolicy, Outages
 from schemas.messages import Fault
 from schemas.reasons import Action, FaultCode
-from tests.support.memory_fleet import terms
+from tests.support.memory_fleet import EDGE, edge_state, terms
 
 PATIENCE = RetryPolicy(open_s=5.0, resume_s=30.0, verdict_s=3.0, retry_s=1.0)
 
@@ -163,3 +164,16 @@ def test_nothing_is_due_of_an_edge_that_owes_nothing_but_the_next_repeat() -> No
     watch.note_sent()
     watch.note_answer(tokens=3)
     assert (watch._give_up_at, watch._outage_at()) == (math.inf, math.inf)
+
+
+def test_an_edge_that_is_online_and_does_not_listen_counts_as_absent() -> None:
+    watch, pass_s = watch_at([0.0])
+    watch.outages = Outages(policy=OfflinePolicy.FAIL, after_s=1.0)
+    watch.availability.edges.note_state(EDGE, edge_state())
+    watch.session.open()
+    watch.note_open()
+    pass_s(1.0)
+    assert watch.check() is None
+    watch.session.on_undelivered()
+    with pytest.raises(EdgeUnavailable):
+        watch.check()

@@ -1,5 +1,7 @@
 import math
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -155,3 +157,17 @@ def test_judgements_outlive_the_memory_that_the_logits_lay_in(judge_all: JudgeBa
     for twin, expected in zip(twins, law, strict=True):
         assert twin.rejected
         same(twin, expected)
+
+
+def test_after_edge_only_decoding_a_grammar_looks_ahead_of_the_whole_output() -> None:
+    seen: list[tuple[int, ...]] = []
+    constraint: Any = SimpleNamespace(
+        shape=lambda row, policy, *, text: shape(row, policy),  # noqa: ARG005, PLW0108 - `shape` takes no text
+        look_ahead=seen.append,
+        count=lambda judgement: judgement,
+    )
+    logits = np.zeros((2, VOCABULARY), dtype=np.float32)
+    logits[0, 7] = logits[1, 4] = 50.0
+    policy = SamplingPolicy(temperature=0, seed=1)
+    judge_batch(logits, [Case((7,), None, policy, 2, bonus=True, written=True, text=(1, 2), constraint=constraint)])
+    assert seen == [(1, 2, 7, 4)]
