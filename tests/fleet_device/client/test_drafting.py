@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dssd.distribution import Dist
+from dssd.distribution import Dist, Ids
 from fleet_common.grammar.compiler import GrammarCompiler
 from fleet_common.grammar.process import GrammarTokenizer
 from fleet_device.client.drafting import DraftConstraint, DraftSequence, SessionPacing
@@ -41,6 +41,10 @@ class Scene:
             def next(self, policy: SamplingPolicy) -> Dist | None:  # type: ignore[override]
                 scene.times[0] += 0.25
                 return None if scene.silent else super().next(policy)
+
+            def next_allowed(self, policy: SamplingPolicy, allowed: Ids) -> Dist | None:  # type: ignore[override]
+                scene.times[0] += 0.25
+                return super().next_allowed(policy, allowed)
 
         asked = terms(6, mode=Mode.COUPLED, prompt=PROMPT)
         self.model = Model(DRAFT, DRAFT.words, context=self.context)
@@ -158,6 +162,20 @@ def test_a_text_that_the_grammar_rules_out_is_drafted_on_as_without_one() -> Non
     drafter: Any = Whole(dist)
     assert constraint().forced((1, 1)) is None
     assert constraint().next(drafter, POLICY, text=(1, 1)) is dist
+
+
+def test_what_the_grammar_forces_needs_no_model_and_no_room_in_the_limit() -> None:
+    scene = Scene()
+    for number, token in enumerate((4, 5)):  # behind which only 1, 1 may stand
+        scene.draft(1)
+        scene.judge(0, token, number=number)
+    scene.drafting = DraftSequence(scene.session, scene.model, scene.drafting.clock, constraint())
+    began = scene.times[0]
+    assert scene.draft(0)[:2] == (1, 1)
+    scene.session.go_local(())
+    scene.drafting.rewind()
+    assert [scene.drafting.generate_alone() for _ in range(2)] == [1, 1]
+    assert scene.times[0] == began
 
 
 @dataclass
