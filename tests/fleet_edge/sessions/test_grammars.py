@@ -1,8 +1,10 @@
 import threading
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 
+from dssd.verification import Judgement
 from fleet_common.grammar.compiler import GrammarCompiler
 from fleet_common.grammar.errors import GrammarKilled
 from fleet_common.grammar.process import CompiledGrammar, GrammarProcess, GrammarTokenizer, WorkerEnded
@@ -166,6 +168,21 @@ def test_what_must_follow_a_resumed_text_is_known_at_once() -> None:
     assert found.next_forced((4,), 8) == (5, 1, 1)
     assert found.next_forced((4,), 2) == (5, 1)
     assert found.next_forced((4, 5), 8) == ()
+
+
+def test_rows_are_cut_to_what_the_grammar_allows_and_forced_tokens_are_counted() -> None:
+    edge = Edge()
+    edge.prepare(message())
+    edge.settle()
+    found = edge.told[0].found
+    assert isinstance(found, Constraint)
+    policy, row = SamplingPolicy(seed=1, top_p=1.0), np.array([9.0, 1.0, 0.0, 0.0, 1.0, 0.0], dtype=np.float32)
+    rows = [found.shape(row, policy, text=text).ids.tolist() for text in ((), (4,), (4, 5))]
+    assert (sorted(rows[0]), rows[1:]) == ([1, 2, 3, 4, 5], [[5], [1]])
+    assert found.count(Judgement(1, rejected=False, token=5)).forced == (1,)
+    with pytest.raises(ValueError, match="grammar"):
+        found.shape(np.full(6, -np.inf, dtype=np.float32), policy, text=())
+    assert found.failure
 
 
 def test_of_a_session_that_is_closed_meanwhile_only_the_cost_is_told() -> None:
