@@ -106,7 +106,7 @@ class SessionOpened:
     app: str | None = None
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, unsafe_hash=True)  # not changed once it is made, as all records
 class SegmentProgress(SegmentCounters):
     """What the edge has counted in a segment so far. Absolute values that never fall.
 

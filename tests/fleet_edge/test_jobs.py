@@ -61,9 +61,11 @@ def test_chores_go_by_the_clock_and_the_ages_they_are_given(store: Store) -> Non
     assert {(row["scope"], row["start"]) for row in rows["rollups"]} == {
         ("detail", samples.START.replace(minute=0)),
         ("fleet", samples.START.replace(minute=0)),
+        ("fleet-day", samples.START.replace(hour=0, minute=0)),
         ("device", samples.START.replace(hour=0, minute=0)),
         ("detail", datetime(2026, 1, 23, 10, tzinfo=UTC)),
         ("fleet", datetime(2026, 1, 23, 10, tzinfo=UTC)),
+        ("fleet-day", datetime(2026, 1, 23, tzinfo=UTC)),
         ("device", datetime(2026, 1, 23, tzinfo=UTC)),
     }, "totals stay when their sessions go"
     settings = JobSettings(rounds_days=23 / 24, sessions_days=30, totals_days=39)
