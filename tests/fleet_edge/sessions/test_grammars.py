@@ -41,12 +41,12 @@ class Gated(GrammarCompiler):
 class Edge:
     def __init__(self, compiler: GrammarCompiler | None = None) -> None:
         self.calls: list[Callable[[], None]] = []
-        self.told: list[PreparedGrammar] = []
+        self.results: list[PreparedGrammar] = []
         found = compiler or GrammarCompiler(lambda: GrammarTokenizer.of_words(WORDS, end_tokens=[0]))
         self.grammars = Grammars(found, self.calls.append, most_per_device=4)
 
     def prepare(self, asked: Open, device: str = "a") -> None:
-        self.grammars.prepare(device, asked, self.told.append)
+        self.grammars.prepare(device, asked, self.results.append)
 
     def settle(self) -> None:
         if self.grammars._pool is not None:
@@ -62,8 +62,8 @@ def test_a_grammar_is_prepared_once_and_there_at_once_from_then_on() -> None:
     edge.prepare(message())
     assert edge.grammars.waits("a", message())
     edge.settle()
-    assert isinstance(edge.told[0].found, Constraint)
-    assert edge.told[0].seconds > 0.0
+    assert isinstance(edge.results[0].found, Constraint)
+    assert edge.results[0].seconds > 0.0
     assert not edge.grammars.waits("a", message())
     first, second = edge.grammars.at_once("a", message()), edge.grammars.at_once("a", message())
     assert first.matcher is not second.matcher
@@ -74,8 +74,8 @@ def test_a_known_grammar_begins_a_session_without_its_process() -> None:
     edge = Edge()
     edge.prepare(message())
     edge.settle()
-    assert isinstance(edge.told[0].found, Constraint)
-    compiled = edge.told[0].found.matcher._compiled
+    assert isinstance(edge.results[0].found, Constraint)
+    compiled = edge.results[0].found.matcher._compiled
     with compiled.link._lock:  # its process is asked for nothing
         found = edge.grammars.at_once("a", message())
         assert found.matcher.allowed(()).tolist() == compiled.first_allowed.tolist()
@@ -108,12 +108,12 @@ def test_a_grammar_whose_process_was_silent_is_compiled_again_on_another_thread(
     edge = Edge()
     edge.prepare(message())
     edge.settle()
-    assert isinstance(edge.told[0].found, Constraint)
-    end_by_timeout(edge.told[0].found.matcher._compiled)
+    assert isinstance(edge.results[0].found, Constraint)
+    end_by_timeout(edge.results[0].found.matcher._compiled)
     assert edge.grammars.at_once("a", message()) is None
     edge.prepare(message())
     edge.settle()
-    assert isinstance(edge.told[1].found, Constraint)
+    assert isinstance(edge.results[1].found, Constraint)
     assert len(compiling) == 2
     assert threading.current_thread() not in compiling
 
@@ -144,7 +144,7 @@ def test_one_that_cannot_be_used_is_refused(grammar: Grammar) -> None:
     edge = Edge()
     edge.prepare(message(grammar))
     edge.settle()
-    found = edge.told[0].found
+    found = edge.results[0].found
     assert isinstance(found, OpenRefused)
     assert found.code is RefusalCode.GRAMMAR
     with pytest.raises(OpenRefused):
@@ -156,14 +156,14 @@ def test_a_text_is_resumed_if_it_is_one_of_the_grammars(resume: tuple[int, ...],
     edge = Edge()
     edge.prepare(message(resume=resume))
     edge.settle()
-    assert isinstance(edge.told[0].found, Constraint) is granted
+    assert isinstance(edge.results[0].found, Constraint) is granted
 
 
 def test_what_must_follow_a_resumed_text_is_known_at_once() -> None:
     edge = Edge()
     edge.prepare(message(resume=(4,)))
     edge.settle()
-    found = edge.told[0].found
+    found = edge.results[0].found
     assert isinstance(found, Constraint)
     assert found.next_forced((4,), 8) == (5, 1, 1)
     assert found.next_forced((4,), 2) == (5, 1)
@@ -174,7 +174,7 @@ def test_rows_are_cut_to_what_the_grammar_allows_and_forced_tokens_are_counted()
     edge = Edge()
     edge.prepare(message())
     edge.settle()
-    found = edge.told[0].found
+    found = edge.results[0].found
     assert isinstance(found, Constraint)
     policy, row = SamplingPolicy(seed=1, top_p=1.0), np.array([9.0, 1.0, 0.0, 0.0, 1.0, 0.0], dtype=np.float32)
     rows = [found.shape(row, policy, text=text).ids.tolist() for text in ((), (4,), (4, 5))]
@@ -190,8 +190,8 @@ def test_of_a_session_that_is_closed_meanwhile_only_the_cost_is_told() -> None:
     edge.prepare(message())
     edge.grammars.forget("a", message().session)
     edge.settle()
-    assert edge.told[0].found is None
-    assert edge.told[0].seconds > 0.0
+    assert edge.results[0].found is None
+    assert edge.results[0].seconds > 0.0
 
 
 def test_a_grammar_that_ends_its_process_is_told_by_its_digest() -> None:
@@ -202,8 +202,8 @@ def test_a_grammar_that_ends_its_process_is_told_by_its_digest() -> None:
     edge = Edge(Deadly(lambda: GrammarTokenizer.of_words(WORDS, end_tokens=[0])))
     edge.prepare(message())
     edge.settle()
-    assert GRAMMAR.digest in edge.told[0].killed
-    assert isinstance(edge.told[0].found, OpenRefused)
+    assert GRAMMAR.digest in edge.results[0].killed
+    assert isinstance(edge.results[0].found, OpenRefused)
 
 
 def test_a_device_has_few_grammars_prepared_at_a_time_and_keeps_no_other_from_it() -> None:
@@ -215,7 +215,7 @@ def test_a_device_has_few_grammars_prepared_at_a_time_and_keeps_no_other_from_it
     assert refused.value.code is RefusalCode.BUSY
     edge.prepare(message(), device="b")
     edge.settle()
-    assert len(edge.told) == 5
+    assert len(edge.results) == 5
 
 
 def test_another_devices_grammar_waits_for_none_of_those_that_a_device_has_waiting() -> None:
