@@ -31,7 +31,7 @@ class SegmentCounters:
             prompt, or its tokens again after a resume or an eviction; sum over rounds.
         resampled: Rounds that requested further samples, answered from memory.
         prefill_tokens: Tokens computed without logits, including repetitions.
-        reused_tokens: Tokens needed likewise and reused from another session.
+        reused_tokens: Tokens needed likewise and reused from another session; once, however often they are evicted.
         streamed: Tokens of edge-only decoding.
         guessed: Speculated tokens in edge-only decoding: of the edge's draft model, or forced by a grammar.
         guessed_right: Speculated tokens that were right, each of which saved a step.

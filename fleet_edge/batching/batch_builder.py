@@ -226,8 +226,7 @@ class BatchBuilder:
     def _reuse(self, session: EdgeSession) -> None:
         if session.unscored:
             return  # what others have computed has no logits
-        if reused := self.cache.reuse(session.handle):
-            session.counters.reused_tokens += reused
+        session.counters.reused_tokens += self.cache.reuse(session.handle)
 
     def _add(
         self,

@@ -109,7 +109,8 @@ class HeldSequence:
     """A sequence whose keys and values a verifier holds.
 
     `key` is its key at the verifier, `caller` that of the caller or None once ended. `expected` are the packed tokens
-    that it computes first. `stable`: all of it was computed with `Item.stable`.
+    that it computes first. `stable`: all of it was computed with `Item.stable`. `reached` is the number of tokens that
+    it had before evictions.
     """
 
     key: int
@@ -118,6 +119,7 @@ class HeldSequence:
     tokens: "array[int]" = field(default_factory=lambda: array("i"))
     expected: bytes = b""
     stable: bool = True
+    reached: int = 0
 
     @property
     def computed(self) -> int:
@@ -252,7 +254,7 @@ class PrefixCache:
     def reuse(self, sequence: int) -> int:
         """Reuse what another sequence has computed of the expected tokens, except the last one.
 
-        Returns the number of computed tokens gained: 0, or at least `LEAST_REUSED`.
+        Returns the number of computed tokens gained, without those that an eviction has taken from the sequence before.
         """
         held = self._of(sequence)
         length, source = self._longest(held)
@@ -264,12 +266,13 @@ class PrefixCache:
         except CapacityExceeded:
             return 0
         found.owner, found.expected, found.stable = held.owner, held.expected, held.stable
+        found.reached = held.reached
         if isinstance(self._verifier, SharesPrefixes):
             self._verifier.isolate(found.key, self._namespace(held.owner))
         self._drop(held)
         self._hold(found)
         self._index.insert(found.key, found.expected)
-        return gained
+        return max(0, length - max(held.computed, held.reached))
 
     def ahead(self, sequence: int, *, computing: Container[int], able: Container[int] = ()) -> tuple[int, int] | None:
         """Return an open sequence that is about to compute what this one needs, and the length of their common prefix.
@@ -297,6 +300,7 @@ class PrefixCache:
         held = self._of(sequence)
         self._verifier.close(held.key)
         self._verifier.open(held.key)
+        held.reached = max(held.reached, held.computed)
         del held.tokens[:]
 
     def clear(self) -> None:

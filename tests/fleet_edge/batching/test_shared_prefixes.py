@@ -93,6 +93,26 @@ def test_a_session_that_cannot_go_on_holds_up_none_that_begin_alike() -> None:
     assert edge.scheduler._verifier.computed(third.handle) > 100
 
 
+@pytest.mark.parametrize("own_first", [False, True])
+def test_a_prefix_counts_as_reused_once_however_often_it_is_evicted(own_first: bool) -> None:
+    edge = Edge(sharing=ALL)
+    if not own_first:
+        edge.session(prompt=(*SYSTEM, 3))
+        edge.run()
+    session = edge.drafting(prompt=(*SYSTEM, 4))
+    edge.run()
+    edge.session(prompt=(*SYSTEM, 5))
+    edge.run()
+    first = session.counters.reused_tokens
+    assert first == (0 if own_first else len(SYSTEM))
+    for round_ in range(1, 4):
+        edge.scheduler.evict(session)
+        edge.again(session, at=edge.now, round_=round_)
+        edge.run()
+        assert edge.scheduler._verifier.computed(session.handle) > len(SYSTEM)
+    assert session.counters.reused_tokens == first
+
+
 def spend_credit(edge: Edge, device: str) -> None:
     edge.scheduler._shares.spend(device, edge.now, prompts_s=100.0)
 
