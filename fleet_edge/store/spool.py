@@ -10,6 +10,8 @@ skipped.
 
 import logging
 import os
+import re
+import stat
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -57,7 +59,7 @@ def from_line(line: bytes) -> Record | None:
 _log = logging.getLogger(__name__)
 
 _PATTERN: Final = "spool-{:010d}.jsonl"
-_GLOB: Final = "spool-[0-9]*.jsonl"
+_NAME: Final = re.compile(r"spool-([0-9]{10,})\.jsonl")
 
 
 class Spool:
@@ -73,10 +75,14 @@ class Spool:
         self._file_bytes = file_bytes
         self._lock = threading.Lock()
         self._guard = _claim(folder)
-        found = sorted(folder.glob(_GLOB))
-        self._sealed: deque[tuple[Path, int]] = deque((path, path.stat().st_size) for path in found)
+        found = _numbered(folder)
+        self._sealed: deque[tuple[Path, int]] = deque(
+            (path, status.st_size)
+            for _, path in sorted(found.items())
+            if stat.S_ISREG((status := path.lstat()).st_mode)
+        )
         self._bytes = sum(size for _, size in self._sealed)
-        self._next_number = 1 + max((int(path.stem.partition("-")[2]) for path in found), default=0)
+        self._next_number = 1 + max(found, default=0)
         self._active: FileIO | None = None
         self._active_path = folder
         self._active_bytes = 0
@@ -213,6 +219,12 @@ class Spool:
             _log.warning("The spool file %s is written but cannot be removed: %s.", path, error.strerror)
 
 
+def _numbered(folder: Path) -> dict[int, Path]:
+    """Return what has the name of a spool file, by number; other files of the folder are ignored."""
+    named = ((_NAME.fullmatch(path.name), path) for path in folder.iterdir())
+    return {int(match[1]): path for match, path in named if match is not None}
+
+
 def _claim(folder: Path) -> ExitStack:
     """Create and lock the folder: two processes would remove each other's files."""
     guard = ExitStack()
@@ -223,9 +235,9 @@ def _claim(folder: Path) -> ExitStack:
         raise SpoolInUse(f"The spool folder {folder} is in use by another process; give each its own.") from error
     except OSError as error:
         raise StoreError(f"The spool folder {folder} cannot be used: {error.strerror}.") from error
-    if not os.access(folder, os.W_OK | os.X_OK):
+    if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
         guard.close()
-        raise StoreError(f"The spool folder {folder} cannot be written by this user; change its owner or mode.")
+        raise StoreError(f"The spool folder {folder} cannot be used by this user; change its owner or mode.")
     return guard
 
 

@@ -67,6 +67,37 @@ def test_a_restart_finds_what_was_left(tmp_path: Path) -> None:
     second.close()
 
 
+def test_other_files_of_the_folder_are_left_alone(tmp_path: Path) -> None:
+    for name in (
+        "spool-00000000ab.jsonl",
+        "spool-1.jsonl",
+        "spool-\u0661\u0661\u0661\u0661\u0661\u0661\u0661\u0661\u0661\u0661.jsonl",
+        "notes.txt",
+    ):
+        (tmp_path / name).write_text("not ours\n", encoding="utf-8")
+    (tmp_path / "spool-0000000003.jsonl").mkdir()
+    (tmp_path / "spool-0000000004.jsonl").symlink_to("nowhere")
+    strays = {path.name for path in tmp_path.iterdir()}
+    for start in (10, 20):  # the second finds the first one's file between the strays
+        spool = Spool(tmp_path)
+        spool.append(_rounds(start, start + 3))
+        spool.close()
+    spool = Spool(tmp_path)
+    assert _drain(spool) == _rounds(10, 13) + _rounds(20, 23)
+    assert {path.name for path in tmp_path.iterdir()} == strays
+    spool.close()
+
+
+def test_files_are_read_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    (tmp_path / "spool-9999999999.jsonl").write_bytes(to_line(_rounds(1, 2)[0]))
+    spool = Spool(tmp_path)
+    spool.append(_rounds(2, 3))
+    spool.close()
+    spool = Spool(tmp_path)
+    assert _drain(spool) == _rounds(1, 3)
+    spool.close()
+
+
 def test_a_torn_last_line_is_skipped_and_its_neighbours_are_read(tmp_path: Path) -> None:
     first = Spool(tmp_path)
     first.append(_rounds(10, 15))
