@@ -20,7 +20,18 @@ from typing import Any, Final, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.harness import Bench, Goal, Report, at_least, at_most, number_of, say, streaming, table, tls_broker
+from benchmarks.harness import (
+    Bench,
+    Goal,
+    Report,
+    at_least,
+    at_most,
+    edge_only_pacing,
+    number_of,
+    say,
+    table,
+    tls_broker,
+)
 from benchmarks.recordings import RecordedLaws, record_laws
 from benchmarks.systems import DRAFT
 from dssd.downlink import FormName
@@ -98,14 +109,14 @@ class Variant:
             return SavingPacing(self.length or 0)
         if self.length is not None:
             return FixedPacing(self.length)
-        return streaming()
+        return edge_only_pacing()
 
 
 def variants(lengths: Sequence[int] = _LENGTHS) -> Iterator[Variant]:
     """Yield all variants; drafts have `DRAFT` tokens where only one length is measured."""
     yield Variant("dssd-dense", Mode.RESIDUAL, DRAFT, form=FormName.DENSE)
     for mode in Mode:
-        yield Variant("edge-streaming", mode)
+        yield Variant("edge-only", mode)
         for length in lengths:
             yield Variant(f"ours-{mode.value}", mode, length)
         yield Variant(f"ours-{mode.value}", mode, max(lengths), stops=True)
@@ -257,7 +268,7 @@ def _count(
     settings = EdgeSettings(fleet=bench.fleet, edge=_EDGE, broker=edge, form=form, quotas=NO_QUOTAS)
     with edge_thread(settings, verifier, first_handle=_HANDLE):
         for variant, total in found.items():
-            timed = variant.system == "edge-streaming"
+            timed = variant.system == "edge-only"
             verifier.step_s = _STEP_S * timed
             say(variant.name)
             with _CountingDevice(device, bench.fleet, variant, words, round_trip_s=_ROUND_TRIP_S * timed) as writer:

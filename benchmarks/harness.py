@@ -39,7 +39,7 @@ from fleet_common.mqtt.paho_link import PahoLink
 from fleet_common.mqtt.settings import BrokerSettings
 from fleet_device.client.agent import Agent
 from fleet_device.drafters.contract import Drafter
-from fleet_device.pacing.contract import STREAMED, FixedPacing, Pacing
+from fleet_device.pacing.contract import EDGE_ONLY_TOKENS, FixedPacing, Pacing
 from schemas.errors import FleetError
 from schemas.names import VERSION
 from tests.support.local_broker import LocalBroker
@@ -271,8 +271,8 @@ def link_to(port: int, fleet: str, name: str) -> PahoLink:
     return PahoLink(BrokerSettings(port=port).link(fleet, name, will=None))
 
 
-def streaming() -> Pacing:
-    return FixedPacing(STREAMED, stream=True)
+def edge_only_pacing() -> Pacing:
+    return FixedPacing(EDGE_ONLY_TOKENS, edge_only=True)
 
 
 @contextmanager
@@ -281,7 +281,7 @@ def connected(
     fleet: str,
     drafters: Sequence[Drafter],
     *,
-    pacing: Callable[[], Pacing] = streaming,
+    pacing: Callable[[], Pacing] = edge_only_pacing,
     name: str = "device",
 ) -> Iterator[list[Agent]]:
     """Connect a device for each draft model; they are named `device-0` and so on."""

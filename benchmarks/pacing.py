@@ -6,7 +6,8 @@ but for their draft models: these are recorded on this machine and played again,
 processor of the device's own. In each round all plans write the same texts, one after another, each round beginning
 with another plan; few devices write several texts. A device's pace is counted from its first tokens to its last.
 Devices that choose begin each cell knowing nothing; the first round, in which they learn, is not counted for any plan,
-but printed too. Takes 13 minutes with `--costs 1 --round-trips 20 100 --plans stream 4 "4 ahead" auto "stream again"`.
+but printed too. Takes 13 minutes with
+`--costs 1 --round-trips 20 100 --plans edge-only 4 "4 ahead" auto "edge-only again"`.
 """
 
 import argparse
@@ -20,7 +21,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from benchmarks.fleet_load import FleetLoad, WrittenTexts, mean_pace
-from benchmarks.harness import Bench, Report, add_engine, at_least, number_of, streaming, table
+from benchmarks.harness import Bench, Report, add_engine, at_least, edge_only_pacing, number_of, table
 from benchmarks.recordings import Recording, record
 from fleet_admin.models.prompts import built_in
 from fleet_device.drafters.model_file import GgufModel
@@ -29,11 +30,11 @@ from fleet_device.pacing.contract import FixedPacing, Pacing
 from tests.support.relay import Relay
 
 _CONTEXT: Final = 1023
-_LEAST_GOAL, _STREAM_GOAL, _MEAN_GOAL = 0.92, 0.97, 1.0
+_LEAST_GOAL, _EDGE_ONLY_GOAL, _MEAN_GOAL = 0.92, 0.97, 1.0
 
 CHOSEN: Final = "auto"
-STREAM: Final = "stream"
-AGAIN: Final = "stream again"
+EDGE_ONLY: Final = "edge-only"
+AGAIN: Final = "edge-only again"
 """The same plan again: its ratio to the first is the measurement error."""
 
 PLANS: Final[Mapping[str, Callable[[], Pacing]]] = MappingProxyType(
@@ -43,9 +44,9 @@ PLANS: Final[Mapping[str, Callable[[], Pacing]]] = MappingProxyType(
         "4": lambda: FixedPacing(4),
         "8": lambda: FixedPacing(8),
         "4 ahead": lambda: FixedPacing(4, ahead=True),
-        STREAM: streaming,
-        AGAIN: streaming,
-        CHOSEN: lambda: AdaptivePacing(stream=None),
+        EDGE_ONLY: edge_only_pacing,
+        AGAIN: edge_only_pacing,
+        CHOSEN: lambda: AdaptivePacing(edge_only=None),
     }
 )
 
@@ -70,7 +71,7 @@ def run(bench: Bench) -> Report:
     options = bench.options
     if options.quick:
         options.drafts, options.devices, options.round_trips, options.rounds = ["Q4_0"], [1], [20], 1
-    plans = list(dict.fromkeys([*options.plans, STREAM, CHOSEN]))
+    plans = list(dict.fromkeys([*options.plans, EDGE_ONLY, CHOSEN]))
     os.sched_setaffinity(0, bench.cores.edge | bench.cores.others)
     recordings = [record(bench, draft, built_in(), tokens=options.tokens) for draft in options.drafts]
     threads = len(bench.cores.edge | bench.cores.others)
@@ -91,11 +92,11 @@ def run(bench: Bench) -> Report:
                     _print(rows[-1])
     ratios = [row["auto_over_best"] for row in rows]
     mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
-    least = min(row["auto_over_stream"] for row in rows)
+    least = min(row["auto_over_edge_only"] for row in rows)
     goals = [
         at_least("auto over the best fixed plan of each cell, geometric mean", mean, _MEAN_GOAL),
         at_least("the same, in the worst cell", min(ratios), _LEAST_GOAL),
-        at_least("auto over edge-only decoding, in the worst cell", least, _STREAM_GOAL),
+        at_least("auto over edge-only decoding, in the worst cell", least, _EDGE_ONLY_GOAL),
     ]
     return Report(rows, goals)
 
@@ -139,7 +140,7 @@ def _outcome(paces: Sequence[float], written: Sequence[WrittenTexts]) -> Outcome
     generations = [text.generation for texts in written for text in texts.texts if text.generation is not None]
     total = {
         name: sum(getattr(each.counters, name) for each in generations)
-        for name in ("drafted", "tested", "accepted", "streamed")
+        for name in ("drafted", "tested", "accepted", "edge_only")
     }
     tokens, drafts = sum(len(each.tokens) for each in generations), sum(each.drafts for each in generations)
     return {
@@ -148,7 +149,7 @@ def _outcome(paces: Sequence[float], written: Sequence[WrittenTexts]) -> Outcome
         "learning": paces[0],
         "mean_draft": total["drafted"] / drafts if drafts else None,
         "acceptance": total["accepted"] / total["tested"] if total["tested"] else None,
-        "streamed": total["streamed"] / tokens if tokens else None,
+        "edge_only": total["edge_only"] / tokens if tokens else None,
     }
 
 
@@ -160,14 +161,14 @@ def compared(outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
         return [pace / its for pace, its in pairs]
 
     best = max((plan for plan in outcomes if plan not in (CHOSEN, AGAIN)), key=lambda p: outcomes[p]["tokens_per_s"])
-    stream = ratios(CHOSEN, STREAM)
+    ratio = ratios(CHOSEN, EDGE_ONLY)
     return {
         "best": best,
         "auto_over_best": median(ratios(CHOSEN, best)),
-        "auto_over_stream": median(stream),
-        "standard_error": stdev(stream) / math.sqrt(len(stream)) if len(stream) > 1 else 0.0,
-        "while_learning": outcomes[CHOSEN]["learning"] / outcomes[STREAM]["learning"],
-        "stream_again": median(ratios(AGAIN, STREAM)) if AGAIN in outcomes else None,
+        "auto_over_edge_only": median(ratio),
+        "standard_error": stdev(ratio) / math.sqrt(len(ratio)) if len(ratio) > 1 else 0.0,
+        "while_learning": outcomes[CHOSEN]["learning"] / outcomes[EDGE_ONLY]["learning"],
+        "edge_only_again": median(ratios(AGAIN, EDGE_ONLY)) if AGAIN in outcomes else None,
         "plans": dict(outcomes),
     }
 
@@ -175,12 +176,12 @@ def compared(outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
 def _print(row: Mapping[str, Any]) -> None:
     where = f"cost {row['cost']}, draft {row['draft']}, round trip {row['round_trip_ms']} ms, {row['devices']} devices"
     shown = [{"plan": plan, **outcome} for plan, outcome in row["plans"].items()]
-    columns = {"plan": "", "tokens_per_s": ".1f", "mean_draft": ".1f", "acceptance": ".2f", "streamed": ".0%"}
+    columns = {"plan": "", "tokens_per_s": ".1f", "mean_draft": ".1f", "acceptance": ".2f", "edge_only": ".0%"}
     table(shown, columns, title=where)
-    again = "" if row["stream_again"] is None else f"; stream again: {row['stream_again']:.2f} times stream"
+    again = "" if row["edge_only_again"] is None else f"; edge-only again: {row['edge_only_again']:.2f} times edge-only"
     print(
         f"  auto: {row['auto_over_best']:.2f} times the best fixed plan ({row['best']}), "
-        f"{row['auto_over_stream']:.2f} times stream (standard error {row['standard_error']:.2f}), "
+        f"{row['auto_over_edge_only']:.2f} times edge-only (standard error {row['standard_error']:.2f}), "
         f"{row['while_learning']:.2f} while it learns{again}",
         flush=True,
     )

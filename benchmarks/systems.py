@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
 
-from benchmarks.harness import streaming
+from benchmarks.harness import edge_only_pacing
 from dssd.downlink import FormName
 from fleet_device.pacing.adaptive import AdaptivePacing
 from fleet_device.pacing.contract import FixedPacing, Pacing
@@ -26,11 +26,11 @@ class System:
 
 SYSTEMS: Final[Mapping[str, System]] = MappingProxyType(
     {
-        "edge-streaming": System(streaming, Mode.RESIDUAL),
+        "edge-only": System(edge_only_pacing, Mode.RESIDUAL),
         "dssd-dense": System(lambda: FixedPacing(DRAFT), Mode.RESIDUAL, FormName.DENSE),
         "ours-residual": System(lambda: FixedPacing(DRAFT), Mode.RESIDUAL),
         "ours-coupled": System(lambda: FixedPacing(DRAFT), Mode.COUPLED),
-        "ours-auto": System(lambda: AdaptivePacing(stream=None), Mode.RESIDUAL, learns=True),
+        "ours-auto": System(lambda: AdaptivePacing(edge_only=None), Mode.RESIDUAL, learns=True),
     }
 )
 """By name. `dssd-dense` is as published: one probability a token up, all of p down at a rejection; `ours-residual`

@@ -98,7 +98,7 @@ def _of_log(db: str) -> dict[str, tuple[float, str]]:
         found["acceptance"] = (sum(each.device_accepted or 0 for each in closed) / tested, said)
         found["draft_ms"] = (sum(each.device_draft_ms or 0.0 for each in closed) / drafted, said)
     # Edge-only devices wait all the time; the others once for each verdict and once for the Open.
-    waiting = [each for each in closed if not each.counted.streamed and each.network_ms is not None]
+    waiting = [each for each in closed if not each.counted.edge_only and each.network_ms is not None]
     rounds = sum((each.device_rounds or 0) + 1 for each in waiting)
     if len(waiting) >= _LEAST_SESSIONS:
         found["round_trip_ms"] = (sum(each.network_ms or 0.0 for each in waiting) / rounds, said)
@@ -166,7 +166,7 @@ def edge_only(workload: Workload, devices: int) -> Rate:
         tokens_per_s=workload.text_tokens / seconds,
         gap_s=slow_s if chunks > _RARE else step_s,
         busy=1.0 - workload.round_trip_s / seconds,
-        plan=Plan(1, stream=True),
+        plan=Plan(1, edge_only=True),
     )
 
 
@@ -214,7 +214,7 @@ class LoadPoint:
     """Figures of each device while `devices` generate."""
 
     devices: int
-    streaming: Rate
+    edge_only: Rate
     drafting: Rate  # with the best plan
     gains: Mapping[int, float]  # drafting ÷ edge-only, by the target's cost
 
@@ -227,7 +227,7 @@ class LoadPoint:
 class EdgeFindings:
     loads: Sequence[LoadPoint]  # by rising number of devices; the first is of one
     holds: int  # most devices that get the service level if they choose
-    holds_streaming: int  # the same with edge-only decoding
+    holds_edge_only: int  # the same with edge-only decoding
 
     @property
     def pays_with(self) -> Sequence[int]:
@@ -237,9 +237,9 @@ class EdgeFindings:
 
 def find(workload: Workload, level: ServiceLevel) -> EdgeFindings:
     holds = find_capacity(lambda devices: best(workload, devices), level)
-    holds_streaming = find_capacity(lambda devices: edge_only(workload, devices), level)
-    powers = range((max(holds, holds_streaming, 1) - 1).bit_length() + 1)
-    return EdgeFindings([_load(workload, 1 << power) for power in powers], holds, holds_streaming)
+    holds_edge_only = find_capacity(lambda devices: edge_only(workload, devices), level)
+    powers = range((max(holds, holds_edge_only, 1) - 1).bit_length() + 1)
+    return EdgeFindings([_load(workload, 1 << power) for power in powers], holds, holds_edge_only)
 
 
 def find_capacity(rate_of: Callable[[int], Rate], level: ServiceLevel) -> int:
@@ -259,12 +259,12 @@ def find_capacity(rate_of: Callable[[int], Rate], level: ServiceLevel) -> int:
 
 
 def _load(workload: Workload, devices: int) -> LoadPoint:
-    streamed, drafted = edge_only(workload, devices), best_drafting(workload, devices)
-    gains = {1: drafted.tokens_per_s / streamed.tokens_per_s}
+    alone, drafted = edge_only(workload, devices), best_drafting(workload, devices)
+    gains = {1: drafted.tokens_per_s / alone.tokens_per_s}
     for cost in COSTS[1:]:
         other = replace(workload, curve=_scaled(workload.curve, cost))
         gains[cost] = best_drafting(other, devices).tokens_per_s / edge_only(other, devices).tokens_per_s
-    return LoadPoint(devices, streamed, drafted, gains)
+    return LoadPoint(devices, alone, drafted, gains)
 
 
 def _scaled(curve: StepCurve, cost: int) -> StepCurve:

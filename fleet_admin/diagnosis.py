@@ -290,7 +290,7 @@ def _link(facts: DeviceFacts) -> Conclusion | None:
         return None
     sentence = f"The link takes {_ms(link_ms)} for each answer{_than(facts.usual(attrgetter('link_ms')))}."
     advice = (
-        "Check the line. Leave `stream` and `ahead` on auto: edge-only decoding and drafting ahead hide a slow link."
+        "Check the line. Leave `edge_only` and `ahead` on auto: edge-only decoding and drafting ahead hide a slow link."
     )
     return Conclusion(Cause.LINK, facts.share(Part.LINK), sentence, advice)
 
@@ -298,7 +298,7 @@ def _link(facts: DeviceFacts) -> Conclusion | None:
 def _slow_drafting(facts: DeviceFacts) -> Conclusion | None:
     own, part = facts.own, facts.share(Part.DRAFTING)
     if facts.throttled:
-        rests = facts.plan == "stream" and not facts.slow_steps
+        rests = facts.plan == "edge-only" and not facts.slow_steps
         advice = "Cool the device, or supply it with more power; until then it drafts little or nothing."
         return Conclusion(Cause.THROTTLED, facts.share(Part.STEPS) if rests else part, facts.throttled, advice)
     draft_ms, usual_ms = own.draft_ms or 0.0, _median(each.draft_ms for each in facts.alike)
@@ -310,7 +310,7 @@ def _slow_drafting(facts: DeviceFacts) -> Conclusion | None:
         return Conclusion(Cause.SLOW_DRAFTING, part, sentence, advice)
     if own.share(Part.DRAFTING) < _MOST or draft_ms < _PAYS * (own.step_ms or 0.0):
         return None
-    advice = "Use a smaller draft model or more `threads`; with `stream` on auto, devices draft only where it pays."
+    advice = "Use a smaller draft model or more `threads`; with `edge_only` on auto, devices draft only where it pays."
     return Conclusion(Cause.SLOW_DRAFTING, part, f"{sentence}, a step of the edge {_ms(own.step_ms)}.", advice)
 
 
@@ -321,17 +321,17 @@ def _rejected(facts: DeviceFacts) -> Conclusion:
     )
     advice = (
         "Compare its draft model with the others' (`fleet admin devices --wide`), and roll out again. If the model "
-        "does not know such text (language, code), `stream = true` avoids drafts."
+        "does not know such text (language, code), `edge_only = true` avoids drafts."
     )
     part = facts.lost * sum(facts.own.share(each) for each in _OF_ROUNDS)
     return Conclusion(Cause.REJECTED_DRAFTS, part, sentence, advice)
 
 
 def _edge_only(facts: DeviceFacts) -> Conclusion | None:
-    if facts.throttled or facts.plan != "stream" or facts.slow_steps or not facts.exceeds(_part(Part.STEPS)):
+    if facts.throttled or facts.plan != "edge-only" or facts.slow_steps or not facts.exceeds(_part(Part.STEPS)):
         return None
     sentence = f"Each token waits for a step, since the edge decodes alone. {facts.plan_reason or ''}".rstrip()
-    advice = "Leave `stream` on auto; a faster draft model, or one that is accepted more often, would pay."
+    advice = "Leave `edge_only` on auto; a faster draft model, or one that is accepted more often, would pay."
     return Conclusion(Cause.EDGE_ONLY, facts.share(Part.STEPS), sentence, advice)
 
 
@@ -499,7 +499,7 @@ def _busiest(log: SessionLog, edge: str, age: timedelta) -> Busiest | None:
 
 def _computed(counted: SegmentCounters) -> int:
     """Return roughly how many tokens the target model has computed."""
-    rows = max(counted.rounds, counted.streamed - counted.guessed_right)
+    rows = max(counted.rounds, counted.edge_only - counted.guessed_right)
     return counted.prefill_tokens + counted.drafted + counted.guessed + rows
 
 

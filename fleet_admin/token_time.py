@@ -76,13 +76,13 @@ def token_time(spent: SpentTime, *, round_trip_ms: float | None = None) -> Token
     quota_ms = min(own.quota_wait_ms, wait_ms)
     session_ms = min(max(own.wall_ms - counted.duration_ms - quota_ms, 0.0), wait_ms - quota_ms)
     # An edge counts one step of each piece of edge-only decoding.
-    steps = max(counted.verified, counted.streamed - counted.guessed_right)
+    steps = max(counted.verified, counted.edge_only - counted.guessed_right)
     repeated = share(steps, counted.verified) or 0.0
     queue_ms, steps_ms = repeated * counted.queue_ms, repeated * counted.compute_ms
     at_edge_ms = queue_ms + steps_ms + counted.prefill_ms
     left_ms = wait_ms - quota_ms - session_ms
-    streams = 2 * counted.streamed > counted.tokens
-    answers_ms = 0.0 if streams or round_trip_ms is None else own.rounds * round_trip_ms
+    edge_only = 2 * counted.edge_only > counted.tokens
+    answers_ms = 0.0 if edge_only or round_trip_ms is None else own.rounds * round_trip_ms
     link_ms = max(max(answers_ms, left_ms) - at_edge_ms, 0.0)
     scale = min(share(left_ms, at_edge_ms + link_ms) or 0.0, 1.0)
     # Compiling comes before the session, masks are part of the steps.
@@ -109,5 +109,5 @@ def token_time(spent: SpentTime, *, round_trip_ms: float | None = None) -> Token
         link_ms=share(link_ms, own.rounds),
         batch=counted.mean_batch,
         acceptance=counted.acceptance if counted.tested >= _LEAST_TESTED else None,
-        draft_tokens=0.0 if streams else share(own.drafted, own.rounds) or 0.0,
+        draft_tokens=0.0 if edge_only else share(own.drafted, own.rounds) or 0.0,
     )

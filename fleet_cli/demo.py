@@ -139,12 +139,8 @@ class DemoReport:
 
 
 def plan_of(summary: Mapping[str, Any]) -> str:
-    """Return how a device has chosen to generate, in the documents' words."""
-    plan = summary["plan"] or _EDGE_ONLY
-    return "edge-only" if plan == _EDGE_ONLY else str(plan)
-
-
-_EDGE_ONLY: Final = "stream"  # as the API has it
+    """Return how a device has chosen to generate."""
+    return str(summary["plan"] or "edge-only")
 
 
 def answer_row(device: str, answer: StreamedAnswer) -> dict[str, Any]:
@@ -326,7 +322,7 @@ def compare(fleet: _Fleet, name: str, prompt: str, *, choosing: str, drafting: s
     options = {"max_tokens": _COMPARED_TOKENS, "seed": 1}
     for _ in range(_TRIES):
         fleet.ask(choosing, prompt, **options)
-    edge_only = fleet.ask(choosing, prompt, speculation="off", **options)
+    edge_only = fleet.ask(choosing, prompt, edge_only=True, **options)
     drafts = [fleet.ask(drafting, prompt, **options) for _ in range(2)][-1]
     chosen = fleet.ask(choosing, prompt, **options)
     return Comparison(
@@ -444,12 +440,12 @@ def demo_command(
         report.interruption = interrupt(fleet, names[0], texts[0], max_new_tokens)
         console.print(interruption_line(report.interruption), "", sep="\n", soft_wrap=True)
         console.print("Comparing what one device gets from the edge alone, with drafts, and by its own choice …")
-        fleet.add_device(drafting, "--no-stream")
+        fleet.add_device(drafting, "--no-edge-only")
         report.comparisons = [compare(fleet, "this target", texts[0], choosing=names[0], drafting=drafting)]
         if large is not None:
             with fleet_of(f"{FLEET}-large", large) as other:
                 other.add_device(names[0])
-                other.add_device(drafting, "--no-stream")
+                other.add_device(drafting, "--no-edge-only")
                 name = f"a target of {TIMES} times its cost"
                 report.comparisons.append(compare(other, name, texts[0], choosing=names[0], drafting=drafting))
         console.print(comparison_table(report.comparisons))

@@ -218,7 +218,7 @@ def _result(device: str, vocabulary: int, text: GeneratedText) -> dict[str, Any]
         "plan_reason": choice and choice.reason,
         "verified": text.verified,
         "unverified": text.unverified,
-        "streamed": counters.streamed,
+        "edge_only": counters.edge_only,
         "forced": text.origins.count(TokenOrigin.FORCED),
         "acceptance": counters.acceptance,
         "rounds": counters.rounds,
@@ -255,13 +255,13 @@ def _summary(result: dict[str, Any]) -> str:
 
 def _stats(result: dict[str, Any]) -> str:
     first_s = "none" if result["first_token_s"] is None else f"{result['first_token_s']:.2f} s"
-    drafted = max(0, result["tokens"] - result["streamed"] - result["unverified"])
+    drafted = max(0, result["tokens"] - result["edge_only"] - result["unverified"])
     joules, tokens = result["joules"], max(1, result["tokens"])
     energy = "" if joules is None else f"; {joules:.1f} J, {joules / tokens:.2f} J a token"
     return "\n".join(
         (
             f"  plan at the end   {result['plan']}: {result['plan_reason']}",
-            f"  tokens            {result['streamed']} written by the edge alone, {drafted} by way of drafts",
+            f"  tokens            {result['edge_only']} edge-only, {drafted} by way of drafts",
             f"  unverified        {result['unverified']} tokens, written while no edge answered, or behind such",
             f"  drafted           {result['drafted']} tokens; {result['tested']} tested, {result['accepted']} accepted",
             f"  from earlier text {result['suffix_drafted']} of these; {result['suffix_tested']} tested, "  # noqa: ISC004

@@ -32,14 +32,14 @@ _STYLES: Final[Mapping[TokenOrigin, str]] = {
     TokenOrigin.DRAFTED: "\x1b[32m",  # green
     TokenOrigin.CORRECTED: "\x1b[33m",  # yellow
     TokenOrigin.BONUS: "\x1b[36m",  # cyan
-    TokenOrigin.STREAMED: "\x1b[36m",
+    TokenOrigin.EDGE_ONLY: "\x1b[36m",
     TokenOrigin.FORCED: "\x1b[35m",  # magenta
     TokenOrigin.UNVERIFIED: "\x1b[4;31m",  # red, underlined
 }
 _MEANINGS: Final[Mapping[TokenOrigin, str]] = {
     TokenOrigin.DRAFTED: "drafted here and accepted",
     TokenOrigin.CORRECTED: "corrected by the edge",
-    TokenOrigin.STREAMED: "written by the edge",
+    TokenOrigin.EDGE_ONLY: "edge-only",
     TokenOrigin.FORCED: "forced by a grammar",
     TokenOrigin.UNVERIFIED: "unverified",
 }
@@ -82,7 +82,7 @@ _WORDS: Final = {
     TokenOrigin.DRAFTED: "drafted and accepted",
     TokenOrigin.CORRECTED: "corrected",
     TokenOrigin.BONUS: "drawn by the edge behind a draft",
-    TokenOrigin.STREAMED: "written by the edge alone",
+    TokenOrigin.EDGE_ONLY: "edge-only",
     TokenOrigin.FORCED: "forced by a grammar",
     TokenOrigin.UNVERIFIED: "unverified",
 }

@@ -35,7 +35,7 @@ def _gain_of(cost: int) -> Callable[[LoadPoint], float]:
 
 _LOADS: Final[list[Column[LoadPoint]]] = [
     Column("devices generating", lambda load: load.devices, "count", rank=0),
-    Column("edge-only, tokens/s each", lambda load: load.streaming.tokens_per_s, "figure", rank=0),
+    Column("edge-only, tokens/s each", lambda load: load.edge_only.tokens_per_s, "figure", rank=0),
     Column("drafting, tokens/s each", lambda load: load.drafting.tokens_per_s, "figure", rank=0),
     Column("best drafts", lambda load: plan_name(load.drafting.plan), rank=1),
     *(
@@ -79,7 +79,7 @@ def show_findings(workload: Workload, found: EdgeFindings, drafts: DraftFigures,
     print(
         f"At a service level of {level.tokens_per_s:g} tokens/s each, 95 % of the waits between tokens within "
         f"{level.gap_s * 1e3:.0f} ms, this edge serves {_devices(workload, found.holds)} that generate at once and "
-        f"choose how, and {_devices(workload, found.holds_streaming)} with edge-only decoding.\n"
+        f"choose how, and {_devices(workload, found.holds_edge_only)} with edge-only decoding.\n"
     )
 
 
@@ -91,11 +91,11 @@ def verdict(found: EdgeFindings) -> str:
     first = found.loads[0]
     says = (
         f"{plan_name(first.drafting.plan)}: {first.drafting.tokens_per_s:.1f} tokens/s, {first.gains[1]:.2f} times the "
-        f"{first.streaming.tokens_per_s:.1f} tokens/s of edge-only decoding"
+        f"{first.edge_only.tokens_per_s:.1f} tokens/s of edge-only decoding"
     )
     if first.pays:
         return f"Drafting pays here for one device, best with {says}."
-    return f"Drafting does not pay here for one device: it is best with {says}. Use edge-only decoding (stream)."
+    return f"Drafting does not pay here for one device: it is best with {says}. Set `edge_only = true` on the device."
 
 
 def load_sentence(found: EdgeFindings) -> str:
@@ -121,7 +121,7 @@ def _advice_json(
         "loads": [
             {
                 "devices": load.devices,
-                "streaming": _rate(load.streaming),
+                "edge_only": _rate(load.edge_only),
                 "drafting": _rate(load.drafting)
                 | {"tokens": load.drafting.plan.tokens, "ahead": load.drafting.plan.ahead},
                 "gain_by_cost": {str(cost): gain for cost, gain in load.gains.items()},
@@ -131,7 +131,7 @@ def _advice_json(
         "pays_with_devices": found.pays_with,
         "holds": {
             name: {"devices": devices, "within_what_was_measured": devices <= workload.curve.most_sessions}
-            for name, devices in (("chosen", found.holds), ("streaming", found.holds_streaming))
+            for name, devices in (("chosen", found.holds), ("edge_only", found.holds_edge_only))
         },
     }
 

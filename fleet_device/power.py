@@ -165,7 +165,7 @@ def joules_of(generation: Generation, power: Power, idle: float) -> float:
     """Return the energy of a session: `idle` joules, and those of its draft tokens and messages by the figures."""
     counters = generation.counters
     drafting = max(0.0, power.drafting_w - power.idle_w) * counters.draft_ms / 1e3
-    messages = generation.drafts + counters.rounds + counters.streamed / RENEWED
+    messages = generation.drafts + counters.rounds + counters.edge_only / RENEWED
     sent = counters.uplink_bytes + counters.downlink_bytes + messages * MESSAGE_BYTES
     return idle + drafting + power.joules_per_mb * sent / 1e6
 

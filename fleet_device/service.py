@@ -45,7 +45,7 @@ class DeviceTotals:
     latest: Telemetry = field(default_factory=lambda: Telemetry(sessions=0, tokens=0))
     _tested: int = 0
     _accepted: int = 0
-    _streamed: int = 0
+    _edge_only: int = 0
     _unverified: int = 0
     _drafted: int = 0
     _drafts: int = 0
@@ -59,7 +59,7 @@ class DeviceTotals:
         self.tokens += len(generation.tokens)
         self._tested += counters.tested
         self._accepted += counters.accepted
-        self._streamed += counters.streamed
+        self._edge_only += counters.edge_only
         self._unverified += generation.unverified
         self._drafted += counters.drafted
         self._drafts += generation.drafts
@@ -74,7 +74,7 @@ class DeviceTotals:
             mean_draft=self._drafted / self._drafts if self._drafts else None,
             draft_ms_per_token=self._draft_ms / self._drafted if self._drafted else None,
             round_trip_ms=self._round_trip_ms,
-            streamed=self._streamed,
+            edge_only=self._edge_only,
             unverified=self._unverified or None,
             plan=choice and choice.plan,
             plan_reason=choice and choice.reason[:MAX_SENTENCE],
@@ -102,7 +102,7 @@ _CLOSE_S: Final = 2.0
 _TIDY_S: Final = 60.0  # minimum interval at which free memory is released
 _AGAIN_S: Final = 5.0  # between the attempts of a device that waits for its network
 
-_PACING: Final = frozenset({"draft_length", "ahead", "stream", "goal"})
+_PACING: Final = frozenset({"draft_length", "ahead", "edge_only", "goal"})
 
 
 @dataclass(slots=True)
@@ -145,7 +145,7 @@ class DeviceService:
         self.codec = ConversationCodec(self.drafter.codec)
         will = Will(self._topic(Topic.STATE), encode_json(self._state(Presence.OFFLINE)))
         further = sequences_of(self.drafter, settings.draft_sequences)[1:]
-        edge_only = 0 if settings.stream is False else settings.texts_at_once - 1 - len(further)
+        edge_only = 0 if settings.edge_only is False else settings.texts_at_once - 1 - len(further)
         self.texts_at_once = 1 + len(further) + edge_only
         self.link = self.make_link(settings.broker.link(settings.fleet, settings.device, will=will))
         self.agent = Agent(
@@ -160,7 +160,7 @@ class DeviceService:
             padding=settings.padding,
             further=[(drafter, self._pacing()) for drafter in further],
             edge_only=edge_only,
-            may_stream=settings.stream is not False,
+            edge_only_allowed=settings.edge_only is not False,
             reports=self.reports,
         )
         self.agent.attach()
@@ -228,7 +228,7 @@ class DeviceService:
         settings, agent = self.settings, self.agent
         if not _PACING.isdisjoint(changed):
             agent.repace(self._pacing)
-        agent.may_stream = settings.stream is not False
+        agent.edge_only_allowed = settings.edge_only is not False
         agent.retry_policy = retry_policy(settings)
         agent.padding = settings.padding
 

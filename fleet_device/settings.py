@@ -158,7 +158,7 @@ class DeviceSettings(Settings):
     texts_at_once: int = setting(
         SESSIONS_PER_DEVICE,
         "Maximum number of running requests; beyond the edge's `max_sessions_per_device`, they wait. The draft "
-        "model serves 2; others are edge-only and take no memory. With `stream = false` each has its own context.",
+        "model serves 2; others are edge-only and take no memory. With `edge_only = false` each has its own context.",
         unit="requests",
         ge=1,
         le=64,
@@ -172,7 +172,7 @@ class DeviceSettings(Settings):
         "Whether to draft before the last verdict arrives. `auto` chooses if `draft_length` is `auto`, and waits "
         "if it is fixed.",
     )
-    stream: bool | Literal["auto"] = setting(
+    edge_only: bool | Literal["auto"] = setting(
         AUTO,
         "Whether to use edge-only decoding. `auto` chooses if `draft_length` is `auto`; otherwise only requests "
         "that find the draft model busy are edge-only.",
@@ -290,7 +290,7 @@ class DeviceSettings(Settings):
 
         A drafter without a model has one for each request, since they take almost no memory.
         """
-        if self.stream is False or self.drafter != "llama.cpp":
+        if self.edge_only is False or self.drafter != "llama.cpp":
             return self.texts_at_once
         return min(self.texts_at_once, _DRAFT_SEQUENCES)
 

@@ -32,7 +32,7 @@ class SegmentCounters:
         resampled: Rounds that requested further samples, answered from memory.
         prefill_tokens: Tokens computed without logits, including repetitions.
         reused_tokens: Tokens needed likewise and reused from another session; once, however often they are evicted.
-        streamed: Tokens of edge-only decoding.
+        edge_only: Tokens of edge-only decoding.
         guessed: Speculated tokens in edge-only decoding: of the edge's draft model, or forced by a grammar.
         guessed_right: Speculated tokens that were right, each of which saved a step.
         forced: Tokens forced by the grammar, without corrections.
@@ -53,7 +53,7 @@ class SegmentCounters:
     resampled: int = 0
     prefill_tokens: int = 0
     reused_tokens: int = 0
-    streamed: int = 0
+    edge_only: int = 0
     guessed: int = 0
     guessed_right: int = 0
     forced: int = 0

@@ -32,7 +32,7 @@ _MOST_DEVICES: Final = 65_536
 
 _PROBE_EVERY_S: Final = 1.0
 
-DRAFT, STREAM = "draft", "stream"
+DRAFT, EDGE_ONLY = "draft", "edge-only"
 """Plans as an edge can distinguish them: tokens of judged drafts, and of edge-only decoding."""
 
 
@@ -76,7 +76,7 @@ class Figures:
     prompt_tokens: int = 0
     prefill_tokens: int = 0
     cached_tokens: int = 0
-    generation_tokens: Counter[str] = field(default_factory=lambda: Counter({DRAFT: 0, STREAM: 0}))
+    generation_tokens: Counter[str] = field(default_factory=lambda: Counter({DRAFT: 0, EDGE_ONLY: 0}))
     ended: Counter[str] = field(default_factory=lambda: _none_of(EndReason))
     refusals: Counter[str] = field(default_factory=lambda: _none_of(RefusalCode))
     faults: Counter[str] = field(default_factory=lambda: _none_of(FaultCode))
@@ -117,7 +117,7 @@ class Figures:
     def on_decoded(self, session: EdgeSession, timing: DraftTiming) -> None:
         """Count tokens of edge-only decoding that were sent, or are about to be."""
         self.queue_time.observe(timing.queue_ms / 1e3)
-        self._add_tokens(session, STREAM)
+        self._add_tokens(session, EDGE_ONLY)
 
     def on_close(self, session: EdgeSession, reason: str) -> None:
         self.ended[reason] += 1

@@ -233,8 +233,8 @@ class Orchestrator:
         try:
             results = session.settle(work.chain, judgement)
             self.scheduler.on_commit(work, committed=sum(len(result.tokens) for result in results))
-            if session.stream is not None:
-                session.stream.due_at = times.ended
+            if session.decode is not None:
+                session.decode.due_at = times.ended
             else:
                 self.scheduler.expect_draft(session, at=self.clock())
             return WorkResult(work, [(each, self.scheduler.timing(work, each.arrived, times)) for each in results])
@@ -293,10 +293,10 @@ class Orchestrator:
                 self._answer(result)
 
     def _may_wait(self, result: WorkResult, running: Container[int]) -> bool:
-        session, stream = result.work.session, result.work.session.stream
-        if session.handle not in running or not result.decoded or stream is None:
+        session, decode = result.work.session, result.work.session.decode
+        if session.handle not in running or not result.decoded or decode is None:
             return False
-        return stream.may_wait(session.committed) and self.clock() + self._step_s - stream.sent_at < self.piece_s
+        return decode.may_wait(session.committed) and self.clock() + self._step_s - decode.sent_at < self.piece_s
 
     def _answer(self, result: WorkResult) -> None:
         work, session = result.work, result.work.session
@@ -308,7 +308,7 @@ class Orchestrator:
             if not result.decoded:
                 for each, timing in result.results:
                     self.answers.send_verdict(session, each, timing)
-            elif session.stream is not None:  # otherwise the device has asked for something else since
+            elif session.decode is not None:  # otherwise the device has asked for something else since
                 self.answers.send_decoded(session, [each for each, _ in result.results], result.results[-1][1])
         except Exception:  # noqa: BLE001 - logged with its traceback
             self._answer(_without_verdict(work))

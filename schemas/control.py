@@ -110,7 +110,7 @@ class Telemetry(ControlMessage):
         mean_draft: Tokens of a draft, or None before the first.
         draft_ms_per_token: Mean, or None before the first.
         round_trip_ms: Smoothed time from draft to verdict, or None before the first.
-        streamed: Of the tokens, those from edge-only decoding.
+        edge_only: Of the tokens, those from edge-only decoding.
         unverified: Of the tokens, those at the end of a generation that do not follow the target distribution:
             generated while no edge answered, or after such tokens.
         plan: How the device generates now, or None before the first request.
@@ -125,7 +125,7 @@ class Telemetry(ControlMessage):
     mean_draft: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     draft_ms_per_token: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     round_trip_ms: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
-    streamed: Annotated[int, Field(ge=0, strict=True)] | None = None
+    edge_only: Annotated[int, Field(ge=0, strict=True)] | None = None
     plan: Annotated[str, Field(max_length=16)] | None = None
     plan_reason: Sentence | None = None
     unverified: Annotated[int, Field(ge=0, strict=True)] | None = None

@@ -28,7 +28,7 @@ def test_the_cost_of_batch_invariant_is_that_of_the_recorded_run() -> None:
     page = PAGES["docs/measurements.md"]
     rows = json.loads((ROOT / "benchmarks" / "results" / "capacity.json").read_text(encoding="utf-8"))["rows"]
     pace = {(row["system"], row["devices"]): row["tokens_per_s"] for row in rows}
-    left = [pace["edge-streaming", n] / pace["edge-streaming-residual", n] for n in (1, 16)]
+    left = [pace["edge-only", n] / pace["edge-only-residual", n] for n in (1, 16)]
     [(one, sixteen)] = re.findall(r"(0\.\d+) of the tokens/s remain with one device, (0\.\d+) with sixteen", page)
     assert [float(one), float(sixteen)] == [pytest.approx(share, abs=0.005) for share in left]
 

@@ -151,7 +151,7 @@ def _device(chance: random.Random, number: int, begin: datetime, now: datetime) 
         "seen_at": now - age,
         "state_at": now - age,
         "telemetry_at": now - age,
-        "plan": chance.choice(("stream", "4", "4 ahead")),
+        "plan": chance.choice(("edge-only", "4", "4 ahead")),
         "round_trip_ms": chance.lognormvariate(4, 0.5),
         "told_acceptance": chance.uniform(0.5, 0.9),
         "draft_ms_per_token": chance.uniform(5, 40),

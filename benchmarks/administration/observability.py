@@ -23,7 +23,7 @@ from unittest.mock import patch
 import numpy as np
 
 from benchmarks.fleet_load import FleetLoad
-from benchmarks.harness import Bench, Report, at_least, free_address, number_of, say, streaming, table
+from benchmarks.harness import Bench, Report, at_least, edge_only_pacing, free_address, number_of, say, table
 from benchmarks.recordings import record_laws
 from fleet_admin.dashboard.services import Services, open_services
 from fleet_admin.dashboard.settings import AccountRole, DashboardSettings
@@ -58,7 +58,7 @@ def run(bench: Bench) -> Report:
     laws = record_laws(bench, bench.options.draft, some(built_in(), -(-_TEXTS // 6)), tokens=_TOKENS)
     texts = [laws.laws[n % len(laws.laws)].written(n % len(laws.laws)) for n in range(devices)]
     codec = GgufModel(target, vocabulary_only=True)
-    plans: dict[str, Pacing] = {"draft": FixedPacing(_DRAFT), "stream": streaming()}
+    plans: dict[str, Pacing] = {"draft": FixedPacing(_DRAFT), "edge-only": edge_only_pacing()}
     with closing(codec), ExitStack() as stack:
         brokers = [stack.enter_context(bench.broker()) for _ in range(2)]
         say("starting two edges")

@@ -197,7 +197,7 @@ def _converse(bench: Bench, port: int, number: int) -> list[dict[str, Any]]:
         broker=BrokerSettings(port=port),
         mode=options.mode,
         draft_length=4,  # a choosing device may use edge-only decoding, and compute nothing
-        stream=False,
+        edge_only=False,
         seed=number,
         context=_CONTEXT,
     )

@@ -219,7 +219,7 @@ def _write(
         rounds=counters.rounds,
         tested=counters.tested,
         accepted=counters.accepted,
-        streamed=counters.streamed,
+        edge_only=counters.edge_only,
     )
 
 
@@ -233,7 +233,7 @@ def _figures(counts: Counter[str]) -> dict[str, Any]:
         "draft_calls_per_token": counts["draft_calls"] / tokens,
         "large_calls_per_token": counts["rounds"] / tokens,
         "acceptance": counts["accepted"] / max(1, counts["tested"]),
-        "streamed_share": counts["streamed"] / tokens,
+        "edge_only_share": counts["edge_only"] / tokens,
     }
 
 

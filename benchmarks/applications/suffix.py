@@ -57,7 +57,7 @@ _RESAMPLED: Final = 1000
 _MOST_LOST: Final = 0.97
 _ONLINE_S: Final = 30.0
 _COUNTERS: Final = (
-    "drafted", "tested", "accepted", "suffix_drafted", "suffix_tested", "suffix_accepted", "streamed", "draft_ms",
+    "drafted", "tested", "accepted", "suffix_drafted", "suffix_tested", "suffix_accepted", "edge_only", "draft_ms",
 )  # fmt: skip
 
 Text = dict[str, Any]
@@ -68,7 +68,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--reports", type=number_of(int, 1), default=200, help="texts of one form")
     parser.add_argument("--questions", type=int, choices=range(1, len(QUESTIONS) + 1), default=32, metavar="1…48")
     parser.add_argument("--tokens", type=number_of(int, 1), default=64, help="of each text, at most")
-    parser.add_argument("--stream", action="store_true", help="let devices choose edge-only decoding")
+    parser.add_argument("--edge-only", action="store_true", help="let devices choose edge-only decoding")
     parser.add_argument("--without-model", action="store_true", help="also measure a device that has no draft model")
     parser.add_argument("--mode", type=Mode, choices=list(Mode), default=Mode.RESIDUAL, help="(default: %(default)s)")
 
@@ -108,7 +108,7 @@ def _device(bench: Bench, port: int, way: str) -> Device:
             drafter="suffix" if way == _SUFFIX else next(iter(DRAFTERS)),
             suffix=way == _BOTH,
             mode=bench.options.mode,
-            stream=AUTO if bench.options.stream else False,
+            edge_only=AUTO if bench.options.edge_only else False,
             draft_length=AUTO,
         )
     )

@@ -5,7 +5,7 @@ recorded on this machine, each at the draft model's own pace as on a processor o
 recorded in, so that they are accepted as the model itself would be; a text that departs from the recorded one ends
 there. Devices that choose their plan write in coupled mode, since a residual text depends on where drafts begin, and
 so does edge-only decoding: the same texts, both at the price of rows that repeat. The other systems do not pay it, nor
-does edge-only decoding in residual mode (edge-streaming-residual). Raw llama.cpp, which needs no network, has the
+does edge-only decoding in residual mode (edge-only-residual). Raw llama.cpp, which needs no network, has the
 edge's cores, the same prompts and as many clients. Prompts are not shared. Each
 client writes text after text; a cell is counted from when all have had a token, and those that choose their plan 24. A
 target of several times the cost has blocks that compute and change nothing. Takes 14 minutes with `--costs 1 --seconds
@@ -58,18 +58,18 @@ _LOAD_LIMIT: Final = 0.85
 
 RAW: Final = "raw-engine"
 
-_STREAMING: Final = "edge-streaming"
+_EDGE_ONLY: Final = "edge-only"
 _EDGE_DRAFT: Final = "edge-draft"
 _EDGE_DRAFT_MODEL: Final = "Q4_0.gguf"
-FREE: Final = "edge-streaming-residual"
+FREE: Final = "edge-only-residual"
 """Edge-only decoding in residual mode: not the recorded outputs, and no batch invariance."""
 
 THROUGH_BROKER: Final[Mapping[str, System]] = MappingProxyType(
     {
-        name: replace(system, mode=Mode.COUPLED) if system.learns or name in (_STREAMING, _EDGE_DRAFT) else system
+        name: replace(system, mode=Mode.COUPLED) if system.learns or name in (_EDGE_ONLY, _EDGE_DRAFT) else system
         for name, system in {
-            FREE: SYSTEMS[_STREAMING],
-            _EDGE_DRAFT: replace(SYSTEMS[_STREAMING], edge_drafts=True),
+            FREE: SYSTEMS[_EDGE_ONLY],
+            _EDGE_DRAFT: replace(SYSTEMS[_EDGE_ONLY], edge_drafts=True),
             **SYSTEMS,
         }.items()
     }
@@ -82,7 +82,7 @@ Edge-only decoding is coupled as well: the same outputs, also with batch invaria
 
 _ALL: Final = (RAW, *THROUGH_BROKER)
 
-_STANDARD: Final = (_STREAMING, FREE, _EDGE_DRAFT, RAW, "dssd-dense", "ours-auto")
+_STANDARD: Final = (_EDGE_ONLY, FREE, _EDGE_DRAFT, RAW, "dssd-dense", "ours-auto")
 """Measured by default."""
 
 
@@ -92,7 +92,7 @@ def replays_residual(system: str) -> bool:
 
 
 def drafts(system: str) -> bool:
-    return system not in (RAW, _STREAMING, _EDGE_DRAFT, FREE)
+    return system not in (RAW, _EDGE_ONLY, _EDGE_DRAFT, FREE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +115,7 @@ class Row:
         pace: Tokens per second during requests: the median over devices.
         gap_p95_ms: Time between tokens at the 95th percentile: the median over devices.
         acceptance: Accepted share of tested draft tokens.
-        streamed: Share of tokens from edge-only decoding.
+        edge_only: Share of tokens from edge-only decoding.
         as_recorded: Share of complete outputs that equal the recorded ones.
         text_tokens: Mean length of outputs, including cut-off ones.
         edge_cpu: Cores used by the edge.
@@ -136,7 +136,7 @@ class Row:
     uplink_bytes_per_token: float = 0.0
     downlink_bytes_per_token: float = 0.0
     acceptance: float | None = None
-    streamed: float | None = None
+    edge_only: float | None = None
     mean_draft: float | None = None
     as_recorded: float | None = None
     text_tokens: float | None = None
@@ -325,7 +325,7 @@ class Place(AbstractContextManager["Place"]):
         row.acceptance = sum(each.counters.accepted for each in found.generations) / tested if tested else None
         tokens = sum(len(each.tokens) for each in found.generations)
         drafts = sum(each.drafts for each in found.generations)
-        row.streamed = sum(each.counters.streamed for each in found.generations) / tokens if tokens else None
+        row.edge_only = sum(each.counters.edge_only for each in found.generations) / tokens if tokens else None
         row.mean_draft = sum(each.counters.drafted for each in found.generations) / drafts if drafts else None
         if row.system != FREE and found.as_recorded:
             row.as_recorded = sum(found.as_recorded) / len(found.as_recorded)

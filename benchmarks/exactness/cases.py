@@ -80,7 +80,7 @@ class TurningPacing(FixedPacing):
 
     def plan(self, *, longest: int, window: int) -> Plan:
         del longest, window
-        return Plan(1) if next(self.turns) % 2 else Plan(self.tokens, stream=True)
+        return Plan(1) if next(self.turns) % 2 else Plan(self.tokens, edge_only=True)
 
     def choice(self) -> Choice:
         return Choice("draft", "They take turns.")
@@ -97,7 +97,7 @@ class Variant:
     Attributes:
         form: Downlink form.
         draft_length: Tokens in a draft; None lets each device choose, and whether to draft ahead as well.
-        stream: Tokens of edge-only decoding at a time.
+        edge_only: Tokens of edge-only decoding at a time.
         languages: Target and draft model.
         tokens: Most tokens of an output.
         stops: Whether a draft ends after a token of which the draft model was unsure.
@@ -112,7 +112,7 @@ class Variant:
     form: FormName
     draft_length: int | None
     ahead: bool = False
-    stream: bool = False
+    edge_only: bool = False
     languages: Languages = Languages.STANDARD
     tokens: int = LENGTH
     stops: bool = False
@@ -126,10 +126,10 @@ class Variant:
 
     @property
     def name(self) -> str:
-        form = "" if self.mode is Mode.COUPLED or self.stream else f" {self.form.value}"
+        form = "" if self.mode is Mode.COUPLED or self.edge_only else f" {self.form.value}"
         ahead = " chosen" if self.draft_length is None else " ahead" if self.ahead else ""
-        if self.stream:
-            ahead = " drafted and streamed in turns" if self.draft_length is None else " streamed"
+        if self.edge_only:
+            ahead = " drafted and edge-only in turns" if self.draft_length is None else " edge-only"
         ahead = f"{ahead} edge-draft" if self.edge_draft else ahead
         ahead = f" stopped{ahead}" if self.stops else ahead
         ahead = f" suffix{ahead}" if self.suffix else ahead
@@ -181,12 +181,12 @@ class Variant:
 
     def pacing(self) -> Pacing:
         if self.draft_length is None:
-            return TurningPacing(1) if self.stream else AdaptivePacing()
+            return TurningPacing(1) if self.edge_only else AdaptivePacing()
         if self.suffix:
             return MixingPacing(self.draft_length)
         if self.stops:
             return StoppingPacing(self.draft_length)
-        return FixedPacing(self.draft_length, self.ahead, self.stream)
+        return FixedPacing(self.draft_length, self.ahead, self.edge_only)
 
     def share(self, sessions: int) -> int:
         """Return how many of these sessions suffice: a fault shows sooner, and greedy outputs are all the same."""
@@ -218,27 +218,27 @@ CASES = (
     *(Variant(mode, form, 1, ahead=True) for mode, form in _WAYS),
     Variant(Mode.RESIDUAL, FormName.AUTO, None),
     Variant(Mode.COUPLED, FormName.AUTO, None),
-    Variant(Mode.RESIDUAL, FormName.AUTO, 2, stream=True),
-    Variant(Mode.COUPLED, FormName.AUTO, 2, stream=True),
-    Variant(Mode.RESIDUAL, FormName.AUTO, None, stream=True),
-    Variant(Mode.COUPLED, FormName.AUTO, None, stream=True),
+    Variant(Mode.RESIDUAL, FormName.AUTO, 2, edge_only=True),
+    Variant(Mode.COUPLED, FormName.AUTO, 2, edge_only=True),
+    Variant(Mode.RESIDUAL, FormName.AUTO, None, edge_only=True),
+    Variant(Mode.COUPLED, FormName.AUTO, None, edge_only=True),
     *(Variant(mode, FormName.AUTO, 2, stops=True) for mode in Mode),
     *(Variant(mode, FormName.AUTO, 2, suffix=True) for mode in Mode),
     *(Variant(mode, form, 2, languages=Languages.UNLIKE) for mode, form in _WAYS),
     *(Variant(mode, FormName.AUTO, 1, ahead=True, languages=Languages.UNLIKE) for mode in Mode),
     *(Variant(mode, FormName.AUTO, 2, engine=engine) for engine in _ENGINES for mode in Mode),
     *(Variant(Mode.RESIDUAL, FormName.AUTO, 1, ahead=True, engine=engine) for engine in _ENGINES),
-    *(Variant(Mode.COUPLED, FormName.AUTO, None, stream=True, engine=engine) for engine in _ENGINES),
+    *(Variant(Mode.COUPLED, FormName.AUTO, None, edge_only=True, engine=engine) for engine in _ENGINES),
     *(Variant(Mode.RESIDUAL, FormName.AUTO, 2, greedy=True, engine=engine) for engine in _ENGINES),
     *(Variant(mode, form, 2, constrained=True) for mode, form in _WAYS),
     *(Variant(mode, FormName.AUTO, 1, ahead=True, constrained=True) for mode in Mode),
     *(Variant(mode, FormName.AUTO, 2, languages=Languages.UNLIKE, constrained=True) for mode in Mode),
-    *(Variant(mode, FormName.AUTO, length, stream=True, constrained=True) for length in (3, None) for mode in Mode),
+    *(Variant(mode, FormName.AUTO, length, edge_only=True, constrained=True) for length in (3, None) for mode in Mode),
     Variant(Mode.RESIDUAL, FormName.AUTO, None, constrained=True),
     Variant(Mode.RESIDUAL, FormName.AUTO, 2, greedy=True, constrained=True),
     *(replace(_BLOCKS, draft_length=length) for length in (3, None)),
     replace(_BLOCKS, draft_length=2, ahead=True),
-    replace(_BLOCKS, draft_length=None, stream=True),
+    replace(_BLOCKS, draft_length=None, edge_only=True),
     replace(_BLOCKS, stops=True),
     replace(_BLOCKS, suffix=True),
     replace(_BLOCKS, languages=Languages.UNLIKE),
@@ -249,9 +249,9 @@ CASES = (
     *(replace(_NEAR, mode=mode, form=form, languages=Languages.WIDE) for mode, form in _WAYS),
     *(replace(_NEAR, mode=mode, languages=Languages.ENDLESS, tokens=LATE) for mode in Mode),
     replace(_NEAR, blocks=True, languages=Languages.ENDLESS, tokens=LATE),
-    Variant(Mode.COUPLED, FormName.AUTO, None, stream=True, languages=Languages.ENDLESS, tokens=LATE),
+    Variant(Mode.COUPLED, FormName.AUTO, None, edge_only=True, languages=Languages.ENDLESS, tokens=LATE),
     *(
-        replace(_NEAR, mode=mode, draft_length=length, stream=True, edge_draft=True)
+        replace(_NEAR, mode=mode, draft_length=length, edge_only=True, edge_draft=True)
         for length in (8, None)
         for mode in Mode
     ),
@@ -272,9 +272,9 @@ FAULTS = (
     *(replace(_NEAR, blocks=True, sabotage=sabotage) for sabotage in (Sabotage.RACE_FROM_P, Sabotage.RACE_STOPPED)),
     Variant(Mode.RESIDUAL, FormName.AUTO, 2, sabotage=Sabotage.CORRECTED_FROM_P),
     *(Variant(mode, FormName.AUTO, 2, sabotage=Sabotage.SEEDS_SHARED) for mode in Mode),
-    Variant(Mode.RESIDUAL, FormName.AUTO, 2, stream=True, sabotage=Sabotage.UNSHAPED),
+    Variant(Mode.RESIDUAL, FormName.AUTO, 2, edge_only=True, sabotage=Sabotage.UNSHAPED),
     *(
-        Variant(mode, FormName.AUTO, 3, stream=True, edge_draft=True, sabotage=sabotage)
+        Variant(mode, FormName.AUTO, 3, edge_only=True, edge_draft=True, sabotage=sabotage)
         for mode in Mode
         for sabotage in (Sabotage.GUESS_KEPT, Sabotage.GUESS_SHIFTED)
     ),
@@ -305,7 +305,7 @@ FAULTS = (
         for sabotage in (Sabotage.MASKED_HALF, Sabotage.MASKED_LATE)
     ),
     *(
-        Variant(mode, FormName.AUTO, 3, stream=True, constrained=True, sabotage=sabotage)
+        Variant(mode, FormName.AUTO, 3, edge_only=True, constrained=True, sabotage=sabotage)
         for mode, sabotage in (
             (Mode.RESIDUAL, Sabotage.MASK_NOT_RENORMALISED),
             (Mode.RESIDUAL, Sabotage.MASKED_LATE),

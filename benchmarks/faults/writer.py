@@ -39,7 +39,7 @@ from tests.support.scripted_language import (
 )
 
 _DRAFT: Final = 4
-_STREAMS: Final = 0.25  # of the devices use edge-only decoding
+_EDGE_ONLY: Final = 0.25  # of the devices use edge-only decoding
 _PROMPT: Final = (1, 40)
 _AGAIN_S: Final = 0.5  # after a failed request
 _CONNECT_S: Final = 60.0
@@ -120,7 +120,7 @@ def main() -> None:
             "broker": identity.settings(),
             "draft_length": _DRAFT,
             "ahead": True,
-            "stream": random.Random(f"stream {task['seed']}").random() < _STREAMS,
+            "edge_only": random.Random(f"edge-only {task['seed']}").random() < _EDGE_ONLY,
         }
     )
     rng = random.Random(task["seed"])

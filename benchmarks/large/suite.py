@@ -30,7 +30,7 @@ from typing import Any, Final
 
 from benchmarks.bytes import TCP_IP_HEAD
 from benchmarks.fleet_load import FleetLoad, mean_pace
-from benchmarks.harness import MODELS, Bench, Goal, Report, at_least, number_of, say, streaming, table, together
+from benchmarks.harness import MODELS, Bench, Goal, Report, at_least, edge_only_pacing, number_of, say, table, together
 from benchmarks.large.models import FILES, FIRST, SHAPES, VOCABULARY, make, walk
 from benchmarks.large.played_edge import CURVE
 from benchmarks.processes import Cores, venv
@@ -63,10 +63,10 @@ _POWER: Final = Power(drafting_w=7.0, idle_w=3.0, joules_per_mb=20.0)
 
 PLANS: Final[Mapping[str, Callable[[], Pacing]]] = MappingProxyType(
     {
-        EDGE_ONLY: streaming,
-        "auto": lambda: AdaptivePacing(stream=None),
-        "energy": lambda: AdaptivePacing(stream=None, prices=prices_of(PacingGoal.ENERGY, _POWER)),
-        "bytes": lambda: AdaptivePacing(stream=None, prices=prices_of(PacingGoal.BYTES, _POWER)),
+        EDGE_ONLY: edge_only_pacing,
+        "auto": lambda: AdaptivePacing(edge_only=None),
+        "energy": lambda: AdaptivePacing(edge_only=None, prices=prices_of(PacingGoal.ENERGY, _POWER)),
+        "bytes": lambda: AdaptivePacing(edge_only=None, prices=prices_of(PacingGoal.BYTES, _POWER)),
         "2": lambda: FixedPacing(2),
         "4": lambda: FixedPacing(4),
         "2 ahead": lambda: FixedPacing(2, ahead=True),
@@ -123,7 +123,7 @@ def _show(rows: Sequence[Mapping[str, Any]], title: str) -> None:
         "over_edge_only": ".2f",
         "accepted": ".2f",
         "mean_draft": ".1f",
-        "streamed": ".0%",
+        "edge_only": ".0%",
         "bytes_per_token": ".0f",
         "joules_per_token": ".3f",
     }
@@ -201,7 +201,7 @@ def _carried(relay: Relay) -> int:
 
 
 def _outcome(paces: Sequence[float], generations: Sequence[Generation], sent: int) -> dict[str, Any]:
-    names = ("drafted", "tested", "accepted", "streamed")
+    names = ("drafted", "tested", "accepted", "edge_only")
     total = {name: sum(getattr(each.counters, name) for each in generations) for name in names}
     tokens, drafts = sum(len(each.tokens) for each in generations), sum(each.drafts for each in generations)
     return {
@@ -209,7 +209,7 @@ def _outcome(paces: Sequence[float], generations: Sequence[Generation], sent: in
         "rounds": list(paces),
         "mean_draft": total["drafted"] / drafts if drafts else None,
         "accepted": total["accepted"] / total["tested"] if total["tested"] else None,
-        "streamed": total["streamed"] / tokens,
+        "edge_only": total["edge_only"] / tokens,
         "bytes_per_token": sent / tokens,
         "joules_per_token": sum(joules_of(each, _POWER, _POWER.idle_w * each.wall_ms / 1e3) for each in generations)
         / tokens,

@@ -38,7 +38,7 @@ def usage_of(texts: Sequence[GeneratedText], *, prompts: int = 1) -> dict[str, A
 
     - `drafted`: tokens that the device proposed.
     - `accepted`: of these, accepted by the large model. They are in the text.
-    - `streamed`: tokens of edge-only decoding.
+    - `edge_only`: tokens of edge-only decoding.
     - `forced`: tokens that a grammar left no choice for.
     - `unverified`: tokens that do not follow the large model's distribution, since some were generated without an edge.
     - `suffix_drafted`, `suffix_accepted`: of those drafted and accepted, the ones from the suffix index.
@@ -66,7 +66,7 @@ def usage_of(texts: Sequence[GeneratedText], *, prompts: int = 1) -> dict[str, A
             "cached": sum(cached),
             "drafted": sum(each.drafted for each in counters),
             "accepted": accepted,
-            "streamed": sum(each.streamed for each in counters),
+            "edge_only": sum(each.edge_only for each in counters),
             "forced": sum(text.origins.count(TokenOrigin.FORCED) for text in texts),
             "unverified": sum(text.unverified for text in texts),
             "suffix_drafted": sum(each.suffix_drafted for each in counters),
@@ -86,7 +86,7 @@ def session_summary(text: GeneratedText) -> dict[str, Any]:
         "mode": policy.mode.value,
         "plan": choice and choice.plan,
         "plan_reason": choice and choice.reason,
-        "streamed_tokens": counters.streamed,
+        "edge_only_tokens": counters.edge_only,
         "acceptance": counters.acceptance,
         "rounds": counters.rounds,
         "uplink_bytes": counters.uplink_bytes,

@@ -6,7 +6,7 @@ log-probabilities must not get an answer without them and continue as if they we
 
 from collections.abc import Collection, Mapping
 from dataclasses import replace
-from typing import Annotated, Any, ClassVar, Final, Literal, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Final, Self, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
 from pydantic_core import from_json
@@ -177,7 +177,7 @@ class StreamOptions(StrictModel):
 class GenerationRequest(StrictModel):
     """Fields that all requests have.
 
-    `top_k`, `mode`, `offline`, `grammar` and `speculation` are extensions of OpenAI's API.
+    `top_k`, `mode`, `offline`, `grammar` and `edge_only` are extensions of OpenAI's API.
     `model` has no effect, because a device has one pair of models; OpenAI's API requires it in some requests.
     """
 
@@ -193,7 +193,7 @@ class GenerationRequest(StrictModel):
     stream: bool = False
     stream_options: StreamOptions | None = None
     grammar: Grammar | None = None
-    speculation: Literal["auto", "off"] | None = None
+    edge_only: bool | None = None
 
     @model_validator(mode="after")
     def _named(self) -> Self:
@@ -246,7 +246,7 @@ class TextRequest(GenerationRequest):
             logprobs=self.most_logprobs,
             offline=self.offline,
             grammar=self.text_grammar(),
-            speculation=self.speculation != "off",
+            edge_only=bool(self.edge_only),
         ).encode(codec)
 
     def text_grammar(self) -> Grammar | None:
@@ -404,7 +404,7 @@ class CompletionRequest(TextRequest):
     def generate_request(self, codec: TextCodec, defaults: DeviceSettings) -> GenerateRequest:
         request = super().generate_request(codec, defaults)
         scored = bool(self.echo) and self.logprobs is not None
-        return replace(request, echo=True, speculation=False) if scored else request
+        return replace(request, echo=True, edge_only=True) if scored else request
 
 
 def read_request(model: type[R], body: bytes) -> R:

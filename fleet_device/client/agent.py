@@ -20,7 +20,7 @@ from fleet_device.client.retry import EdgeAvailability, RetryPolicy, RetryState
 from fleet_device.drafters.contract import Drafter, DrafterError, GrammarCodec, known_tokens, require_tokens
 from fleet_device.drafters.without_model import NoDrafter
 from fleet_device.errors import InvalidRequest, SessionRefused, TextCancelled
-from fleet_device.pacing.contract import STREAMED, FixedPacing, Pacing
+from fleet_device.pacing.contract import EDGE_ONLY_TOKENS, FixedPacing, Pacing
 from fleet_device.requests.generate import Cancellation, GenerateRequest, Generation, RequestContext
 from fleet_device.session.machine import DeviceSession
 from fleet_device.session.sequence import session_request
@@ -153,8 +153,8 @@ class Agent:
 
     Drafts are padded to a multiple of `padding` bytes, 0 for none. `window` limits the drafts of a request in flight,
     whatever an edge grants. Each further sequence of the draft model in `further` serves one more request at once, with
-    a separate pacing. Without `may_stream`, requests wait for the draft model instead of using edge-only decoding.
-    `reports` keeps the Closes of sessions that ended without an edge; without it, some are kept in memory.
+    a separate pacing; `edge_only` lanes serve others without it. Without `edge_only_allowed`, requests wait for the
+    draft model. `reports` keeps the Closes of sessions that ended without an edge; without it, some are kept in memory.
     """
 
     link: Link
@@ -169,7 +169,7 @@ class Agent:
     window: int = 8
     further: Sequence[tuple[Drafter, Pacing]] = ()
     edge_only: int = 0
-    may_stream: bool = True
+    edge_only_allowed: bool = True
     reports: UnverifiedReports | None = None
     _lanes: Lanes = field(init=False)
     _handles: Handles = field(default_factory=Handles)
@@ -184,9 +184,9 @@ class Agent:
         self._availability = EdgeAvailability(self.clock, self.inbox.edges)
         further = [Lane(drafter, pacing, self.inbox.another()) for drafter, pacing in self.further]
         drafter = NoDrafter(self.drafter.vocabulary, self.drafter.codec, context=self.drafter.context)
-        streamed = FixedPacing(STREAMED, stream=True)
+        edge_only = FixedPacing(EDGE_ONLY_TOKENS, edge_only=True)
         further += [
-            Lane(drafter.another(), streamed, self.inbox.another(), edge_only=True) for _ in range(self.edge_only)
+            Lane(drafter.another(), edge_only, self.inbox.another(), edge_only=True) for _ in range(self.edge_only)
         ]
         self._lanes = Lanes([Lane(self.drafter, None, self.inbox), *further])
         self._grammars = GrammarCompiler(self._grammar_tokenizer)
@@ -213,13 +213,13 @@ class Agent:
         context = context or RequestContext()
         requested_at = self.clock()
         # One that may have to go on alone cannot do so without a draft model.
-        needs_model = not self.may_stream or request.outages.policy is OfflinePolicy.LOCAL
+        needs_model = not self.edge_only_allowed or request.outages.policy is OfflinePolicy.LOCAL
         with (
             self._lanes.acquire(
                 request.prompt,
                 drafts=needs_model,
                 cancellation=context.cancellation,
-                edge_only=not request.speculation,
+                edge_only=request.edge_only,
             ) as lane,
             lane.inbox.reading(),
         ):
@@ -246,8 +246,8 @@ class Agent:
             self._availability.check_refusal(self.retry_policy.open_s)
             session = DeviceSession(opening, window=self.window)
             pacing = self.pacing if lane.pacing is None else lane.pacing
-            if not request.speculation:
-                pacing = FixedPacing(STREAMED, stream=True, reason="The request says so.")
+            if request.edge_only:
+                pacing = FixedPacing(EDGE_ONLY_TOKENS, edge_only=True, reason="The request says so.")
             outbound = replace(self._outbound, inbox=lane.inbox, padding=self.padding)
             retry = RetryState(self.retry_policy, session, outbound, self._availability, outages, context.on_wait)
             if (left_s := self._availability.refused_s) > 0.0:

@@ -84,26 +84,26 @@ class SessionPacing:
             for verdict in (effect.piece, effect.decided and effect.decided.verdict):
                 if verdict and verdict.load is not None:
                     self.pacing.note_load(_load(verdict.load))
-            if effect.streamed:
-                self._learn_streamed(effect)
+            if effect.edge_only:
+                self._learn_edge_only(effect)
             if effect.decided is not None and effect.decided.draft.tried is None:
                 self._learn(effect.decided)
 
-    def stream(self, tokens: int) -> Draft:
+    def request_edge_only(self, tokens: int) -> Draft:
         """Request edge-only decoding of a number of tokens; 0 stops it."""
-        if not self.session.streaming:
+        if not self.session.edge_only:
             self._piece_at = None
-        return self.session.stream(tokens)
+        return self.session.request_edge_only(tokens)
 
-    def _learn_streamed(self, effect: VerdictEffect) -> None:
+    def _learn_edge_only(self, effect: VerdictEffect) -> None:
         if not effect.tokens:
             return
         now, before = self.clock(), self._piece_at
         # The time of the first piece includes the request; so does the next one after a repeated request.
         if before is not None:
             step_s = 0.0 if effect.piece is None else effect.piece.compute_ms / 1e3
-            self.pacing.streamed(len(effect.tokens), now - before, step_s=step_s)
-        self._piece_at = now if self.session.streaming else None
+            self.pacing.learn_edge_only(len(effect.tokens), now - before, step_s=step_s)
+        self._piece_at = now if self.session.edge_only else None
 
     def _learn(self, decided: DecidedDraft) -> None:
         sent, verdict = decided.sent, decided.verdict
@@ -166,11 +166,11 @@ class Drafting:
         if self._plan is None:
             self._catch_up()
             self._plan = self.pacing.plan()
-        if self._plan.stream and self.session.unanswered():
+        if self._plan.edge_only and self.session.unanswered():
             self._plan = Plan(0)  # the draft that the last one announced; edge-only decoding starts after its verdict
-        if self._plan.stream:
+        if self._plan.edge_only:
             self._requested, self._plan = self._plan.tokens, None
-            return self.pacing.stream(self._requested)
+            return self.pacing.request_edge_only(self._requested)
         if self._behind:
             self._behind = False
             self.drafts.rewind()
@@ -182,19 +182,19 @@ class Drafting:
         return draft
 
     def follow(self, effect: VerdictEffect) -> None:
-        if effect.streamed:
+        if effect.edge_only:
             self._behind = True
         else:
             self.drafts.follow(effect)
 
     def renewal(self) -> Draft | None:
         """Return the request that the edge decodes on, or stops, well before it reaches its limit."""
-        if self.session.stream_left * 2 > self._requested:
+        if self.session.edge_only_left * 2 > self._requested:
             return None
         self._catch_up()
         plan = self.pacing.plan()
-        self._requested = plan.tokens if plan.stream else 0
-        return self.pacing.stream(self._requested)
+        self._requested = plan.tokens if plan.edge_only else 0
+        return self.pacing.request_edge_only(self._requested)
 
     def drop(self) -> None:
         self._plan = None

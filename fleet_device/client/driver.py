@@ -188,7 +188,7 @@ class SessionDriver:
             self.drafting.follow(effect)
             if effect.request is not None and not self.retry.held:  # otherwise it is sent with the repeats
                 self._send_draft(effect.request)
-        if session.ended is None and session.may_renew_stream and not self.retry.held:
+        if session.ended is None and session.may_renew_edge_only and not self.retry.held:
             renewal = self.drafting.renewal()
             if renewal is not None:
                 self._send_draft(renewal)

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Final
 
 from fleet_device.drafters.contract import Prospect
-from fleet_device.pacing.contract import STREAMED, Choice, DraftOutcome, FixedPacing, Pacing, Plan, ReportedLoad
+from fleet_device.pacing.contract import EDGE_ONLY_TOKENS, Choice, DraftOutcome, FixedPacing, Pacing, Plan, ReportedLoad
 from fleet_device.pacing.estimates import AcceptanceEstimate, Conditions, Confidence, Times, Trend
 from fleet_device.pacing.goals import MOST_SLOWER, SPEED, Prices, prices_of
 from fleet_device.settings import AUTO, NO_DRAFTER, DeviceSettings
@@ -114,16 +114,16 @@ def explain(
     drafting_ahead: Conditions | None,
     *,
     longest: int,
-    streamed_s: float,
+    edge_only_s: float,
     trust: float = 1.0,
     prices: Prices = SPEED,
     piece: float = 1.0,
 ) -> str:
     """Describe the measurements and the estimated rate and cost of each plan in a sentence.
 
-    Conditions are None, and `streamed_s` is 0, if not allowed or not measured.
+    Conditions are None, and `edge_only_s` is 0, if not allowed or not measured.
     """
-    parts, edge_only = [], 1.0 / streamed_s if streamed_s else 0.0
+    parts, edge_only = [], 1.0 / edge_only_s if edge_only_s else 0.0
     if edge_only:
         value = prices.edge_only_value(rate=edge_only, piece=piece)
         parts.append(f"edge-only decoding {_promise(edge_only, value, prices)}")
@@ -171,12 +171,12 @@ _EXPLORE: Final = 16
 _TURN: Final = 8
 """One exploration out of this many tries the other drafting mode; rarely, since a device that waits loses time."""
 
-_FIRST_STREAMS: Final = 1
-_FIRST_STREAMED: Final = 8
+_FIRST_EDGE_ONLY: Final = 1
+_FIRST_EDGE_ONLY_TOKENS: Final = 8
 """Number of the first edge-only requests and their tokens: output starts at once, and the rate of edge-only decoding
 becomes known."""
 
-_EXPLORE_STREAMING: Final = 4.0
+_EXPLORE_EDGE_ONLY: Final = 4.0
 """Edge-only requests between trials of drafting, where drafting may be as good."""
 
 _LESS_OFTEN: Final = 1.5
@@ -204,13 +204,13 @@ _INSTANT_S: Final = 1e-6
 class AdaptivePacing:
     """Maximise the committed tokens per second of all requests at the edge, assuming that they use the same plan.
 
-    `ahead` and `stream` of None leave open whether to draft ahead or to use edge-only decoding; during that, drafting
-    is tried from time to time. With other `prices` than those of speed, the tokens per joule or byte are maximised.
+    `ahead` and `edge_only` are as in the settings; None for `auto`. During edge-only decoding, drafting is tried from
+    time to time. With other `prices` than those of speed, the tokens per joule or byte are maximised.
     While `throttled` returns a sentence, the draft model rests.
     """
 
     ahead: bool | None = None
-    stream: bool | None = False
+    edge_only: bool | None = False
     prices: Prices = SPEED
     throttled: Callable[[], str | None] = field(default=lambda: None, compare=False, repr=False)
     _acceptance: AcceptanceEstimate = field(default_factory=AcceptanceEstimate)
@@ -218,8 +218,8 @@ class AdaptivePacing:
     _worth: float = 0.0  # chance of acceptance from which one more token pays
     _typical: int = _FIRST  # tokens of a draft that may end sooner
     _times: dict[bool, Times] = field(default_factory=dict)  # by whether the draft was made ahead
-    _streamed: Trend = field(default_factory=Trend)  # time between tokens of edge-only decoding
-    _stream_step: Trend = field(default_factory=Trend)  # of the edge, meanwhile
+    _edge_only_token: Trend = field(default_factory=Trend)  # time between tokens of edge-only decoding
+    _edge_only_step: Trend = field(default_factory=Trend)  # of the edge, meanwhile
     _piece: Trend = field(default_factory=Trend)  # tokens that arrive together in edge-only decoding
     _heat: str | None = None  # why the last plan has no drafts
     _way: bool | None = None  # of the last outcome
@@ -227,8 +227,8 @@ class AdaptivePacing:
     _longest: int = _FIRST  # of the last plan
     _window: int = 1
     _plans: int = 0
-    _untried: float = _EXPLORE_STREAMING / 2  # edge-only requests since drafts were tried
-    _patience: float = _EXPLORE_STREAMING  # edge-only requests between trials
+    _untried: float = _EXPLORE_EDGE_ONLY / 2  # edge-only requests since drafts were tried
+    _patience: float = _EXPLORE_EDGE_ONLY  # edge-only requests between trials
     _trying: int = 0  # drafts left of a trial
     _outcomes: int = 0
     _load: ReportedLoad = field(default_factory=ReportedLoad)  # last report of the edge
@@ -250,16 +250,16 @@ class AdaptivePacing:
         best = best_of(ahead=self.ahead, last=self._last)
         quickest = best if self.prices is SPEED else best_of(ahead=self.ahead, prices=SPEED)
         fastest = self._rate_of(quickest, drafting_ahead if quickest.ahead else waiting)
-        if (streaming := self._instead(best, drafting_ahead if best.ahead else waiting, fastest=fastest)) is not None:
-            return streaming
+        if (edge_only := self._instead(best, drafting_ahead if best.ahead else waiting, fastest=fastest)) is not None:
+            return edge_only
         self._last = best
         trial, between = divmod(self._plans, _EXPLORE)
         if between:
             # With other requests in the steps, all devices use one length.
             alike = best.ahead or self._load.shared is not None or self.prices is not SPEED
             return best if alike else self._stretched(best, waiting, longest=longest)
-        if self.stream is None and trial % _TURN == _TURN // 2:
-            return Plan(_FIRST_STREAMED, stream=True)
+        if self.edge_only is None and trial % _TURN == _TURN // 2:
+            return Plan(_FIRST_EDGE_ONLY_TOKENS, edge_only=True)
         if self.ahead is None and trial % _TURN == 0:
             return best_of(ahead=not best.ahead)
         step = 0 if self._load.shared is not None else 1 if trial % 2 else -1
@@ -267,16 +267,16 @@ class AdaptivePacing:
 
     def weigh(self, plan: Plan, prospect: Prospect, *, longest: int, window: int) -> Plan:
         """Return the better of a plan and suffix drafts, once there are measurements."""
-        if self._outcomes < _OUTCOMES or self.stream:
+        if self._outcomes < _OUTCOMES or self.edge_only:
             return plan
         longest = min(longest, _LONGEST)
         waiting, ahead = (self.conditions(window, ahead=ahead) for ahead in (False, True))
         own = ahead if plan.ahead else waiting
-        if prospect.alone and not plan.stream:
+        if prospect.alone and not plan.edge_only:
             plan, own = Plan(0), waiting  # the alternative
-        if plan.stream:
-            streamed_s = self._streamed_s()
-            rate = 1.0 / streamed_s if streamed_s else float("inf")
+        if plan.edge_only:
+            edge_only_s = self._edge_only_s()
+            rate = 1.0 / edge_only_s if edge_only_s else float("inf")
         else:
             rate = own.rate(replace(plan, tokens=self._typical) if plan.may_stop else plan)
         return (
@@ -323,12 +323,12 @@ class AdaptivePacing:
         self._bonus = whole and not outcome.ahead
         self._alone = not (whole and outcome.ahead)
 
-    def streamed(self, tokens: int, seconds: float, *, step_s: float = 0.0) -> None:
+    def learn_edge_only(self, tokens: int, seconds: float, *, step_s: float = 0.0) -> None:
         if tokens:
-            self._streamed.add(seconds / tokens)
+            self._edge_only_token.add(seconds / tokens)
             self._piece.add(tokens)
             if step_s:  # else it was repeated from memory, and says nothing about the present
-                self._stream_step.add(step_s)
+                self._edge_only_step.add(step_s)
 
     def note_load(self, load: ReportedLoad) -> None:
         self._load = load
@@ -337,8 +337,10 @@ class AdaptivePacing:
 
     def choice(self) -> Choice:
         if self._heat:
-            then = "it drafts one token at a time" if self.stream is False else "the device does not draft"
-            return Choice("draft" if self.stream is False else "stream", f"{self._heat} Until it has cooled, {then}.")
+            then = "it drafts one token at a time" if self.edge_only is False else "the device does not draft"
+            return Choice(
+                "draft" if self.edge_only is False else "edge-only", f"{self._heat} Until it has cooled, {then}."
+            )
         ways = (
             [self.conditions(self._window, ahead=ahead) for ahead in (False, True)] if self._outcomes else [None, None]
         )
@@ -346,20 +348,20 @@ class AdaptivePacing:
             None if self.ahead else ways[0],
             None if self.ahead is False else ways[1],
             longest=self._longest,
-            streamed_s=0.0 if self.stream is False else self._streamed_s(),
+            edge_only_s=0.0 if self.edge_only is False else self._edge_only_s(),
             trust=self._trust,
             prices=self.prices,
             piece=self._piece.at(0),
         )
-        first = Plan(_FIRST) if self.stream is False else Plan(_FIRST_STREAMED, stream=True)
+        first = Plan(_FIRST) if self.edge_only is False else Plan(_FIRST_EDGE_ONLY_TOKENS, edge_only=True)
         return Choice((self._last or first).name, reason)
 
     def _begin(self, longest: int) -> Plan | None:
         self._heat = self.throttled()
         if self._heat:
-            return Plan(min(1, longest)) if self.stream is False else self._go_edge_only()
-        if self.stream or (self.stream is None and self._plans <= _FIRST_STREAMS):
-            return Plan(STREAMED if self.stream else _FIRST_STREAMED, stream=True)
+            return Plan(min(1, longest)) if self.edge_only is False else self._go_edge_only()
+        if self.edge_only or (self.edge_only is None and self._plans <= _FIRST_EDGE_ONLY):
+            return Plan(EDGE_ONLY_TOKENS if self.edge_only else _FIRST_EDGE_ONLY_TOKENS, edge_only=True)
         if self._outcomes < _OUTCOMES:
             return Plan(min(_FIRST, longest), self.ahead or False)
         return None
@@ -369,11 +371,11 @@ class AdaptivePacing:
 
         `fastest` is the rate of the fastest drafting plan.
         """
-        if self.stream is not None or not self._streamed.known:
+        if self.edge_only is not None or not self._edge_only_token.known:
             return None
-        stay = STAY if self._last is not None and self._last.stream else 1.0
+        stay = STAY if self._last is not None and self._last.edge_only else 1.0
         if WORTH * self._gain(best, conditions, fastest=fastest) > stay * _SURELY:
-            self._patience = _EXPLORE_STREAMING
+            self._patience = _EXPLORE_EDGE_ONLY
             return None
         # The estimate of drafting is old or based on few tokens. Try it again, less often the less it promises, since a
         # change of plan costs round trips. An empty draft would teach nothing.
@@ -395,7 +397,7 @@ class AdaptivePacing:
         """Return how many times the value of edge-only decoding a drafting plan has."""
         rate = self._rate_of(plan, conditions)
         if self.prices is SPEED:
-            return rate * self._streamed_s()
+            return rate * self._edge_only_s()
         edge_only = self._edge_only_rate()
         if fastest > MOST_SLOWER * edge_only:
             return fastest / edge_only
@@ -408,18 +410,18 @@ class AdaptivePacing:
         return (self._trust if plan.ahead else 1.0) * conditions.rate(plan)
 
     def _go_edge_only(self) -> Plan:
-        if not self._edge_only:
+        if not self._is_edge_only:
             self._begin_edge_only()
-        self._last = Plan(STREAMED, stream=True)
+        self._last = Plan(EDGE_ONLY_TOKENS, edge_only=True)
         return self._last
 
     def conditions(self, window: int, *, ahead: bool = False) -> Conditions:
         times = self._expected(ahead=ahead)
         compute_s, compute_token_s = self._compute(times)
-        if self._edge_only and self._stream_step.known and not self._has_no_other:
+        if self._is_edge_only and self._edge_only_step.known and not self._has_no_other:
             # Use the edge's present step times, not those of the last verified draft.
-            compute_s = self._stream_step.at(0)
-        if ahead and (ahead not in self._times or self._edge_only):
+            compute_s = self._edge_only_step.at(0)
+        if ahead and (ahead not in self._times or self._is_edge_only):
             # Measured with drafts that have a bonus token, or edge-only: drafts ahead compute one token less.
             compute_s -= compute_token_s
         return Conditions(
@@ -445,8 +447,8 @@ class AdaptivePacing:
         return self._acceptance.rate if self._load.shared is None else self._acceptance.common
 
     @property
-    def _edge_only(self) -> bool:
-        return self._last is not None and self._last.stream
+    def _is_edge_only(self) -> bool:
+        return self._last is not None and self._last.edge_only
 
     @property
     def _has_no_other(self) -> bool:
@@ -459,14 +461,14 @@ class AdaptivePacing:
 
     def _begin_edge_only(self) -> None:
         """Let new measurements soon replace old expectations, of edge-only decoding and of later drafts."""
-        if measured := self._streamed.at(0):
-            self._streamed = self._streamed.faded(self._streamed_s() / measured)
-        self._stream_step = self._stream_step.faded(self._step_ratio())
+        if measured := self._edge_only_token.at(0):
+            self._edge_only_token = self._edge_only_token.faded(self._edge_only_s() / measured)
+        self._edge_only_step = self._edge_only_step.faded(self._step_ratio())
         self._times = {way: times.faded() for way, times in self._times.items()}
 
     def _step_ratio(self) -> float:
         then, now = (
-            self._stream_step.at(0),
+            self._edge_only_step.at(0),
             self._compute(self._times[self._way])[0] if self._way in self._times else 0.0,
         )
         ratio = now / then if then > 0.0 and now > 0.0 else 1.0
@@ -481,26 +483,26 @@ class AdaptivePacing:
         """
         if self._load.token_s is not None:
             return times.compute.with_slope(self._load.token_s)
-        return times.compute.from_start(self._stream_step.at(0) if self._stream_step.known else float("inf"))
+        return times.compute.from_start(self._edge_only_step.at(0) if self._edge_only_step.known else float("inf"))
 
-    def _streamed_s(self) -> float:
+    def _edge_only_s(self) -> float:
         """Return the time per token of edge-only decoding now; 0 if it was never measured.
 
         While the device drafts, the measurement is old, so it is scaled by how the step time has changed. It is at most
         the time of an empty draft, which also commits a token and must also be requested.
         """
-        measured = self._streamed.at(0)
+        measured = self._edge_only_token.at(0)
         if measured and self._load.shared is not None:
             return self._load.shared.writing_s
-        if self._edge_only or self._way is None or not measured:
+        if self._is_edge_only or self._way is None or not measured:
             return measured
         return min(measured * self._step_ratio(), self.conditions(self._window).answer_s(0))
 
     def _edge_only_rate(self) -> float:
         """Return the tokens/s of edge-only decoding; 0 if it is not allowed or was never measured."""
-        if self.stream is False or not self._streamed.known:
+        if self.edge_only is False or not self._edge_only_token.known:
             return 0.0
-        return 1.0 / max(_INSTANT_S, self._streamed_s())
+        return 1.0 / max(_INSTANT_S, self._edge_only_s())
 
     def _expected(self, *, ahead: bool) -> Times:
         """Return the expected times of one way of drafting now.
@@ -536,9 +538,9 @@ class AdaptivePacing:
 def make_pacing(settings: DeviceSettings, throttled: Callable[[], str | None] = lambda: None) -> Pacing:
     """Return the pacing that the settings ask for; `throttled` returns why the draft model has to rest."""
     ahead = None if settings.ahead == AUTO else settings.ahead
-    if settings.stream is True or (settings.drafter == NO_DRAFTER and settings.stream == AUTO):
-        return FixedPacing(STREAMED, stream=True)
+    if settings.edge_only is True or (settings.drafter == NO_DRAFTER and settings.edge_only == AUTO):
+        return FixedPacing(EDGE_ONLY_TOKENS, edge_only=True)
     if settings.draft_length == AUTO:
         prices = prices_of(settings.goal, settings.power)
-        return AdaptivePacing(ahead, None if settings.stream == AUTO else False, prices, throttled)
+        return AdaptivePacing(ahead, None if settings.edge_only == AUTO else False, prices, throttled)
     return FixedPacing(settings.draft_length, ahead or False)

@@ -88,9 +88,9 @@ class SharedSteps:
         return self.text_s + max(0.0, tokens - self.free) * self.token_s
 
 
-PlanName = Literal["stream", "draft", "ahead"]
+PlanName = Literal["edge-only", "draft", "ahead"]
 
-STREAMED: Final = 32
+EDGE_ONLY_TOKENS: Final = 32
 """Tokens per request for edge-only decoding. The next request follows when half of them have come, so that the edge
 does not pause on a line that has fewer in flight; and it decodes no more than these for a device that has gone."""
 
@@ -106,7 +106,7 @@ class Plan:
 
     Attributes:
         tokens: Draft length, if the request and the edge have room for it.
-        stream: Edge-only decoding of this number of tokens.
+        edge_only: Edge-only decoding of this number of tokens.
         may_stop: Whether the draft may end early; see `Pacing.goes_on`.
         repeats: Whether it comes from the suffix index instead of the draft model.
         least: Acceptance that each suffix token must promise.
@@ -114,14 +114,14 @@ class Plan:
 
     tokens: int
     ahead: bool = False
-    stream: bool = False
+    edge_only: bool = False
     may_stop: bool = False
     repeats: bool = False
     least: float = 0.0
 
     @property
     def name(self) -> PlanName:
-        return "stream" if self.stream else "ahead" if self.ahead else "draft"
+        return "edge-only" if self.edge_only else "ahead" if self.ahead else "draft"
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,7 +234,7 @@ class Pacing(Protocol):
 
     def learn(self, outcome: DraftOutcome) -> None: ...
 
-    def streamed(self, tokens: int, seconds: float, *, step_s: float = 0.0) -> None:
+    def learn_edge_only(self, tokens: int, seconds: float, *, step_s: float = 0.0) -> None:
         """Record tokens of edge-only decoding.
 
         `seconds` have passed since the last ones, without a pause; `step_s` is the last step's time, 0 if unknown.
@@ -248,22 +248,22 @@ class Pacing(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class FixedPacing:
-    """Always the same plan; with `stream`, edge-only decoding of `tokens` per request."""
+    """Always the same plan; with `edge_only`, edge-only decoding of `tokens` per request."""
 
     tokens: int = 5
     ahead: bool = False
-    stream: bool = False
+    edge_only: bool = False
     reason: str = "The settings say so."
 
     def plan(self, *, longest: int, window: int) -> Plan:
         del longest, window
-        return Plan(self.tokens, self.ahead, self.stream)
+        return Plan(self.tokens, self.ahead, self.edge_only)
 
     def weigh(self, plan: Plan, prospect: Prospect, *, longest: int, window: int) -> Plan:
         """Use suffix drafts where their acceptance equals that of a fair draft model."""
         del window
         tokens = min(plan.tokens, longest, len(prospect.chances))
-        if plan.stream or not tokens or prospect.acceptance(tokens) < _FAIR:
+        if plan.edge_only or not tokens or prospect.acceptance(tokens) < _FAIR:
             return plan
         return replace(plan, repeats=True)
 
@@ -273,7 +273,7 @@ class FixedPacing:
 
     def learn(self, outcome: DraftOutcome) -> None: ...
 
-    def streamed(self, tokens: int, seconds: float, *, step_s: float = 0.0) -> None: ...
+    def learn_edge_only(self, tokens: int, seconds: float, *, step_s: float = 0.0) -> None: ...
 
     def note_load(self, load: ReportedLoad) -> None: ...
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Final
 
-from fleet_device.pacing.contract import STREAMED, Plan
+from fleet_device.pacing.contract import EDGE_ONLY_TOKENS, Plan
 from fleet_device.pacing.estimates import Conditions
 from fleet_device.settings import Goal, Power
 
@@ -20,7 +20,7 @@ MESSAGE_BYTES: Final = 250
 
 _TOKEN_BYTES: Final = 5  # of a draft token
 _REJECTION_BYTES: Final = 100  # of the correction in a verdict, residual mode
-RENEWED: Final = STREAMED / 2
+RENEWED: Final = EDGE_ONLY_TOKENS / 2
 """Tokens of edge-only decoding after which the device requests more."""
 
 _NOTHING: Final = 1e-12

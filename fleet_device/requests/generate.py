@@ -27,9 +27,9 @@ class GenerateRequest:
     Attributes:
         logprobs: Number of alternatives whose log-probabilities are returned with those of each token; None for none.
         outages: What happens when no edge answers.
-        speculation: Whether the device may draft; otherwise it uses edge-only decoding.
+        edge_only: Use edge-only decoding; otherwise the device may draft.
         offer: Functions whose calls `GeneratedText.tool_calls` has.
-        echo: Whether the log-probabilities of the prompt are returned too; needs `logprobs`, and no `speculation`.
+        echo: Whether the log-probabilities of the prompt are returned too; needs `logprobs` and `edge_only`.
     """
 
     prompt: tuple[int, ...]
@@ -39,7 +39,7 @@ class GenerateRequest:
     logprobs: int | None = None
     outages: Outages = field(default_factory=Outages)
     app: str | None = None
-    speculation: bool = True
+    edge_only: bool = False
     offer: ToolOffer | None = field(default=None, compare=False, repr=False)
     echo: bool = False
 

@@ -53,7 +53,7 @@ class TextOptions(TypedDict, total=False):
         tool_choice: Whether it may call one (`auto`, the default), must (`required`, or a function by name), or must
             not.
         parallel_tool_calls: Whether it may call several at once; True by default.
-        speculation: Draft on this device, the default; otherwise the edge decodes alone.
+        edge_only: Let the edge decode alone; False, the default, lets this device draft.
         timeout: Seconds, with the time in the queue, after which the request is cancelled; none by default.
     """
 
@@ -71,7 +71,7 @@ class TextOptions(TypedDict, total=False):
     tools: Sequence[Mapping[str, Any]] | None
     tool_choice: Literal["none", "auto", "required"] | Mapping[str, Any] | None
     parallel_tool_calls: bool | None
-    speculation: bool
+    edge_only: bool
     timeout: Annotated[float, Field(gt=0, le=TIMEOUT_MAX, strict=True)] | None
 
 
@@ -118,8 +118,8 @@ def prepare_request(prompt: Prompt, defaults: DeviceSettings, **options: Unpack[
         outages = replace(outages, policy=OfflinePolicy.FAIL)
 
     def prepare(codec: TextCodec) -> GenerateRequest:
-        prompt, speculation = tuple(encode(codec)), options.get("speculation", True)
-        return GenerateRequest(prompt, policy, most, stop, logprobs, outages, speculation=speculation, offer=offer)
+        prompt, edge_only = tuple(encode(codec)), options.get("edge_only", False)
+        return GenerateRequest(prompt, policy, most, stop, logprobs, outages, edge_only=edge_only, offer=offer)
 
     return PreparedRequest(policy, prepare)
 

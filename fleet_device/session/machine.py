@@ -16,8 +16,8 @@ from fleet_device.errors import ProtocolViolation, SessionRefused
 from fleet_device.session.sequence import (
     DecidedDraft,
     DraftsInFlight,
+    EdgeOnlyDecoding,
     Rejection,
-    Streaming,
     TokenSequence,
     VerdictEffect,
 )
@@ -58,7 +58,7 @@ class DeviceSession:
     _heard: bool = False  # a verdict has come since
     _drafts: DraftsInFlight = field(default_factory=DraftsInFlight)
     _rejection: Rejection | None = None
-    _streaming: Streaming | None = None
+    _edge_only: EdgeOnlyDecoding | None = None
 
     def __post_init__(self) -> None:
         self.sequence = TokenSequence(self.request.vocabulary.size, self.request.max_new_tokens)
@@ -244,36 +244,36 @@ class DeviceSession:
     @property
     def first_under_way(self) -> bool:
         """Whether the edge computes the prompt: the first draft since the session was opened is in flight."""
-        return self._drafts.first_under_way or (self._streaming is not None and self._streaming.first)
+        return self._drafts.first_under_way or (self._edge_only is not None and self._edge_only.first)
 
     def unanswered(self) -> tuple[Draft, ...]:
         """Return the messages to repeat when no verdict came."""
-        return self._drafts.drafts if self._streaming is None else (self._streaming.request,)
+        return self._drafts.drafts if self._edge_only is None else (self._edge_only.request,)
 
     # Edge-only decoding
 
     @property
-    def streaming(self) -> bool:
-        return self._streaming is not None
+    def edge_only(self) -> bool:
+        return self._edge_only is not None
 
     @property
-    def stream_left(self) -> int:
-        return 0 if self._streaming is None else max(0, self._streaming.until - len(self.committed))
+    def edge_only_left(self) -> int:
+        return 0 if self._edge_only is None else max(0, self._edge_only.until - len(self.committed))
 
     @property
-    def may_renew_stream(self) -> bool:
+    def may_renew_edge_only(self) -> bool:
         """Whether the edge decodes without drafts, was not asked to stop, and may be asked for more."""
-        stream, opened = self._streaming, self.opened
-        if stream is None or opened is None or stream.stops:
+        decoding, opened = self._edge_only, self.opened
+        if decoding is None or opened is None or decoding.stops:
             return False
-        return stream.until < opened.max_new_tokens
+        return decoding.until < opened.max_new_tokens
 
-    def stream(self, tokens: int) -> Draft:
+    def request_edge_only(self, tokens: int) -> Draft:
         """Return the request for edge-only decoding of `tokens` more; 0 stops it once the edge receives that."""
         assert self.opened is not None
         if self._drafts.drafts or self._drafts.building:
             raise ValueError("a session with drafts in flight cannot use edge-only decoding")
-        self._move(SessionEvent.STREAM_ASKED)
+        self._move(SessionEvent.EDGE_ONLY_REQUESTED)
         residual = self.request.policy.mode is Mode.RESIDUAL
         tokens = min(tokens, self.opened.max_new_tokens - len(self.committed))
         request = self._message(
@@ -284,10 +284,10 @@ class DeviceSession:
             write=tokens,
         )
         until = len(self.committed) + tokens
-        if self._streaming is None:
-            self._streaming = Streaming(request, first_round=request.round, until=until, first=self._first)
+        if self._edge_only is None:
+            self._edge_only = EdgeOnlyDecoding(request, first_round=request.round, until=until, first=self._first)
         else:
-            self._streaming.request, self._streaming.until = request, until
+            self._edge_only.request, self._edge_only.until = request, until
         self._fix, self._first = None, False
         return request
 
@@ -302,8 +302,8 @@ class DeviceSession:
         if self.opened is None or verdict.handle != self.opened.handle or self.ended is not None:
             return []
         self._heard = True
-        if self._streaming is not None:
-            return self._apply_streamed(verdict, self._streaming)
+        if self._edge_only is not None:
+            return self._apply_edge_only(verdict, self._edge_only)
         self._drafts.keep_verdict(verdict)
         effects = []
         while (decided := self._drafts.next_decided()) is not None:  # none is left at the end
@@ -346,7 +346,7 @@ class DeviceSession:
     def _let_go(self) -> None:
         self.opened = self._asking = None
         self._drafts.void()
-        self._fix = self._rejection = self._streaming = None
+        self._fix = self._rejection = self._edge_only = None
 
     def _move(self, event: SessionEvent) -> None:
         self.state = next_state(self.state, event)
@@ -389,51 +389,53 @@ class DeviceSession:
         logprobs = self._logprobs(decided.logprobs(), head + bonus)
         return VerdictEffect(head + bonus, valid, bonus[0] if bonus else None, decided=decided, logprobs=logprobs)
 
-    def _apply_streamed(self, verdict: Verdict, stream: Streaming) -> list[VerdictEffect]:
+    def _apply_edge_only(self, verdict: Verdict, decoding: EdgeOnlyDecoding) -> list[VerdictEffect]:
         assert self.opened is not None
-        if not stream.concerns(verdict):
+        if not decoding.concerns(verdict):
             return []
         self._heard = True
         if verdict.written is None:
             raise ProtocolViolation("The edge was asked to decode, and has sent no tokens.")
         if verdict.base is not None and verdict.base > len(self.committed):
-            return self._request_missing(verdict, stream)
+            return self._request_missing(verdict, decoding)
         effects = []
         piece: Verdict | None = verdict
-        while piece is not None and self.ended is None and self._streaming is stream:
-            effects += self._apply_piece(piece, stream)
-            piece = stream.take_early(len(self.committed))
+        while piece is not None and self.ended is None and self._edge_only is decoding:
+            effects += self._apply_piece(piece, decoding)
+            piece = decoding.take_early(len(self.committed))
         return effects
 
-    def _request_missing(self, verdict: Verdict, stream: Streaming) -> list[VerdictEffect]:
+    def _request_missing(self, verdict: Verdict, decoding: EdgeOnlyDecoding) -> list[VerdictEffect]:
         """Keep a piece that came too early, and request the missing one, once: it may only be late."""
-        stream.keep(verdict)
-        if stream.missed_at == len(self.committed):
+        decoding.keep(verdict)
+        if decoding.missed_at == len(self.committed):
             return []
-        stream.missed_at = len(self.committed)
-        return [VerdictEffect(request=self.stream(max(0, stream.until - len(self.committed))), streamed=True)]
+        decoding.missed_at = len(self.committed)
+        return [
+            VerdictEffect(request=self.request_edge_only(max(0, decoding.until - len(self.committed))), edge_only=True)
+        ]
 
-    def _apply_piece(self, verdict: Verdict, stream: Streaming) -> list[VerdictEffect]:
+    def _apply_piece(self, verdict: Verdict, decoding: EdgeOnlyDecoding) -> list[VerdictEffect]:
         assert self.opened is not None
-        new = stream.new_tokens(verdict, text=self.committed, end_tokens=self.opened.end_tokens)
+        new = decoding.new_tokens(verdict, text=self.committed, end_tokens=self.opened.end_tokens)
         rows = () if verdict.logprobs is None else verdict.logprobs.tokens()
         logprobs = self._logprobs(rows, verdict.written or ())
         logprobs = logprobs[len(logprobs) - len(new) :]
-        answered = stream.stops and verdict.round == stream.request.round
+        answered = decoding.stops and verdict.round == decoding.request.round
         if not new and not answered and verdict.finish is Finish.NO:
             return []
         if new:
             self._read_prompt(verdict)
         self.counters.rounds += bool(new)
-        self.counters.streamed += len(new)
-        stream.first = False
+        self.counters.edge_only += len(new)
+        decoding.first = False
         self.sequence.commit(new)
         self._finish(verdict.finish)
         # Tokens that the edge decoded before it received a request to stop go beyond that request's position.
-        if self.ended is None and (answered or (not stream.stops and len(self.committed) >= stream.until)):
-            self._streaming = None
-            self._move(SessionEvent.STREAM_OVER)
-        return [VerdictEffect(new, len(self.committed), streamed=True, logprobs=logprobs, piece=verdict)]
+        if self.ended is None and (answered or (not decoding.stops and len(self.committed) >= decoding.until)):
+            self._edge_only = None
+            self._move(SessionEvent.EDGE_ONLY_ENDED)
+        return [VerdictEffect(new, len(self.committed), edge_only=True, logprobs=logprobs, piece=verdict)]
 
     def _correct(self, decided: DecidedDraft) -> VerdictEffect:
         verdict, rejection, valid = decided.verdict, self._rejection, len(self.committed)

@@ -68,7 +68,7 @@ class TokenOrigin(StrEnum):
         DRAFTED: The draft model proposed it, and the edge accepted it.
         CORRECTED: It replaced a draft token that the edge rejected.
         BONUS: The edge drew it after a draft that it accepted whole.
-        STREAMED: Edge-only decoding.
+        EDGE_ONLY: Edge-only decoding.
         FORCED: The device proposed it because a grammar allowed no other.
         UNVERIFIED: The draft model generated it without an edge, or it follows such a token.
     """
@@ -76,7 +76,7 @@ class TokenOrigin(StrEnum):
     DRAFTED = "drafted"
     CORRECTED = "corrected"
     BONUS = "bonus"
-    STREAMED = "streamed"
+    EDGE_ONLY = "edge-only"
     FORCED = "forced"
     UNVERIFIED = "unverified"
 
@@ -272,14 +272,14 @@ class VerdictEffect:
     correction: int | None = None
     request: Draft | None = None
     decided: DecidedDraft | None = field(default=None, compare=False)
-    streamed: bool = False
+    edge_only: bool = False
     logprobs: tuple[TokenLogprobs, ...] = ()
     piece: Verdict | None = field(default=None, compare=False)
 
     @property
     def committed(self) -> CommittedTokens:
-        if self.streamed or self.decided is None:
-            return CommittedTokens(self.tokens, (TokenOrigin.STREAMED,) * len(self.tokens), self.logprobs)
+        if self.edge_only or self.decided is None:
+            return CommittedTokens(self.tokens, (TokenOrigin.EDGE_ONLY,) * len(self.tokens), self.logprobs)
         draft, verdict = self.decided.draft, self.decided.verdict
         drafted = 0 if draft.tried is not None else verdict.accepted
         corrects = draft.tried is not None or verdict.accepted < len(draft.tokens)
@@ -384,7 +384,7 @@ _MOST_EARLY: Final = 64
 
 
 @dataclass(slots=True)
-class Streaming:
+class EdgeOnlyDecoding:
     """The latest request for edge-only decoding.
 
     `first_round` is the first round of consecutive requests; an answer to any of them belongs to the same generation.

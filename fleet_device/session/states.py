@@ -12,7 +12,7 @@
                    │   │          (granted)        │ └──────── CORRECTING ◀──────────────┘
                    │   │                           │  rejected     ▲
                    │   │                           └───────────────┘
-                   │   │                                   DRAFTING ◀──▶ STREAMING: stream asked, stream over
+                   │   │                                   DRAFTING ◀──▶ EDGE_ONLY: requested, ended
                    │   ├── open, from any state but ENDED: again, or to resume, maybe by way of POSTPONED
                    │   ├── went local, from any state but ENDED ──▶ LOCAL
                    └────── ended, from any state ──▶ ENDED
@@ -32,7 +32,7 @@ class SessionState(Enum):
     POSTPONED = auto()  # an Open was refused for a reason that passes, or the session lost its edge: asked again later
     DRAFTING = auto()  # the next draft may be built and sent
     AWAITING_VERDICT = auto()  # drafts are in flight, and none may follow before a verdict
-    STREAMING = auto()  # edge-only decoding
+    EDGE_ONLY = auto()  # edge-only decoding
     CORRECTING = auto()  # a rejected token is not replaced yet
     LOCAL = auto()  # the draft model generates without an edge
     ENDED = auto()
@@ -48,8 +48,8 @@ class SessionEvent(Enum):
     ALL_DECIDED = auto()  # no draft is in flight any more
     REJECTED = auto()
     CORRECTED = auto()
-    STREAM_ASKED = auto()  # the edge was asked to decode on its own, or to stop
-    STREAM_OVER = auto()  # it has decoded what it was asked for
+    EDGE_ONLY_REQUESTED = auto()  # the edge was asked to decode on its own, or to stop
+    EDGE_ONLY_ENDED = auto()  # it has decoded what it was asked for
     WENT_LOCAL = auto()  # no edge answers, and the generation goes on
     ENDED = auto()
 
@@ -59,7 +59,7 @@ _GRANTED: Final = (
     SessionState.DRAFTING,
     SessionState.AWAITING_VERDICT,
     SessionState.CORRECTING,
-    SessionState.STREAMING,
+    SessionState.EDGE_ONLY,
 )
 
 TRANSITIONS: Final[dict[tuple[SessionState, SessionEvent], SessionState]] = {
@@ -77,10 +77,10 @@ TRANSITIONS: Final[dict[tuple[SessionState, SessionEvent], SessionState]] = {
     (SessionState.AWAITING_VERDICT, SessionEvent.REJECTED): SessionState.CORRECTING,
     (SessionState.CORRECTING, SessionEvent.CORRECTED): SessionState.DRAFTING,
     **{
-        (state, SessionEvent.STREAM_ASKED): SessionState.STREAMING
-        for state in (SessionState.DRAFTING, SessionState.STREAMING)
+        (state, SessionEvent.EDGE_ONLY_REQUESTED): SessionState.EDGE_ONLY
+        for state in (SessionState.DRAFTING, SessionState.EDGE_ONLY)
     },
-    (SessionState.STREAMING, SessionEvent.STREAM_OVER): SessionState.DRAFTING,
+    (SessionState.EDGE_ONLY, SessionEvent.EDGE_ONLY_ENDED): SessionState.DRAFTING,
     **{(state, SessionEvent.ENDED): SessionState.ENDED for state in SessionState},
 }
 
@@ -97,7 +97,7 @@ class SessionCounters:
     """What the device counts of a session, as named in `Close`; times are added by the caller.
 
     Attributes:
-        streamed: Tokens of edge-only decoding.
+        edge_only: Tokens of edge-only decoding.
         quota_wait_ms: Delay that edges asked for because a quota was used up; part of `wait_ms`.
         suffix_drafted: Of the drafted tokens, those that the suffix index proposed; likewise the two below.
     """
@@ -111,7 +111,7 @@ class SessionCounters:
     draft_ms: float = 0.0
     wait_ms: float = 0.0
     quota_wait_ms: float = 0.0
-    streamed: int = 0
+    edge_only: int = 0
     suffix_drafted: int = 0
     suffix_tested: int = 0
     suffix_accepted: int = 0

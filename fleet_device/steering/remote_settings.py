@@ -45,7 +45,7 @@ class Effect(StrEnum):
 STEERABLE: Final[Mapping[str, Effect]] = {
     **dict.fromkeys(
         (
-            "draft_length", "ahead", "stream", "goal", "padding",
+            "draft_length", "ahead", "edge_only", "goal", "padding",
             "mode", "temperature", "top_k", "top_p", "seed", "max_new_tokens",
             "offline", "offline_s", "answer_s", "open_s", "verdict_s", "drain_s",
         ),

@@ -171,26 +171,26 @@ class Responder:
 
     def send_decoded(self, session: EdgeSession, results: Sequence[DraftResult], timing: DraftTiming) -> None:
         """Send new tokens of edge-only decoding, with others that were not sent yet."""
-        stream = session.stream
-        assert stream is not None
+        decode = session.decode
+        assert decode is not None
         self.guard.spend(session.device, sum(len(result.tokens) for result in results))
         # If the device has asked again meanwhile, it has already received these tokens.
-        payloads = [] if stream.sent >= session.committed else self._pieces(session, timing)
+        payloads = [] if decode.sent >= session.committed else self._pieces(session, timing)
         timing.add_to(session.counters)
         session.times.add_tokens(committed=session.committed, at=self.clock())
         self.figures.on_decoded(session, timing)
         for payload in payloads:
             self.publisher.verdict(session.device, payload, form=_WRITTEN)
-        if payloads and not stream.logged:
-            stream.logged = True
-            self.recorder.record_decoded(session, stream, timing, downlink_bytes=sum(map(len, payloads)))
+        if payloads and not decode.logged:
+            decode.logged = True
+            self.recorder.record_decoded(session, decode, timing, downlink_bytes=sum(map(len, payloads)))
 
     def send_missing(self, session: EdgeSession) -> None:
         """Send missing tokens of a generation whose edge-only decoding is complete."""
-        stream = session.stream
-        assert stream is not None
+        decode = session.decode
+        assert decode is not None
         for payload in self._pieces(session, DraftTiming()):
-            self._send_more(session, stream.request, payload)
+            self._send_more(session, decode.request, payload)
 
     def send_samples(self, session: EdgeSession, arrived: ReceivedDraft) -> None:
         rejection, tried = session.rejection, arrived.draft.tried
@@ -358,30 +358,30 @@ class Responder:
 
     def _pieces(self, session: EdgeSession, timing: DraftTiming) -> list[bytes]:
         """Make a verdict of the tokens not sent yet; several where log-probabilities fill a packet."""
-        stream = session.stream
-        assert stream is not None
+        decode = session.decode
+        assert decode is not None
         if session.logprobs is None:
-            return [self._piece(session, stream, timing, most=MAX_TOKENS)]
+            return [self._piece(session, decode, timing, most=MAX_TOKENS)]
         room = self.publisher.max_verdict_bytes - _VERDICT_BYTES
         if session.echo:
             room -= session.prompt_length * session.logprobs_bytes
         most = max(1, room // (_ID_BYTES + session.logprobs_bytes))
-        pieces = [self._piece(session, stream, timing, most=most)]
-        while stream.sent < session.committed:
-            pieces.append(self._piece(session, stream, timing, most=most))
+        pieces = [self._piece(session, decode, timing, most=most)]
+        while decode.sent < session.committed:
+            pieces.append(self._piece(session, decode, timing, most=most))
         return pieces
 
-    def _piece(self, session: EdgeSession, stream: DecodeRequest, timing: DraftTiming, *, most: int) -> bytes:
-        base, sent = stream.sent, session.sent
-        written = session.take_unsent(stream, at=self.clock(), most=most)
+    def _piece(self, session: EdgeSession, decode: DecodeRequest, timing: DraftTiming, *, most: int) -> bytes:
+        base, sent = decode.sent, session.sent
+        written = session.take_unsent(decode, at=self.clock(), most=most)
         prompt = session.prompt_logprobs if written and base == 0 else ()
         payload = self._encode(
             session,
-            stream.request,
+            decode.request,
             timing,
             session.logprobs_from(base, len(written)),
             accepted=0,
-            finish=session.finish if stream.sent >= session.committed else Finish.NO,
+            finish=session.finish if decode.sent >= session.committed else Finish.NO,
             base=base,
             written=written,
             prompt=Logprobs.of(prompt) if prompt else None,

@@ -151,11 +151,11 @@ class Recorder:
         )
 
     def record_decoded(
-        self, session: EdgeSession, stream: DecodeRequest, timing: DraftTiming, *, downlink_bytes: int
+        self, session: EdgeSession, decode: DecodeRequest, timing: DraftTiming, *, downlink_bytes: int
     ) -> None:
-        counted = {"drafted": 0, "tested": 0, "accepted": 0, "uplink_bytes": stream.size}
+        counted = {"drafted": 0, "tested": 0, "accepted": 0, "uplink_bytes": decode.size}
         counted["downlink_bytes"] = downlink_bytes
-        self._round(session, stream.request, timing, self._rounds, form=_WRITTEN, **counted)
+        self._round(session, decode.request, timing, self._rounds, form=_WRITTEN, **counted)
 
     def record_progress(self, session: EdgeSession) -> None:
         """Log a session's counters; absolute values, so that it may be called at any time."""

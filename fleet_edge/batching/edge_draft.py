@@ -283,8 +283,8 @@ def _draftable(work: WorkItem) -> bool:
 
 def _room(session: EdgeSession) -> int:
     """Return how many tokens can be proposed: the device also wants the one behind them."""
-    assert session.stream is not None
-    return session.stream.until - session.committed - 1
+    assert session.decode is not None
+    return session.decode.until - session.committed - 1
 
 
 def with_proposed(batch: Batch, proposed: Mapping[int, tuple[int, ...]]) -> Batch:

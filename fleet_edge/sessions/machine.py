@@ -142,7 +142,7 @@ class EdgeSession:
     reported_load: EdgeLoad | None = None
     rejection: Rejection | None = None
     failure: DraftFault | None = None
-    stream: DecodeRequest | None = None
+    decode: DecodeRequest | None = None
     _epoch: int = 0
     _digest: int = EMPTY_DIGEST
     _waiting: WaitingDrafts = field(default_factory=WaitingDrafts)
@@ -210,7 +210,7 @@ class EdgeSession:
             raise DraftFault(failure.code, failure.action, str(failure))
         self.limits.check(draft, mode=self.policy.mode)
         if draft.write is not None:
-            return self._admit_stream(draft, draft.write, arrived)
+            return self._admit_decode(draft, draft.write, arrived)
         if self._rounds.first_seen(draft.round):
             # Counted once, whether it is judged or void.
             self.counters.drafted += len(draft.tokens)
@@ -224,7 +224,7 @@ class EdgeSession:
         self._check_place(draft)
         block = self._correct(draft.fix, draft.base)
         self._move(SessionEvent.DRAFT)
-        self.stream = None
+        self.decode = None
         self._waiting.add(arrived)
         return DraftReceipt(block=block)
 
@@ -245,9 +245,9 @@ class EdgeSession:
         """The draft at the committed position, or the next of edge-only decoding."""
         if self.state is SessionState.DRAFTING:
             return self._waiting.at(self.committed)
-        if self.state is not SessionState.DECODING or self.stream is None or self.committed >= self.stream.until:
+        if self.state is not SessionState.DECODING or self.decode is None or self.committed >= self.decode.until:
             return None
-        return self.stream.next_draft(self.policy.mode, base=self.committed, digest=self._digest)
+        return self.decode.next_draft(self.policy.mode, base=self.committed, digest=self._digest)
 
     def chain(self, most: int, *, forced: int = MAX_FORCED) -> tuple[ReceivedDraft, ...]:
         """Return the drafts that can be verified at once, each starting at the end of the one before.
@@ -310,23 +310,23 @@ class EdgeSession:
         """Add what the grammar forces to a draft of edge-only decoding: it costs less here than in steps of its own."""
         if self.constraint is None:
             return ready
-        assert self.stream is not None
+        assert self.decode is not None
         # The token after the forced ones is wanted too.
-        room = max(0, min(most, self.stream.until - self.committed) - 1)
+        room = max(0, min(most, self.decode.until - self.committed) - 1)
         forced = self.constraint.next_forced(self.text, min(room, most_forced))
         tokens = tuple(takewhile(lambda token: token not in self.limits.end_tokens, forced))
         return replace(ready, draft=ready.draft.model_copy(update={"tokens": tokens})) if tokens else ready
 
     def _settle_decoded(self, arrived: ReceivedDraft, judgement: Judgement) -> DraftResult:
         """Commit what edge-only decoding has generated, as far as the device still asks for it."""
-        assert self.stream is not None
-        result = self.stream.result(arrived, judgement, limits=self.limits, committed=self.committed)
+        assert self.decode is not None
+        result = self.decode.result(arrived, judgement, limits=self.limits, committed=self.committed)
         written = len(result.tokens)
         self._extend(result.tokens)
         self.token_logprobs.extend(result.logprobs)
         counters = self.counters
         counters.tokens += written
-        counters.streamed += written
+        counters.edge_only += written
         counters.guessed += len(arrived.draft.tokens)
         counters.guessed_right += result.accepted
         counters.forced += sum(place < written for place in judgement.forced)
@@ -334,13 +334,13 @@ class EdgeSession:
             self._move(SessionEvent.ENDED)
         return result
 
-    def take_unsent(self, stream: DecodeRequest, *, at: float, most: int = MAX_TOKENS) -> tuple[int, ...]:
+    def take_unsent(self, decode: DecodeRequest, *, at: float, most: int = MAX_TOKENS) -> tuple[int, ...]:
         """Return at most `most` tokens that were not sent yet and mark them as sent at `at` (monotonic seconds)."""
-        begin, stream.sent_at = stream.sent, at
-        stream.sent = min(self.committed, begin + most)
-        self.sent = max(self.sent, stream.sent)
-        self._rounds.mark_answered(stream.request.round)
-        return tuple(self.tokens[self.prompt_length + begin : self.prompt_length + stream.sent])
+        begin, decode.sent_at = decode.sent, at
+        decode.sent = min(self.committed, begin + most)
+        self.sent = max(self.sent, decode.sent)
+        self._rounds.mark_answered(decode.request.round)
+        return tuple(self.tokens[self.prompt_length + begin : self.prompt_length + decode.sent])
 
     def logprobs_from(self, position: int, number: int) -> tuple[TokenLogprobs, ...]:
         if self.logprobs is None:
@@ -434,9 +434,9 @@ class EdgeSession:
             )
         return DraftReceipt(request=True)
 
-    def _admit_stream(self, draft: Draft, write: int, arrived: ReceivedDraft) -> DraftReceipt:
-        stream = self.stream
-        latest = stream.request.round if stream is not None else -1
+    def _admit_decode(self, draft: Draft, write: int, arrived: ReceivedDraft) -> DraftReceipt:
+        decode = self.decode
+        latest = decode.request.round if decode is not None else -1
         if draft.epoch < self._epoch or draft.round < max(latest, self._waiting.latest):
             return DraftReceipt()  # delivered late: the device has moved on
         if draft.round != latest and self._rounds.passed(draft.round):
@@ -453,8 +453,8 @@ class EdgeSession:
         self._waiting.void()
         until = min(draft.base + write, self.limits.max_new_tokens)
         self.sent = max(self.sent, draft.base)
-        sent_at = -math.inf if stream is None else stream.sent_at
-        self.stream = DecodeRequest(
+        sent_at = -math.inf if decode is None else decode.sent_at
+        self.decode = DecodeRequest(
             draft, until=until, sent=draft.base, due_at=arrived.at, sent_at=sent_at, size=arrived.size
         )
         # Otherwise missing tokens are sent with the next ones.

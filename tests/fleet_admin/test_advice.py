@@ -57,7 +57,7 @@ def test_estimates_are_within_15_percent_of_the_measured_capacity() -> None:
     for row in recorded["rows"]:
         if row["devices"] > EPYC_CORE.most_sessions:
             continue
-        if row["system"] not in ("edge-streaming-residual", "dssd-dense"):
+        if row["system"] not in ("edge-only-residual", "dssd-dense"):
             continue
         workload = Workload(
             curve=EPYC_CORE,

@@ -9,7 +9,7 @@ from fleet_edge.store.records import segment_number
 from tests.fleet_edge.store import samples
 
 
-def log_of(folder: Path, *, sessions: int, ago: timedelta, streamed: int = 0) -> str:
+def log_of(folder: Path, *, sessions: int, ago: timedelta, edge_only: int = 0) -> str:
     """Return the URL of a log of sessions, each of 45 tested tokens, 30 accepted, 50 drafted in 600 ms."""
     url = f"sqlite:///{folder / 'fleet.sqlite3'}"
     at = datetime.now(UTC) - ago
@@ -20,7 +20,7 @@ def log_of(folder: Path, *, sessions: int, ago: timedelta, streamed: int = 0) ->
             store.apply(
                 [
                     samples.opened(**of, at=at + timedelta(seconds=number)),
-                    samples.progress(**of, streamed=streamed, at=end),
+                    samples.progress(**of, edge_only=edge_only, at=end),
                     samples.closed(**of, at=end),
                 ]
             )
@@ -46,7 +46,7 @@ def test_the_last_week_of_the_log_tells_what_was_not_given(tmp_path: Path) -> No
 
 
 def test_a_log_of_sessions_that_the_edge_has_written_tells_no_round_trip(tmp_path: Path) -> None:
-    url = log_of(tmp_path, sessions=6, ago=timedelta(days=2), streamed=10)
+    url = log_of(tmp_path, sessions=6, ago=timedelta(days=2), edge_only=10)
     drafts = find_drafts(Given(), db=url)
     assert drafts.round_trip_ms == 20.0
     assert "assumed" in drafts.sources["round_trip_ms"]

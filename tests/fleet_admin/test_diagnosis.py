@@ -98,11 +98,11 @@ def rejected() -> SpentTime:
     return SpentTime(reported, counted)
 
 
-def streamed() -> SpentTime:
+def edge_only() -> SpentTime:
     """Return the time of a device that uses edge-only decoding, of which each piece has two tokens."""
     nothing = {"drafted": 0, "tested": 0, "accepted": 0, "rounds": 200}
     reported = replace(REPORTED, **nothing, draft_ms=0.0, wait_ms=20_400.0, wall_ms=20_600.0)
-    counted = replace(COUNTED, **nothing, streamed=TOKENS, duration_ms=20_550.0, queue_ms=200.0)
+    counted = replace(COUNTED, **nothing, edge_only=TOKENS, duration_ms=20_550.0, queue_ms=200.0)
     return SpentTime(reported, replace(counted, compute_ms=200 * 40.0, batch_sum=400))
 
 
@@ -128,8 +128,8 @@ PLANTED_IN_DEVICES: dict[str, tuple[Cause, SpentTime, dict[str, Any]]] = {
     "a throttled processor": (Cause.THROTTLED, SLOW_DRAFTING, {"throttled": HOT}),
     "a throttled processor, whose draft model rests": (
         Cause.THROTTLED,
-        streamed(),
-        {"plan": "stream", "plan_reason": HOT, "throttled": HOT},
+        edge_only(),
+        {"plan": "edge-only", "plan_reason": HOT, "throttled": HOT},
     ),
     "throttled processors everywhere": (Cause.THROTTLED, SOUND, {"throttled": HOT}),
     "a draft model that is too large": (
@@ -149,7 +149,7 @@ PLANTED_IN_DEVICES: dict[str, tuple[Cause, SpentTime, dict[str, Any]]] = {
         replace(SLOW_STEPS, counted=replace(SLOW_STEPS.counted, grammar_ms=14_000.0)),
         {"earlier_step_ms": 130.0},
     ),
-    "edge-only decoding": (Cause.EDGE_ONLY, streamed(), {"plan": "stream", "plan_reason": "The settings say so."}),
+    "edge-only decoding": (Cause.EDGE_ONLY, edge_only(), {"plan": "edge-only", "plan_reason": "The settings say so."}),
 }
 PLANTED_AT_EDGES: dict[str, tuple[Cause, SpentTime, dict[str, Any]]] = {
     "full": (Cause.FULL, refused(), {"refused": {"busy": 40}}),
@@ -180,7 +180,7 @@ def test_the_first_conclusion_about_an_edge_is_the_planted_cause(planted: str) -
 
 def test_the_reason_of_edge_only_decoding_and_the_device_that_takes_most_are_named() -> None:
     reason = "Edge-only decoding 31.0 tokens/s; drafting 12.0 tokens/s with 4 a draft."
-    assert reason in of_device(streamed(), plan="stream", plan_reason=reason)[0].sentence
+    assert reason in of_device(edge_only(), plan="edge-only", plan_reason=reason)[0].sentence
     assert "gateway-9" in of_device(longer(20_000.0, at_edge="queue_ms"), busiest=BUSY)[0].sentence
     assert "gateway-9" in of_edge(SOUND, busiest=replace(BUSY, share=0.9))[0].sentence
 
@@ -231,7 +231,7 @@ def test_a_device_that_drafts_ahead_waits_for_the_link_in_proportion() -> None:
 
 
 def test_each_token_of_edge_only_decoding_counts_a_step_though_its_pieces_have_several() -> None:
-    time = time_of(streamed())
+    time = time_of(edge_only())
     assert time.parts[Part.STEPS] * TOKENS == pytest.approx(TOKENS * 40.0)
     assert time.step_ms == 40.0
 
@@ -267,7 +267,9 @@ def test_shares_add_up_to_one_at_most_and_fall(
         "others": [each for each in [token_time(other)] if each],
         "busiest": Busiest("gateway-1", busiest, 3),
     }
-    device = conclude_device(DeviceFacts(name="gateway-1", edge="edge-1", plan="stream", throttled=hot, **given_ones))
+    device = conclude_device(
+        DeviceFacts(name="gateway-1", edge="edge-1", plan="edge-only", throttled=hot, **given_ones)
+    )
     edge = conclude_edge(EdgeFacts(name="edge-1", edge="edge-1", kv_usage=kv, **given_ones))
     for found in (device, edge):
         shares = [each.share for each in found]

@@ -30,7 +30,7 @@ def test_where_tokens_are_dear_it_says_that_the_edge_is_to_write(advise: Run, cu
     assert found["loads"][0]["gain_by_cost"]["1"] < 1.05
     assert found["says"][0].startswith("Drafting does not pay here for one device")
     assert found["pays_with_devices"] == []
-    held = found["holds"]["streaming"]["devices"]
+    held = found["holds"]["edge_only"]["devices"]
     # A prompt takes 256 ms: with 7 devices or more, 5 % of the gaps contain one.
     assert held == 6
 

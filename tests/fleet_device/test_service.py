@@ -72,7 +72,7 @@ def test_a_throttled_device_stops_drafting_says_why_and_drafts_again_when_it_has
     with at_work(fleet), service:
         until(lambda: service.absence() is None)
         hot = written("4")
-        assert (hot.counters.drafted, hot.counters.streamed) == (0, len(hot.tokens))
+        assert (hot.counters.drafted, hot.counters.edge_only) == (0, len(hot.tokens))
         assert hot.choice is not None
         assert "throttled" in hot.choice.reason
         until(lambda: state().throttled == sensor.throttled)

@@ -4,7 +4,7 @@ import pytest
 
 from fleet_common.settings import SettingsError, load_settings
 from fleet_device.pacing.adaptive import AdaptivePacing, make_pacing
-from fleet_device.pacing.contract import STREAMED, FixedPacing, Pacing
+from fleet_device.pacing.contract import EDGE_ONLY_TOKENS, FixedPacing, Pacing
 from fleet_device.settings import DeviceSettings
 from schemas.fields import MAX_TOKENS
 from schemas.policy import MAX_TOP_K
@@ -67,11 +67,11 @@ def test_what_cannot_work_is_refused_by_name(wrong: dict[str, Any]) -> None:
         ({"draft_length": 3}, FixedPacing(3)),
         ({"draft_length": "3", "ahead": "auto"}, FixedPacing(3)),
         ({"draft_length": 3, "ahead": True}, FixedPacing(3, ahead=True)),
-        ({"draft_length": "auto"}, AdaptivePacing(stream=None)),
-        ({"draft_length": "auto", "ahead": "no"}, AdaptivePacing(ahead=False, stream=None)),
-        ({"draft_length": "auto", "ahead": "true"}, AdaptivePacing(ahead=True, stream=None)),
-        ({"draft_length": "auto", "stream": "no"}, AdaptivePacing(stream=False)),
-        ({"stream": "yes"}, FixedPacing(STREAMED, stream=True)),
+        ({"draft_length": "auto"}, AdaptivePacing(edge_only=None)),
+        ({"draft_length": "auto", "ahead": "no"}, AdaptivePacing(ahead=False, edge_only=None)),
+        ({"draft_length": "auto", "ahead": "true"}, AdaptivePacing(ahead=True, edge_only=None)),
+        ({"draft_length": "auto", "edge_only": "no"}, AdaptivePacing(edge_only=False)),
+        ({"edge_only": "yes"}, FixedPacing(EDGE_ONLY_TOKENS, edge_only=True)),
     ],
     ids=repr,
 )

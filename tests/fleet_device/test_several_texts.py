@@ -167,7 +167,7 @@ def test_eight_requests_begin_at_once_with_two_sequences_of_the_draft_model() ->
 
 @pytest.mark.parametrize(
     ("given", "sequences"),
-    [({}, 2), ({"stream": True}, 2), ({"stream": False}, 5), ({"texts_at_once": 1}, 1)],
+    [({}, 2), ({"edge_only": True}, 2), ({"edge_only": False}, 5), ({"texts_at_once": 1}, 1)],
 )
 def test_more_requests_need_a_draft_sequence_without_edge_decoding(given: dict[str, Any], sequences: int) -> None:
     fleet, drafter = MemoryFleet(), CountedDrafter()
@@ -196,15 +196,15 @@ def test_requests_that_may_go_on_alone_always_have_the_draft_model(tmp_path: Pat
 def test_without_edge_only_decoding_from_afar_further_requests_wait_for_the_draft_model() -> None:
     with at_home(texts_at_once=4) as (device, _fleet), ThreadPoolExecutor(6) as pool:
         service = device._require_open().service
-        device.settings.stream = False
-        service.take_settings({"stream"})
+        device.settings.edge_only = False
+        service.take_settings({"edge_only"})
         texts = list(
             pool.map(
                 lambda seed: device.generate("t1 t2", raw=True, max_new_tokens=LONG, seed=seed, **COUPLED), range(6)
             )
         )
     assert [text.tokens for text in texts] == [expected(seed) for seed in range(6)]
-    assert all(text.generation.counters.streamed == 0 for text in texts)
+    assert all(text.generation.counters.edge_only == 0 for text in texts)
 
 
 class Turns:

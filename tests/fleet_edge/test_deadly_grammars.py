@@ -33,7 +33,7 @@ class Scene:
         self.sessions += 1
         asked = terms(self.sessions, max_new_tokens=6)
         asked = asked.model_copy(update={"policy": asked.policy.model_copy(update={"grammar": grammar})})
-        device = Device(self.fleet, "bad", asked, length=0, ahead=False, pacing=FixedPacing(6, stream=True))
+        device = Device(self.fleet, "bad", asked, length=0, ahead=False, pacing=FixedPacing(6, edge_only=True))
         device.open()
         while not any(isinstance(each, Opened | Refused) for each in device.messages):
             self.fleet.settle()

@@ -119,7 +119,9 @@ def test_devices_are_told_what_a_token_costs_and_how_good_their_draft_model_is(m
 
 
 def test_where_all_cannot_be_in_a_step_they_are_written_alike(monkeypatch: pytest.MonkeyPatch) -> None:
-    fleet, devices = loaded(monkeypatch, 9, lambda: FixedPacing(64, stream=True), step_tokens=4, max_new_tokens=LENGTH)
+    fleet, devices = loaded(
+        monkeypatch, 9, lambda: FixedPacing(64, edge_only=True), step_tokens=4, max_new_tokens=LENGTH
+    )
     serve(fleet, devices, steps=8)  # all are open, and their prompts computed
     for _ in range(60):
         fleet.broker.pump()

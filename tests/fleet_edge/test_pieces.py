@@ -138,7 +138,7 @@ def test_what_waits_is_sent_where_the_next_step_fails_for_want_of_the_target(mon
     scene.fleet.step()
     assert sum(scene.lengths()) >= 1
     session = scene.session()
-    assert session.stream.sent == session.committed
+    assert session.decode.sent == session.committed
 
 
 def test_every_token_counts_against_the_quota_of_its_device(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -79,7 +79,7 @@ def scene(seed: int, *, faults: bool) -> Scene:
             ),
             length=rng.randint(0, 8),
             ahead=rng.random() < 0.5,
-            pacing=rng.choice((None, FixedPacing(rng.randint(1, 16), stream=True), ChangingPacing(rng=rng))),
+            pacing=rng.choice((None, FixedPacing(rng.randint(1, 16), edge_only=True), ChangingPacing(rng=rng))),
         )
         for number in range(rng.randint(1, 3))
     ]

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fleet_device.pacing.contract import STREAMED, FixedPacing
+from fleet_device.pacing.contract import EDGE_ONLY_TOKENS, FixedPacing
 from fleet_edge.batching.steps import StepReport
 from fleet_edge.errors import OpenRefused
 from fleet_edge.sessions.admission import SessionOffer, grant
@@ -20,7 +20,7 @@ MOST_ROWS = 64
 
 def scoring(fleet: MemoryFleet, number: int, prompt: Sequence[int], *, logprobs: int = 1) -> Device:
     asked = terms(number, prompt=prompt, max_new_tokens=6).model_copy(update={"logprobs": logprobs, "echo": True})
-    pacing = FixedPacing(STREAMED, stream=True)
+    pacing = FixedPacing(EDGE_ONLY_TOKENS, edge_only=True)
     return Device(fleet, f"device-{number}", asked, length=0, ahead=False, pacing=pacing)
 
 

@@ -65,7 +65,7 @@ class Ledger:
                 verdict = decode_verdict(payload)
                 session, attempt = life.opened[device, verdict.handle]
                 if verdict.written is not None:
-                    self._from_stream(life, (device, session, attempt), verdict)
+                    self._from_edge_only(life, (device, session, attempt), verdict)
                     return
                 decision = (verdict.accepted, verdict.next, verdict.finish)
                 key = (device, session, verdict.round)
@@ -77,7 +77,7 @@ class Ledger:
             case _:
                 pass
 
-    def _from_stream(self, life: Life, place: tuple[str, bytes, int], verdict: Verdict) -> None:
+    def _from_edge_only(self, life: Life, place: tuple[str, bytes, int], verdict: Verdict) -> None:
         """Check edge-only tokens: the same at each place of a grant, however often they are sent."""
         assert verdict.base is not None
         assert verdict.written is not None

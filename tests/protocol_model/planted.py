@@ -9,7 +9,7 @@ from unittest.mock import patch
 
 from dssd.distribution import QuantizedDist
 from fleet_device.session.machine import DeviceSession
-from fleet_device.session.sequence import DraftsInFlight, Rejection, Streaming
+from fleet_device.session.sequence import DraftsInFlight, EdgeOnlyDecoding, Rejection
 from fleet_edge.answers.answers import Responder
 from fleet_edge.handlers import MessageHandlers
 from fleet_edge.sessions.drafts import ReceivedDraft, Rounds
@@ -111,8 +111,8 @@ def _by_name_alone(self: SessionTable, device: str, session: bytes) -> EdgeSessi
     return next((each for each in self if each.session == session), None)
 
 
-def _apply_anywhere(self: DeviceSession, verdict: Verdict, stream: Streaming) -> Any:
-    return _apply_streamed(self, verdict.model_copy(update={"base": len(self.committed)}), stream)
+def _apply_anywhere(self: DeviceSession, verdict: Verdict, decoding: EdgeOnlyDecoding) -> Any:
+    return _apply_edge_only(self, verdict.model_copy(update={"base": len(self.committed)}), decoding)
 
 
 def _repeat_verdict_struck(self: Responder, session: EdgeSession, draft: Draft, payload: bytes) -> None:
@@ -129,7 +129,7 @@ _MALFORMED: Final = FaultCode.MALFORMED
 _admit, _on_verdict, _open = EdgeSession.admit, DeviceSession.on_verdict, DeviceSession.open
 _found = Rejection._found
 _send, _again = DeviceSession.send, Responder.repeat_verdict
-_apply_streamed = DeviceSession._apply_streamed
+_apply_edge_only = DeviceSession._apply_edge_only
 
 
 _REPLACED: Final[dict[Planted, tuple[tuple[type, str, Callable[..., Any]], ...]]] = {
@@ -148,7 +148,7 @@ _REPLACED: Final[dict[Planted, tuple[tuple[type, str, Callable[..., Any]], ...]]
     Planted.FIX: ((DeviceSession, "send", _send_without_fix),),
     Planted.LAST: ((Rejection, "_found", _found_last),),
     Planted.OWNER: ((SessionTable, "by_name", _by_name_alone),),
-    Planted.GAP: ((DeviceSession, "_apply_streamed", _apply_anywhere),),
+    Planted.GAP: ((DeviceSession, "_apply_edge_only", _apply_anywhere),),
     Planted.REPEATS_STRUCK: ((Responder, "repeat_verdict", _repeat_verdict_struck),),
 }
 

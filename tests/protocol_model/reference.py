@@ -35,7 +35,7 @@ class Replay:
 
     def take(self, effect: VerdictEffect) -> None:
         decided = effect.decided
-        if effect.streamed:
+        if effect.edge_only:
             self._written(effect.tokens)
             return
         if self.blocks and effect.request is not None:

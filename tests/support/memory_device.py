@@ -131,7 +131,7 @@ class ScriptedAgent:
     asked: list[dict[str, Any]] = field(default_factory=list)
     ended: list[EndReason] = field(default_factory=list)
     apps: list[str | None] = field(default_factory=list)
-    speculation: list[bool] = field(default_factory=list)
+    edge_only: list[bool] = field(default_factory=list)
 
     def generate(self, request: GenerateRequest, context: RequestContext) -> Generation:
         prompt, outages = request.prompt, request.outages
@@ -139,7 +139,7 @@ class ScriptedAgent:
         self.asked.append(asked)
         self.outages.append(outages)
         self.apps.append(request.app)
-        self.speculation.append(request.speculation)
+        self.edge_only.append(request.edge_only)
         self.started.set()
         tokens: list[int] = []
         verified: int | None = None

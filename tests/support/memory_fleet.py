@@ -201,12 +201,12 @@ class ChangingPacing(FixedPacing):
     def plan(self, *, longest: int, window: int) -> Plan:
         del longest, window
         if self.rng.random() < 0.5:
-            return Plan(self.rng.randint(0, 6), stream=True)
+            return Plan(self.rng.randint(0, 6), edge_only=True)
         return Plan(self.rng.randint(0, 8), ahead=self.rng.random() < 0.5, may_stop=self.rng.random() < 0.5)
 
     def weigh(self, plan: Plan, prospect: Prospect, *, longest: int, window: int) -> Plan:
         del prospect, longest, window
-        return replace(plan, repeats=not plan.stream and self.rng.random() < 0.5)
+        return replace(plan, repeats=not plan.edge_only and self.rng.random() < 0.5)
 
     def goes_on(self, chances: Sequence[float]) -> bool:
         return self.rng.random() < chances[-1]

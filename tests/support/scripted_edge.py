@@ -225,7 +225,7 @@ class LoneDevice:
         self.broker.pump()
         policy = SamplingPolicy(mode=mode, temperature=0.8, top_k=5, top_p=0.93, seed=seed)
         request = GenerateRequest(
-            tuple(prompt), policy=policy, max_new_tokens=most, logprobs=logprobs, echo=echo, speculation=not echo
+            tuple(prompt), policy=policy, max_new_tokens=most, logprobs=logprobs, echo=echo, edge_only=echo
         )
         return self.agent.generate(request, context or RequestContext())
 

@@ -28,7 +28,7 @@ from tests.support.whole import Whole
 
 pytestmark = pytest.mark.broker
 
-WAITING = {"draft_length": 4, "ahead": False, "stream": False}
+WAITING = {"draft_length": 4, "ahead": False, "edge_only": False}
 UNRELATED = MarkovScript(size=LANGUAGE.size, seed=77, sharpness=3.0)
 
 
@@ -155,7 +155,7 @@ def test_a_device_that_takes_most_of_an_edge(whole: Whole, verifier: TimedVerifi
     verifier.token_s = 0.002
     with (
         whole.edge(),
-        whole.device(drafter(), "greedy", stream=True) as greedy,
+        whole.device(drafter(), "greedy", edge_only=True) as greedy,
         whole.device(drafter(), "modest-1", **WAITING) as modest,
         whole.device(drafter(), "modest-2", **WAITING) as other,
         ThreadPoolExecutor(8) as pool,

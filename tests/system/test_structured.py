@@ -117,7 +117,7 @@ def write(agent: Agent, grammar: Grammar | None, *, mode: Mode = Mode.RESIDUAL, 
     return generate_text(agent, agent.drafter, GenerateRequest((1, 2, 3), policy, 600))
 
 
-PLANS = {"drafted": FixedPacing(4), "streamed": FixedPacing(32, stream=True), "ahead": FixedPacing(2, ahead=True)}
+PLANS = {"drafted": FixedPacing(4), "edge-only": FixedPacing(32, edge_only=True), "ahead": FixedPacing(2, ahead=True)}
 
 
 @pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
@@ -128,7 +128,7 @@ def test_whatever_the_model_says_each_text_keeps_to_its_schema(agents: Any, plan
         text = write(agent, Grammar.json_schema(schema), mode=mode, seed=number)
         assert text.reason is EndReason.STOP, name
         jsonschema.validate(json.loads(text.text), schema)
-        assert (text.origins.count(TokenOrigin.FORCED) > 0) != (plan == PLANS["streamed"]), name
+        assert (text.origins.count(TokenOrigin.FORCED) > 0) != (plan == PLANS["edge-only"]), name
 
 
 def test_with_the_same_seed_a_coupled_text_is_the_same_whoever_writes_it(agents: Any) -> None:

@@ -86,7 +86,7 @@ def test_the_pages_say_which_part_of_a_tokens_time_is_long(viewer: Browser, url:
     write(url, [samples.opened(**own, at=at), samples.closed(**own, counters=counters, at=NOW)])
     page = viewer.get("/devices/gateway-2").text
     assert "The link takes" in page
-    assert "<code>stream</code>" in page
+    assert "<code>edge_only</code>" in page
     assert "No main cause" in viewer.get("/devices/gateway-1").text
     assert "median of the others" in viewer.get("/edges/edge-1").text
 

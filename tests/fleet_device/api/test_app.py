@@ -46,7 +46,7 @@ def test_a_chat_is_answered_in_openai_shape(make: Make) -> None:
             "cached": 0,
             "drafted": 4,
             "accepted": 3,
-            "streamed": 0,
+            "edge_only": 0,
             "forced": 0,
             "unverified": 0,
             "suffix_drafted": 0,
@@ -324,11 +324,11 @@ def test_a_stream_counts_its_tokens_in_each_chunk_if_asked(make: Make) -> None:
     assert all("usage" not in chunk for chunk in alone)
 
 
-@pytest.mark.parametrize("speculation", [None, "auto", "off"])
-def test_a_request_may_switch_drafting_off(make: Make, speculation: str | None) -> None:
+@pytest.mark.parametrize("edge_only", [None, False, True])
+def test_a_request_may_switch_drafting_off(make: Make, edge_only: bool | None) -> None:
     agent = ScriptedAgent()
-    assert chat(make(agent)[0], speculation=speculation).status_code == 200
-    assert agent.speculation == [speculation != "off"]
+    assert chat(make(agent)[0], edge_only=edge_only).status_code == 200
+    assert agent.edge_only == [bool(edge_only)]
 
 
 def test_a_chat_needs_a_model(make: Make) -> None:

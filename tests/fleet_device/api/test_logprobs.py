@@ -79,7 +79,7 @@ def test_an_echo_without_log_probabilities_is_the_text_alone(make: Make) -> None
     app, backend = make()
     choice = complete(app, echo=True).json()["choices"][0]
     assert (choice["text"], choice["logprobs"]) == ("t1 t2 t1 t2 t3 ", None)
-    assert backend.agent.speculation == [True]
+    assert backend.agent.edge_only == [False]
 
 
 def test_an_echo_of_no_token_is_the_prompt(make: Make) -> None:
@@ -90,7 +90,7 @@ def test_an_echo_of_no_token_is_the_prompt(make: Make) -> None:
     assert choice["logprobs"]["token_logprobs"] == [None, -0.5]
     assert (body["usage"]["prompt_tokens"], body["usage"]["completion_tokens"]) == (2, 0)
     assert [asked["max_new_tokens"] for asked in backend.agent.asked] == [1]
-    assert backend.agent.speculation == [False]
+    assert backend.agent.edge_only == [True]
 
 
 @pytest.mark.parametrize(

@@ -119,12 +119,12 @@ def test_a_text_is_written_told_and_counted(pacing: Pacing) -> None:
     assert (closed.counters.drafted, closed.counters.accepted) == (done.counters.drafted, done.counters.accepted)
 
 
-def test_without_speculation_the_edge_generates_the_same_alone() -> None:
+def test_edge_only_decoding_generates_the_same() -> None:
     scene = Scene(pacing=FixedPacing(3))
     policy = SamplingPolicy(mode=Mode.COUPLED, temperature=0.8, top_k=5, top_p=0.93, seed=SEED)
-    done = scene.agent.generate(GenerateRequest(PROMPT, policy, max_new_tokens=40, speculation=False))
+    done = scene.agent.generate(GenerateRequest(PROMPT, policy, max_new_tokens=40, edge_only=True))
     assert done.tokens == expected()
-    assert (done.counters.drafted, done.counters.streamed) == (0, len(done.tokens))
+    assert (done.counters.drafted, done.counters.edge_only) == (0, len(done.tokens))
     assert scene.write().counters.drafted > 0  # requests after it draft again
 
 

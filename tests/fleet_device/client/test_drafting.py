@@ -207,7 +207,7 @@ class Pupil:
     def note_load(self, load: ReportedLoad) -> None:
         self.loads.append(load)
 
-    def streamed(self, tokens: int, seconds: float, *, step_s: float = 0.0) -> None:  # noqa: ARG002
+    def learn_edge_only(self, tokens: int, seconds: float, *, step_s: float = 0.0) -> None:  # noqa: ARG002
         self.pieces.append((tokens, seconds))
 
 
@@ -349,7 +349,7 @@ def test_the_pacing_is_told_of_the_edges_load_whatever_message_says_it() -> None
     scene.pacing.learn(
         scene.session.on_verdict(Verdict(handle=HANDLE, round=sent.round, accepted=2, load=fields.EdgeLoad(texts=2)))
     )
-    request = scene.pacing.stream(8)
+    request = scene.pacing.request_edge_only(8)
     base, load = scene.session.position, fields.EdgeLoad(texts=3, writing_ms=20.0)
     # The first piece does not show the edge's speed.
     piece = Verdict(handle=HANDLE, round=request.round, accepted=0, base=base, written=(4,), load=load)
@@ -368,7 +368,7 @@ def test_the_pacing_is_told_of_other_drafts_that_the_step_has_verified() -> None
 
 def test_pieces_are_timed_but_for_the_first_that_has_come_all_the_way() -> None:
     scene = PacingScene()
-    request = scene.pacing.stream(5)
+    request = scene.pacing.request_edge_only(5)
 
     def come(base: int, *written: int, after_s: float) -> None:
         scene.now += after_s
@@ -380,7 +380,7 @@ def test_pieces_are_timed_but_for_the_first_that_has_come_all_the_way() -> None:
     come(2, 3, 4, after_s=0.5)
     assert scene.pupil.pieces == [(1, 0.25), (2, 0.5)]
     come(4, 5, after_s=0.25)  # the last: the edge waits now
-    request = scene.pacing.stream(3)
+    request = scene.pacing.request_edge_only(3)
     come(5, 1, after_s=9.0)
     assert scene.pupil.pieces == [(1, 0.25), (2, 0.5), (1, 0.25)]
     assert scene.pupil.outcomes == []

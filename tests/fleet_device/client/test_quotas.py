@@ -109,7 +109,7 @@ def test_a_device_that_sends_too_much_of_everything_waits_with_everything() -> N
 
 
 def test_during_a_delay_not_even_missing_tokens_are_asked_for() -> None:
-    device = LoneDevice(pacing=FixedPacing(4, stream=True))
+    device = LoneDevice(pacing=FixedPacing(4, edge_only=True))
     times: list[float] = []
 
     def answer(_message: Open, draft: Draft) -> Answers:

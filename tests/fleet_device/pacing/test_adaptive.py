@@ -94,15 +94,15 @@ def follow(
     for _ in range(rounds):
         plan = pacing.plan(longest=longest, window=WINDOW)
         plans.append(plan)
-        if not plan.stream:
+        if not plan.edge_only:
             pacing.learn(learn(plan))
         elif token_s is not None:
-            pacing.streamed(plan.tokens, token_s * plan.tokens, step_s=step_s)
+            pacing.learn_edge_only(plan.tokens, token_s * plan.tokens, step_s=step_s)
     return plans
 
 
 def drafts_of(plans: list[Plan]) -> list[Plan]:
-    return [plan for plan in plans if not plan.stream]
+    return [plan for plan in plans if not plan.edge_only]
 
 
 def drafted(
@@ -198,53 +198,53 @@ def test_drafting_ahead_is_taken_up_again_when_answers_get_faster() -> None:
     assert gone_on(800, slow_s=0.15) > 64
 
 
-def live_with_streaming(
-    pacing: AdaptivePacing, rounds: int, *, acceptance: float, token_s: float, round_trip_s: float, streamed_s: float
+def live_with_edge_only(
+    pacing: AdaptivePacing, rounds: int, *, acceptance: float, token_s: float, round_trip_s: float, edge_only_s: float
 ) -> tuple[list[Plan], float]:
     """Follow the plans where edge-only decoding is possible; return them and the tokens per second."""
     rng, plans, tokens, seconds = random.Random(3), list[Plan](), 0, 0.0
-    streaming = False
+    edge_only = False
     for _ in range(rounds):
         plan, _ = drafted(pacing, pacing.plan(longest=LONGEST, window=WINDOW), lambda: acceptance)
         plans.append(plan)
-        if plan.stream:
-            seconds += 0.0 if streaming else round_trip_s
+        if plan.edge_only:
+            seconds += 0.0 if edge_only else round_trip_s
             for _ in range(plan.tokens // 2):
-                took = streamed_s * rng.uniform(0.8, 1.2)
-                pacing.streamed(1, took)
+                took = edge_only_s * rng.uniform(0.8, 1.2)
+                pacing.learn_edge_only(1, took)
                 tokens, seconds = tokens + 1, seconds + took
         else:
             accepted = stood(plan, acceptance, rng)
             # Each token lengthens the edge's step by a fifth, as on a processor.
-            step_s = streamed_s * (1.0 + 0.2 * plan.tokens)
+            step_s = edge_only_s * (1.0 + 0.2 * plan.tokens)
             answer_s = (round_trip_s + step_s) * rng.uniform(0.9, 1.1)
             pacing.learn(verified(plan, accepted, step_s, token_s=token_s, answer_s=answer_s))
-            seconds += answer_s + (round_trip_s if streaming else 0.0) + plan.tokens * token_s
+            seconds += answer_s + (round_trip_s if edge_only else 0.0) + plan.tokens * token_s
             tokens += accepted + 1
-        streaming = plan.stream
+        edge_only = plan.edge_only
     return plans, tokens / seconds
 
 
 # The pace of edge-only decoding, and of a device whose drafts are useful or useless.
 @pytest.mark.parametrize("round_trip_s", [0.0, 0.02, 0.1])
-@pytest.mark.parametrize("streamed_s", [0.013, 0.1])
+@pytest.mark.parametrize("edge_only_s", [0.013, 0.1])
 @pytest.mark.parametrize("acceptance", [0.1, 0.7, 0.97])
-def test_choosing_is_hardly_slower_than_edge_only(round_trip_s: float, streamed_s: float, acceptance: float) -> None:
-    place = {"acceptance": acceptance, "token_s": 0.013, "round_trip_s": round_trip_s, "streamed_s": streamed_s}
-    _, chosen = live_with_streaming(AdaptivePacing(ahead=False, stream=None), 400, **place)
-    _, always = live_with_streaming(AdaptivePacing(stream=True), 400, **place)
-    _, never = live_with_streaming(AdaptivePacing(ahead=False), 400, **place)
+def test_choosing_is_hardly_slower_than_edge_only(round_trip_s: float, edge_only_s: float, acceptance: float) -> None:
+    place = {"acceptance": acceptance, "token_s": 0.013, "round_trip_s": round_trip_s, "edge_only_s": edge_only_s}
+    _, chosen = live_with_edge_only(AdaptivePacing(ahead=False, edge_only=None), 400, **place)
+    _, always = live_with_edge_only(AdaptivePacing(edge_only=True), 400, **place)
+    _, never = live_with_edge_only(AdaptivePacing(ahead=False), 400, **place)
     assert chosen >= 0.97 * always
     assert chosen >= 0.92 * max(always, never)
 
 
 def begun(token_s: float, step_s: float, load: ReportedLoad, *, longest: int = LONGEST) -> AdaptivePacing:
     """Return a pacing that has seen edge-only decoding and is about to draft."""
-    pacing = AdaptivePacing(ahead=False, stream=None)
+    pacing = AdaptivePacing(ahead=False, edge_only=None)
     pacing.note_load(load)
     pacing.plan(longest=longest, window=WINDOW)
     for _ in range(8):
-        pacing.streamed(1, token_s, step_s=step_s)
+        pacing.learn_edge_only(1, token_s, step_s=step_s)
     return pacing
 
 
@@ -254,7 +254,7 @@ def test_what_was_measured_on_a_busy_edge_does_not_count_on_one_that_is_not(step
     plans = follow(
         begun(0.4, step_s, ReportedLoad()), 50, lambda plan: verified(plan, 0, 0.1, token_s=0.013, answer_s=0.12)
     )
-    assert any(plan.stream for plan in plans)
+    assert any(plan.edge_only for plan in plans)
 
 
 @pytest.mark.parametrize("told_s", [None, 0.003])
@@ -262,7 +262,7 @@ def test_drafts_that_are_slow_by_their_own_tokens_do_not_make_the_edge_seem_slow
     """Two cores: 15 ms for a token, 24 ms for four. Edge-only decoding was twice as fast, and was never tried again."""
     pacing = begun(0.016, 0.015, ReportedLoad(token_s=told_s), longest=3)
     plans = follow(pacing, 40, lambda plan: verified(plan, plan.tokens, 0.015 + 0.003 * plan.tokens), longest=3)
-    assert sum(plan.stream for plan in plans[10:]) > 20
+    assert sum(plan.edge_only for plan in plans[10:]) > 20
 
 
 @pytest.mark.parametrize(("told", "most"), [(False, 2), (True, 0)])
@@ -276,12 +276,12 @@ def test_a_load_that_has_grown_since_the_edge_wrote_is_noticed_by_its_steps(told
         return verified(plan, plan.tokens, 0.12 + 0.004 * plan.tokens)
 
     plans = follow(pacing, 50, learn, token_s=0.12, step_s=0.12)  # before it is tried again in any case
-    assert sum(plan.stream for plan in plans) <= most
+    assert sum(plan.edge_only for plan in plans) <= most
 
 
 def test_an_edge_that_has_no_other_text_is_not_taken_for_busy_because_two_rows_take_twice_what_one_does() -> None:
     """One core: 12 ms for a row, 28 ms for two, 6 ms for each further one; edge-only decoding yields 75 tokens/s."""
-    pacing, rng = AdaptivePacing(stream=None), random.Random(1)
+    pacing, rng = AdaptivePacing(edge_only=None), random.Random(1)
     pacing.note_load(ReportedLoad(token_s=0.006, acceptance=0.9))
 
     def learn(plan: Plan) -> DraftOutcome:
@@ -297,7 +297,7 @@ SIXTEEN = ReportedLoad(texts=16, writing_s=0.12, step_s=0.04, text_s=0.005, toke
 @pytest.mark.parametrize(("acceptance", "drafts"), [(0.95, True), (0.5, False)])
 def test_where_texts_share_steps_it_is_drafted_if_that_were_quicker_for_all(acceptance: float, drafts: bool) -> None:
     """It holds whatever the present steps are; a single device would gain with poor drafts too."""
-    pacing, rng = AdaptivePacing(ahead=False, stream=None), random.Random(5)
+    pacing, rng = AdaptivePacing(ahead=False, edge_only=None), random.Random(5)
     pacing.note_load(SIXTEEN)
 
     def learn(plan: Plan) -> DraftOutcome:
@@ -311,7 +311,7 @@ def test_devices_that_are_alike_draft_alike_where_texts_share_steps() -> None:
     """Sixteen devices with random estimates of the same acceptance."""
 
     def device(seed: int) -> list[Plan]:
-        pacing, rng = AdaptivePacing(ahead=False, stream=False), random.Random(seed)
+        pacing, rng = AdaptivePacing(ahead=False, edge_only=False), random.Random(seed)
         pacing.note_load(SIXTEEN)
         return follow(pacing, 60, lambda plan: verified(plan, stood(plan, 0.8, rng), 0.16))
 
@@ -336,7 +336,7 @@ def test_the_wait_for_a_step_is_not_taken_for_the_way_where_texts_share_steps() 
 
 def test_other_drafts_that_a_step_has_verified_are_not_taken_for_its_load() -> None:
     """Three drafts of a token each are verified at once: 13 ms, and 7 ms for each of them."""
-    pacing = AdaptivePacing(stream=None)
+    pacing = AdaptivePacing(edge_only=None)
     pacing.note_load(ReportedLoad(token_s=0.007, acceptance=0.8))
     draft = verified(Plan(1, ahead=True), 1, 0.013 + 0.007 * 3, chained=2)
     follow(pacing, 20, lambda _: draft, token_s=0.1, step_s=0.013)
@@ -420,19 +420,19 @@ OUTCOMES = st.tuples(st.integers(0, 64), st.floats(0.0, 1.0), st.booleans(), ANY
     st.sampled_from([None, False]),
     st.sampled_from([None, False, True]),
 )
-def test_any_measurement_gives_a_plan(events: list[Any], stream: bool | None, drafts_ahead: bool | None) -> None:
-    pacing = AdaptivePacing(ahead=drafts_ahead, stream=stream)
+def test_any_measurement_gives_a_plan(events: list[Any], edge_only: bool | None, drafts_ahead: bool | None) -> None:
+    pacing = AdaptivePacing(ahead=drafts_ahead, edge_only=edge_only)
     prospect = Prospect(chances=(0.9, 0.8, 0.7), token_s=0.0001, catch_up_s=0.001)
     for load, (tokens, share, ahead, answer_s, compute_s, opening) in events:
         if load is not None:
             pacing.note_load(load)
         plan = pacing.plan(longest=LONGEST, window=WINDOW)
-        assert plan.stream or 0 <= plan.tokens <= LONGEST
+        assert plan.edge_only or 0 <= plan.tokens <= LONGEST
         weighed = pacing.weigh(plan, prospect, longest=LONGEST, window=WINDOW)
-        assert weighed.stream or 0 <= weighed.tokens <= LONGEST
+        assert weighed.edge_only or 0 <= weighed.tokens <= LONGEST
         assert pacing.choice().reason
-        if plan.stream:
-            pacing.streamed(tokens, answer_s, step_s=compute_s)
+        if plan.edge_only:
+            pacing.learn_edge_only(tokens, answer_s, step_s=compute_s)
         else:
             more = {"answer_s": answer_s, "queue_s": compute_s / 2, "opening": opening}
             pacing.learn(verified(Plan(tokens, ahead=ahead), int(share * tokens), compute_s, **more))
@@ -510,4 +510,4 @@ def test_where_drafts_have_a_fixed_length_it_is_taken_where_it_is_sure() -> None
     fixed = FixedPacing(4)
     assert fixed.weigh(Plan(4), SURE, longest=16, window=1) == Plan(4, repeats=True)
     assert fixed.weigh(Plan(4), UNSURE, longest=16, window=1) == Plan(4)
-    assert fixed.weigh(Plan(8, stream=True), SURE, longest=16, window=1) == Plan(8, stream=True)
+    assert fixed.weigh(Plan(8, edge_only=True), SURE, longest=16, window=1) == Plan(8, edge_only=True)

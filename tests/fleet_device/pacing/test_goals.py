@@ -83,23 +83,23 @@ Used = tuple[float, float, float]
 
 
 def live(
-    prices: Prices, *, token_s: float, streamed_s: float, acceptance: float = 0.8, round_trip_s: float = 0.02
+    prices: Prices, *, token_s: float, edge_only_s: float, acceptance: float = 0.8, round_trip_s: float = 0.02
 ) -> Used:
     """Follow the plans for a while; return tokens/s, joules and bytes per token after learning."""
-    pacing, rng = AdaptivePacing(stream=None, prices=prices), random.Random(5)
+    pacing, rng = AdaptivePacing(edge_only=None, prices=prices), random.Random(5)
     tokens, seconds, drafting_s, sent = 0, 0.0, 0.0, 0.0
     for number in range(400):
         if number == 100:
             tokens, seconds, drafting_s, sent = 0, 0.0, 0.0, 0.0
         plan = pacing.plan(longest=LONGEST, window=WINDOW)
-        if plan.stream:
+        if plan.edge_only:
             for _ in range(plan.tokens // 4):
-                pacing.streamed(2, 2 * streamed_s, step_s=streamed_s)
-            tokens, seconds = tokens + plan.tokens // 2, seconds + streamed_s * (plan.tokens // 2)
+                pacing.learn_edge_only(2, 2 * edge_only_s, step_s=edge_only_s)
+            tokens, seconds = tokens + plan.tokens // 2, seconds + edge_only_s * (plan.tokens // 2)
             sent += MESSAGE_BYTES * (1 + plan.tokens // 4)
             continue
         accepted = next((n for n in range(plan.tokens) if rng.random() >= acceptance), plan.tokens)
-        step_s = streamed_s * (1.0 + 0.05 * plan.tokens)
+        step_s = edge_only_s * (1.0 + 0.05 * plan.tokens)
         answer_s = round_trip_s + step_s
         pacing.learn(
             DraftOutcome(
@@ -118,27 +118,27 @@ def live(
 
 
 @pytest.mark.parametrize("token_s", [0.005, 0.04])
-@pytest.mark.parametrize("streamed_s", [0.02, 0.075, 0.2])
-def test_each_goal_saves_what_it_names_and_keeps_half_of_the_speed(token_s: float, streamed_s: float) -> None:
-    place: dict[str, Any] = {"token_s": token_s, "streamed_s": streamed_s}
+@pytest.mark.parametrize("edge_only_s", [0.02, 0.075, 0.2])
+def test_each_goal_saves_what_it_names_and_keeps_half_of_the_speed(token_s: float, edge_only_s: float) -> None:
+    place: dict[str, Any] = {"token_s": token_s, "edge_only_s": edge_only_s}
     speed, energy, sent = (live(prices, **place) for prices in (SPEED, ENERGY, BYTES))
     assert energy[1] <= 1.05 * min(speed[1], sent[1])
     assert sent[2] <= 1.05 * min(speed[2], energy[2])
     assert min(energy[0], sent[0]) >= speed[0] / MOST_SLOWER / 1.1
 
 
-@pytest.mark.parametrize("stream", [None, False])
-def test_while_it_is_throttled_the_draft_model_rests_and_the_reason_is_told(stream: bool | None) -> None:
+@pytest.mark.parametrize("edge_only", [None, False])
+def test_while_it_is_throttled_the_draft_model_rests_and_the_reason_is_told(edge_only: bool | None) -> None:
     heat: list[str | None] = [None]
-    pacing = AdaptivePacing(stream=stream, throttled=lambda: heat[0])
+    pacing = AdaptivePacing(edge_only=edge_only, throttled=lambda: heat[0])
 
     def write(plans: int) -> list[Plan]:
         found = []
         for _ in range(plans):
             plan = pacing.plan(longest=LONGEST, window=WINDOW)
             found.append(plan)
-            if plan.stream:
-                pacing.streamed(plan.tokens, 0.2 * plan.tokens, step_s=0.2)
+            if plan.edge_only:
+                pacing.learn_edge_only(plan.tokens, 0.2 * plan.tokens, step_s=0.2)
             else:
                 outcome = DraftOutcome(
                     tokens=plan.tokens, ahead=plan.ahead, accepted=plan.tokens, token_s=0.005, answer_s=0.22,
@@ -148,19 +148,19 @@ def test_while_it_is_throttled_the_draft_model_rests_and_the_reason_is_told(stre
         return found
 
     assert write(40)[-1].tokens > 1
-    assert pacing.choice().plan != "stream"
+    assert pacing.choice().plan != "edge-only"
     heat[0] = "The processor is throttled."
-    assert all(plan.stream or plan.tokens == 1 for plan in write(10))
-    assert all(plan.stream == (stream is None) for plan in write(10))
+    assert all(plan.edge_only or plan.tokens == 1 for plan in write(10))
+    assert all(plan.edge_only == (edge_only is None) for plan in write(10))
     assert heat[0] in pacing.choice().reason
-    assert pacing.choice().plan == ("stream" if stream is None else "draft")
+    assert pacing.choice().plan == ("edge-only" if edge_only is None else "draft")
     heat[0] = None
-    assert not any(plan.stream for plan in write(3))
+    assert not any(plan.edge_only for plan in write(3))
     assert "throttled" not in pacing.choice().reason
 
 
 def test_an_edge_that_is_much_slower_alone_is_not_left_alone_to_save_energy() -> None:
-    fast, _, _ = live(SPEED, token_s=0.002, streamed_s=0.3, acceptance=0.95)
-    saving, _, _ = live(ENERGY, token_s=0.002, streamed_s=0.3, acceptance=0.95)
+    fast, _, _ = live(SPEED, token_s=0.002, edge_only_s=0.3, acceptance=0.95)
+    saving, _, _ = live(ENERGY, token_s=0.002, edge_only_s=0.3, acceptance=0.95)
     assert fast > MOST_SLOWER / 0.3
     assert saving >= fast / MOST_SLOWER / 1.1

@@ -133,9 +133,9 @@ def test_a_correction_that_took_more_samples_is_one_all_the_same() -> None:
 
 def test_what_the_edge_writes_by_itself_says_so() -> None:
     session = session_of()
-    request = session.stream(8)
+    request = session.request_edge_only(8)
     (effect,) = session.on_verdict(Verdict(handle=HANDLE, round=request.round, accepted=0, base=0, written=(3, 4)))
-    assert effect.committed == CommittedTokens((3, 4), (TokenOrigin.STREAMED,) * 2)
+    assert effect.committed == CommittedTokens((3, 4), (TokenOrigin.EDGE_ONLY,) * 2)
 
 
 def test_committed_tokens_are_a_sequence_of_ids() -> None:

@@ -7,7 +7,7 @@ from fleet_device.pacing.contract import FixedPacing
 from fleet_edge.batching.edge_draft import LENGTHS, DraftLengths
 from fleet_edge.verifiers.contract import Item, VerifierError
 from schemas.policy import Mode
-from tests.fleet_edge.test_streamed_texts import asked_of, own_text
+from tests.fleet_edge.test_edge_only import asked_of, own_text
 from tests.support.markov import MarkovScript
 from tests.support.memory_broker import Faults
 from tests.support.memory_fleet import DRAFT, TARGET, Device, MemoryFleet, Mishaps, possible, run
@@ -36,7 +36,7 @@ def decoded(
     devices = [
         Device(
             fleet, f"device-{number}", asked_of(seed + number, mode, temperature), length=0, ahead=False,
-            pacing=FixedPacing(16, stream=True),
+            pacing=FixedPacing(16, edge_only=True),
         )
         for number, mode in enumerate(modes)
     ]  # fmt: skip
@@ -66,7 +66,7 @@ def test_whatever_is_lost_or_restarted_the_output_is_the_same(seed: int) -> None
     fleet = MemoryFleet(rng=rng, faults=faults, draft=DRAFT)
     asked = asked_of(seed, Mode.COUPLED, 0.4)
     device = Device(
-        fleet, "device-1", asked, length=0, ahead=False, pacing=FixedPacing(rng.randint(1, 32), stream=True)
+        fleet, "device-1", asked, length=0, ahead=False, pacing=FixedPacing(rng.randint(1, 32), edge_only=True)
     )
     run(fleet, [device], rng, mishaps=Mishaps(restart=0.01, resume=0.01))
     assert list(device.session.committed) == own_text(asked)

@@ -170,7 +170,7 @@ def test_who_is_absent_for_long_keeps_no_place() -> None:
     assert not turns.lasts(1, now=10.0)
 
 
-@pytest.mark.parametrize("pacing", [FixedPacing(32, stream=True), FixedPacing(3)], ids=["written", "drafted"])
+@pytest.mark.parametrize("pacing", [FixedPacing(32, edge_only=True), FixedPacing(3)], ids=["written", "drafted"])
 def test_busy_sessions_that_do_not_all_fit_take_turns(pacing: Pacing, monkeypatch: pytest.MonkeyPatch) -> None:
     # Holding a step needs a running clock; and where further tokens cost no time, the edge speculates many.
     settings = {"prefix_sharing": "off", "step_tokens": 256, "gather_share": 0.0}

@@ -45,7 +45,7 @@ def of(samples: Samples, name: str, **labels: str) -> float:
 
 
 def test_what_a_text_came_to_is_what_the_log_says(site: Site) -> None:
-    with site.edge(**LISTEN) as edge, site.device(stream=False) as device:
+    with site.edge(**LISTEN) as edge, site.device(edge_only=False) as device:
         before, during = scrape(edge), list[Samples]()
         done = device.agent.generate(
             GenerateRequest(PROMPT, policy=POLICY, max_new_tokens=LENGTH),
@@ -67,7 +67,7 @@ def test_what_a_text_came_to_is_what_the_log_says(site: Site) -> None:
     assert sum(places) == row["accepted"]
     assert places == sorted(places, reverse=True)
     assert of(after, "generation_tokens_total", plan="draft") == LENGTH
-    assert of(after, "generation_tokens_total", plan="stream") == 0
+    assert of(after, "generation_tokens_total", plan="edge-only") == 0
     assert of(after, "prompt_tokens_total") == len(PROMPT)
     assert of(after, "request_success_total", reason="length") == 1
     assert of(after, "request_success_total", reason="failed") == 0
@@ -83,10 +83,10 @@ def test_what_a_text_came_to_is_what_the_log_says(site: Site) -> None:
 
 
 def test_what_the_edge_writes_by_itself_is_told_apart(site: Site) -> None:
-    with site.edge(**LISTEN) as edge, site.device(stream=True) as device:
+    with site.edge(**LISTEN) as edge, site.device(edge_only=True) as device:
         device.agent.generate(GenerateRequest(PROMPT, policy=POLICY, max_new_tokens=LENGTH))
         after = scrape(edge)
-    assert of(after, "generation_tokens_total", plan="stream") == LENGTH
+    assert of(after, "generation_tokens_total", plan="edge-only") == LENGTH
     assert of(after, "spec_decode_num_drafts_total") == 0
     assert of(after, "downlink_bytes_total", form="written") > 0
 

@@ -329,8 +329,8 @@ def write(session: EdgeSession, token: int) -> Finish:
 
 
 def taken(session: EdgeSession) -> tuple[int, tuple[int, ...]]:
-    stream = session.stream
-    return stream.sent, session.take_unsent(stream, at=0.0)
+    decode = session.decode
+    return decode.sent, session.take_unsent(decode, at=0.0)
 
 
 @pytest.mark.parametrize("mode", Mode)
@@ -369,7 +369,7 @@ def test_a_request_that_comes_late_means_nothing() -> None:
     write(session, 4)
     taken(session)
     assert ask(session, 4, base=0, write=20) == DraftReceipt()
-    assert session.stream.until == 3
+    assert session.decode.until == 3
 
 
 def test_a_draft_ends_the_writing() -> None:
@@ -379,7 +379,7 @@ def test_a_draft_ends_the_writing() -> None:
     taken(session)
     digest = extend_digest(EMPTY_DIGEST, [4])
     session.admit(ReceivedDraft(Draft(handle=3, round=1, epoch=0, base=1, tokens=(5,), digest=digest), at=0.0))
-    assert session.stream is None
+    assert session.decode is None
     (arrived,) = session.chain(16)
     assert arrived.draft.tokens == (5,)
     assert ask(session, 0, base=0, write=10) == DraftReceipt()  # a repetition of the request, delivered late

@@ -58,7 +58,7 @@ def piece(request: Draft, base: int, written: Sequence[int], finish: Finish = Fi
 )
 def test_pieces_that_overlap_repeat_or_come_late_make_the_text(text: list[int], places: list[tuple[int, int]]) -> None:
     session = opened_session()
-    request = session.stream(MOST)
+    request = session.request_edge_only(MOST)
     news: list[int] = []
     kept: list[tuple[int, int]] = []
     for begin, end in [*places, (0, len(text))]:
@@ -81,11 +81,11 @@ def test_pieces_that_overlap_repeat_or_come_late_make_the_text(text: list[int], 
 @pytest.mark.parametrize("mode", Mode)
 def test_what_was_asked_for_having_come_the_device_may_draft(mode: Mode) -> None:
     session = opened_session(mode)
-    request = session.stream(3)
+    request = session.request_edge_only(3)
     assert (request.write, request.counts) == (3, () if mode is Mode.RESIDUAL else None)
-    assert session.state is SessionState.STREAMING
+    assert session.state is SessionState.EDGE_ONLY
     session.on_verdict(piece(request, 0, (4, 5)))
-    assert (session.state, session.stream_left) == (SessionState.STREAMING, 1)
+    assert (session.state, session.edge_only_left) == (SessionState.EDGE_ONLY, 1)
     session.on_verdict(piece(request, 2, (6,)))
     assert (session.state, session.unanswered()) == (SessionState.DRAFTING, ())
     assert session.committed == [4, 5, 6]
@@ -93,23 +93,23 @@ def test_what_was_asked_for_having_come_the_device_may_draft(mode: Mode) -> None
 
 def test_a_request_to_stop_is_over_only_with_its_own_answer() -> None:
     session = opened_session()
-    request = session.stream(10)
+    request = session.request_edge_only(10)
     session.on_verdict(piece(request, 0, (4,)))
-    stop = session.stream(0)
+    stop = session.request_edge_only(0)
     assert (stop.base, stop.write) == (1, 0)
     session.on_verdict(piece(request, 1, (5,)))  # was on its way
-    assert session.state is SessionState.STREAMING
-    assert not session.may_renew_stream
+    assert session.state is SessionState.EDGE_ONLY
+    assert not session.may_renew_edge_only
     session.on_verdict(piece(stop, 1, (5, 6)))
     assert (session.state, session.committed) == (SessionState.DRAFTING, [4, 5, 6])
 
 
 def test_the_text_ends_as_the_edge_says() -> None:
     session = opened_session()
-    session.on_verdict(piece(session.stream(10), 0, (4, END), Finish.STOP))
+    session.on_verdict(piece(session.request_edge_only(10), 0, (4, END), Finish.STOP))
     assert (session.ended, session.committed) == (EndReason.STOP, [4, END])
     session = opened_session(most=2)
-    request = session.stream(10)
+    request = session.request_edge_only(10)
     assert request.write == 2
     session.on_verdict(piece(request, 0, (4, 5), Finish.LENGTH))
     assert session.ended is EndReason.LENGTH
@@ -126,7 +126,7 @@ def test_the_text_ends_as_the_edge_says() -> None:
 )
 def test_what_no_correct_edge_writes_ends_the_session(written: Sequence[int], said: str) -> None:
     session = opened_session()
-    request = session.stream(10)
+    request = session.request_edge_only(10)
     session.on_verdict(piece(request, 0, (4,)))
     with pytest.raises(ProtocolViolation, match=said):
         session.on_verdict(piece(request, 0, written))
@@ -134,14 +134,14 @@ def test_what_no_correct_edge_writes_ends_the_session(written: Sequence[int], sa
 
 def test_a_verdict_on_a_draft_answers_no_request_for_tokens() -> None:
     session = opened_session()
-    request = session.stream(10)
+    request = session.request_edge_only(10)
     with pytest.raises(ProtocolViolation, match="has sent no tokens"):
         session.on_verdict(Verdict(handle=3, round=request.round, accepted=0, next=7))
 
 
 def test_pieces_of_an_earlier_request_before_a_resume_mean_nothing() -> None:
     session = opened_session()
-    request = session.stream(10)
+    request = session.request_edge_only(10)
     session.open()
     assert session.on_verdict(piece(request, 0, (4,))) == []
     assert session.committed == []
@@ -151,4 +151,4 @@ def test_nothing_is_asked_while_drafts_are_under_way() -> None:
     session = opened_session()
     session.send()
     with pytest.raises(ValueError, match="drafts in flight"):
-        session.stream(5)
+        session.request_edge_only(5)

@@ -28,9 +28,9 @@ def asked_of(seed: int, mode: Mode, temperature: float, prompt: Sequence[int] = 
     return terms(seed, mode=mode, max_new_tokens=LENGTH, temperature=temperature, prompt=prompt)
 
 
-def streamed(asked: Open, *, write: int = 16) -> tuple[list[int], MemoryFleet]:
+def edge_only(asked: Open, *, write: int = 16) -> tuple[list[int], MemoryFleet]:
     fleet = MemoryFleet()
-    device = Device(fleet, "device-1", asked, length=0, ahead=False, pacing=FixedPacing(write, stream=True))
+    device = Device(fleet, "device-1", asked, length=0, ahead=False, pacing=FixedPacing(write, edge_only=True))
     run(fleet, [device], random.Random(1))
     return list(device.session.committed), fleet
 
@@ -40,16 +40,16 @@ def streamed(asked: Open, *, write: int = 16) -> tuple[list[int], MemoryFleet]:
 def test_a_text_is_what_the_edge_draws_token_by_token(mode: Mode, temperature: float) -> None:
     for seed in range(4):
         asked = asked_of(seed, mode, temperature, prompt=(1, 2, 3, 4, 5) * 3)
-        text, fleet = streamed(asked, write=1 + 7 * seed)
+        text, fleet = edge_only(asked, write=1 + 7 * seed)
         assert text == own_text(asked)
         (session,) = fleet.known.values()
-        assert session.counters.streamed == len(text)
+        assert session.counters.edge_only == len(text)
         assert session.counters.guessed == 0
 
 
 def test_each_request_to_write_is_one_round_in_the_log() -> None:
     asked = asked_of(3, Mode.RESIDUAL, 0.0)
-    _, fleet = streamed(asked)
+    _, fleet = edge_only(asked)
     rounds = fleet.sink.of(RoundJudged)
     assert [record.form for record in rounds] == ["written"] * len(rounds)
     assert len({record.round for record in rounds}) == len(rounds) >= LENGTH // 16
@@ -63,7 +63,7 @@ def test_whatever_is_lost_or_restarted_the_text_is_the_same(seed: int) -> None:
     rng = random.Random(seed)
     fleet = MemoryFleet(rng=rng, faults=Faults(drop=0.1, duplicate=0.1, reorder=0.2))
     asked = asked_of(seed, Mode.COUPLED, 0.4)
-    pacing = FixedPacing(rng.randint(1, 32), stream=True)
+    pacing = FixedPacing(rng.randint(1, 32), edge_only=True)
     device = Device(fleet, "device-1", asked, length=0, ahead=False, pacing=pacing)
     run(fleet, [device], rng, mishaps=Mishaps(restart=0.01, resume=0.01))
     assert list(device.session.committed) == own_text(asked)
