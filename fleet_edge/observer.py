@@ -210,6 +210,7 @@ class SelfWatch:
             self._hangs(at)
             return
         self._turns()
+        self.recorder.sightings.repeat_own()
         self._report_load(state)
         if (new := state.dropped - self._dropped) > 0:
             self._dropped = state.dropped

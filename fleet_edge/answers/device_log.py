@@ -186,7 +186,9 @@ class StateRecorder:
     now: Callable[[], datetime]
     events: EventCounts
     _changes: DeviceChanges = field(init=False)
-    _presence: tuple[Presence, datetime] | None = None  # of this edge, and since when
+    _own: EdgeState | None = None
+    _since: datetime | None = None  # start of the presence in it
+    _lock: threading.Lock = field(default_factory=threading.Lock)  # otherwise a repeated state could follow a newer one
 
     def __post_init__(self) -> None:
         self._changes = DeviceChanges(self.now)
@@ -211,9 +213,20 @@ class StateRecorder:
         self.put(TelemetryReported(device=device, at=self.now(), told_acceptance=acceptance, **reported))
 
     def own(self, state: EdgeState) -> None:
-        if self._presence is None or self._presence[0] is not state.presence:
-            self._presence = (state.presence, self.now())
+        with self._lock:
+            if self._own is None or self._own.presence is not state.presence:
+                self._since = self.now()
+            self._own = state
+            self._put_own(state)
+
+    def repeat_own(self) -> None:
+        """Write this edge's state again: another edge may have used its name, and stopped."""
+        with self._lock:
+            if self._own is not None:
+                self._put_own(self._own)
+
+    def _put_own(self, state: EdgeState) -> None:
         reported = state.model_dump(
             include={"edge", "presence", "software", "target", "vocabulary", "certificate_until"}
         )
-        self.put(EdgeSeen(at=self.now(), presence_since=self._presence[1], **reported))
+        self.put(EdgeSeen(at=self.now(), presence_since=self._since, **reported))

@@ -7,11 +7,13 @@ from fleet_edge.answers.recorder import Recorder
 from fleet_edge.batching.scheduler import KvMemory
 from fleet_edge.metrics import Figures
 from fleet_edge.observer import LoopState, SelfWatch
+from fleet_edge.store import queries
+from fleet_edge.store.database import Store
 from fleet_edge.store.event_codes import EVENT_CODES
-from fleet_edge.store.records import EventLogged, LoadReported
+from fleet_edge.store.records import EdgeSeen, EventLogged, LoadReported
 from fleet_edge.store.views import ACTIVE_WITHIN, MachineState
 from schemas.control import Presence
-from tests.support.memory_fleet import Clock, Sink
+from tests.support.memory_fleet import Clock, Sink, edge_state
 
 
 @dataclass
@@ -45,8 +47,8 @@ class Scene:
     def __init__(self) -> None:
         self.clock, self.sink = Clock(), Sink()
         self.observer = _Observer(self.clock)
-        recorder = Recorder(self.sink, "edge-1", self.clock.now)
-        self.watch = SelfWatch(self.observer, recorder, 64, self.clock, self.clock.now)  # type: ignore[arg-type]
+        self.recorder = Recorder(self.sink, "edge-1", self.clock.now)
+        self.watch = SelfWatch(self.observer, self.recorder, 64, self.clock, self.clock.now)  # type: ignore[arg-type]
 
     def look(self) -> None:
         self.clock.seconds += 10.0
@@ -90,6 +92,21 @@ def test_load_counts_connected_and_active_devices(scene: Scene) -> None:
     assert (load.devices_active, load.devices_connected) == (1, 2)
     assert load.memory_bytes is not None
     assert load.memory_bytes > 10_000_000
+
+
+def test_an_edge_that_writes_is_online_whatever_another_of_its_name_has_written(scene: Scene, store: Store) -> None:
+    own = scene.recorder.sightings
+    own.own(edge_state(Presence.ONLINE))
+    scene.clock.seconds += 5.0
+    Recorder(scene.sink, "edge-1", scene.clock.now).sightings.own(edge_state(Presence.OFFLINE))
+    scene.look()
+    store.apply(scene.sink)
+    with store.engine.connect() as connection:
+        (edge,) = queries.edges(connection, now=scene.clock.now())
+    assert edge.state is MachineState.ONLINE
+    own.own(edge_state(Presence.OFFLINE))  # while its target is away, or once it has stopped
+    scene.look()
+    assert scene.sink.of(EdgeSeen)[-1].presence is Presence.OFFLINE
 
 
 def test_a_loop_that_hangs_is_told_once_and_again_when_it_answers(scene: Scene) -> None:
