@@ -70,7 +70,7 @@ def _end_with_parent() -> None:
 
 
 HOST: Final = "127.0.0.1"
-READY_S = 10.0
+READY_S = 60.0
 STOP_S = 5.0
 POLL_S = 0.02
 LOG_TAIL = 2000

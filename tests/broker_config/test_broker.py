@@ -14,6 +14,7 @@ from broker_config.mosquitto import (
     render_janitor_unit,
     render_timer,
 )
+from tests.support.waiting import PATIENCE_S
 
 HOME = Path("/etc/mosquitto/fleet")
 
@@ -138,7 +139,7 @@ def systemd_complaints(folder: Path, units: dict[str, str]) -> list[str]:
         path.write_text(re.sub(r"/usr/s?bin/(nft|mosquitto_sub|mosquitto)\b", "/bin/true", text))
     files = [str(path) for path in sorted(folder.iterdir()) if path.is_file()]
     command = ["systemd-analyze", "verify", "--man=no", "--recursive-errors=no", *files]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
     assert done.returncode == 0, done.stderr
     return [line for line in done.stderr.splitlines() if any(Path(name).name in line for name in units)]
 

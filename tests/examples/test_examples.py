@@ -11,12 +11,12 @@ import fleet_device
 from broker_config.processes import MosquittoProcess
 from fleet_device import FleetError, TextOptions
 from tests.support.prepared_models import prepared
+from tests.support.waiting import PATIENCE_S
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples"
 NAMES = ("query_the_log.py", "run_an_edge.py", "stream_a_chat.py", "write_a_text.py")
 MOST_LINES = 40
-PATIENCE_S = 240.0
 
 
 def run(name: str, *arguments: object, typed: str = "") -> subprocess.CompletedProcess[str]:

@@ -28,13 +28,13 @@ from tests.support.brokers import StartBroker
 from tests.support.processes import toy_edge_process
 from tests.support.statistics import ALARM, p_value
 from tests.support.toy_pair import END_TOKENS, PROMPT, ToyPair, policy
+from tests.support.waiting import PATIENCE_S
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples"
 FILES = ("reference_client.py", "reference_formulas.py", "reference_link.py")
 MOST_LINES = 150
 TEXTS = 600
-PATIENCE_S = 240.0
 
 Cases = list[dict[str, Any]]
 
@@ -285,7 +285,7 @@ def our_texts(broker: MosquittoProcess, *, seeds: range, tokens: int) -> list[li
     link = PahoLink(BrokerSettings(port=broker.port).link(FLEET, "ours", will=None))
     agent = Agent(link, FLEET, "ours", drafter, FixedPacing(3), time.monotonic)
     agent.attach()
-    link.start(timeout_s=10.0)
+    link.start(timeout_s=PATIENCE_S)
     try:
         written = [
             agent.generate(GenerateRequest(PROMPT, policy=policy(Mode.COUPLED, seed), max_new_tokens=tokens)).tokens

@@ -12,7 +12,7 @@ from fleet_cli.commands import _OURS
 from fleet_cli.errors import ExitCode
 from fleet_common.logs import Event
 from tests.support.tiny_gguf import tiny_gguf
-from tests.support.waiting import wait_for_event
+from tests.support.waiting import PATIENCE_S, wait_for_event
 
 ROOT = Path(__file__).parents[2]
 COMMAND = (sys.executable, "-m", "fleet_cli.main")
@@ -20,7 +20,9 @@ COMMAND = (sys.executable, "-m", "fleet_cli.main")
 
 def events_of(*arguments: str) -> tuple[int, list[dict[str, Any]], str]:
     """Run a command; return exit code, events and standard error. Every line must be an event."""
-    done = subprocess.run([*COMMAND, *arguments, "--events"], capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(
+        [*COMMAND, *arguments, "--events"], capture_output=True, text=True, timeout=PATIENCE_S, check=False
+    )
     return done.returncode, [json.loads(line) for line in done.stdout.splitlines()], done.stderr
 
 
@@ -60,7 +62,7 @@ def test_a_service_outlives_whoever_read_its_events(device: "subprocess.Popen[st
     device.stdout.close()
     device.stdout = None
     device.send_signal(signal.SIGTERM)
-    _, complaint = device.communicate(timeout=30)
+    _, complaint = device.communicate(timeout=PATIENCE_S)
     assert "BrokenPipe" not in complaint
     assert device.returncode == 0
 

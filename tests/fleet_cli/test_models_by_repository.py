@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.waiting import PATIENCE_S
+
 # Nothing listens at port 1, so a connection is refused at once; the client would retry six times.
 NO_HUB = "http://127.0.0.1:1"
 
@@ -14,7 +16,7 @@ def fleet(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
     environment |= {"HF_ENDPOINT": NO_HUB, "HF_HOME": str(folder)}
     environment |= {"FLEET_EDGE_DB": f"sqlite:///{folder / 'log.sqlite3'}", "FLEET_EDGE_SPOOL": str(folder / "spool")}
     command = [sys.executable, "-m", "fleet_cli.main", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=environment)
+    return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False, env=environment)
 
 
 @pytest.mark.parametrize(

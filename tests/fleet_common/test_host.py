@@ -17,6 +17,7 @@ from fleet_common.host import (
     state_folder,
     write_atomically,
 )
+from tests.support.waiting import PATIENCE_S
 
 GIB = 1 << 30
 
@@ -99,7 +100,9 @@ def run(program: str, *arguments: str) -> str:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     environment.pop("MALLOC_ARENA_MAX", None)
     command = [sys.executable, "-c", program, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=True, env=environment, timeout=60).stdout
+    return subprocess.run(
+        command, capture_output=True, text=True, check=True, env=environment, timeout=PATIENCE_S
+    ).stdout
 
 
 only_glibc = pytest.mark.skipif(not has_glibc(), reason="only glibc keeps free memory so")
@@ -199,7 +202,7 @@ def test_the_watchdog_is_fed_twice_in_its_time_however_often_the_loop_turns(mana
 
 def test_a_probe_that_hangs_starves_the_watchdog(manager: Manager, tmp_path: Path) -> None:
     entered, released = threading.Event(), threading.Event()
-    turns = iter([None, lambda: (entered.set(), released.wait(10))])
+    turns = iter([None, lambda: (entered.set(), released.wait(PATIENCE_S))])
 
     def probe() -> None:
         hang = next(turns)
@@ -209,7 +212,7 @@ def test_a_probe_that_hangs_starves_the_watchdog(manager: Manager, tmp_path: Pat
     unit = Systemd(str(tmp_path / "notify"), watchdog_s=0.002)
     unit.watch(probe)
     assert manager.hear() == "WATCHDOG=1"
-    assert entered.wait(5)
+    assert entered.wait(PATIENCE_S)
     assert manager.silent()
     unit._ended.set()
     released.set()

@@ -16,8 +16,7 @@ from starlette.routing import Route
 
 from fleet_common.http_server import HttpServer
 from tests.support.tls_fleet import of_server
-
-PATIENCE_S = 10.0
+from tests.support.waiting import PATIENCE_S
 
 
 class Site:

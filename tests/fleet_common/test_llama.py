@@ -8,7 +8,7 @@ import pytest
 
 from fleet_common import llama
 from fleet_common.llama import FairLock, LlamaError, give_back_mapped
-from tests.support.waiting import until
+from tests.support.waiting import PATIENCE_S, until
 
 SIZE = 8 << 20
 
@@ -59,7 +59,7 @@ def test_a_turn_is_handed_on_in_the_order_in_which_it_was_asked_for() -> None:
             threads[-1].start()
             until(lambda: turns.waiting == len(threads))
     for thread in threads:
-        thread.join(10.0)
+        thread.join(PATIENCE_S)
     assert order == [0, 1, 2] * 3
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from fleet_common.logs import Event, EventStream, JsonFormatter, Repetition, read_events, write_log_as
 from schemas.errors import FleetError
+from tests.support.waiting import PATIENCE_S
 
 
 @pytest.fixture
@@ -210,7 +211,9 @@ def test_a_program_reports_the_rest_when_it_ends() -> None:
         "hold_back_repetition()\n"
         "for _ in range(1000): logging.getLogger('fleet').warning('flood')\n"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=PATIENCE_S
+    )
     assert done.stderr.splitlines() == ["WARNING fleet flood"] * 5 + [
         "WARNING fleet flood … 995 more of this kind in the last 1 s."
     ]

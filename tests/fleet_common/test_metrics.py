@@ -24,7 +24,7 @@ from fleet_common.metrics import (
     read_token,
 )
 from fleet_common.metrics_server import MetricsServer
-from tests.support.waiting import until
+from tests.support.waiting import PATIENCE_S, until
 
 
 def test_a_histogram_counts_up_to_each_bound() -> None:
@@ -107,7 +107,7 @@ def serving(
 
 
 def ask(port: int, path: str, *, method: str = "GET", **headers: str) -> tuple[int, str]:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE_S)
     try:
         connection.request(method, path, headers=headers)
         answer = connection.getresponse()
@@ -191,14 +191,14 @@ def test_the_server_ends_while_somebody_waits() -> None:
 
     def wait() -> bytes:
         begun.set()
-        go_on.wait(30)
+        go_on.wait(PATIENCE_S)
         return b""
 
     with ExitStack() as stack:
         with serving(wait) as port:
             client = stack.enter_context(socket.create_connection(("127.0.0.1", port)))
             client.sendall(REQUEST)
-            assert begun.wait(10)
+            assert begun.wait(PATIENCE_S)
         go_on.set()
 
 

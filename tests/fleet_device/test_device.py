@@ -23,7 +23,7 @@ from schemas.reasons import EndReason
 from tests.support.memory_device import TalkingDrafter, announce_edge, at_work, settings
 from tests.support.memory_fleet import MemoryFleet
 from tests.support.memory_link import MemoryLink
-from tests.support.waiting import until
+from tests.support.waiting import PATIENCE_S, until
 
 COUPLED: Any = {"mode": "coupled", "temperature": 0.8, "top_k": 5, "top_p": 0.93}
 LONG = 40  # tokens; the output of seed 6 has no end token
@@ -115,7 +115,7 @@ def test_closing_a_device_gives_up_what_is_being_written_and_what_waits() -> Non
             texts = device._open.queue
             until(lambda: (texts.running, texts.waiting) == (True, 2))
         for thread in threads:
-            thread.join(10.0)
+            thread.join(PATIENCE_S)
             assert not thread.is_alive()
     assert len(failures) == 3
 

@@ -25,7 +25,7 @@ from schemas.topics import Topic, build
 from tests.support.memory_device import TalkingDrafter, announce_edge, at_work, edge_at_work, memory_service, settings
 from tests.support.memory_fleet import FLEET, Clock, MemoryFleet
 from tests.support.memory_link import MemoryLink
-from tests.support.waiting import until
+from tests.support.waiting import PATIENCE_S, until
 
 CLIENT = f"{FLEET}:device-1"
 STATE = build(Topic.STATE, fleet=FLEET, device="device-1")
@@ -251,7 +251,7 @@ def test_a_gateway_asked_to_drain_ends_its_text_first() -> None:
         until(lambda: presence(fleet) is Presence.DRAINING)
         assert running.is_alive()
         with edge_at_work(fleet):
-            running.join(10.0)
+            running.join(PATIENCE_S)
         assert not running.is_alive()
     assert type(events[-1]).__name__ == "GeneratedText"
     assert left == [1]
@@ -269,7 +269,7 @@ def test_a_gateway_asked_twice_ends_at_once_and_tells_of_its_end_once(asked: Seq
             assert running.is_alive()
             served.ask(each)
             until(lambda: told == ["end"])
-        running.join(10.0)
+        running.join(PATIENCE_S)
         assert not running.is_alive()
     assert told == ["end"]
     assert isinstance(getattr(events[-1], "error", None), TextCancelled)
@@ -284,7 +284,8 @@ def test_a_gateway_that_is_stopped_answers_its_clients_before_it_goes(stream: bo
         url, body = f"{served.address}/v1/completions", {"prompt": "t1", "stream": stream}
         # No edge verifies it, so it never ends; the others wait in the queue.
         clients = [
-            threading.Thread(target=lambda: answers.append(httpx.post(url, json=body, timeout=20.0))) for _ in range(3)
+            threading.Thread(target=lambda: answers.append(httpx.post(url, json=body, timeout=PATIENCE_S)))
+            for _ in range(3)
         ]
         for client in clients:
             client.start()
@@ -313,7 +314,7 @@ def test_a_draft_model_that_dies_is_told_to_its_application(stream: bool, monkey
     monkeypatch.setattr(drafter, "next", dies)
     with gateway(fleet, drafter) as served, edge_at_work(fleet):
         body = {"prompt": "t1", "max_tokens": 40, "stream": stream}
-        answer = httpx.post(f"{served.address}/v1/completions", json=body, timeout=20.0)
+        answer = httpx.post(f"{served.address}/v1/completions", json=body, timeout=PATIENCE_S)
     told = answer.text.rstrip().rpartition("\n\n")[2].removeprefix("data: ")
     assert json.loads(told)["error"]["message"] == "The draft model has crashed."
 

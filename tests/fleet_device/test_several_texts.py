@@ -23,7 +23,7 @@ from tests.support.memory_fleet import FLEET, MemoryFleet, lossless_text, terms
 from tests.support.memory_link import MemoryLink
 from tests.support.scripted_edge import LoneDevice
 from tests.support.toy_grammar import GRAMMAR, TEXTS
-from tests.support.waiting import until
+from tests.support.waiting import PATIENCE_S, until
 
 DEFAULT = DeviceSettings.model_fields["texts_at_once"].default
 
@@ -95,7 +95,7 @@ def test_an_application_whose_request_ends_grammar_processes_bans_the_grammar_fo
         assert found
         for each in found:
             each.send_signal(signal.SIGSEGV)
-        psutil.wait_procs(found, timeout=10)
+        psutil.wait_procs(found, timeout=PATIENCE_S)
 
     with at_home() as (device, _):
         agent, policy = device._require_open().service.agent, SamplingPolicy(grammar=GRAMMAR)
@@ -223,7 +223,7 @@ class Turns:
             cancels = cancellation or Cancellation()
             with self.lanes.acquire([1], drafts=drafts, cancellation=cancels, edge_only=edge_only) as lane:
                 got.append(lane)
-                over.wait(10.0)
+                over.wait(PATIENCE_S)
 
         self.pool.submit(run)
         return got, over

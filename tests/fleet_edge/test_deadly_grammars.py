@@ -15,6 +15,7 @@ from schemas.policy import Grammar, GrammarKind, Mode
 from schemas.reasons import Action, FaultCode, RefusalCode
 from tests.support.memory_fleet import Device, MemoryFleet, lossless_text, run, terms
 from tests.support.toy_grammar import GRAMMAR, TEXTS
+from tests.support.waiting import PATIENCE_S
 
 CHAIN = ",".join(f'"{place}":{{"items":{{"$ref":"#/$defs/{place + 1}"}}}}' for place in range(1600))
 DEADLY = Grammar(kind=GrammarKind.JSON_SCHEMA, text=f'{{"$defs":{{{CHAIN},"1600":{{}}}},"$ref":"#/$defs/0"}}')
@@ -55,7 +56,7 @@ class Scene:
         found = [each for worker in workers for grammar in worker.children() for each in grammar.children()]
         for each in found:
             each.send_signal(number)
-        psutil.wait_procs(found, timeout=10)
+        psutil.wait_procs(found, timeout=PATIENCE_S)
         return [each.pid for each in found]
 
     def events(self) -> list[EventLogged]:

@@ -17,7 +17,7 @@ from tests.support.memory_broker import MemoryBroker
 from tests.support.memory_fleet import END, FLEET, TARGET
 from tests.support.memory_link import MemoryLink
 from tests.support.scripted_verifier import ScriptedVerifier
-from tests.support.waiting import until
+from tests.support.waiting import PATIENCE_S, until
 
 
 class Place:
@@ -96,7 +96,7 @@ def test_on_a_thread_it_runs_until_it_is_stopped_from_another_one(place: Place) 
         thread.start()
         until(lambda: place.presence is Presence.ONLINE)
         edge.stop()
-        thread.join(10.0)
+        thread.join(PATIENCE_S)
     assert not thread.is_alive()
     assert told == ["online", "end"]
 

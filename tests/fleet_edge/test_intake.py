@@ -14,7 +14,7 @@ from schemas.topics import Topic, build
 from tests.support.drafts import draft, open_message
 from tests.support.memory_broker import MemoryBroker
 from tests.support.memory_link import MemoryLink
-from tests.support.waiting import until
+from tests.support.waiting import PATIENCE_S, until
 
 if TYPE_CHECKING:
     from broker_config.processes import MosquittoProcess
@@ -110,14 +110,14 @@ def test_retained_messages_of_devices_are_not_delivered(own_mosquitto: "Mosquitt
     drafts = build(Topic.DRAFT, fleet="home", device="device-1", edge="edge-1")
     stored: list[PublishOutcome] = []
     try:
-        device.start(timeout_s=10.0)
+        device.start(timeout_s=PATIENCE_S)
         for name in (home[Topic.OPEN], home[Topic.CLOSE], drafts, home[Topic.STATE]):
             device.publish(name, b"left there", retain=True, on_outcome=stored.append)
         until(lambda: len(stored) == 4)
         assert all(outcome.accepted for outcome in stored)
         edge.screen(accepts)
         intake.subscribe(edge, fleet="home", edge="edge-1")
-        edge.start(timeout_s=10.0)
+        edge.start(timeout_s=PATIENCE_S)
         device.publish(home[Topic.CLOSE], b"said now")
         until(lambda: home[Topic.CLOSE].encode() in sent)
     finally:

@@ -11,8 +11,7 @@ from fleet_edge.store.records import segment_number
 from tests.fleet_edge.store import samples
 from tests.fleet_edge.store.rows import all_rows
 from tests.fleet_edge.store.samples import after
-
-PATIENCE_S = 20.0
+from tests.support.waiting import PATIENCE_S
 
 
 def _nothing() -> None:

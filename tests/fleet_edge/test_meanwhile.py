@@ -15,7 +15,7 @@ from schemas.reasons import EndReason
 from schemas.topics import Topic
 from schemas.vocabulary import EMPTY_DIGEST, extend_digest
 from tests.support.memory_fleet import EDGE, Device, MemoryFleet, lossless_text, run, terms
-from tests.support.waiting import until
+from tests.support.waiting import PATIENCE_S, until
 
 LENGTH = 20
 SEED = 6  # its output has no end token
@@ -96,7 +96,7 @@ class Scene:
             self.ask(round_, **draft)
             taken = threading.Event()
             self.fleet.edge.inbox.put(taken.set)
-            assert taken.wait(10.0)
+            assert taken.wait(PATIENCE_S)
             self.fleet.edge.inbox.put(taken.clear)  # the messages of that take come after its calls
             until(lambda: not taken.is_set())
 

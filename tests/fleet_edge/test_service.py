@@ -17,7 +17,7 @@ from schemas.topics import Topic, build
 from tests.support.memory_edges import LENGTH, POLICY, PROMPT, RunningEdge, Site, Writing, undisturbed
 from tests.support.memory_fleet import FLEET, terms
 from tests.support.memory_link import MemoryLink
-from tests.support.waiting import until
+from tests.support.waiting import PATIENCE_S, until
 
 AT = 10  # tokens
 
@@ -151,7 +151,7 @@ def test_hanging_jobs_delay_neither_devices_nor_log(site: Site, monkeypatch: pyt
     may_end = threading.Event()
     with site.edge() as edge:
         hold(site, edge)
-        monkeypatch.setattr(edge.service._jobs, "stop", lambda: may_end.wait(60.0))
+        monkeypatch.setattr(edge.service._jobs, "stop", lambda: may_end.wait(PATIENCE_S))
         edge.stop.set()
         until(lambda: site.state("edge-1") is Presence.OFFLINE)
         until(lambda: site.rows("SELECT presence FROM edges") == [{"presence": "offline"}])

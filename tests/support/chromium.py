@@ -15,9 +15,9 @@ from queue import Empty, Queue
 from typing import Any
 
 from fleet_common.closing import Closing
+from tests.support.waiting import PATIENCE_S
 
 AXE = Path(__file__).parent.parent / "fleet_admin" / "dashboard" / "vendor" / "axe.min.js"
-PATIENCE_S = 60
 
 
 def chromium_path() -> str | None:

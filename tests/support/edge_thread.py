@@ -16,6 +16,7 @@ from fleet_edge.sessions.table import HANDLES
 from fleet_edge.settings import EdgeSettings
 from fleet_edge.store.records import Record
 from fleet_edge.verifiers.contract import Verifier
+from tests.support.waiting import PATIENCE_S
 
 NO_QUOTAS: Final = QuotaSettings(
     drafts_per_s=1e6,
@@ -25,8 +26,6 @@ NO_QUOTAS: Final = QuotaSettings(
     uplink_bytes_per_s=1e9,
 )
 """Quotas that no benchmark reaches: few devices use all of an edge."""
-
-_START_S: Final = 10.0
 
 
 class NoLog:
@@ -71,7 +70,7 @@ def edge_thread(
         orchestrator.finish_step()
 
     thread = threading.Thread(target=serve, name=f"edge-{settings.edge}", daemon=True)
-    link.start(timeout_s=_START_S)
+    link.start(timeout_s=PATIENCE_S)
     thread.start()
     try:
         yield

@@ -16,6 +16,7 @@ from fleet_common.logs import Event, EventStream, read_events
 from tests.support.inference_server import InferenceServer
 from tests.support.scripted_language import CONTEXT, LANGUAGE
 from tests.support.scripted_verifier import ScriptedVerifier
+from tests.support.waiting import PATIENCE_S
 
 _SPARE: Final = 8  # positions that a server keeps for itself
 _STOP_S: Final = 20.0
@@ -33,7 +34,7 @@ class ServerProcess:
     def kill(self) -> None:
         """Kill the server, as a power failure does; its port is free afterwards."""
         self.process.kill()
-        self.process.wait(_STOP_S)
+        self.process.wait(PATIENCE_S)
 
 
 @contextmanager

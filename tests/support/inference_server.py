@@ -22,9 +22,9 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from fleet_edge.verifiers.contract import Item, Verifier
+from tests.support.waiting import PATIENCE_S
 
 Answer = dict[str, Any]
-_WAIT_S: Final = 30.0
 _GLANCE_S: Final = 0.005
 _MOST_QUESTIONS: Final = 10_000
 
@@ -98,7 +98,7 @@ class InferenceServer:
         if server is None or thread is None:
             return
         server.should_exit = True
-        thread.join(_WAIT_S)
+        thread.join(PATIENCE_S)
         self._server = self._thread = None
 
     kill = __exit__

@@ -11,9 +11,9 @@ from fleet_common.mqtt.settings import LinkSettings
 from tests.support.memory_broker import MemoryBroker
 from tests.support.memory_link import MemoryLink
 from tests.support.relay import Relay
-from tests.support.waiting import until
+from tests.support.waiting import PATIENCE_S, until
 
-START_S = 10.0
+START_S = PATIENCE_S
 
 
 class Clock:

@@ -25,6 +25,7 @@ from schemas.topics import Topic, build
 from tests.support.device_status import device_status
 from tests.support.memory_fleet import DRAFT, END, FLEET, START, MemoryFleet, edge_state
 from tests.support.memory_link import MemoryLink
+from tests.support.waiting import PATIENCE_S
 
 SESSION = bytes(range(8))
 
@@ -150,7 +151,7 @@ class ScriptedAgent:
                 context.on_wait(self.late)
             for number, batch in enumerate(self.batches):
                 if self.gate is not None:
-                    assert self.gate.acquire(timeout=10.0)
+                    assert self.gate.acquire(timeout=PATIENCE_S)
                 if cancellation.requested:
                     reason = EndReason.CANCELLED
                     break

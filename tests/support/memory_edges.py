@@ -24,7 +24,7 @@ from tests.support.memory_fleet import END, FLEET, TARGET, Clock, lossless_text,
 from tests.support.memory_link import MemoryLink
 from tests.support.scripted_verifier import ScriptedVerifier
 from tests.support.tuning import tune
-from tests.support.waiting import until
+from tests.support.waiting import PATIENCE_S, until
 
 PROMPT = (1, 2)
 SEED = 6  # its output has no end token
@@ -63,7 +63,7 @@ class RunningEdge:
         return not self._thread.is_alive()
 
     def join(self) -> None:
-        self._thread.join(10.0)
+        self._thread.join(PATIENCE_S)
         assert self.ended
 
     def reach_the_deadline(self) -> None:
@@ -168,7 +168,7 @@ class Writing:
         self._thread.start()
 
     def finish(self) -> Generation:
-        self._thread.join(30.0)
+        self._thread.join(PATIENCE_S)
         (outcome,) = self._outcome
         if isinstance(outcome, BaseException):
             raise outcome

@@ -18,6 +18,7 @@ from schemas.errors import FleetError
 from tests.support.edge_thread import NO_QUOTAS
 from tests.support.local_broker import LocalBroker
 from tests.support.raw_client import RawClient
+from tests.support.waiting import PATIENCE_S
 
 _START_S: Final = 600.0  # an edge may have a large model to quantize
 _STOP_S: Final = 20.0
@@ -111,7 +112,7 @@ class Program:
             self._process.wait(timeout_s)
         except subprocess.TimeoutExpired:
             raise ProgramError(f"{self._name} has not ended within {timeout_s:.0f} s.") from None
-        self._reader.join(_STOP_S)
+        self._reader.join(PATIENCE_S)
 
     def send_signal(self, number: int) -> None:
         """Send a signal, unless it has ended."""
@@ -135,7 +136,7 @@ class Program:
                 self._process.wait(_STOP_S)
         if self.lives:
             self.kill()
-        self._reader.join(_STOP_S)
+        self._reader.join(PATIENCE_S)
         if self._process.stdin is not None:
             with contextlib.suppress(BrokenPipeError):
                 self._process.stdin.close()

@@ -16,9 +16,9 @@ from tests.support.mqtt_packets import (
     split_packets,
     subscribe_packet,
 )
+from tests.support.waiting import PATIENCE_S
 
 HOST = "127.0.0.1"
-PATIENCE_S = 10.0
 CHUNK = 1 << 16
 
 

@@ -16,6 +16,7 @@ from fleet_device.session.sequence import CommittedTokens, TokenOrigin
 from schemas.policy import SamplingPolicy
 from tests.support.sabotage import Sabotage, at_the_device
 from tests.support.toy_pair import PROMPT, ToyPair
+from tests.support.waiting import PATIENCE_S
 
 OriginatedText = tuple[tuple[int, TokenOrigin], ...]
 """The tokens of an output and where they come from."""
@@ -56,7 +57,7 @@ def run_sessions(
         link = PahoLink(BrokerSettings(port=port).link(fleet, name, will=None))
         agent = Agent(link, fleet, name, drafter, pacing(), time.monotonic)
         agent.attach()
-        link.start(timeout_s=10.0)
+        link.start(timeout_s=PATIENCE_S)
         try:
             while True:
                 with lock:

@@ -7,6 +7,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from tests.support.waiting import PATIENCE_S
+
 
 class Unit:
     def __init__(self, path: Path, *, watchdog_us: int = 100_000) -> None:
@@ -25,7 +27,7 @@ class Unit:
     ) -> None:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as own:
             own.sendto(b"", self.environment["NOTIFY_SOCKET"])
-        self._thread.join(5.0)
+        self._thread.join(PATIENCE_S)
         self._socket.close()
 
     @property

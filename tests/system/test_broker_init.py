@@ -12,7 +12,7 @@ import pytest
 from fleet_common.logs import Event
 from tests.support.brokers import require_mosquitto
 from tests.support.prepared_models import prepared
-from tests.support.waiting import wait_for_event
+from tests.support.waiting import PATIENCE_S, wait_for_event
 
 pytestmark = [pytest.mark.broker, pytest.mark.models]
 
@@ -49,12 +49,12 @@ def service(command: list[str], folder: Path) -> Iterator["subprocess.Popen[str]
         yield process
     finally:
         process.terminate()
-        process.communicate(timeout=30)
+        process.communicate(timeout=PATIENCE_S)
 
 
 def run(command: list[str], folder: Path, typed: str = "") -> str:
     process = started(command, folder)
-    out, errors = process.communicate(typed, timeout=180)
+    out, errors = process.communicate(typed, timeout=PATIENCE_S)
     assert process.returncode == 0, out + errors
     return out
 

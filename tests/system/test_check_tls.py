@@ -11,7 +11,7 @@ from broker_config.processes import IdentityFiles
 from broker_config.site import make_local_broker
 from tests.support.brokers import require_mosquitto
 from tests.support.local_broker import LocalBroker
-from tests.support.waiting import until
+from tests.support.waiting import PATIENCE_S, until
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "check-tls"
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl
 
 def check(port: int, files: IdentityFiles) -> subprocess.CompletedProcess[str]:
     command = [str(SCRIPT), f"localhost:{port}", str(files.ca), str(files.certificate), str(files.key)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
 
 
 @pytest.mark.broker

@@ -13,6 +13,7 @@ import pytest
 
 from fleet_device import Device
 from tests.support.prepared_models import prepared
+from tests.support.waiting import PATIENCE_S
 
 pytestmark = [pytest.mark.broker, pytest.mark.models, pytest.mark.xdist_group("demo")]
 
@@ -93,16 +94,16 @@ def test_the_fleet_stays_up_for_applications_until_a_signal(
         children = [int(pid) for pid in Path(f"/proc/{demo.pid}/task/{demo.pid}/children").read_text().split()]
         assert len(children) >= 4  # broker, edge, two devices
         (curl,) = re.findall(r"^  (curl .*\\\n.*)$", said, re.MULTILINE)
-        reply = subprocess.run(curl, shell=True, capture_output=True, text=True, timeout=60, check=True)
+        reply = subprocess.run(curl, shell=True, capture_output=True, text=True, timeout=PATIENCE_S, check=True)
         assert json.loads(reply.stdout)["choices"][0]["message"]["content"]
         with Device.from_config(tmp_path / "device.toml") as device:
             assert device.generate("Why is the sky blue?", max_new_tokens=8).tokens
         page = said.partition("Dashboard: ")[2].split()[0]
-        with urllib.request.urlopen(f"{page}login", timeout=30) as login:
+        with urllib.request.urlopen(f"{page}login", timeout=PATIENCE_S) as login:
             assert b"Log in" in login.read()
     finally:
         demo.send_signal(number)
-        _, errors = demo.communicate(timeout=60)
+        _, errors = demo.communicate(timeout=PATIENCE_S)
     assert demo.returncode == 130
     assert "Traceback" not in errors
     assert not [pid for pid in children if Path(f"/proc/{pid}").exists()]

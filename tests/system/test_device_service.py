@@ -13,13 +13,11 @@ import pytest
 from fleet_common.logs import Event
 from fleet_device.api.listening import listen
 from tests.support.prepared_models import prepared
-from tests.support.waiting import until, wait_for_event
+from tests.support.waiting import PATIENCE_S, until, wait_for_event
 from tests.support.whole import FLEET, Whole
 
 pytestmark = [pytest.mark.broker, pytest.mark.models]
 
-PATIENCE_S = 60.0
-EXIT_S = 90.0
 LONG = 24  # tokens: enough for something to happen meanwhile
 
 
@@ -74,11 +72,11 @@ def test_an_application_streams_a_text_and_sigterm_lets_it_end(whole: Whole) -> 
     ask: dict[str, Any] = {"prompt": "Once upon a time", "max_tokens": 2 * LONG, "mode": "coupled"}
     served = command(whole, "served", "run", "--api-listen", f"127.0.0.1:{port}")
     with running(served, FLEET_DEVICE_DRAIN_S="60") as process:
-        until(lambda: status(url) == "waiting", patience_s=PATIENCE_S)
+        until(lambda: status(url) == "waiting")
         early = httpx.post(f"{url}/v1/completions", json=ask, timeout=PATIENCE_S)  # an edge may be starting too
         assert (early.status_code, early.json()["error"]["code"]) == (503, "edge_unavailable")
         with whole.edge():
-            until(lambda: status(url) == "ok", patience_s=PATIENCE_S)
+            until(lambda: status(url) == "ok")
             ask["seed"] = long_seed(url, ask)
             plain = httpx.post(f"{url}/v1/completions", json=ask, timeout=PATIENCE_S).json()
             text = ""
@@ -89,7 +87,7 @@ def test_an_application_streams_a_text_and_sigterm_lets_it_end(whole: Whole) -> 
                 text += json.loads(next(lines))["choices"][0]["text"]
                 process.send_signal(signal.SIGTERM)
                 *chunks, done = lines
-            assert process.wait(EXIT_S) == 0
+            assert process.wait(PATIENCE_S) == 0
             text += "".join(json.loads(chunk)["choices"][0]["text"] for chunk in chunks)
     assert done == "[DONE]"
     assert json.loads(chunks[-1])["choices"][0]["finish_reason"] == plain["choices"][0]["finish_reason"]
@@ -106,6 +104,6 @@ def test_an_interrupted_text_closes_its_session_and_exits_with_130(whole: Whole)
             assert wait_for_event(process.stdout, Event.TOKENS) is not None
             process.send_signal(signal.SIGINT)
             *_, last = process.stdout
-            assert process.wait(EXIT_S) == 130
+            assert process.wait(PATIENCE_S) == 130
         assert json.loads(last)["finish"] == "cancelled"
         until(lambda: len(edge.orchestrator.sessions) == 0)

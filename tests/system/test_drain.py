@@ -19,9 +19,9 @@ from schemas.policy import Mode, SamplingPolicy
 from tests.support.brokers import StartBroker
 from tests.support.long_texts import first_long
 from tests.support.unit import Unit
-from tests.support.waiting import until
+from tests.support.waiting import PATIENCE_S, until
 from tests.support.whole import FLEET, Whole
-from tests.system.test_device_service import EXIT_S, PATIENCE_S, command, free_port, long_seed, running, status
+from tests.system.test_device_service import command, free_port, long_seed, running, status
 from tests.system.test_law_of_the_models import prompt_ids
 
 pytestmark = [pytest.mark.broker, pytest.mark.models]
@@ -42,7 +42,7 @@ class Edge:
 
     def end(self, number: signal.Signals = signal.SIGTERM) -> None:
         self.process.send_signal(number)
-        assert self.process.wait(EXIT_S) == (0 if number is signal.SIGTERM else -number)
+        assert self.process.wait(PATIENCE_S) == (0 if number is signal.SIGTERM else -number)
 
 
 @contextmanager
@@ -86,12 +86,12 @@ def test_another_edge_goes_on_with_the_session_of_one_that_ends(
 
     def end_the_serving_edge(length: int) -> None:
         if length >= DISTURB_AT and not ended:
-            until(lambda: len(whole.rows(OPEN)) == 1, patience_s=PATIENCE_S)
+            until(lambda: len(whole.rows(OPEN)) == 1)
             ended.append(str(whole.rows(OPEN)[0]["edge"]))
             edges[ended[0]].end(number)
 
     with edges_of(whole, target_folder, dtype) as edges, whole.device(drafter, verdict_s=5.0) as device:
-        until(lambda: len(device.edges.online()) == len(EDGES), patience_s=PATIENCE_S)
+        until(lambda: len(device.edges.online()) == len(EDGES))
         ids, undisturbed = first_long(write, prompt_ids(drafter), tokens=3 * DISTURB_AT)
         wanted = undisturbed.tokens
         done = write(ids, end_the_serving_edge)
@@ -138,7 +138,7 @@ def test_a_text_that_is_not_done_in_time_is_given_up_in_so_many_words(
         ) as process,
         whole.edge(),
     ):
-        until(lambda: status(url) == "ok", patience_s=PATIENCE_S)
+        until(lambda: status(url) == "ok")
         ask["seed"] = long_seed(url, ASK)
         with httpx.stream("POST", f"{url}/v1/completions", json={**ask, "stream": True}, timeout=PATIENCE_S) as reply:
             lines = (line.removeprefix("data: ") for line in reply.iter_lines() if line.startswith("data: "))
@@ -151,8 +151,8 @@ def test_a_text_that_is_not_done_in_time_is_given_up_in_so_many_words(
                 assert process.poll() is None
                 process.send_signal(second)
             *_, last = lines
-        asking.join(EXIT_S)
-        assert process.wait(EXIT_S) == 0
+        asking.join(PATIENCE_S)
+        assert process.wait(PATIENCE_S) == 0
     error = json.loads(last)["error"]
     assert error["code"] == "cancelled"
     assert "shutting down" in error["message"]

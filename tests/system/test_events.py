@@ -11,7 +11,7 @@ from broker_config.broker import Broker
 from broker_config.processes import MosquittoProcess
 from fleet_common.logs import Event, read_events
 from tests.support.prepared_models import prepared
-from tests.support.waiting import wait_for_event
+from tests.support.waiting import PATIENCE_S, wait_for_event
 
 pytestmark = [pytest.mark.broker, pytest.mark.models]
 
@@ -60,10 +60,10 @@ def test_an_edge_and_a_device_tell_of_their_lives(own_broker: MosquittoProcess, 
             {"event": "draining", "sessions": 0},
             {"event": "stopped", "handed_over": 0},
         ]
-        assert edge.wait(30) == 0
+        assert edge.wait(PATIENCE_S) == 0
         device.send_signal(signal.SIGTERM)
         told = list(read_events(device.stdout))
-        assert device.wait(30) == 0
+        assert device.wait(PATIENCE_S) == 0
     finally:
         for process in (edge, device):
             process.kill()

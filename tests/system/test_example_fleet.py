@@ -25,6 +25,7 @@ from tests.fleet_edge.store.postgres import PostgresMissing, PostgresServer
 from tests.support.brokers import require_mosquitto
 from tests.support.command import Run, as_json
 from tests.support.needs import missing
+from tests.support.waiting import PATIENCE_S
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -32,7 +33,9 @@ ROOT = Path(__file__).resolve().parents[2]
 def make(folder: Path, *options: object) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, str(ROOT / "scripts" / "example-fleet"), str(folder), *map(str, options)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=PATIENCE_S, check=False
+    )
 
 
 def test_inventory_database_and_profile_have_one_password_that_others_cannot_read(tmp_path: Path) -> None:

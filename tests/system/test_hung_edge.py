@@ -16,11 +16,11 @@ from tests.support.brokers import StartBroker
 from tests.support.processes import BrokerClient, Program, scripted_edge
 from tests.support.scripted_language import reference_text
 from tests.support.served_device import ReadingDrafter, device_at, scripted_whole
+from tests.support.waiting import PATIENCE_S
 from tests.support.whole import FLEET
 
 pytestmark = pytest.mark.broker
 
-PATIENCE_S: Final = 90.0
 ASKED: Final[dict[str, Any]] = {
     "prompt": "t1 t2 t3", "max_tokens": 2000, "mode": "coupled", "temperature": 0.8, "top_k": 20, "seed": 5,
     "stream": True,

@@ -11,7 +11,7 @@ import pytest
 from broker_config.processes import MosquittoProcess
 from fleet_device.settings import OfflinePolicy
 from tests.support.served_device import Served, device_at, scripted_whole
-from tests.support.waiting import until
+from tests.support.waiting import PATIENCE_S, until
 
 pytestmark = [pytest.mark.broker]
 
@@ -41,12 +41,12 @@ class Clients:
 
     def until_answered(self, more: int) -> None:
         wanted = self.answers.total() + more
-        until(lambda: self.answers.total() >= wanted, patience_s=60.0)
+        until(lambda: self.answers.total() >= wanted)
 
     def _ask(self) -> None:
         body = {"prompt": "t1 t2 t3", "max_tokens": 40}
         while not self._stop.is_set():
-            self.answers[httpx.post(f"{self._url}/completions", json=body, timeout=60.0).status_code] += 1
+            self.answers[httpx.post(f"{self._url}/completions", json=body, timeout=PATIENCE_S).status_code] += 1
 
 
 def interrupted(served: Served) -> None:

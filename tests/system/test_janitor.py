@@ -13,7 +13,7 @@ from tests.support.links import START_S, Inbox
 from tests.support.needs import missing
 from tests.support.raw_client import RawClient
 from tests.support.tls_fleet import FLEET, HOST, TlsFleet, tls_fleet
-from tests.support.waiting import until
+from tests.support.waiting import PATIENCE_S, until
 
 pytestmark = pytest.mark.broker
 
@@ -45,7 +45,7 @@ def credentials(fleet: TlsFleet) -> Path:
 def clear(fleet: TlsFleet, folder: Path, program: str) -> list[str]:
     broker = fleet.broker.broker.model_copy(update={"public_name": HOST})
     command = janitor_command(broker, folder=str(folder), program=program)
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
     assert done.returncode in {0, 27}, done.stderr
     return done.stdout.splitlines()
 

@@ -15,6 +15,7 @@ from fleet_edge import SessionLog
 from schemas.policy import Mode, SamplingPolicy
 from tests.support.scripted_language import LANGUAGE, reference_text
 from tests.support.served_device import ReadingDrafter, Served, served_device
+from tests.support.waiting import PATIENCE_S
 
 pytestmark = [pytest.mark.broker]
 
@@ -31,7 +32,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 
 def client_of(served: Served, key: str = "unused") -> OpenAI:
-    return OpenAI(base_url=served.url, api_key=key, max_retries=0, timeout=60.0)
+    return OpenAI(base_url=served.url, api_key=key, max_retries=0, timeout=PATIENCE_S)
 
 
 @pytest.fixture

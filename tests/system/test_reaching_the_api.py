@@ -32,7 +32,7 @@ BODY = json.dumps({"model": "fleet", "messages": MESSAGES, "max_tokens": LENGTH,
 OPENAI = """
 import json, sys
 from openai import OpenAI
-client = OpenAI(base_url=sys.argv[1], api_key=sys.argv[2], max_retries=0, timeout=60.0)
+client = OpenAI(base_url=sys.argv[1], api_key=sys.argv[2], max_retries=0, timeout=240.0)
 stream = client.chat.completions.create(**json.loads(sys.argv[3]), stream=True)
 print("".join(chunk.choices[0].delta.content or "" for chunk in stream), end="")
 """
@@ -128,7 +128,7 @@ def test_curl_uses_the_socket_with_a_key(over_socket: tuple[Served, Path, str]) 
 
 def test_openai_uses_the_socket_with_a_key(over_socket: tuple[Served, Path, str]) -> None:
     _, path, key = over_socket
-    http: Any = httpx.Client(transport=httpx.HTTPTransport(uds=str(path)), timeout=60.0)
+    http: Any = httpx.Client(transport=httpx.HTTPTransport(uds=str(path)), timeout=240.0)
     with openai.OpenAI(base_url="http://fleet/v1", api_key=key, http_client=http, max_retries=0) as client:
         stream = client.chat.completions.create(**ASKED, stream=True)
         assert "".join(chunk.choices[0].delta.content or "" for chunk in stream) == expected(5)

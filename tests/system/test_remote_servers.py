@@ -14,7 +14,7 @@ from schemas.reasons import EndReason
 from tests.support.inference_process import ServerProcess, inference_process, write_tokenizer
 from tests.support.processes import edge_process
 from tests.support.scripted_language import draft_language, reference_text
-from tests.support.waiting import until
+from tests.support.waiting import PATIENCE_S, until
 from tests.support.whole import FLEET, Whole
 
 pytestmark = pytest.mark.broker
@@ -24,7 +24,6 @@ EXHAUSTIVE = pytest.mark.exhaustive
 DEVICES = 8
 LENGTH = 100
 DISTURB_AT = 15  # tokens of every output
-PATIENCE_S = 120.0
 NEVER_S = 600.0
 
 
@@ -62,7 +61,7 @@ class Texts:
             thread.start()
 
     def wait_until_under_way(self) -> None:
-        until(lambda: min(self._written) >= DISTURB_AT, patience_s=PATIENCE_S)
+        until(lambda: min(self._written) >= DISTURB_AT)
         assert not self._done, "the texts are too short to be disturbed"
 
     def finish(self) -> list[Generation]:
@@ -130,7 +129,7 @@ def test_the_server_is_killed_and_returns_before_or_after_devices_are_told(whole
             texts.wait_until_under_way()
             server.kill()
             if told:
-                until(lambda: events(whole) == ["target-away"], patience_s=PATIENCE_S)
+                until(lambda: events(whole) == ["target-away"])
             with inference_process(api, port=server.port):
                 done = texts.finish()
             assert [each_done.tokens for each_done in done] == wanted()

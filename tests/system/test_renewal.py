@@ -22,7 +22,7 @@ from tests.support.links import START_S, Inbox
 from tests.support.scripted_verifier import ScriptedVerifier
 from tests.support.tls_fleet import FLEET, TlsFleet, tls_fleet
 from tests.support.toy_pair import ToyPair
-from tests.support.waiting import until
+from tests.support.waiting import PATIENCE_S, until
 from tests.support.whole import Whole
 from tests.system.test_revocation import Chatter
 
@@ -83,7 +83,7 @@ class Writer:
 
     def end(self) -> None:
         self._ended.set()
-        self._thread.join(60)
+        self._thread.join(PATIENCE_S)
 
 
 def counters(service: EdgeService | DeviceService) -> LinkCounters:
@@ -105,7 +105,7 @@ def test_every_certificate_is_renewed_under_load_and_no_session_fails(fleet: Tls
             stack.callback(writer.end)
             services[name] = writer.service
             writers.append(writer)
-        until(lambda: all(len(writer.texts) >= 1 or writer.failure for writer in writers), patience_s=60)
+        until(lambda: all(len(writer.texts) >= 1 or writer.failure for writer in writers))
         for times in (1, 2):
             for name, service in services.items():
                 renew(fleet.authority, name, identities[name])

@@ -14,7 +14,7 @@ from schemas.control import DeviceState, Presence, encode_json
 from schemas.topics import Topic, build
 from tests.support.steered_devices import steered_devices
 from tests.support.tls_fleet import FLEET, TlsFleet, tls_fleet
-from tests.support.waiting import until
+from tests.support.waiting import PATIENCE_S, until
 
 pytestmark = [pytest.mark.broker]
 
@@ -74,7 +74,7 @@ def test_a_bad_report_concerns_the_device_that_sent_it_alone(fleet: TlsFleet, tm
         presence=Presence.ONLINE, software="1", draft_model="toy", quantization="none", since=datetime.now(UTC)
     )
     hostile = fleet.link(fleet.enrol("gw-2"), "gw-2")
-    hostile.start(timeout_s=10.0)
+    hostile.start(timeout_s=PATIENCE_S)
     reports = [
         {"id": "f" * 32, "values": {}, "at": "0001-01-01T00:00:00+23:59"},
         {

@@ -37,6 +37,7 @@ from tests.support.brokers import StartBroker
 from tests.support.edge_thread import NO_QUOTAS, edge_thread
 from tests.support.scripted_verifier import ScriptedVerifier
 from tests.support.served_device import device_at
+from tests.support.waiting import PATIENCE_S
 from tests.support.whole import FLEET, Whole
 
 pytestmark = [pytest.mark.broker, pytest.mark.models]
@@ -102,7 +103,7 @@ def agents(file: GgufModel, start_mosquitto: StartBroker) -> Iterator[Any]:
         link = PahoLink(BrokerSettings(port=broker.port).link("structured", f"device-{len(links)}", will=None))
         agent = Agent(link, "structured", f"device-{len(links)}", Draft(file), pacing, time.monotonic)
         agent.attach()
-        link.start(timeout_s=10.0)
+        link.start(timeout_s=PATIENCE_S)
         links.append(link)
         return agent
 
@@ -151,7 +152,7 @@ def client(file: GgufModel, start_mosquitto: StartBroker, tmp_path: Path) -> Ite
     broker = start_mosquitto(Broker(fleet=FLEET))
     whole = Whole(broker.port, tmp_path, Target(file), {"quotas": NO_QUOTAS})
     with whole.edge(), device_at(whole, Draft(file), draft_length=4) as served:
-        yield openai.OpenAI(base_url=served.url, api_key="unused", max_retries=0, timeout=60.0)
+        yield openai.OpenAI(base_url=served.url, api_key="unused", max_retries=0, timeout=PATIENCE_S)
 
 
 WEATHER: Any = {

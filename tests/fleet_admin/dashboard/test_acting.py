@@ -4,6 +4,7 @@ import pytest
 
 from fleet_admin.dashboard.services import Services
 from tests.fleet_admin.dashboard.conftest import BASE, Browser
+from tests.support.waiting import PATIENCE_S
 
 
 def quarantined(services: Services) -> list[str]:
@@ -14,7 +15,7 @@ def act(operator: Browser, services: Services, **fields: str) -> str:
     answer = operator.post("/devices/act/do", of="/devices", **fields)
     assert answer.status_code == 303
     job = services.jobs.find(answer.headers["location"].removeprefix("/acts/"))
-    assert job.wait(30)
+    assert job.wait(PATIENCE_S)
     return operator.get(answer.headers["location"]).text
 
 
@@ -106,7 +107,7 @@ def test_only_an_action_that_has_succeeded_is_shown_as_success(operator: Browser
     for devices, success in (("gateway-1", True), ("gateway-1,nobody", False)):
         answer = operator.post("/devices/act/do", of="/devices", act="restore", devices=devices)
         path = answer.headers["location"]
-        assert services.jobs.find(path.removeprefix("/acts/")).wait(10)
+        assert services.jobs.find(path.removeprefix("/acts/")).wait(PATIENCE_S)
         assert ('class="said"' in operator.get(path).text) is success, devices
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.command import Run, refused
+from tests.support.waiting import PATIENCE_S
 
 
 @pytest.fixture
@@ -53,7 +54,7 @@ def test_the_dashboard_is_served_until_it_is_told_to_stop(url: str) -> None:
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         address = process.stderr.readline().rpartition(" ")[2].strip()
         assert "add" in process.stderr.readline()
-        with urllib.request.urlopen(f"{address}login", timeout=30) as page:
+        with urllib.request.urlopen(f"{address}login", timeout=PATIENCE_S) as page:
             assert b"Log in" in page.read()
         process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 0
+        assert process.wait(PATIENCE_S) == 0

@@ -14,6 +14,7 @@ from schemas.reasons import EndReason
 from tests.fleet_edge.store import samples
 from tests.fleet_edge.store.samples import SESSION
 from tests.support.command import Run, as_json, refused
+from tests.support.waiting import PATIENCE_S
 
 OTHER = "ff00000000000001"
 
@@ -169,6 +170,8 @@ def test_reading_loads_nothing_that_is_heavy_and_not_needed(url: str) -> None:
         "heavy = {'alembic', 'apscheduler', 'cryptography', 'httpx', 'numpy', 'paho', 'psycopg', 'torch'}\n"
         "print(sorted(heavy & set(sys.modules)), file=sys.stderr)"
     )
-    done = subprocess.run([sys.executable, "-c", code, url], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code, url], capture_output=True, text=True, timeout=PATIENCE_S, check=False
+    )
     assert json.loads(done.stdout)
     assert done.stderr == "[]\n"

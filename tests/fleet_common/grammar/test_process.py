@@ -26,6 +26,7 @@ from fleet_common.grammar.process import (
 from schemas.policy import Grammar, GrammarKind
 from tests.support.random_grammars import random_bomb
 from tests.support.toy_grammar import GRAMMAR
+from tests.support.waiting import PATIENCE_S
 
 LETTERS = [chr(code) for code in range(32, 127)]
 WORDS = GrammarTokenizer.of_words([*LETTERS, "end"], end_tokens=[len(LETTERS)])
@@ -86,7 +87,7 @@ def pid_of(compiler: GrammarCompiler) -> int:
 def signalled(processes: list[psutil.Process], number: int) -> None:
     for each in processes:
         each.send_signal(number)
-    psutil.wait_procs(processes, timeout=10)
+    psutil.wait_procs(processes, timeout=PATIENCE_S)
 
 
 @pytest.mark.parametrize("grammar", DEADLY.values(), ids=DEADLY)
@@ -223,7 +224,7 @@ def test_a_process_follows_a_bounded_number_of_generations() -> None:
     running = followers(compiler, lambda: [each.allowed((4,)) for each in matchers])
     assert len(running) == 3
     matchers.clear()
-    _, left = psutil.wait_procs(running[:2], timeout=10)
+    _, left = psutil.wait_procs(running[:2], timeout=PATIENCE_S)
     assert not left
     compiler.close()
 
@@ -359,7 +360,7 @@ def test_the_process_of_a_grammar_ends_with_its_last_matcher() -> None:
     process.close()
     assert matchers[0].allowed((4,)).tolist() == [5]
     matchers.clear()
-    _, left = psutil.wait_procs(after - before, timeout=10)
+    _, left = psutil.wait_procs(after - before, timeout=PATIENCE_S)
     assert not left
 
 

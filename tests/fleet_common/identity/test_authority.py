@@ -17,6 +17,7 @@ from fleet_common.identity.files import AuthorityError, IdentityError, NameRefus
 from fleet_common.identity.index import Entry
 from schemas.errors import InvalidName
 from tests.fleet_common.identity.conftest import FrozenClock, request_for
+from tests.support.waiting import PATIENCE_S
 
 DEVICE, EDGE, MONITOR, BROKER = IdentityRole.DEVICE, IdentityRole.EDGE, IdentityRole.MONITOR, IdentityRole.BROKER
 
@@ -339,7 +340,7 @@ def test_commands_at_once_come_one_after_the_other(tmp_path: Path) -> None:
     for worker in workers:
         worker.start()
     for worker in workers:
-        worker.join(60)
+        worker.join(PATIENCE_S)
     assert [worker.exitcode for worker in workers] == [0, 0, 0]
     authority = Authority.open(tmp_path / "ca", actor="tester")
     assert len(authority.entries()) == 12

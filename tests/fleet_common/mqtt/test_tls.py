@@ -36,7 +36,7 @@ from tests.support.links import START_S
 from tests.support.mqtt_packets import Publish, puback_packet
 from tests.support.scripted_broker import ScriptedBroker
 from tests.support.tls_fleet import HOST, TlsFleet, enrol, new_authority, tls_fleet
-from tests.support.waiting import until
+from tests.support.waiting import PATIENCE_S, until
 
 NAME = "sensor-1"
 
@@ -219,7 +219,7 @@ def test_the_reason_is_read_after_a_hang_up(files: TlsSettings, authority: Autho
     asks = tls_context(files)
     with Server(context) as server, socket.create_connection((HOST, server.port)) as sock:
         link = TlsStream(sock, asks, HOST)
-        link.shake_hands(timeout_s=5.0)
+        link.shake_hands(timeout_s=PATIENCE_S)
         poll = select.poll()
         poll.register(link, select.POLLRDHUP)
         assert poll.poll(5000), "the server has not hung up"
@@ -460,7 +460,7 @@ def connect(contexts: tuple[Path, ssl.SSLContext]) -> Connect:
     def made() -> Ends:
         peer, context = Peer(serving), tls_context(TlsSettings(authority))
         stream = TlsStream(cast("Any", peer), context, HOST)
-        stream.shake_hands(timeout_s=5.0)
+        stream.shake_hands(timeout_s=PATIENCE_S)
         return peer, stream, context
 
     return made
@@ -598,7 +598,7 @@ def test_a_handshake_that_takes_too_long_is_given_up(contexts: tuple[Path, ssl.S
     wire = Silent(said)
     stream = TlsStream(cast("Any", wire), tls_context(TlsSettings(contexts[0])), HOST, clock=lambda: wire.now)
     with pytest.raises(TimeoutError):
-        stream.shake_hands(timeout_s=5.0)
+        stream.shake_hands(timeout_s=PATIENCE_S)
     assert wire.now <= 6.0
     assert wire.closed
 
@@ -608,7 +608,7 @@ def test_a_peer_that_hangs_up_amid_the_handshake(contexts: tuple[Path, ssl.SSLCo
     far.close()
     stream = TlsStream(near, tls_context(TlsSettings(contexts[0])), HOST)
     with pytest.raises(OSError):  # noqa: PT011 - whatever the system calls it
-        stream.shake_hands(timeout_s=5.0)
+        stream.shake_hands(timeout_s=PATIENCE_S)
     assert near.fileno() == -1
 
 

@@ -8,6 +8,8 @@ from typing import Any
 import httpx
 from starlette.types import ASGIApp
 
+from tests.support.waiting import PATIENCE_S
+
 BASE = "http://127.0.0.1:8321"
 USER = [{"role": "user", "content": "t1 t2"}]
 
@@ -26,7 +28,7 @@ def ask(
 
     async def run() -> httpx.Response:
         transport = httpx.ASGITransport(app=app, raise_app_exceptions=raising)
-        async with httpx.AsyncClient(transport=transport, base_url=BASE, timeout=20.0) as client:
+        async with httpx.AsyncClient(transport=transport, base_url=BASE, timeout=PATIENCE_S) as client:
             return await client.request(method, path, json=body, content=content, headers=headers)
 
     return asyncio.run(asyncio.wait_for(run(), 30.0))

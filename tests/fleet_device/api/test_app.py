@@ -13,7 +13,7 @@ from tests.fleet_device.api.client import Sent, ask, ask_and_leave, chat, chunks
 from tests.fleet_device.api.conftest import Make
 from tests.support.memory_device import SESSION, ScriptedAgent
 from tests.support.memory_fleet import START
-from tests.support.waiting import until
+from tests.support.waiting import PATIENCE_S, until
 
 
 def test_a_chat_is_answered_in_openai_shape(make: Make) -> None:
@@ -207,7 +207,7 @@ def test_beyond_the_queue_the_answer_is_429_with_retry_after(make: Make) -> None
     app, backend = make(agent, waiting=0)
     first = threading.Thread(target=complete, args=(app,))
     first.start()
-    assert agent.started.wait(10.0)
+    assert agent.started.wait(PATIENCE_S)
     response = complete(app)
     assert response.status_code == 429
     assert int(response.headers["retry-after"]) >= 1

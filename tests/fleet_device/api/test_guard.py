@@ -12,7 +12,7 @@ from tests.fleet_device.api.conftest import Make
 from tests.support.device_status import device_status
 from tests.support.keys_file import keys_file
 from tests.support.memory_device import ScriptedAgent, ScriptedBackend
-from tests.support.waiting import until
+from tests.support.waiting import PATIENCE_S, until
 
 
 @pytest.fixture
@@ -155,7 +155,7 @@ def test_an_application_has_no_more_texts_at_once_than_it_may(place: Place) -> N
     assert error(chat(app, key, n=3))["param"] == "n"
     agent.gate.release(100)
     for thread in waits:
-        thread.join(10.0)
+        thread.join(PATIENCE_S)
     assert answers == [200, 200]
     assert chat(app, key).status_code == 200
 

@@ -12,7 +12,7 @@ from schemas.reasons import EndReason
 from tests.fleet_device.api.client import Sent, ask, ask_and_leave, chat, complete, error
 from tests.fleet_device.api.conftest import Make
 from tests.support.memory_device import ScriptedAgent
-from tests.support.waiting import until
+from tests.support.waiting import PATIENCE_S, until
 
 
 class Beats:
@@ -94,7 +94,7 @@ def test_a_stream_whose_turn_has_not_come_says_so_after_ten_seconds(make: Make) 
     app, backend = make(agent, pause=Beats(4, lambda: open_gate(agent)))
     first = threading.Thread(target=complete, args=(app,))
     first.start()
-    assert agent.started.wait(10.0)
+    assert agent.started.wait(PATIENCE_S)
     response = complete(app, stream=True)
     first.join()
     assert comments(response) == [

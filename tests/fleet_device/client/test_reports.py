@@ -11,7 +11,7 @@ from schemas.messages import Close, Closed
 from schemas.reasons import EndReason
 from tests.support.drafts import close
 from tests.support.scripted_edge import closed
-from tests.support.waiting import until
+from tests.support.waiting import PATIENCE_S, until
 
 BACK = EdgeStateChanged("edge-1", Presence.ONLINE)
 
@@ -86,7 +86,7 @@ def test_a_report_that_nobody_confirms_is_said_again_when_an_edge_is_there(site:
     reports = site.reports()
     site.edge.confirms = False
     reports.keep(unverified(1))
-    assert site.edge.heard.wait(10.0)
+    assert site.edge.heard.wait(PATIENCE_S)
     reports.keep(unverified(2))
     site.edge.confirms = True
     reports.on_event(BACK)

@@ -11,6 +11,7 @@ from fleet_device.drafters.llama_cpp import LlamaCppDrafter, LlamaCppSettings
 from fleet_device.drafters.model_file import load_drafter
 from fleet_device.settings import DeviceSettings
 from tests.fleet_device.drafters.conftest import CONTEXT, POLICY, Make
+from tests.support.waiting import PATIENCE_S
 
 
 def equal(left: Dist | None, right: Dist | None) -> bool:
@@ -73,7 +74,7 @@ def test_sequences_may_be_used_from_a_thread_each(make: Make) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60.0)
+        thread.join(PATIENCE_S)
     assert not failed
     for tokens, dist in [pair for each in seen for pair in each]:
         fresh.reset([11])

@@ -10,14 +10,14 @@ from schemas.policy import SamplingPolicy
 from tests.fleet_device.requests.conftest import Make, gated, open_gate
 from tests.support.memory_device import ScriptedAgent
 from tests.support.memory_fleet import Clock
-from tests.support.waiting import until
+from tests.support.waiting import PATIENCE_S, until
 
 REQUEST = GenerateRequest((1,), SamplingPolicy(seed=1), 4)
 Events = queue.SimpleQueue[Piece | GeneratedText | Failed]
 
 
 def take(events: Events) -> Piece | GeneratedText | Failed:
-    return events.get(timeout=10.0)
+    return events.get(timeout=PATIENCE_S)
 
 
 def failure(events: Events) -> Exception:
@@ -30,7 +30,7 @@ def test_texts_are_written_one_at_a_time_in_order(make: Make) -> None:
     agent, first, second = gated(), Events(), Events()
     texts = make(agent)
     texts.submit(lambda: REQUEST, first.put)
-    assert agent.started.wait(10.0)
+    assert agent.started.wait(PATIENCE_S)
     texts.submit(lambda: REQUEST, second.put)
     assert (texts.running, texts.waiting, len(agent.asked)) == (True, 1, 1)
     open_gate(agent)
@@ -43,7 +43,7 @@ def test_what_exceeds_the_queue_is_told_when_to_come_again(make: Make) -> None:
     agent = gated()
     texts = make(agent, waiting=1)
     texts.submit(lambda: REQUEST, Events().put)
-    assert agent.started.wait(10.0)
+    assert agent.started.wait(PATIENCE_S)
     texts.submit(lambda: REQUEST, Events().put)
     with pytest.raises(RequestQueueFull, match="1 requests are waiting already") as caught:
         texts.submit(lambda: REQUEST, Events().put)
@@ -58,14 +58,14 @@ def full(make: Make, *, lasted_s: list[float], elapsed_s: float, waiting: int = 
         agent.started.clear()
         events = Events()
         texts.submit(lambda: REQUEST, events.put)
-        assert agent.started.wait(10.0)
+        assert agent.started.wait(PATIENCE_S)
         clock.seconds += duration_s
         open_gate(agent, 2)
         assert isinstance([take(events) for _ in range(3)][-1], GeneratedText)
         until(lambda: not texts.running)
     agent.started.clear()
     texts.submit(lambda: REQUEST, Events().put)
-    assert agent.started.wait(10.0)
+    assert agent.started.wait(PATIENCE_S)
     clock.seconds += elapsed_s
     for _ in range(waiting):
         texts.submit(lambda: REQUEST, Events().put)
@@ -108,7 +108,7 @@ def test_a_text_under_way_can_be_cancelled(make: Make) -> None:
     agent, events = gated(), Events()
     texts = make(agent)
     ticket = texts.submit(lambda: REQUEST, events.put)
-    assert agent.started.wait(10.0)
+    assert agent.started.wait(PATIENCE_S)
     texts.cancel(ticket)
     assert isinstance(failure(events), TextCancelled)
 
@@ -117,7 +117,7 @@ def test_a_waiting_text_can_be_cancelled_and_leaves_its_place(make: Make) -> Non
     agent, events = gated(), Events()
     texts = make(agent)
     texts.submit(lambda: REQUEST, Events().put)
-    assert agent.started.wait(10.0)
+    assert agent.started.wait(PATIENCE_S)
     ticket = texts.submit(lambda: REQUEST, events.put)
     texts.cancel(ticket)
     assert isinstance(failure(events), TextCancelled)
@@ -129,13 +129,13 @@ def test_a_closed_queue_writes_what_it_took_and_says_when_it_is_idle(make: Make)
     agent, events, idle = gated(), Events(), threading.Event()
     texts = make(agent, on_idle=idle.set)
     texts.submit(lambda: REQUEST, events.put)
-    assert agent.started.wait(10.0)
+    assert agent.started.wait(PATIENCE_S)
     texts.close()
     with pytest.raises(TextCancelled, match="shutting down"):
         texts.submit(lambda: REQUEST, Events().put)
     assert not idle.is_set()
     open_gate(agent)
-    assert idle.wait(10.0)
+    assert idle.wait(PATIENCE_S)
     assert isinstance([take(events) for _ in range(3)][-1], GeneratedText)
 
 
@@ -143,7 +143,7 @@ def test_an_abandoned_queue_gives_up_everything(make: Make) -> None:
     agent, first, second = gated(), Events(), Events()
     texts = make(agent)
     texts.submit(lambda: REQUEST, first.put)
-    assert agent.started.wait(10.0)
+    assert agent.started.wait(PATIENCE_S)
     texts.submit(lambda: REQUEST, second.put)
     texts.abandon()
     texts.join()

@@ -15,6 +15,7 @@ from fleet_edge.alerts.alerts import DeliveryFailed
 from fleet_edge.alerts.delivery import Webhook
 from fleet_edge.alerts.settings import check_url
 from schemas.control import Alert, AlertState, decode_json
+from tests.support.waiting import PATIENCE_S
 
 AT = datetime(2026, 5, 1, 12, tzinfo=UTC)
 ALERT = Alert(
@@ -84,7 +85,7 @@ def hostile(talk: Callable[[socket.socket], None]) -> Iterator[int]:
     finally:
         listener.shutdown(socket.SHUT_RDWR)
         listener.close()
-        thread.join(10)
+        thread.join(PATIENCE_S)
 
 
 def test_an_alert_is_posted_as_json_with_a_signature_that_whoever_has_the_secret_can_check() -> None:

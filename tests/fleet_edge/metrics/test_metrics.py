@@ -14,14 +14,14 @@ from schemas.topics import Topic, build
 from tests.support.memory_edges import LENGTH, POLICY, PROMPT, RunningEdge, Site
 from tests.support.memory_fleet import FLEET
 from tests.support.memory_link import MemoryLink
-from tests.support.waiting import until
+from tests.support.waiting import PATIENCE_S, until
 
 LISTEN = {"metrics": {"listen": "127.0.0.1:0"}}
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
 
 def ask(edge: RunningEdge, path: str) -> tuple[int, str]:
-    connection = http.client.HTTPConnection(edge.service.metrics.url.removeprefix("http://"), timeout=10)
+    connection = http.client.HTTPConnection(edge.service.metrics.url.removeprefix("http://"), timeout=PATIENCE_S)
     try:
         connection.request("GET", path)
         answer = connection.getresponse()
@@ -127,7 +127,7 @@ def test_a_loop_that_hangs_is_neither_alive_nor_ready_and_still_measured(
         service, go_on = edge.service, threading.Event()
         seen = service.observer()
         monkeypatch.setattr("fleet_edge.observer._ANSWER_S", 0.05)
-        service.orchestrator.inbox.put(lambda: bool(go_on.wait(30)) and None)
+        service.orchestrator.inbox.put(lambda: bool(go_on.wait(PATIENCE_S)) and None)
         try:
             assert not seen.alive().well
             assert [*seen.ready().checks] == ["loop"]

@@ -12,6 +12,7 @@ import psycopg
 import pytest
 
 from tests.support.needs import require_marker
+from tests.support.waiting import PATIENCE_S
 
 
 class PostgresMissing(Exception):  # noqa: N818 - reads as what it says
@@ -72,7 +73,7 @@ class PostgresServer:
                 stderr=output,
                 cwd=self._folder,
                 user=self._user,
-                timeout=60,
+                timeout=PATIENCE_S,
                 check=False,
             )
             if done.returncode:

@@ -27,6 +27,7 @@ from tests.fleet_edge.store import samples
 from tests.fleet_edge.store.postgres import PostgresServer, running_server
 from tests.fleet_edge.store.rows import all_rows
 from tests.fleet_edge.store.samples import after
+from tests.support.waiting import PATIENCE_S
 
 # Imports first and opens each database on request, so that several open at the same time.
 OPENER = """
@@ -71,9 +72,9 @@ def test_processes_may_open_a_new_database_at_once(empty_databases: Callable[[],
             opener.stdin.write(f"{url}\n")
             opener.stdin.flush()
         for opener in openers:
-            assert opener.stdout.readline() == "opened\n", opener.communicate(timeout=60)[1]
+            assert opener.stdout.readline() == "opened\n", opener.communicate(timeout=PATIENCE_S)[1]
     for opener in openers:
-        assert opener.communicate(timeout=60) == ("", "")
+        assert opener.communicate(timeout=PATIENCE_S) == ("", "")
     open_existing(urls[-1], read_only=True).dispose()
 
 

@@ -18,9 +18,9 @@ from fleet_edge.store.writer import LogWriter, WriterSettings
 from tests.fleet_edge.store import samples
 from tests.fleet_edge.store.rows import all_rows
 from tests.support.memory_fleet import Clock
+from tests.support.waiting import PATIENCE_S
 
 LINE = len(to_line(samples.judged(round=100)))
-PATIENCE_S = 20.0
 
 
 class FakeSink:
@@ -296,7 +296,10 @@ os.kill(os.getpid(), signal.SIGKILL)
 def test_a_killed_process_loses_only_what_was_not_yet_flushed(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'fleet.sqlite3'}"
     child = subprocess.run(
-        [sys.executable, "-c", CHILD, url, str(tmp_path / "spool")], timeout=60, capture_output=True, check=False
+        [sys.executable, "-c", CHILD, url, str(tmp_path / "spool")],
+        timeout=PATIENCE_S,
+        capture_output=True,
+        check=False,
     )
     assert (child.returncode, child.stderr) == (-signal.SIGKILL, b"")
     with open_store(url) as store:
