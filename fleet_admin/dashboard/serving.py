@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import Final, TypeVar
 
 from starlette.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from fleet_admin.dashboard.errors import Problem
 from schemas.errors import FleetError
@@ -122,25 +123,25 @@ class Live:
             raise Problem(
                 503, "Too many pages are live; this one becomes live when others are closed.", retry_after_s=60
             )
-        return StreamingResponse(self._events(account), media_type="text/event-stream")
+        self._watching[account] += 1  # now: many requests may arrive before the first stream begins
+        return _Stream(self._events(), at_end=lambda: self._leave(account))
 
-    async def _events(self, account: str) -> AsyncIterator[bytes]:
-        self._watching[account] += 1
+    async def _events(self) -> AsyncIterator[bytes]:
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._watch())
-        try:
-            began = self._clock()
-            seen = self._number
-            yield b"retry: 5000\n\n"
-            while self._clock() - began < _LONGEST_S:
-                async with self._changed:
-                    if self._number == seen:
-                        await self._changed.wait()
-                    seen = self._number
-                yield f"event: change\ndata: {seen}\n\n".encode()
-        finally:
-            self._watching[account] -= 1
-            self._watching += Counter()  # forget those that are at zero
+        began = self._clock()
+        seen = self._number
+        yield b"retry: 5000\n\n"
+        while self._clock() - began < _LONGEST_S:
+            async with self._changed:
+                if self._number == seen:
+                    await self._changed.wait()
+                seen = self._number
+            yield f"event: change\ndata: {seen}\n\n".encode()
+
+    def _leave(self, account: str) -> None:
+        self._watching[account] -= 1
+        self._watching += Counter()  # forget those that are at zero
 
     async def _watch(self) -> None:
         last, notified = None, self._clock()
@@ -157,3 +158,17 @@ class Live:
             async with self._changed:
                 self._number += 1
                 self._changed.notify_all()
+
+
+class _Stream(StreamingResponse):
+    """Server-sent events; `at_end` is called at the end, also if the page is closed before they begin."""
+
+    def __init__(self, content: AsyncIterator[bytes], *, at_end: Callable[[], None]) -> None:
+        super().__init__(content, media_type="text/event-stream")
+        self._at_end = at_end
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._at_end()
