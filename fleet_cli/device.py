@@ -173,7 +173,7 @@ def _write(
         stream.on_wait = lambda reason: show(Event.WAITING, reason=reason)
         logging.getLogger(TELLS_WAITS).setLevel(logging.ERROR)  # `show` reports waits
         if settings.offline is OfflinePolicy.WAIT and not device.wait_for_edge(EDGE_S):
-            _say(f"No edge of fleet {settings.fleet!r} is online; waiting {settings.open_s:.0f} s for one …")
+            _say(f"No edge of fleet {settings.fleet!r} is online; waiting for one …")
         request = stream.request()
         show(Event.START, prompt_tokens=len(request.prompt), seed=request.policy.seed)
         for piece in stream.pieces():

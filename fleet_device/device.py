@@ -204,7 +204,7 @@ class Device(_AnyDevice):
         """Generate a text, and return it when it is complete.
 
         A broker or an edge that restarts meanwhile costs time; if it stays away, the request fails after `offline_s`
-        seconds. With `offline="wait"` the device continues as soon as one is back, for up to two minutes; with
+        seconds. With `offline="wait"` it continues as soon as one is back, however long that takes; with
         `offline="local"` the draft model continues alone, and the result's `verified` is False.
 
         Args:

@@ -43,7 +43,7 @@ class Outages:
         answer_s: Seconds of silence of an online edge after which it applies.
     """
 
-    policy: OfflinePolicy = OfflinePolicy.WAIT
+    policy: OfflinePolicy = OfflinePolicy.FAIL
     after_s: float | None = None
     answer_s: float = INTERRUPTION_S
 
@@ -199,7 +199,11 @@ class DeviceSettings(Settings):
     )
     max_new_tokens: int = setting(256, "Maximum tokens of a request's output.", unit="tokens", ge=0, le=MAX_TOKENS)
     open_s: float = setting(
-        INTERRUPTION_S, "Longest wait for an edge to answer an Open.", unit="seconds", rare=True, gt=0
+        INTERRUPTION_S,
+        "Longest wait for an edge to answer an Open, and for a quota; with `offline` = `wait` only for a quota.",
+        unit="seconds",
+        rare=True,
+        gt=0,
     )
     offline: OfflinePolicy = setting(
         OfflinePolicy.FAIL,

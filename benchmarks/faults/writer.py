@@ -21,7 +21,7 @@ from dssd.distribution import Dist
 from fleet_device.drafters.without_model import ScriptedDrafter
 from fleet_device.requests.generate import GenerateRequest, Generation, RequestContext
 from fleet_device.service import DeviceService
-from fleet_device.settings import DeviceSettings
+from fleet_device.settings import DeviceSettings, OfflinePolicy, Outages
 from schemas.errors import FleetError
 from schemas.policy import Grammar, Mode, SamplingPolicy
 from schemas.reasons import EndReason
@@ -42,6 +42,7 @@ _DRAFT: Final = 4
 _EDGE_ONLY: Final = 0.25  # of the devices use edge-only decoding
 _PROMPT: Final = (1, 40)
 _AGAIN_S: Final = 0.5  # after a failed request
+_OUTAGES: Final = Outages(policy=OfflinePolicy.WAIT)  # no fault is to end a request
 _CONNECT_S: Final = 60.0
 
 
@@ -160,7 +161,7 @@ def _write(
 
     try:
         done = service.agent.generate(
-            GenerateRequest(tuple(prompt), policy=policy, max_new_tokens=length),
+            GenerateRequest(tuple(prompt), policy=policy, max_new_tokens=length, outages=_OUTAGES),
             RequestContext(on_tokens=take, cancellation=ending.cancellation),
         )
     except FleetError as error:

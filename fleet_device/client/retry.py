@@ -428,13 +428,13 @@ class RetryState:
 
     @property
     def _give_up_at(self) -> float:
-        return self._waiting_since + self._limit_s if self._owed else math.inf
+        # With the policy `wait`, the application decides how long.
+        return self._waiting_since + self._limit_s if self._owed and not self._waits else math.inf
 
     def _outage_at(self) -> float:
         """Return the moment from which the offline policy applies."""
         self._track_absence()
-        # With the policy `wait`, the time limits decide.
-        if self.outages.policy is OfflinePolicy.WAIT or self.session.ended is not None:
+        if self._waits or self.session.ended is not None:
             return math.inf
         if self._absent_since < math.inf:
             return min(self._absent_since, self.availability.absent_since) + self.outages.absence_s
@@ -452,6 +452,11 @@ class RetryState:
     def _owed(self) -> bool:
         """Whether an edge owes an answer."""
         return self.phase in (RetryPhase.ASKING, RetryPhase.AWAITING)
+
+    @property
+    def _waits(self) -> bool:
+        """Whether the request waits without a limit; only refusals that name a time still have one."""
+        return self.outages.policy is OfflinePolicy.WAIT
 
     @property
     def _waited_s(self) -> float:
@@ -493,7 +498,8 @@ class RetryState:
         return retry_s if retry_s is None else min(retry_s, max(0.0, self._next_edge_at - self.clock()))
 
     def _wait_out(self, error: SessionRefused, retry_s: float | None, *, least_s: float = 0.0) -> None:
-        if retry_s is None or self._waited_s + retry_s > self._limit_s:
+        waited_s = 0.0 if self._waits else self._waited_s
+        if retry_s is None or waited_s + retry_s > self._limit_s:
             raise error
         self.hold_for_quota(max(retry_s, least_s), str(error))
         self.budget.refusals, self._next_edge_at = 0, math.inf  # after that time every edge is asked again

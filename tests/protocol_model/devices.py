@@ -15,6 +15,7 @@ from fleet_device.pacing.contract import Pacing
 from fleet_device.requests.generate import RequestContext
 from fleet_device.session.machine import DeviceSession
 from fleet_device.session.sequence import VerdictEffect
+from fleet_device.settings import OfflinePolicy, Outages
 from schemas.control import DeviceState, Presence, encode_json
 from schemas.messages import Open, Verdict
 from schemas.reasons import EndReason
@@ -24,6 +25,7 @@ from tests.protocol_model.reference import Replay
 from tests.support.memory_fleet import DRAFT, END, FLEET, START, Clock
 
 PATIENT = RetryPolicy(open_s=3600.0, resume_s=3600.0)  # longer than all the waiting in a run
+WAITING = Outages(policy=OfflinePolicy.WAIT)
 CLOSES = 8  # that a device keeps
 ACTS = 400  # of one device in a row; more are a loop
 
@@ -104,7 +106,7 @@ class ModelDevice:
             pass  # of finished requests
         written: list[int] = []
         session = note[self.name] = RecordedSession(request)
-        retry = RetryState(PATIENT, session, self._outbound, self._availability)
+        retry = RetryState(PATIENT, session, self._outbound, self._availability, WAITING)
         if self._availability.refused_s > 0.0:
             retry.hold(self._availability.refused_s)
         drafts = DraftSequence(session, ScriptedDrafter(DRAFT, DRAFT.words, end_tokens=(END,)), self.clock)

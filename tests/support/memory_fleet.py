@@ -24,6 +24,7 @@ from fleet_device.pacing.contract import Choice, FixedPacing, Pacing, Plan
 from fleet_device.session.machine import DeviceSession
 from fleet_device.session.sequence import session_request
 from fleet_device.session.states import SessionCounters
+from fleet_device.settings import OfflinePolicy, Outages
 from fleet_edge.assembly import assemble
 from fleet_edge.counters import SEGMENT_COUNTERS
 from fleet_edge.orchestrator import Orchestrator
@@ -246,7 +247,8 @@ class Device:
         # It never gives up, and repeats a request whenever the test says that nothing moves.
         policy = RetryPolicy(NEVER_S, NEVER_S, verdict_s=0.0, close_s=NEVER_S, retry_s=0.0)
         outbound = Outbound(self.link, FLEET, self.name, self.inbox, self.padding)
-        retry = StayingRetry(policy, self.session, outbound, EdgeAvailability(clock, self.inbox.edges))
+        waiting = Outages(policy=OfflinePolicy.WAIT)
+        retry = StayingRetry(policy, self.session, outbound, EdgeAvailability(clock, self.inbox.edges), waiting)
         model = ScriptedDrafter(DRAFT, DRAFT.words, end_tokens=(END,))
         drafter = SuffixDrafter.before(model, None) if isinstance(self.pacing, ChangingPacing) else model
         drafts = DraftSequence(self.session, drafter, clock)

@@ -1,5 +1,6 @@
 """A scripted edge over the memory broker, and a device's agent that has to handle it."""
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -10,6 +11,7 @@ from fleet_device.client.retry import RetryPolicy
 from fleet_device.drafters.without_model import ScriptedDrafter
 from fleet_device.pacing.contract import FixedPacing, Pacing
 from fleet_device.requests.generate import GenerateRequest, Generation, RequestContext
+from fleet_device.settings import Outages
 from schemas.codec import decode_close, decode_draft, decode_open, encode_reply, encode_verdict
 from schemas.control import Presence, encode_json
 from schemas.messages import Close, Closed, Draft, Fault, Open, Opened, Refused, Verdict
@@ -25,6 +27,7 @@ Answers = Iterable[Answer]
 
 DEVICE = "device-1"
 PATIENCE = RetryPolicy(open_s=5.0, resume_s=30.0, verdict_s=3.0, close_s=2.0, retry_s=1.0)
+BY_PATIENCE = Outages(after_s=math.inf, answer_s=math.inf)  # a request fails when its time limits say so
 
 
 class TooManyMessages(BaseException):
@@ -225,7 +228,13 @@ class LoneDevice:
         self.broker.pump()
         policy = SamplingPolicy(mode=mode, temperature=0.8, top_k=5, top_p=0.93, seed=seed)
         request = GenerateRequest(
-            tuple(prompt), policy=policy, max_new_tokens=most, logprobs=logprobs, echo=echo, edge_only=echo
+            tuple(prompt),
+            policy=policy,
+            max_new_tokens=most,
+            logprobs=logprobs,
+            outages=BY_PATIENCE,
+            echo=echo,
+            edge_only=echo,
         )
         return self.agent.generate(request, context or RequestContext())
 

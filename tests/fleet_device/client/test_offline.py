@@ -138,16 +138,27 @@ def test_an_outage_that_is_shorter_is_no_outage() -> None:
         assert (done.tokens, done.unverified, done.resumes) == (expected(), 0, 1)
 
 
-@pytest.mark.parametrize("begun", [False, True])
-@pytest.mark.parametrize(
+each_interruption = pytest.mark.parametrize(
     ("interrupt", "end"),
     [(end_edge, bring_back), (hang, wake), (lose_broker, bring_back_broker)],
     ids=["edge", "hung edge", "broker"],
 )
+
+
+@pytest.mark.parametrize("begun", [False, True])
+@each_interruption
 def test_by_default_a_request_rides_out_an_interruption(
     interrupt: Callable[[Scene], None], end: Callable[[Scene], None], begun: bool
 ) -> None:
     assert ridden_out(Scene(), [interrupt, end], begun=begun) == expected()
+
+
+@pytest.mark.parametrize("begun", [False, True])
+@each_interruption
+def test_a_request_may_wait_for_hours(
+    interrupt: Callable[[Scene], None], end: Callable[[Scene], None], begun: bool
+) -> None:
+    assert ridden_out(Scene(), [interrupt, end], begun=begun, apart_s=10_000.0, offline="wait") == expected()
 
 
 def test_interruptions_one_after_the_other_do_not_add_up() -> None:
@@ -155,9 +166,11 @@ def test_interruptions_one_after_the_other_do_not_add_up() -> None:
     assert ridden_out(Scene(), [hang, lose_broker, bring_back_broker, wake], begun=True) == expected()
 
 
-def ridden_out(scene: Scene, steps: Sequence[Callable[[Scene], None]], *, begun: bool) -> tuple[int, ...]:
-    """Return a text by default settings, with a step every 15 s, the first before or during the text."""
-    defaults = DeviceSettings()
+def ridden_out(
+    scene: Scene, steps: Sequence[Callable[[Scene], None]], *, begun: bool, apart_s: float = 15.0, **given: str
+) -> tuple[int, ...]:
+    """Return a text by settings, with a step every 15 s, the first before or during the text."""
+    defaults = DeviceSettings.model_validate(given)
     scene.agent.retry_policy = retry_policy(defaults)
     at: list[float] = []
 
@@ -166,7 +179,7 @@ def ridden_out(scene: Scene, steps: Sequence[Callable[[Scene], None]], *, begun:
         at.append(scene.fleet.clock())
 
     def each_second() -> None:
-        if 0 < len(at) < len(steps) and scene.fleet.clock() >= at[-1] + 15.0:
+        if 0 < len(at) < len(steps) and scene.fleet.clock() >= at[-1] + apart_s:
             step()
 
     scene.inbox.each_second = each_second

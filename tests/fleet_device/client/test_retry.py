@@ -1,6 +1,7 @@
 import itertools
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,8 +20,8 @@ from fleet_device.client.retry import (
 from fleet_device.errors import EdgeUnavailable, SessionFailed, SessionRefused
 from fleet_device.session.machine import DeviceSession
 from fleet_device.settings import OfflinePolicy, Outages
-from schemas.messages import Fault
-from schemas.reasons import Action, FaultCode
+from schemas.messages import Fault, Refused
+from schemas.reasons import Action, FaultCode, RefusalCode
 from tests.support.memory_fleet import EDGE, edge_state, terms
 
 PATIENCE = RetryPolicy(open_s=5.0, resume_s=30.0, verdict_s=3.0, retry_s=1.0)
@@ -164,6 +165,20 @@ def test_nothing_is_due_of_an_edge_that_owes_nothing_but_the_next_repeat() -> No
     watch.note_sent()
     watch.note_answer(tokens=3)
     assert (watch._give_up_at, watch._outage_at()) == (math.inf, math.inf)
+
+
+@pytest.mark.parametrize("retry_s", [PATIENCE.open_s, PATIENCE.open_s + 1.0])
+def test_a_request_that_waits_for_an_edge_does_not_wait_longer_for_a_quota(retry_s: float) -> None:
+    watch, pass_s = watch_at([0.0])
+    watch.outages = Outages(policy=OfflinePolicy.WAIT)
+    watch.session.open()
+    watch.note_open()
+    for code, code_s in ((RefusalCode.BUSY, None), (RefusalCode.QUOTA, retry_s)):
+        pass_s(1000.0)
+        assert watch.check() is None
+        refused = Refused(session=watch.session.request.session, code=code, sentence="No.", retry_s=code_s)
+        with pytest.raises(SessionRefused) if (code_s or 0.0) > PATIENCE.open_s else nullcontext():
+            watch.postpone(refused)
 
 
 def test_an_edge_that_is_online_and_does_not_listen_counts_as_absent() -> None:
