@@ -38,7 +38,7 @@ def test_every_playbook_is_parsed_with_the_example_inventory(tmp_path: Path) -> 
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_linter_has_nothing_to_say_in_its_strictest_profile(tmp_path: Path) -> None:
     done = run(str(BIN / "ansible-lint"), "--offline", "--format=pep8", "-q", tmp_path=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -62,18 +62,23 @@ def test_a_machine_that_has_all_passes(preflight: Preflight) -> None:
                 "localhost",
             ],
         ),
-        ({"bundle": {"glibc": "9.1"}}, ["llama.cpp"]),
+        pytest.param({"bundle": {"glibc": "9.1"}}, ["llama.cpp"], marks=pytest.mark.exhaustive),
         # Twice the size, because it is assembled from parts.
         ({"common_models": a_model(HUGE)}, ["the model 800000000, and 0 are to stay free; make room there."]),
         *(
-            ({"common_memory_bytes": HUGE, "common_memory_max": limit}, ["400000000"])
-            for limit in ("", "80%", "2G", "infinity")
+            pytest.param({"common_memory_bytes": HUGE, "common_memory_max": limit}, ["400000000"], marks=marks)
+            for limit, marks in (
+                ("", ()),
+                ("80%", pytest.mark.exhaustive),
+                ("2G", pytest.mark.exhaustive),
+                ("infinity", pytest.mark.exhaustive),
+            )
         ),
         (
             {"common_memory_bytes": 80_000_000, "common_memory_max": "64M"},
             ["has 67 MB of memory for the service, which takes 80 MB"],
         ),
-        ({"common_gpu_bytes": HUGE}, ["400000000"]),
+        pytest.param({"common_gpu_bytes": HUGE}, ["400000000"], marks=pytest.mark.exhaustive),
     ],
 )
 def test_a_machine_that_lacks_something_is_refused(

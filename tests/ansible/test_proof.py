@@ -22,7 +22,9 @@ def proven(folder: Path, *, key: str = "", **settings: Any) -> tuple[bool, str]:
     return play(folder, HEALTH, **GIVEN, device_settings=settings, device_api_key=key)
 
 
-@pytest.mark.parametrize("way", ["port", "https", "socket", "key"])
+@pytest.mark.parametrize(
+    "way", ["port", "https", *(pytest.param(way, marks=pytest.mark.exhaustive) for way in ("socket", "key"))]
+)
 def test_a_device_is_proven_where_its_api_listens(way: str, tmp_path: Path) -> None:
     given: dict[str, Any] = {}
     if way == "https":

@@ -61,6 +61,7 @@ def test_a_devices_sections_are_read(tmp_path: Path) -> None:
     assert read.update_dir == Path("/var/lib/fleet/updates")
 
 
+@pytest.mark.exhaustive
 def test_an_edges_metrics_are_served_with_the_token_that_the_role_writes(tmp_path: Path) -> None:
     none = rendered("edge", tmp_path)
     assert "metrics" not in none
@@ -79,6 +80,7 @@ def test_an_edges_metrics_are_served_with_the_token_that_the_role_writes(tmp_pat
     assert EdgeSettings.model_validate(read).metrics.address is not None
 
 
+@pytest.mark.exhaustive
 def test_an_edges_alerts_are_posted_and_signed_with_the_secret_that_the_role_writes(tmp_path: Path) -> None:
     secret, given = "0123456789abcdef", {"webhook": "https://hooks.example/fleet", "broker": {"host": "north.example"}}
     assert "alerts" not in rendered("edge", tmp_path)

@@ -164,7 +164,7 @@ def test_a_fleet_that_held_out_is_told_from_one_that_did_not() -> None:
 def test_an_attack_on_a_real_broker_and_a_scripted_edge_is_measured(tmp_path: Path) -> None:
     require_mosquitto()
     report = tmp_path / "hostile.json"
-    words = "hostile attacks --scripted --attack unknown-session-qos0 --seconds 3 --baseline 1 --honest 2 --tokens 32"
+    words = "hostile attacks --scripted --attack unknown-session-qos0 --seconds 1 --baseline 0.5 --honest 1 --tokens 16"
     code = main([*words.split(" "), "--json", str(report), "--folder", str(tmp_path / "logs")])
     assert code in {0, 1}  # how well the fleet holds out on a busy machine is not for a test
     (attack,) = json.loads(report.read_text())["rows"]

@@ -23,7 +23,9 @@ def test_the_walk_visits_every_ordinary_token_and_a_draft_model_follows_it_as_of
 
 
 @pytest.mark.models
-@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize(
+    "file", [pytest.param(each, marks=[] if each == "Q4_0" else [pytest.mark.exhaustive]) for each in FILES]
+)
 def test_a_random_model_writes_the_known_text_in_both_engines(file: str, tmp_path: Path) -> None:
     path = make(tmp_path, "tiny", file, vocabulary=prepared("Q4_0.gguf"))
     tokens = (5_000, 6_000, 70_000, 1_200)

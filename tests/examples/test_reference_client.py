@@ -301,7 +301,7 @@ def our_texts(broker: MosquittoProcess, *, seeds: range, tokens: int) -> list[li
     ("mode", "form"),
     [
         (Mode.RESIDUAL, FormName.AUTO),
-        (Mode.RESIDUAL, FormName.SAMPLES),
+        pytest.param(Mode.RESIDUAL, FormName.SAMPLES, marks=pytest.mark.exhaustive),
         pytest.param(Mode.RESIDUAL, FormName.DENSE, marks=pytest.mark.exhaustive),
         (Mode.COUPLED, FormName.AUTO),
     ],

@@ -31,7 +31,7 @@ def models() -> list[str]:
     return ["--models-dir", str(target.parent.parent), "--target", str(target)]
 
 
-@pytest.fixture(scope="module", params=["mosquitto", "embedded"])
+@pytest.fixture(scope="module", params=[pytest.param("mosquitto", marks=pytest.mark.exhaustive), "embedded"])
 def demo(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, models: list[str]) -> Any:
     folder = tmp_path_factory.mktemp("demo")
     db = f"sqlite:///{folder / 'fleet.sqlite3'}"
@@ -74,7 +74,7 @@ def test_the_ways_to_generate_are_compared(demo: Any) -> None:
     assert comparison["plan"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.exhaustive)])
 def test_the_fleet_stays_up_for_applications_until_a_signal(
     tmp_path: Path, models: list[str], number: signal.Signals
 ) -> None:

@@ -18,6 +18,7 @@ from fleet_device.requests.generate import GenerateRequest, Generation, RequestC
 from schemas.policy import Mode, SamplingPolicy
 from tests.support.brokers import StartBroker
 from tests.support.long_texts import first_long
+from tests.support.prepared_models import prepared
 from tests.support.unit import Unit
 from tests.support.waiting import PATIENCE_S, until
 from tests.support.whole import FLEET, Whole
@@ -46,14 +47,14 @@ class Edge:
 
 
 @contextmanager
-def edges_of(whole: Whole, target: Path, dtype: str) -> Iterator[dict[str, Edge]]:
+def edges_of(whole: Whole) -> Iterator[dict[str, Edge]]:
     """Run two edges over one session log."""
     edges = {}
     with ExitStack() as stack:
         for name in EDGES:
             arguments = [
                 sys.executable, "-m", "fleet_cli.main", "edge", "run", "--fleet", FLEET, "--edge", name,
-                "--port", str(whole.port), "--target", str(target), "--engine", "torch", "--dtype", dtype,
+                "--port", str(whole.port), "--target", str(prepared("target-Q8_0.gguf")), "--engine", "blocks",
                 "--threads", "1", "--db", whole.db, "--spool", str(whole.folder / name),
             ]  # fmt: skip
             unit = stack.enter_context(Unit(whole.folder / f"{name}.unit"))
@@ -62,14 +63,18 @@ def edges_of(whole: Whole, target: Path, dtype: str) -> Iterator[dict[str, Edge]
         yield edges
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=["term", "kill"])
+@pytest.mark.parametrize(
+    "number",
+    [
+        pytest.param(signal.SIGTERM, id="term"),
+        pytest.param(signal.SIGKILL, id="kill", marks=pytest.mark.exhaustive),
+    ],
+)
 def test_another_edge_goes_on_with_the_session_of_one_that_ends(
     number: signal.Signals,
     start_mosquitto: StartBroker,
     tmp_path: Path,
     drafters: Callable[[str], LlamaCppDrafter],
-    target_folder: Path,
-    dtype: str,
 ) -> None:
     whole, drafter = Whole(start_mosquitto(Broker(edges=EDGES)).port, tmp_path), drafters("Q4_0")
     ended: list[str] = []
@@ -90,7 +95,7 @@ def test_another_edge_goes_on_with_the_session_of_one_that_ends(
             ended.append(str(whole.rows(OPEN)[0]["edge"]))
             edges[ended[0]].end(number)
 
-    with edges_of(whole, target_folder, dtype) as edges, whole.device(drafter, verdict_s=5.0) as device:
+    with edges_of(whole) as edges, whole.device(drafter, verdict_s=5.0) as device:
         until(lambda: len(device.edges.online()) == len(EDGES))
         ids, undisturbed = first_long(write, prompt_ids(drafter), tokens=3 * DISTURB_AT)
         wanted = undisturbed.tokens
@@ -116,7 +121,12 @@ ASK = {"prompt": "Once upon a time", "mode": "coupled"}
 
 
 @pytest.mark.parametrize(
-    ("drain_s", "second"), [(0.5, None), (LONG_S, signal.SIGTERM), (LONG_S, signal.SIGINT)], ids=["late", "term", "int"]
+    ("drain_s", "second"),
+    [
+        pytest.param(0.5, None, id="late"),
+        pytest.param(LONG_S, signal.SIGTERM, id="term"),
+        pytest.param(LONG_S, signal.SIGINT, id="int", marks=pytest.mark.exhaustive),
+    ],
 )
 def test_a_text_that_is_not_done_in_time_is_given_up_in_so_many_words(
     drain_s: float, second: signal.Signals | None, whole: Whole, tmp_path: Path

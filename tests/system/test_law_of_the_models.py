@@ -23,8 +23,8 @@ Load = Callable[[str], LlamaCppDrafter]
 
 GREEDY = SamplingPolicy(temperature=0.0, seed=1)
 PROMPT_COUNT = 10
-LENGTH = 64
-IN_SMALL = 3  # prompts of the default run; the rest is exhaustive
+LENGTH = 48
+IN_SMALL = 1  # prompts of the default run; the rest is exhaustive
 NEAR_TIE = {"float32": 1e-3, "bfloat16": 0.5}  # between logits near 20, which bfloat16 stores in steps of 0.125
 
 
@@ -74,9 +74,7 @@ def test_coupled_text_depends_on_no_draft(whole: Whole, drafters: Load) -> None:
     with whole.edge():
         for quantization, length, ahead in (
             ("Q4_1", 0, False),
-            ("Q4_1", 3, False),
             ("Q4_1", 8, False),
-            ("Q2_K", 0, False),
             ("Q2_K", 3, True),
             ("Q2_K", 8, False),
         ):
@@ -89,6 +87,7 @@ def test_coupled_text_depends_on_no_draft(whole: Whole, drafters: Load) -> None:
     assert len(texts) == 1
 
 
+@pytest.mark.exhaustive
 def test_acceptance_is_what_theory_says(whole: Whole, drafters: Load, oracle: Any) -> None:
     """The accepted drafts, less their expected number sum of min(p, q) at the same positions, in standard deviations.
 

@@ -96,7 +96,7 @@ def test_in_coupled_mode_a_fleet_needs_exactly_the_verdicts_that_were_foretold(l
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("length", [2, 6])
+@pytest.mark.parametrize("length", [2, pytest.param(6, marks=pytest.mark.exhaustive)])
 def test_in_residual_mode_a_fleet_needs_the_verdicts_that_were_foretold(length: int) -> None:
     """Fixed seeds; 300 outputs on each side, 4 standard errors: a false alarm in 16,000 seeds."""
     found = really(range(1000, 1300), tokens=40, length=length, mode=Mode.RESIDUAL)
@@ -216,6 +216,7 @@ def test_a_measurement_that_fails_ends_the_trial(tmp_path: Path, fleet: Run) -> 
 
 @pytest.mark.models
 @pytest.mark.broker
+@pytest.mark.exhaustive
 def test_a_real_pair_is_tried_whole(fleet: Run, capsys: pytest.CaptureFixture[str]) -> None:
     pair = prepared("Q4_0.gguf"), prepared("target-Q8_0.gguf")
     tried = fleet("models", "try", *pair, "--each", 1, "--tokens", 8, "--engine", "llama.cpp", "--json")
@@ -245,7 +246,7 @@ def test_prompts_that_have_no_room_are_told_before_anything_is_written(tmp_path:
 
 
 @pytest.mark.models
-@pytest.mark.parametrize("target", ["target", "target-Q8_0.gguf"])
+@pytest.mark.parametrize("target", [pytest.param("target", marks=pytest.mark.exhaustive), "target-Q8_0.gguf"])
 def test_the_real_pair_is_measured(target: str, fleet: Run) -> None:
     pair = prepared("Q4_0.gguf"), prepared(target)
     found = as_json(fleet("models", "check", *pair, "--measure", "--each", 1, "--tokens", 24, "--json"))
