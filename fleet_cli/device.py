@@ -216,6 +216,7 @@ def _result(device: str, vocabulary: int, text: GeneratedText) -> dict[str, Any]
         "tokens_per_s": tokens / (generation.wall_ms / 1e3) if generation.wall_ms else 0.0,
         "plan": choice and choice.plan,
         "plan_reason": choice and choice.reason,
+        "plan_settled": choice and choice.settled,
         "verified": text.verified,
         "unverified": text.unverified,
         "edge_only": counters.edge_only,
@@ -256,11 +257,12 @@ def _summary(result: dict[str, Any]) -> str:
 def _stats(result: dict[str, Any]) -> str:
     first_s = "none" if result["first_token_s"] is None else f"{result['first_token_s']:.2f} s"
     drafted = max(0, result["tokens"] - result["edge_only"] - result["unverified"])
+    settled = "" if result["plan_settled"] else ", not settled yet"
     joules, tokens = result["joules"], max(1, result["tokens"])
     energy = "" if joules is None else f"; {joules:.1f} J, {joules / tokens:.2f} J a token"
     return "\n".join(
         (
-            f"  plan at the end   {result['plan']}: {result['plan_reason']}",
+            f"  plan at the end   {result['plan']}{settled}: {result['plan_reason']}",
             f"  tokens            {result['edge_only']} edge-only, {drafted} by way of drafts",
             f"  unverified        {result['unverified']} tokens, written while no edge answered, or behind such",
             f"  drafted           {result['drafted']} tokens; {result['tested']} tested, {result['accepted']} accepted",

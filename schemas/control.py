@@ -114,7 +114,7 @@ class Telemetry(ControlMessage):
         unverified: Of the tokens, those at the end of a generation that do not follow the target distribution:
             generated while no edge answered, or after such tokens.
         plan: How the device generates now, or None before the first request.
-        plan_reason: Why, with the estimate for each plan.
+        plan_reason: Why, with the estimate of each way.
         temperature_c: Of the processor (degrees Celsius), if the device shows it.
         joules_per_token: Mean energy of the device, if it has figures.
     """

@@ -86,6 +86,7 @@ def session_summary(text: GeneratedText) -> dict[str, Any]:
         "mode": policy.mode.value,
         "plan": choice and choice.plan,
         "plan_reason": choice and choice.reason,
+        "plan_settled": choice and choice.settled,
         "edge_only_tokens": counters.edge_only,
         "acceptance": counters.acceptance,
         "rounds": counters.rounds,

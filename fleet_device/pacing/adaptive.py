@@ -3,7 +3,7 @@
 It has no clock and no randomness: equal outcomes lead to equal plans.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Final
@@ -12,148 +12,8 @@ from fleet_device.drafters.contract import Prospect
 from fleet_device.pacing.contract import EDGE_ONLY_TOKENS, Choice, DraftOutcome, FixedPacing, Pacing, Plan, ReportedLoad
 from fleet_device.pacing.estimates import AcceptanceEstimate, Conditions, Confidence, Times, Trend
 from fleet_device.pacing.goals import MOST_SLOWER, SPEED, Prices, prices_of
+from fleet_device.pacing.plans import STAY, WORTH, Alternatives, best_plan, best_repetition
 from fleet_device.settings import AUTO, NO_DRAFTER, DeviceSettings
-
-_BETTER: Final = 1.1
-"""Factor by which suffix drafts must promise more: chances are estimates, and a change of plans has a cost."""
-
-_MOST_ACCEPTED: Final = 0.995
-
-
-def best_repetition(
-    prospect: Prospect, *, waiting: Conditions | None, drafting_ahead: Conditions | None, longest: int, rate: float
-) -> Plan | None:
-    """Return the best plan for suffix drafts, or None if it does not beat the present plan's `rate`.
-
-    A suffix token takes no time of the draft model, but the model reads it later if it drafts again. So it costs the
-    look-up and that reading time, and its throughput is computed from the acceptance that suffix tokens have had.
-    `waiting` and `drafting_ahead` are None if not allowed.
-    """
-    token_s = prospect.token_s + prospect.catch_up_s
-    best, found = _BETTER * rate, None
-    for ahead, conditions in ((False, waiting), (True, drafting_ahead)):
-        if conditions is None or (ahead and conditions.window < 2):  # noqa: PLR2004 - one is waited for
-            continue
-        for tokens in range(1, min(longest, len(prospect.chances)) + 1):
-            acceptance = min(_MOST_ACCEPTED, prospect.acceptance(tokens))
-            own = replace(conditions, acceptance=acceptance, token_s=token_s)
-            promised = own.rate(Plan(tokens, ahead=ahead))
-            if promised > best:
-                least = min(prospect.chances[tokens - 1], promised * own.more_s(Plan(tokens, ahead=ahead)))
-                best, found = promised, Plan(tokens, ahead=ahead, repeats=True, least=least)
-    return found
-
-
-WORTH: Final = 0.98
-"""Prefer a shorter or waiting plan that is within 2 % of the best: others share the edge."""
-
-STAY: Final = 1.01
-"""Factor in favour of the last plan, so that noise does not change it."""
-
-_SHARED_LENGTHS: Final = (0, 1, 2, 4, 8, 16)
-"""Draft lengths while other requests are in the edge's steps. Similar devices choose the same one despite small
-differences in their measurements; the edge computes sequences with the same number of tokens together, and others
-separately."""
-
-_SHARED_STAY: Final = 1.05
-_SHARED_WORTH: Final = 0.94
-"""As `STAY` and `WORTH` with other requests: a plan that differs from theirs slows down all of them."""
-
-
-def draft_lengths(conditions: Conditions, longest: int) -> Sequence[int]:
-    if conditions.shared is None:
-        return range(longest + 1)
-    return [tokens for tokens in _SHARED_LENGTHS if tokens <= longest]
-
-
-def best_plan(
-    waiting: Conditions,
-    drafting_ahead: Conditions,
-    *,
-    longest: int,
-    ahead: bool | None = None,
-    last: Plan | None = None,
-    trust: float = 1.0,
-    prices: Prices = SPEED,
-    edge_only: float = 0.0,
-) -> Plan:
-    """Return the drafting plan of the highest estimated value; prefer a shorter one that is nearly as good.
-
-    `ahead` of None leaves open whether to draft ahead; `trust` is a factor on the rates of drafting ahead. Plans are
-    left out that are `MOST_SLOWER` times slower than the fastest one or than `edge_only` (tokens/s, 0 if unknown).
-    """
-    lengths = draft_lengths(waiting, longest)
-    rates: dict[Plan, float] = {}
-    if not ahead or not longest:
-        rates |= {plan: waiting.rate(plan) for plan in map(Plan, lengths)}
-    if ahead is not False:
-        plans = (Plan(tokens, ahead=True) for tokens in lengths if tokens)
-        rates |= {plan: trust * drafting_ahead.rate(plan) for plan in plans}
-    values = rates
-    if prices is not SPEED:
-        values = {
-            plan: prices.value(drafting_ahead if plan.ahead else waiting, plan, rate=rate)
-            for plan, rate in within(rates, edge_only=edge_only).items()
-        }
-    if last in values:
-        values[last] *= STAY if waiting.shared is None else _SHARED_STAY
-    enough = (WORTH if waiting.shared is None else _SHARED_WORTH) * max(values.values())
-    # Waiting plans come first, and the shortest of each kind.
-    return next(plan for plan, value in values.items() if value >= enough)
-
-
-def within(rates: Mapping[Plan, float], *, edge_only: float = 0.0) -> dict[Plan, float]:
-    """Return the plans that are not `MOST_SLOWER` times slower than the fastest; that one, if edge-only is faster."""
-    fastest = max(rates.values())
-    least = max(fastest, edge_only) / MOST_SLOWER
-    return {plan: rate for plan, rate in rates.items() if rate >= min(least, fastest)}
-
-
-def explain(
-    waiting: Conditions | None,
-    drafting_ahead: Conditions | None,
-    *,
-    longest: int,
-    edge_only_s: float,
-    trust: float = 1.0,
-    prices: Prices = SPEED,
-    piece: float = 1.0,
-) -> str:
-    """Describe the measurements and the estimated rate and cost of each plan in a sentence.
-
-    Conditions are None, and `edge_only_s` is 0, if not allowed or not measured.
-    """
-    parts, edge_only = [], 1.0 / edge_only_s if edge_only_s else 0.0
-    if edge_only:
-        value = prices.edge_only_value(rate=edge_only, piece=piece)
-        parts.append(f"edge-only decoding {_promise(edge_only, value, prices)}")
-    for ahead, conditions, factor in ((False, waiting, 1.0), (True, drafting_ahead, trust)):
-        if conditions is None or (ahead and not longest):
-            continue
-        lengths = (n for n in draft_lengths(conditions, longest) if n or not ahead)
-        rates = {plan: factor * conditions.rate(plan) for plan in (Plan(n, ahead=ahead) for n in lengths)}
-        if prices is not SPEED:
-            rates = within(rates, edge_only=edge_only)
-        values = {plan: prices.value(conditions, plan, rate=rate) for plan, rate in rates.items()}
-        best = max(values, key=values.__getitem__)
-        way = "drafting ahead" if ahead else "drafting"
-        parts.append(f"{way} {_promise(rates[best], values[best], prices)} with {best.tokens} a draft")
-    if (known := waiting or drafting_ahead) is not None:
-        more_ms = (known.compute_token_s + known.beside_token_s) * 1e3
-        parts.append(
-            f"acceptance {known.acceptance:.2f}, {known.token_s * 1e3:.1f} ms a draft token, "
-            f"{known.answer_s(0) * 1e3:.0f} ms an answer and {more_ms:.1f} ms more for each token"
-        )
-        if known.shared is not None:
-            parts.append(f"rated as if all {known.shared.texts} requests at the edge used the same plan")
-    sentence = "; ".join(parts) or "nothing has been measured yet"
-    return f"{sentence[:1].upper()}{sentence[1:]}."
-
-
-def _promise(rate: float, value: float, prices: Prices) -> str:
-    cost = "" if prices is SPEED or not value else f" and {1.0 / value:.2g} {prices.unit} a token"
-    return f"{rate:.1f} tokens/s{cost}"
-
 
 _FIRST: Final = 4
 """Draft length before anything has been measured."""
@@ -190,6 +50,9 @@ _TRIAL: Final = 3
 _SURELY: Final = 1.07
 """Factor by which drafting must promise more than edge-only decoding: the first is estimated, the second measured, and
 with shared steps drafts slow down all other requests."""
+
+_SETTLED: Final = 12
+"""Plans with the same choice after which it is settled: where it is close, a trial of the other one is among them."""
 
 _STRETCH: Final = 2
 """Limit of a draft that may end early, as a multiple of the length that pays on average."""
@@ -231,6 +94,7 @@ class AdaptivePacing:
     _patience: float = _EXPLORE_EDGE_ONLY  # edge-only requests between trials
     _trying: int = 0  # drafts left of a trial
     _outcomes: int = 0
+    _steady: int = 0  # plans since the choice between drafting and edge-only decoding has changed
     _load: ReportedLoad = field(default_factory=ReportedLoad)  # last report of the edge
     _bonus: bool = False  # the draft before was accepted whole, and the edge drew a bonus token
     _alone: bool = True  # no draft was in flight when the next one was sent
@@ -250,9 +114,13 @@ class AdaptivePacing:
         best = best_of(ahead=self.ahead, last=self._last)
         quickest = best if self.prices is SPEED else best_of(ahead=self.ahead, prices=SPEED)
         fastest = self._rate_of(quickest, drafting_ahead if quickest.ahead else waiting)
-        if (edge_only := self._instead(best, drafting_ahead if best.ahead else waiting, fastest=fastest)) is not None:
-            return edge_only
-        self._last = best
+        before = self._is_edge_only
+        instead = self._instead(best, drafting_ahead if best.ahead else waiting, fastest=fastest)
+        if instead is None:
+            self._last = best
+        self._steady = self._steady + 1 if self._is_edge_only is before else 0
+        if instead is not None:
+            return instead
         trial, between = divmod(self._plans, _EXPLORE)
         if between:
             # With other requests in the steps, all devices use one length.
@@ -341,20 +209,28 @@ class AdaptivePacing:
             return Choice(
                 "draft" if self.edge_only is False else "edge-only", f"{self._heat} Until it has cooled, {then}."
             )
-        ways = (
-            [self.conditions(self._window, ahead=ahead) for ahead in (False, True)] if self._outcomes else [None, None]
+        first = Plan(_FIRST) if self.edge_only is False else Plan(_FIRST_EDGE_ONLY_TOKENS, edge_only=True)
+        plan = self._last or first
+        return Choice(plan.name, self._alternatives().reason(plan), settled=self._settled)
+
+    def _alternatives(self) -> Alternatives:
+        waiting, ahead = (
+            (self.conditions(self._window, ahead=ahead) if self._outcomes else None) for ahead in (False, True)
         )
-        reason = explain(
-            None if self.ahead else ways[0],
-            None if self.ahead is False else ways[1],
+        rate = self._edge_only_rate() or None
+        return Alternatives(
+            waiting=None if self.ahead else waiting,
+            drafting_ahead=None if self.ahead is False else ahead,
+            edge_only=rate,
+            edge_only_value=0.0 if rate is None else self.prices.edge_only_value(rate=rate, piece=self._piece.at(0)),
             longest=self._longest,
-            edge_only_s=0.0 if self.edge_only is False else self._edge_only_s(),
             trust=self._trust,
             prices=self.prices,
-            piece=self._piece.at(0),
         )
-        first = Plan(_FIRST) if self.edge_only is False else Plan(_FIRST_EDGE_ONLY_TOKENS, edge_only=True)
-        return Choice((self._last or first).name, reason)
+
+    @property
+    def _settled(self) -> bool:
+        return self._outcomes >= _OUTCOMES and self._steady >= _SETTLED
 
     def _begin(self, longest: int) -> Plan | None:
         self._heat = self.throttled()

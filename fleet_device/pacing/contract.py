@@ -126,10 +126,14 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The present plan, and a sentence with the estimate of each alternative."""
+    """The present plan, and a sentence with the estimate of each alternative.
+
+    `settled`: the device has measured the alternatives, and has chosen this one for a while.
+    """
 
     plan: PlanName
     reason: str
+    settled: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -279,4 +283,4 @@ class FixedPacing:
 
     def choice(self) -> Choice:
         plan = self.plan(longest=self.tokens, window=1)
-        return Choice(plan.name, self.reason)
+        return Choice(plan.name, self.reason, settled=True)

@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fleet_device.drafters.contract import Prospect
-from fleet_device.pacing.adaptive import AdaptivePacing, best_plan, best_repetition
+from fleet_device.pacing.adaptive import AdaptivePacing
 from fleet_device.pacing.contract import DraftOutcome, FixedPacing, Plan, ReportedLoad, SharedSteps
 from fleet_device.pacing.estimates import Conditions
+from fleet_device.pacing.plans import best_plan, best_repetition
 
 LONGEST, WINDOW = 16, 4
 STEP_S = 0.04
@@ -236,6 +237,34 @@ def test_choosing_is_hardly_slower_than_edge_only(round_trip_s: float, edge_only
     _, never = live_with_edge_only(AdaptivePacing(ahead=False), 400, **place)
     assert chosen >= 0.97 * always
     assert chosen >= 0.92 * max(always, never)
+
+
+@pytest.mark.parametrize(("edge_only_s", "drafts"), [(0.013, False), (0.1, True)])
+def test_a_choice_is_settled_once_both_ways_are_measured_and_one_has_been_taken_for_a_while(
+    edge_only_s: float, drafts: bool
+) -> None:
+    pacing, rng = AdaptivePacing(ahead=False, edge_only=None), random.Random(3)
+
+    def learn(plan: Plan) -> DraftOutcome:
+        step_s = edge_only_s * (1.0 + 0.2 * plan.tokens)
+        return verified(plan, stood(plan, 0.8, rng), step_s, token_s=0.013, answer_s=step_s + 0.02)
+
+    for _ in range(8):
+        follow(pacing, 1, learn, token_s=edge_only_s, step_s=edge_only_s)
+        assert not pacing.choice().settled
+    follow(pacing, 92, learn, token_s=edge_only_s, step_s=edge_only_s)
+    assert pacing.choice().settled
+    assert (pacing.choice().plan == "draft") is drafts
+    before, plan = pacing.choice().plan, pacing.choice().plan
+    edge_only_s = 0.113 - edge_only_s
+    for _ in range(200):
+        if plan != before:
+            break
+        assert pacing.choice().settled
+        follow(pacing, 1, learn, token_s=edge_only_s, step_s=edge_only_s)
+        plan = pacing.choice().plan
+    assert plan != before
+    assert not pacing.choice().settled
 
 
 def begun(token_s: float, step_s: float, load: ReportedLoad, *, longest: int = LONGEST) -> AdaptivePacing:
