@@ -57,8 +57,10 @@ TIMES: Final = 8
 """Cost of the large target of the comparison, in costs of the demo's own."""
 
 _COMPARED_TOKENS: Final = 64
-_TRIES: Final = 3
-"""Requests with which a device that chooses learns before it is compared."""
+_WARM_UP: Final = 12
+"""Largest number of requests after which a device is compared although its choice is not settled."""
+
+_ROUNDS: Final = 2  # of the comparison
 
 _SHOWN: Final = 320  # characters of a text that grows
 
@@ -96,15 +98,21 @@ def _say(sentence: str) -> None:
     print(sentence, file=sys.stderr)
 
 
+def _prose(console: Console, *lines: str) -> None:
+    """Print lines, which a terminal wraps between words."""
+    console.print(*lines, sep="\n", soft_wrap=not console.is_terminal)
+
+
 @dataclass(frozen=True, slots=True)
 class PlanFigures:
     tokens_per_s: float
     bytes_per_token: float  # payload, both ways
 
     @classmethod
-    def of(cls, answer: StreamedAnswer) -> "PlanFigures":
-        sent = answer.summary["uplink_bytes"] + answer.summary["downlink_bytes"]
-        return cls(round(answer.tokens_per_s, 1), round(sent / max(1, answer.tokens), 1))
+    def of(cls, answers: Sequence[StreamedAnswer]) -> "PlanFigures":
+        tokens, seconds = sum(each.tokens for each in answers), sum(each.seconds for each in answers)
+        sent = sum(each.summary["uplink_bytes"] + each.summary["downlink_bytes"] for each in answers)
+        return cls(round(tokens / seconds, 1) if seconds else 0.0, round(sent / max(1, tokens), 1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +124,8 @@ class Comparison:
     drafting: PlanFigures
     chosen: PlanFigures
     plan: str  # the choice
+    reason: str
+    settled: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,7 +284,8 @@ def comparison_table(comparisons: Sequence[Comparison]) -> Table:
     table = _table("tokens/s of one device", "edge-only", "drafting", "chosen by the device", "its choice")
     for each in comparisons:
         ways = (each.edge_only, each.drafting, each.chosen)
-        table.add_row(each.target, *(f"{way.tokens_per_s:.1f}" for way in ways), each.plan)
+        choice = each.plan if each.settled else f"{each.plan}, not settled yet"
+        table.add_row(each.target, *(f"{way.tokens_per_s:.1f}" for way in ways), choice)
         table.add_row("  bytes a token", *(f"{way.bytes_per_token:.1f}" for way in ways), style="dim")
     return table
 
@@ -318,16 +329,24 @@ def interruption_line(found: InterruptedAnswer) -> str:
 
 
 def compare(fleet: _Fleet, name: str, prompt: str, *, choosing: str, drafting: str) -> Comparison:
-    """Compare edge-only decoding, drafting, and what the device chooses."""
+    """Compare edge-only decoding, drafting, and what the device `choosing` chooses once it knows both.
+
+    `drafting` is a new device, which may do nothing else.
+    """
+    fleet.add_device(drafting, "--no-edge-only")
     options = {"max_tokens": _COMPARED_TOKENS, "seed": 1}
-    for _ in range(_TRIES):
-        fleet.ask(choosing, prompt, **options)
-    edge_only = fleet.ask(choosing, prompt, edge_only=True, **options)
-    drafts = [fleet.ask(drafting, prompt, **options) for _ in range(2)][-1]
-    chosen = fleet.ask(choosing, prompt, **options)
-    return Comparison(
-        name, PlanFigures.of(edge_only), PlanFigures.of(drafts), PlanFigures.of(chosen), plan_of(chosen.summary)
-    )
+    for _ in range(_WARM_UP):
+        if fleet.ask(choosing, prompt, **options).summary["plan_settled"]:
+            break
+    fleet.ask(drafting, prompt, **options)  # it computes the prompt
+    ways: dict[str, list[StreamedAnswer]] = {"edge-only": [], "drafting": [], "chosen": []}
+    for _ in range(_ROUNDS):  # in turn: other programs slow down all of them
+        ways["edge-only"].append(fleet.ask(choosing, prompt, edge_only=True, **options))
+        ways["drafting"].append(fleet.ask(drafting, prompt, **options))
+        ways["chosen"].append(fleet.ask(choosing, prompt, **options))
+    last = ways["chosen"][-1].summary
+    edge_only, drafts, chosen = map(PlanFigures.of, ways.values())
+    return Comparison(name, edge_only, drafts, chosen, plan_of(last), last["plan_reason"], last["plan_settled"])
 
 
 def write_device_file(path: Path, fleet: _Fleet, model: str, models: Path) -> None:
@@ -347,13 +366,16 @@ _MARK: Final = "# Written by `fleet demo`, and removed when it ends."
 def stay(fleet: _Fleet, db: str, dashboard: str) -> None:
     """Say what can be done with the fleet, and wait for Ctrl-C."""
     api = f"http://127.0.0.1:{next(iter(fleet.ports.values()))}"
+    # No line is longer than 80 characters, so that no terminal breaks a command.
     fleet.console.print(
         f"""
 The fleet stays up until Ctrl-C. In another terminal:
-  curl -s {api}/v1/chat/completions -H 'Content-Type: application/json' \\
-      -d '{{"model": "fleet", "messages": [{{"role": "user", "content": "Why is the sky blue?"}}], "max_tokens": 60}}'
+  curl -s {api}/v1/chat/completions \\
+      -H 'Content-Type: application/json' -d '{{"model": "fleet", "max_tokens": 60,
+      "messages": [{{"role": "user", "content": "Why is the sky blue?"}}]}}'
   {program()} admin sessions --db {db}
-Python: Device.from_config("device.toml"), in this folder. OpenAI clients: {api}/v1
+Python: Device.from_config("device.toml"), in this folder.
+OpenAI clients: {api}/v1
 Dashboard: {dashboard}""",
         soft_wrap=True,
     )
@@ -412,43 +434,44 @@ def demo_command(
     drafting = f"device-{devices + 1}"
 
     @contextmanager
-    def fleet_of(fleet: str, target: str) -> Iterator[_Fleet]:
+    def fleet_of(fleet: str, target: str, *, db: str | None = None) -> Iterator[_Fleet]:
+        """Run an edge; by default with a log of its own, since the names of edge and devices occur in both fleets."""
         with ExitStack() as stack:
+            own = stack.enter_context(tempfile.TemporaryDirectory(prefix="fleet-edge-"))
+            log = f"sqlite:///{own}/fleet.sqlite3" if db is None else db
             at = stack.enter_context(demo_broker(broker, Broker(fleet=fleet, edges=(EDGE,))))
             where = ["--host", at.host, "--port", str(at.port)]
-            console.print(f"Broker: {name_of(at)}. Loading the target model {target} …", soft_wrap=True)
-            spool = stack.enter_context(tempfile.TemporaryDirectory(prefix="fleet-spool-"))
+            _prose(console, f"Broker: {name_of(at)}. Loading the target model {target} …")
             edge = ["--fleet", fleet, "--edge", EDGE, *where, "--target", target, "--engine", engine]
             device = [
                 "--fleet", fleet, *where, "--model", model, "--models-dir", str(models_dir), "--offline", "wait",
                 "--max-new-tokens", str(max_new_tokens),
             ]  # fmt: skip
-            running = _Fleet(console, stack, at, [*edge, "--db", db, "--spool", spool], device, raw)
+            running = _Fleet(console, stack, at, [*edge, "--db", log, "--spool", f"{own}/spool"], device, raw)
             running.start_edge()
             yield running
 
-    with fleet_of(FLEET, target) as fleet:
+    with fleet_of(FLEET, target, db=db) as fleet:
         if chat:
             if code := run_chat(names[0], fleet.device_arguments):
                 raise typer.Exit(code)
             return
-        console.print(f"Starting {devices} device{'s' * (devices > 1)} with the draft model {model} …", soft_wrap=True)
+        _prose(console, f"Starting {devices} device{'s' * (devices > 1)} with the draft model {model} …")
         for number, name in enumerate(names):
             fleet.add_device(name, port=0 if number else API_PORT)
         report = DemoReport(name_of(fleet.broker), fleet.edge.online["target"], model)
         _answer(fleet, report, texts)
         report.interruption = interrupt(fleet, names[0], texts[0], max_new_tokens)
-        console.print(interruption_line(report.interruption), "", sep="\n", soft_wrap=True)
-        console.print("Comparing what one device gets from the edge alone, with drafts, and by its own choice …")
-        fleet.add_device(drafting, "--no-edge-only")
+        _prose(console, interruption_line(report.interruption), "")
+        _prose(console, "Comparing what one device gets from the edge alone, with drafts, and by its own choice …")
         report.comparisons = [compare(fleet, "this target", texts[0], choosing=names[0], drafting=drafting)]
         if large is not None:
             with fleet_of(f"{FLEET}-large", large) as other:
                 other.add_device(names[0])
-                other.add_device(drafting, "--no-edge-only")
                 name = f"a target of {TIMES} times its cost"
                 report.comparisons.append(compare(other, name, texts[0], choosing=names[0], drafting=drafting))
-        console.print(comparison_table(report.comparisons))
+        console.print(comparison_table(report.comparisons), "", sep="\n")
+        _prose(console, *(f"With {each.target}: {each.reason}" for each in report.comparisons))
         _write(report, json_file)
         if not once:
             write_device_file(Path("device.toml"), fleet, model, models_dir)

@@ -72,6 +72,7 @@ def test_the_ways_to_generate_are_compared(demo: Any) -> None:
     for way in ("edge_only", "drafting", "chosen"):
         assert min(comparison[way]["tokens_per_s"], comparison[way]["bytes_per_token"]) > 0
     assert comparison["plan"]
+    assert comparison["reason"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.exhaustive)])

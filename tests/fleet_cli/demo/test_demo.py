@@ -4,7 +4,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, nullcontext
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from fleet_cli.demo import _Fleet, demo_target, draft_model, run_chat, write_device_file
-from fleet_cli.demo_processes import stream_answer
+from fleet_cli.demo import _WARM_UP, _Fleet, compare, demo_target, draft_model, run_chat, write_device_file
+from fleet_cli.demo_processes import StreamedAnswer, stream_answer
 from fleet_cli.errors import CommandError
 from fleet_device import Device
 from tests.support.command import Run, refused
@@ -109,6 +109,63 @@ def test_the_device_file_configures_a_device_and_a_foreign_one_stays(tmp_path: P
     with ExitStack() as stack:
         write_device_file(path, _Fleet(Console(quiet=True), stack, broker, [], []), "smollm2-135m:Q4_0", models)
     assert path.read_text() == "fleet = 'mine'\n"
+
+
+class ScriptedFleet:
+    """What the demo starts, without processes: `started` has their arguments, `asked` the requests of each device."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, *, settled_after: int) -> None:
+        self.started: dict[str, list[list[str]]] = {"edge": [], "device": []}
+        self.asked: list[tuple[int, dict[str, Any]]] = []
+        self.settled_after = settled_after
+        broker = SimpleNamespace(running=True, host="127.0.0.1", port=1)
+        patch.setattr("fleet_cli.demo.demo_broker", lambda *_: nullcontext(broker))
+        patch.setattr("fleet_cli.demo.edge_process", lambda arguments: self._start("edge", arguments))
+        patch.setattr(
+            "fleet_cli.demo.device_service", lambda name, arguments: self._start("device", [name, *arguments])
+        )
+        patch.setattr("fleet_cli.demo.stream_answer", self._answer)
+
+    @contextmanager
+    def _start(self, kind: str, arguments: list[str]) -> Iterator[Any]:
+        self.started[kind].append(arguments)
+        process = SimpleNamespace(kill=lambda: None, poll=lambda: None)
+        yield SimpleNamespace(child=SimpleNamespace(process=process, end=lambda: None), online={"target": "toy"})
+
+    def _answer(self, port: int, _prompt: str, **options: Any) -> Iterator[StreamedAnswer]:
+        self.asked.append((port, options))
+        chosen = sum(at == port and "edge_only" not in each for at, each in self.asked)
+        summary = {
+            "session": "s", "seed": 1, "plan": "edge-only", "plan_reason": "So.", "acceptance": None, "uplink_bytes": 1,
+            "downlink_bytes": 1, "plan_settled": chosen > self.settled_after,
+        }  # fmt: skip
+        yield StreamedAnswer("words", 8, 1.0, "length", summary)
+
+
+def test_the_comparison_has_a_log_of_its_own(models: Path, monkeypatch: pytest.MonkeyPatch, fleet: Run) -> None:
+    """Both fleets have edges and devices of the same names, and the second one ends first."""
+    scripted = ScriptedFleet(monkeypatch, settled_after=0)
+    code, output, complaint = fleet("demo", "--once", "--db", "sqlite:///mine.sqlite3", "--models-dir", models)
+    assert code == 0, complaint
+    assert output.count("So.") == 2
+    logs = {edge[edge.index("--fleet") + 1]: edge[edge.index("--db") + 1] for edge in scripted.started["edge"]}
+    assert logs["demo"] == "sqlite:///mine.sqlite3"
+    assert logs["demo-large"] != logs["demo"]
+
+
+@pytest.mark.parametrize(("settled_after", "settled"), [(4, True), (1000, False)])
+def test_a_device_is_compared_once_its_choice_is_settled(
+    settled_after: int, settled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scripted = ScriptedFleet(monkeypatch, settled_after=settled_after)
+    with ExitStack() as stack:
+        running = _Fleet(Console(quiet=True), stack, SimpleNamespace(), [], [])  # type: ignore[arg-type]
+        running.add_device("device-1")
+        found = compare(running, "a target", "hello", choosing="device-1", drafting="device-2")
+    own = [options for port, options in scripted.asked if port == running.ports["device-1"]]
+    first = next(number for number, options in enumerate(own) if options.get("edge_only"))
+    assert first == (settled_after + 1 if settled else _WARM_UP)
+    assert (found.settled, found.plan, found.reason) == (settled, "edge-only", "So.")
 
 
 Replies = dict[str, tuple[int, str]]
