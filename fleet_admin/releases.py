@@ -22,6 +22,7 @@ from tuf.api.metadata import Metadata, MetaFile, Root, Snapshot, TargetFile, Tar
 from fleet_common.host import write_atomically
 from fleet_common.identity.certificates import Passphrase, load_key, new_key, save_key
 from fleet_common.validation import plain_sentence
+from fleet_device.drafters.model_file import name_of_file
 from fleet_device.updates.repository import CHUNK_BYTES, Manifest
 from schemas.errors import FleetError
 
@@ -95,7 +96,11 @@ def _manifest(folder: Path, targets: Targets, number: int, model: Path | None, b
     try:
         if model is not None:
             with model.open("rb") as file:
-                path = _add(folder, targets, "models", model.name, file)
+                # A device names a model like `name_of_file`, also where its folder is named by a digest.
+                name = name_of_file(model)
+                path = _add(
+                    folder, targets, "models", model.name if name == model.stem else f"{name}/{model.name}", file
+                )
         for bundle in bundles:
             match = _BUNDLE.fullmatch(bundle.name)
             if match is None:
@@ -118,7 +123,7 @@ def _manifest(folder: Path, targets: Targets, number: int, model: Path | None, b
         return Manifest(number=number, version=next(iter(versions), None), model=path, wheels=wheels)
     except ValidationError as error:
         raise ReleaseError(
-            f"A file has a name that gateways do not accept: {plain_sentence(error.errors()[0])}."
+            f"A file or its folder has a name that gateways do not accept: {plain_sentence(error.errors()[0])}."
         ) from error
 
 

@@ -97,8 +97,7 @@ def locate_model(model: str, *, folder: Path, hub: Callable[[], "HuggingFace"] |
         )
     path = Path(text).expanduser()
     if path.is_file():
-        named = not _QUANTIZATION.fullmatch(path.stem)
-        return LocatedModel(path, path.stem if named else path.absolute().parent.name)
+        return LocatedModel(path, name_of_file(path))
     if match := _REPOSITORY.fullmatch(text):
         return _from_hub(match["repository"], match["pattern"], (hub or hugging_face)())
     if os.sep in text or text.lower().endswith(".gguf"):
@@ -110,6 +109,11 @@ def locate_model(model: str, *, folder: Path, hub: Callable[[], "HuggingFace"] |
         f"{text!r} names no draft model; give a .gguf file, owner/name:file.gguf, or a model in models_dir "
         "such as smollm2-135m:Q4_0."
     )
+
+
+def name_of_file(path: Path) -> str:
+    """Return a model's name: its file's, or its folder's if the file is named by the quantization."""
+    return path.absolute().parent.name if _QUANTIZATION.fullmatch(path.stem) else path.stem
 
 
 def _local(name: str, quantization: str | None, folder: Path) -> LocatedModel:

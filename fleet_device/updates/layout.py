@@ -7,6 +7,7 @@
     <programs>/current, previous          the running release, and the one before
     <programs>/updater                    the latest release that passed its self-test: the updater runs from it
     <models>/<sha256>/<file>              models
+    <models>/<sha256>/<model>/<file>      likewise, if the file is named by the quantization
 """
 
 import contextlib
@@ -109,7 +110,8 @@ class Layout:
         for folder in releases.iterdir():
             used.add((folder / "venv").resolve())
             with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-                used.add(Path(tomllib.loads((folder / CONFIG).read_text(encoding="utf-8"))["model"]).resolve().parent)
+                model = tomllib.loads((folder / CONFIG).read_text(encoding="utf-8"))["model"]
+                used.update(Path(model).resolve().parents)
         for folder in (*(self.programs / "venvs").iterdir(), *self.models.iterdir()):
             # What Ansible has installed belongs to root.
             if folder.resolve() not in used and folder.stat().st_uid == os.geteuid():

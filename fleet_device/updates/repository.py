@@ -3,7 +3,7 @@
 The repository is a folder on any HTTPS server that answers Range requests::
 
     metadata/   root, timestamp, snapshot, targets (The Update Framework 1.0, consistent snapshots)
-    targets/    releases/<number>.json, models/<sha256>/<file>, wheels/<sha256>/<file>
+    targets/    releases/<number>.json, models/<sha256>/<file>, models/<sha256>/<model>/<file>, wheels/<sha256>/<file>
 
 A file's target has the SHA-256 of each of its chunks, so that a part is checked before the rest is fetched, and what
 a power cut has damaged is fetched again, and no more.
@@ -55,7 +55,7 @@ _ATTEMPTS: Final = 5  # without a byte in between
 _BACKOFF_S: Final = 2.0
 
 _NAME: Final = r"[A-Za-z0-9][A-Za-z0-9._+!-]{0,150}"
-_FILE: Final = re.compile(rf"(?P<kind>models|wheels)/(?P<digest>[0-9a-f]{{64}})/(?P<name>{_NAME})")
+_FILE: Final = re.compile(rf"(?P<kind>models|wheels)/(?P<digest>[0-9a-f]{{64}})/(?P<name>(?:{_NAME}/)?{_NAME})")
 
 
 def _checked(path: str) -> str:
@@ -91,7 +91,13 @@ class _Custom(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class ReleaseFile:
-    """A file of a release; `name` is a plain file name, `digest` its SHA-256, `source` where the server has it."""
+    """A file of a release.
+
+    Attributes:
+        name: Its name, after that of its folder if it has one.
+        digest: Its SHA-256.
+        source: Where the server has it.
+    """
 
     name: str
     digest: str

@@ -1,12 +1,15 @@
 import hashlib
 import json
 import random
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from fleet_device.drafters.model_file import name_of_file
 from tests.ansible.local_play import of_common, play
+from tests.ansible.test_settings import GIVEN
 
 MEGA = 1 << 20
 pytestmark = pytest.mark.slow  # each starts Ansible
@@ -84,6 +87,28 @@ def test_a_target_is_sent_as_a_file_or_as_a_folder(tmp_path: Path, files: list[s
     assert passed, said
     place, models = json.loads((tmp_path / "named").read_text())
     assert [each["dest"] for each in models] == ([place] if len(files) == 1 else [f"{place}/{name}" for name in files])
+
+
+def test_a_draft_model_keeps_its_name_on_the_device(tmp_path: Path) -> None:
+    model = tmp_path / "smollm2-135m" / "Q4_0.gguf"
+    model.parent.mkdir()
+    model.write_bytes(b"GGUF")
+    passed, said = play(
+        tmp_path,
+        {"ansible.builtin.include_role": {"name": "device", "tasks_from": "name.yml"}},
+        {
+            "ansible.builtin.copy": {
+                "content": "{{ [device_model_path, device_config] }}",
+                "dest": str(tmp_path / "named"),
+            }
+        },
+        **{name: value for name, value in GIVEN.items() if "model" not in name},
+        fleet_draft_model=str(model),
+    )
+    assert passed, said
+    path, config = json.loads((tmp_path / "named").read_text())
+    assert name_of_file(Path(path)) == "smollm2-135m"
+    assert tomllib.loads(config)["model"] == path
 
 
 def test_a_model_that_nobody_has_vouched_for_is_not_sent(tmp_path: Path, model: dict[str, Any]) -> None:

@@ -1,5 +1,6 @@
 import os
 import sys
+import tomllib
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -39,10 +40,18 @@ class Site:
     def repository(self) -> Path:
         return self.server.folder
 
-    def publish(self, *, model: bytes | None = None, valid: timedelta = LONG, bundles: list[Path] | None = None) -> int:
+    def publish(
+        self,
+        *,
+        model: bytes | None = None,
+        name: str = "draft.gguf",
+        valid: timedelta = LONG,
+        bundles: list[Path] | None = None,
+    ) -> int:
         file = None
         if model is not None:
-            file = self.folder / "draft.gguf"
+            file = self.folder / name
+            file.parent.mkdir(exist_ok=True)
             file.write_bytes(model)
         number = publish(self.repository, self.keys, model=file, bundles=bundles or [], valid=valid)
         return number or 0
@@ -100,10 +109,13 @@ class Gateway:
 
     def model(self) -> bytes:
         """Return the content of the running release's model."""
-        text = (self.folder / "programs" / "current" / "device.toml").read_text()
-        return Path(text.split('model = "')[1].split('"')[0]).read_bytes()
+        return Path(self.configured_model()).read_bytes()
 
     def want(self, release: int | None, **limits: Any) -> None:
+    def configured_model(self) -> str:
+        """Return the setting `model` of the running release."""
+        return str(tomllib.loads((self.folder / "programs" / "current" / "device.toml").read_text())["model"])
+
         self.exchange.write(WANTED, WantedUpdate(release=release, **limits))
 
     def sleep(self, seconds: float) -> None:

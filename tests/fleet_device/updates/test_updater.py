@@ -9,6 +9,8 @@ from fleet_device.updates.handoff import STATE, UpdateFolder, UpdateState
 from fleet_device.updates.layout import Layout
 from fleet_device.updates.repository import CHUNK_BYTES, Repository
 from fleet_device.updates.updater import service_restarts
+from fleet_device.drafters.model_file import locate_model
+from fleet_device.updates import layout
 from schemas.control import UpdateStage
 from tests.fleet_device.updates.conftest import (
     FIRST,
@@ -49,6 +51,18 @@ def test_a_new_model_is_fetched_tested_and_kept(gateway: Gateway) -> None:
 def test_a_release_whose_test_fails_or_does_not_end_is_rolled_back(
     gateway: Gateway, serve: Callable[[Gateway], None]
 ) -> None:
+@pytest.mark.parametrize(
+    ("file", "name"), [("smollm2-135m/Q4_0.gguf", "smollm2-135m"), ("any/smollm2-135m-Q4_0.gguf", "smollm2-135m-Q4_0")]
+)
+def test_a_pulled_model_has_the_name_that_it_has_where_it_was_published(gateway: Gateway, file: str, name: str) -> None:
+    gateway.serve = passes
+    gateway.want(gateway.site.publish(model=MODEL, name=file))
+    assert gateway.update().stage is UpdateStage.DONE
+    located = locate_model(gateway.configured_model(), folder=gateway.folder)
+    assert located.name == name
+    assert located.path.read_bytes() == MODEL
+
+
     gateway.want(gateway.site.publish(model=MODEL))
     gateway.serve = serve
     state = gateway.update()
