@@ -31,19 +31,32 @@ def update_command(
 
     It downloads what is missing, checks the signatures, installs the release next to the running one, restarts the
     service with it, waits for its self-test, and returns to the previous release if that fails.
+    It prints each stage, and what it waits for.
     """
-    from fleet_device.updates.handoff import UpdateFolder
+    from fleet_device.updates.handoff import UpdateFolder, UpdateState
     from fleet_device.updates.layout import Layout
-    from fleet_device.updates.repository import Repository, https_pool
+    from fleet_device.updates.repository import Repository
     from fleet_device.updates.updater import Updater
+
+    shown = False
+
+    def show(state: UpdateState) -> None:
+        nonlocal shown
+        shown = True
+        print(f"Release {state.release}: {state.stage}. {state.sentence}".rstrip(), flush=True)
 
     if not url.startswith("https://"):
         raise CommandError(f"{url!r} is no address of a repository; it begins with https://.")
     try:
         with locked(folder, timeout_s=1.0):
-            pool = https_pool(TlsSettings(ca, certificate, key))
-            repository = Repository(url, root.read_bytes(), folder / "metadata", pool)
-            state = Updater(UpdateFolder(folder), Layout(programs, models), repository, trial_s=trial_s).run()
+            tls = TlsSettings(ca, certificate, key)
+            repository = Repository(url, root.read_bytes(), folder / "metadata", tls)
+            state = Updater(
+                UpdateFolder(folder), Layout(programs, models), repository, trial_s=trial_s, show=show
+            ).run()
     except OSError as error:
         raise CommandError(f"The updater cannot work: {error}.") from error
-    print("No release is desired." if state is None else f"Release {state.release}: {state.stage}. {state.sentence}")
+    if state is None:
+        print("No release is desired.")
+    elif not shown:
+        show(state)

@@ -239,7 +239,7 @@ class DesiredSettings(ControlMessage):
 class UpdateStage(StrEnum):
     """Stage of an update. An unknown value is read as `WAITING`."""
 
-    WAITING = "waiting"  # for the time window, the repository or the network; the sentence says for which
+    WAITING = "waiting"  # for the window, the repository, the network or space; the sentence says for which
     FETCHING = "fetching"
     INSTALLING = "installing"
     TESTING = "testing"

@@ -89,6 +89,7 @@ class UpdateState(UpdateReport):
         link: Release folder that `current` is about to be linked to; empty if no change is pending.
         starts: Starts of the updater since the self-test began.
         highest: Highest release that has passed its self-test; older ones are refused.
+        storage_failures: Attempts in a row that this machine could not store.
     """
 
     trial: Trial = ""
@@ -96,6 +97,7 @@ class UpdateState(UpdateReport):
     link: str = ""
     starts: Annotated[int, Field(ge=0)] = 0
     highest: Annotated[int, Field(ge=0)] = 0
+    storage_failures: Annotated[int, Field(ge=0)] = 0
 
 
 M = TypeVar("M", bound=ControlMessage)
@@ -103,6 +105,7 @@ M = TypeVar("M", bound=ControlMessage)
 WANTED: Final = "inbox/wanted.json"
 TESTED: Final = "inbox/tested.json"
 STATE: Final = "state.json"
+RESTART: Final = "restart"
 
 UPDATE_SETTINGS: Final = {f"update.{name}": name for name in WantedUpdate.model_fields}
 """Remote settings of the updater, and the field of each."""

@@ -11,6 +11,7 @@
 """
 
 import contextlib
+import errno
 import hashlib
 import os
 import secrets
@@ -25,13 +26,16 @@ from typing import Final
 
 from broker_config.broker import toml_lines
 from fleet_common.host import sync, write_atomically
-from fleet_device.updates.repository import ReleaseFile, UpdateFailed, VerifiedRelease
+from fleet_device.updates.repository import ReleaseFile, StorageFailed, UpdateFailed, VerifiedRelease
 
 CONFIG: Final = "device.toml"
 PREFIX: Final = "update-"
 _DIGEST: Final = 16  # characters of a digest in a path
 _CONFIG_MODE: Final = 0o640
 _INSTALL_S: Final = 1800.0
+
+_STORAGE_ERRORS: Final = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
+"""What pip prints if a machine cannot store, in the form of Python's OSError."""
 
 INSTALLED_SHARE: Final = 4
 """Bytes of an installed program for a byte of its wheels, at most."""
@@ -57,7 +61,8 @@ class Layout:
     def prepare(self, release: VerifiedRelease, wheels: Sequence[Path]) -> str:
         """Install a release next to those that are there, and return the name of its folder.
 
-        What the release does not have, program or model, is that of the running release.
+        What the release does not have, program or model, is that of the running release. Raise UpdateFailed only if
+        it is the release's fault.
         """
         current = self.programs / "current"
         program = (current / "venv").resolve()
@@ -85,7 +90,7 @@ class Layout:
                 folder.rename(old)
             draft.rename(folder)
             sync(folder.parent)
-        except (OSError, ValueError) as error:
+        except ValueError as error:
             raise UpdateFailed(f"The release cannot be prepared in {folder}: {error}.") from error
         return name
 
@@ -125,22 +130,35 @@ class Layout:
 
 
 def install_program(folder: Path, wheels: Sequence[Path], *, version: str) -> None:
-    """Install wheels into a virtual environment, which is marked as complete in the end. Nothing is downloaded."""
+    """Install wheels into a virtual environment, which is marked as complete in the end. Nothing is downloaded.
+
+    Raise UpdateFailed if it is the wheels' fault, else StorageFailed.
+    """
     complete = folder / "complete"
     if complete.exists():
         return
     python = Path(sys.base_prefix) / "bin" / f"python{sys.version_info.major}.{sys.version_info.minor}"
     install = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-cache-dir"]
+    problem = f"The program cannot be installed in {folder}: "
     try:
         _run([python, "-m", "venv", "--clear", folder])
+    except (OSError, subprocess.SubprocessError) as error:
+        raise StorageFailed(problem + _last_line(error)) from error
+    try:
         _run([folder / "bin" / "python", *install, "--no-index", "--no-deps", "--only-binary=:all:", *wheels])
         said = _run([folder / "bin" / "fleet", "--version"]).strip()
     except (OSError, subprocess.SubprocessError) as error:
-        lines = (getattr(error, "stderr", "") or str(error)).strip().splitlines()
-        raise UpdateFailed(f"The program cannot be installed in {folder}: {lines[-1] if lines else error}") from error
+        output = f"{error} {getattr(error, 'stderr', '')}"
+        not_stored = any(f"[Errno {number}]" in output for number in _STORAGE_ERRORS)
+        raise (StorageFailed if not_stored else UpdateFailed)(problem + _last_line(error)) from error
     if said != version:
         raise UpdateFailed(f"The program of the release is version {said[:40]!r} instead of {version}.")
     write_atomically(complete, f"{version}\n".encode(), mode=0o644)
+
+
+def _last_line(error: Exception) -> str:
+    lines = (getattr(error, "stderr", "") or str(error)).strip().splitlines()
+    return lines[-1] if lines else str(error)
 
 
 def _run(command: Sequence[str | Path]) -> str:

@@ -9,16 +9,20 @@ A file's target has the SHA-256 of each of its chunks, so that a part is checked
 a power cut has damaged is fetched again, and no more.
 """
 
+import contextlib
 import hashlib
+import math
 import os
 import re
 import socket
+import ssl
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from platform import machine
-from typing import Annotated, BinaryIO, Final
+from typing import TYPE_CHECKING, Annotated, BinaryIO, Final
 
 import urllib3
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
@@ -31,6 +35,9 @@ from fleet_common.mqtt.tls import tls_context
 from schemas.control import MAX_LABEL, Release
 from schemas.errors import FleetError
 
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
+
 
 class UpdateFailed(FleetError):  # noqa: N818 - reads as what it says
     """The release cannot be installed here; it is not tried again."""
@@ -38,6 +45,10 @@ class UpdateFailed(FleetError):  # noqa: N818 - reads as what it says
 
 class UpdateWaits(FleetError):  # noqa: N818 - likewise
     """The update continues at a later start of the updater."""
+
+
+class StorageFailed(FleetError):  # noqa: N818 - likewise
+    """This machine cannot store the release now; the release is not at fault."""
 
 
 CHUNK_BYTES: Final = 1 << 20
@@ -51,8 +62,15 @@ _RECEIVE_BUFFER: Final = 128 << 10
 """Bytes that the kernel may hold: those that have arrived and were not read are lost when the power is cut."""
 
 _TIMEOUT_S: Final = 30.0
-_ATTEMPTS: Final = 5  # without a byte in between
+_ATTEMPTS: Final = 5  # in a row, each with less than `_READ` bytes
 _BACKOFF_S: Final = 2.0
+
+_METADATA_S: Final = 900.0
+"""Limit of the metadata, which does not resume. It is a few hundred kB after years; a line of GPRS carries 2 MB."""
+
+_WINDOW_S: Final = 60.0
+_WINDOW_BYTES: Final = 30_000
+"""Bytes of a file in `_WINDOW_S`, at least. A line of GPRS carries five times as much."""
 
 _NAME: Final = r"[A-Za-z0-9][A-Za-z0-9._+!-]{0,150}"
 _FILE: Final = re.compile(rf"(?P<kind>models|wheels)/(?P<digest>[0-9a-f]{{64}})/(?P<name>(?:{_NAME}/)?{_NAME})")
@@ -119,22 +137,77 @@ def this_machine() -> str:
     return f"{machine()}-cp{sys.version_info.major}{sys.version_info.minor}"
 
 
-def https_pool(tls: TlsSettings) -> urllib3.PoolManager:
-    """Return the connections of a device that shows its certificate, with no proxy, redirect or retry of their own."""
+class _TooSlow(Exception):  # noqa: N818 - reads as what it says
+    """The server holds the updater up. It is no OSError, which urllib3 would hide."""
+
+
+class _Pace:
+    """Least amount of content in each span of time, whatever else the server sends."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._span_s = self._needed = math.inf
+        self._since, self._received = 0.0, 0
+        self._look: Callable[[], None] | None = None
+
+    def begin(self, span_s: float, needed: float, look: Callable[[], None] | None = None) -> None:
+        """Require `needed` bytes in each span from now on; `look` is called whenever something arrives."""
+        self._span_s, self._needed, self._look = span_s, needed, look
+        self._since, self._received = self._clock(), 0
+
+    def receive(self, size: int) -> None:
+        self._received += size
+
+    def check(self) -> None:
+        """Raise `_TooSlow`, or what `look` raises."""
+        if self._look is not None:
+            self._look()
+        passed_s = self._clock() - self._since
+        if passed_s >= self._span_s:
+            if self._received < self._needed:
+                raise _TooSlow(f"it has sent {self._received} bytes in {passed_s:.0f} s")
+            self.begin(self._span_s, self._needed, self._look)
+
+    @contextlib.contextmanager
+    def suspended(self) -> Iterator[None]:
+        began = self._clock()
+        yield
+        self._since += self._clock() - began
+
+
+def _https_pool(tls: TlsSettings, pace: _Pace) -> urllib3.PoolManager:
+    """Return the connections of a device that shows its certificate, with no proxy, redirect or retry of their own.
+
+    The pace is checked where all arrives, because headers can be endless too. A time-out is for a single receive.
+    """
+
+    class Socket(ssl.SSLSocket):
+        def recv_into(self, buffer: "WriteableBuffer", nbytes: int | None = None, flags: int = 0) -> int:
+            size = super().recv_into(buffer, nbytes, flags)
+            pace.check()
+            return size
+
+    context = tls_context(tls)
+    context.sslsocket_class = Socket
     options = [(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)]
-    return urllib3.PoolManager(ssl_context=tls_context(tls), retries=False, socket_options=options)
+    return urllib3.PoolManager(ssl_context=context, retries=False, socket_options=options)
 
 
 class _Fetcher(FetcherInterface):
-    def __init__(self, pool: urllib3.PoolManager) -> None:
+    def __init__(self, pool: urllib3.PoolManager, pace: _Pace) -> None:
         self._pool = pool
+        self._pace = pace
 
     def _fetch(self, url: str) -> Iterator[bytes]:
         response = self._pool.request("GET", url, preload_content=False, redirect=False, timeout=_TIMEOUT_S)
-        if response.status != _OK:
+        try:
+            if response.status != _OK:
+                raise DownloadHTTPError(f"status {response.status}", response.status)
+            while data := response.read1(_READ):
+                self._pace.receive(len(data))
+                yield data
+        finally:
             response.close()
-            raise DownloadHTTPError(f"status {response.status}", response.status)
-        return response.stream(_READ)
 
 
 class Repository:
@@ -143,14 +216,21 @@ class Repository:
     `root` is the trusted root metadata. `folder` keeps the latest metadata of each role, so that older are refused.
     """
 
-    def __init__(self, url: str, root: bytes, folder: Path, pool: urllib3.PoolManager) -> None:
+    def __init__(
+        self, url: str, root: bytes, folder: Path, tls: TlsSettings, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._url = url.rstrip("/")
         self._root = root
         self._folder = folder
-        self._pool = pool
+        self._pace = _Pace(clock)
+        self._pool = _https_pool(tls, self._pace)
 
-    def release(self, number: int) -> VerifiedRelease:
-        """Return a release with its files for this machine."""
+    def release(self, number: int, look: Callable[[], None]) -> VerifiedRelease:
+        """Return a release with its files for this machine.
+
+        `look` is called whenever something arrives, and may raise `UpdateWaits`.
+        """
+        self._pace.begin(_METADATA_S, math.inf, look)
         try:
             return self._release(number)
         except ExpiredMetadataError as error:
@@ -165,6 +245,8 @@ class Repository:
             ) from error
         except (DownloadError, urllib3.exceptions.HTTPError) as error:
             raise UpdateWaits(f"{self._url} cannot be read now: {_reason(error)}.") from error
+        except _TooSlow as error:
+            raise UpdateWaits(f"The metadata of {self._url} is too slow: {error}.") from error
 
     def _release(self, number: int) -> VerifiedRelease:
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -173,7 +255,7 @@ class Repository:
             f"{self._url}/metadata/",
             str(self._folder),
             f"{self._url}/targets/",
-            _Fetcher(self._pool),
+            _Fetcher(self._pool, self._pace),
             UpdaterConfig(prefix_targets_with_hash=False),
             bootstrap=self._root,
         )
@@ -214,11 +296,14 @@ class Repository:
             failures, why = 0, ""
             while (begin := target.tell()) < file.size:
                 passed(begin)
+                self._pace.begin(_WINDOW_S, _WINDOW_BYTES)
                 try:
                     why = "its content is damaged" if not self._receive(file, target, passed) else "it ends too early"
                 except urllib3.exceptions.HTTPError as error:
                     why = _reason(error)
-                failures = 0 if target.tell() > begin else failures + 1
+                except _TooSlow as error:
+                    raise UpdateWaits(f"{self._url}/targets/{file.source} is too slow: {error}.") from error
+                failures = 0 if target.tell() - begin >= _READ else failures + 1
                 if failures == _ATTEMPTS:
                     raise UpdateWaits(f"{self._url}/targets/{file.source} cannot be read now: {why}.")
                 if target.tell() < file.size:
@@ -246,8 +331,9 @@ class Repository:
                     "that knows HTTP Range, and see that the file is there."
                 )
             while at < file.size and (
-                data := response.read(min(_READ, CHUNK_BYTES - at % CHUNK_BYTES, file.size - at))
+                data := response.read1(min(_READ, CHUNK_BYTES - at % CHUNK_BYTES, file.size - at))
             ):
+                self._pace.receive(len(data))
                 target.write(data)
                 at += len(data)
                 if at % CHUNK_BYTES == 0 or at == file.size:
@@ -257,7 +343,8 @@ class Repository:
                         target.truncate(target.seek((at - 1) // CHUNK_BYTES * CHUNK_BYTES))
                         return False
                     target.seek(at)
-                passed(at)
+                with self._pace.suspended():
+                    passed(at)
         finally:
             response.close()
         return True

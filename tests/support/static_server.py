@@ -18,21 +18,37 @@ _PIECE = 16 << 10
 
 @dataclass
 class Faults:
-    """What the server does wrong: end each answer after some bytes, flip bits, ignore ranges, answer with a status."""
+    """What the server does wrong.
+
+    Attributes:
+        cut_after: Bytes after which it ends each answer.
+        damage: It flips bits.
+        ranges: It knows Range.
+        status: It answers with nothing else.
+        drip: It sends each byte in a TLS record of its own, so that a client receives one at a time.
+        endless: It sends interim answers, and never the final one.
+    """
 
     cut_after: int | None = None
     damage: bool = False
     ranges: bool = True
     status: int | None = None
+    drip: bool = False
+    endless: bool = False
 
 
 @dataclass
 class StaticServer:
+    """The server; `requests` are the paths that it was asked for, and the first byte of each."""
+
     folder: Path
     url: str
     faults: Faults = field(default_factory=Faults)
-    sent: int = 0
-    requests: list[str] = field(default_factory=list)
+    requests: list[tuple[str, int]] = field(default_factory=list)
+
+    def begins(self, kind: str) -> list[int]:
+        """Return the first bytes of the requests for targets of a kind, `models` or `wheels`."""
+        return [begin for path, begin in self.requests if path.startswith(f"/targets/{kind}/")]
 
 
 def _handler(server: StaticServer) -> type[BaseHTTPRequestHandler]:
@@ -44,14 +60,16 @@ def _handler(server: StaticServer) -> type[BaseHTTPRequestHandler]:
 
         def do_GET(self) -> None:
             faults = server.faults
-            server.requests.append(self.path)
+            span = self.headers.get("Range", "").removeprefix("bytes=").rstrip("-") if faults.ranges else ""
+            begin = int(span or 0)
+            server.requests.append((self.path, begin))
+            while faults.endless:
+                self.wfile.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             file = (server.folder / self.path.lstrip("/")).resolve()
             if faults.status is not None or not file.is_relative_to(server.folder) or not file.is_file():
                 self.send_error(faults.status or 404)
                 return
             size = file.stat().st_size
-            span = self.headers.get("Range", "").removeprefix("bytes=").rstrip("-") if faults.ranges else ""
-            begin = int(span or 0)
             self.send_response(206 if span else 200)
             self.send_header("Content-Length", str(size - begin))
             if span:
@@ -60,11 +78,10 @@ def _handler(server: StaticServer) -> type[BaseHTTPRequestHandler]:
             left = faults.cut_after if faults.cut_after is not None and "/targets/" in self.path else size
             with file.open("rb") as source:
                 source.seek(begin)
-                while left > 0 and (piece := source.read(min(_PIECE, left))):
+                while left > 0 and (piece := source.read(min(1 if faults.drip else _PIECE, left))):
                     if faults.damage and "/targets/" in self.path:
                         piece = bytes(byte ^ 1 for byte in piece)
                     self.wfile.write(piece)
-                    server.sent += len(piece)
                     left -= len(piece)
             self.close_connection = self.close_connection or left == 0
 
@@ -95,7 +112,7 @@ def static_server(folder: Path, *, certificate: Path, key: Path, ca: Path) -> It
     server = StaticServer(folder.resolve(), "")
     listening = _listen(server, "127.0.0.1", 0, certificate, key, ca)
     server.url = f"https://127.0.0.1:{listening.server_address[1]}"
-    thread = threading.Thread(target=listening.serve_forever, daemon=True)
+    thread = threading.Thread(target=listening.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     try:
         yield server

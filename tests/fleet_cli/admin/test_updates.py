@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from fleet_device.gateway import Gateway as Service
-from fleet_device.updates.handoff import STATE, UpdateState
+from fleet_device.updates.handoff import RESTART, STATE, UpdateState
 from schemas.control import UpdateStage
 from tests.fleet_cli.admin.test_steering import _as_ada, devices
 from tests.fleet_device.updates.conftest import FIRST, Gateway, Site, content, gateway, site
@@ -31,7 +31,9 @@ def test_a_release_is_signed_and_pulled_by_commands(fleet: Run, gateway: Gateway
     gateway.want(1)
     code, said, _ = pull(fleet, gateway)
     assert code == 0
-    assert "failed" in said, "nobody has tested it"
+    stages = [line.split(": ")[1].split(".")[0] for line in said.splitlines()]
+    assert stages == ["fetching", "installing", "testing", "failed"], "nobody has tested it"
+    assert str(gateway.shared / RESTART) in said, "it says what it waits for"
     assert gateway.running == FIRST
     state = gateway.exchange.read(UpdateState, STATE)
     assert state is not None

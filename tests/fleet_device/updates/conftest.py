@@ -17,7 +17,7 @@ from fleet_common.identity.authority import Authority
 from fleet_common.mqtt.settings import TlsSettings
 from fleet_device.updates.handoff import TESTED, WANTED, TrialResult, UpdateFolder, UpdateState, WantedUpdate
 from fleet_device.updates.layout import Layout
-from fleet_device.updates.repository import Repository, https_pool
+from fleet_device.updates.repository import Repository
 from fleet_device.updates.updater import Updater
 from tests.support.static_server import StaticServer, static_server
 from tests.support.tls_fleet import enrol, of_server
@@ -56,16 +56,21 @@ class Site:
         number = publish(self.repository, self.keys, model=file, bundles=bundles or [], valid=valid)
         return number or 0
 
-    def client(self, folder: Path) -> Repository:
-        root = (self.repository / "metadata" / "1.root.json").read_bytes()
-        return Repository(self.server.url, root, folder / "metadata", https_pool(self.tls))
+    @property
+    def root(self) -> bytes:
+        return (self.repository / "metadata" / "1.root.json").read_bytes()
+
+    def client(self, folder: Path, clock: Callable[[], float] = lambda: 0.0) -> Repository:
+        """Return a client for which no time passes, however busy this machine is."""
+        return Repository(self.server.url, self.root, folder / "metadata", self.tls, clock=clock)
 
 
 @dataclass
 class Gateway:
     """A gateway with a running release, whose service is `serve`: it is called when the updater waits.
 
-    `crashes` are restarts of the service as systemd counts them: since a command restarted it.
+    `crashes` are restarts of the service as systemd counts them: since a command restarted it. `tick_s` passes with
+    each look at the clock.
     """
 
     site: Site
@@ -73,6 +78,7 @@ class Gateway:
     serve: Callable[["Gateway"], None] = lambda _gateway: None
     hour: int = 12
     slept_s: float = 0.0
+    tick_s: float = 0.0
     crashes: int | None = 99
 
     def __post_init__(self) -> None:
@@ -107,15 +113,15 @@ class Gateway:
     def running(self) -> str:
         return self.layout.running
 
+    def configured_model(self) -> str:
+        """Return the setting `model` of the running release."""
+        return str(tomllib.loads((self.folder / "programs" / "current" / "device.toml").read_text())["model"])
+
     def model(self) -> bytes:
         """Return the content of the running release's model."""
         return Path(self.configured_model()).read_bytes()
 
     def want(self, release: int | None, **limits: Any) -> None:
-    def configured_model(self) -> str:
-        """Return the setting `model` of the running release."""
-        return str(tomllib.loads((self.folder / "programs" / "current" / "device.toml").read_text())["model"])
-
         self.exchange.write(WANTED, WantedUpdate(release=release, **limits))
 
     def sleep(self, seconds: float) -> None:
@@ -125,14 +131,22 @@ class Gateway:
             self.crashes = self.crashes and 0
         self.serve(self)
 
+    def clock(self) -> float:
+        self.slept_s += self.tick_s
+        return self.slept_s
+
+    def now(self) -> datetime:
+        return datetime(2026, 5, 4, self.hour, tzinfo=UTC) + timedelta(seconds=self.slept_s)
+
     def updater(self, client: Repository | None = None) -> Updater:
         return Updater(
             self.exchange,
             self.layout,
             client or self.site.client(self.shared),
             trial_s=TRIAL_S,
-            clock=lambda: self.slept_s,
-            now=lambda: datetime(2026, 5, 4, self.hour, tzinfo=UTC),
+            show=lambda _: None,
+            clock=self.clock,
+            now=self.now,
             sleep=self.sleep,
             restarts=lambda: self.crashes,
         )

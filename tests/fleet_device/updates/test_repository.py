@@ -1,4 +1,6 @@
+import itertools
 import json
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
@@ -18,7 +20,6 @@ from fleet_device.updates.repository import (
     Repository,
     UpdateFailed,
     UpdateWaits,
-    https_pool,
     keep_valid_chunks,
 )
 from tests.fleet_device.updates.conftest import LONG, Site, content
@@ -30,8 +31,12 @@ def nothing(_: float) -> None:
     return
 
 
+def nobody() -> None:
+    """Be asked whether the download may go on."""
+
+
 def model_of(site: Site, number: int, folder: Path) -> ReleaseFile:
-    model = site.client(folder).release(number).model
+    model = site.client(folder).release(number, nobody).model
     assert model is not None
     return model
 
@@ -43,9 +48,9 @@ def fetched(site: Site, model: ReleaseFile, folder: Path) -> bytes:
 
 def test_a_release_is_fetched_over_connections_that_are_cut(site: Site, tmp_path: Path) -> None:
     model = model_of(site, site.publish(model=MODEL), tmp_path)
-    site.server.sent, site.server.faults.cut_after = 0, 300_000
+    site.server.faults.cut_after = 300_000
     assert fetched(site, model, tmp_path) == MODEL
-    assert site.server.sent <= 1.1 * len(MODEL)
+    assert site.server.begins("models") == list(range(0, len(MODEL), 300_000))
 
 
 def test_a_download_goes_on_where_it_was_killed(site: Site, tmp_path: Path) -> None:
@@ -53,7 +58,7 @@ def test_a_download_goes_on_where_it_was_killed(site: Site, tmp_path: Path) -> N
         pass
 
     model = model_of(site, site.publish(model=MODEL), tmp_path)
-    site.server.sent, seen = 0, 0
+    seen = 0
 
     def kill_at(bound: int, at: int) -> None:
         if at > bound:
@@ -73,9 +78,8 @@ def test_of_what_a_power_cut_has_damaged_a_chunk_is_fetched_again(site: Site, tm
     damaged = bytearray(MODEL[: 2 * CHUNK_BYTES + 500])
     damaged[CHUNK_BYTES + 10 :] = bytes(len(damaged) - CHUNK_BYTES - 10)
     (tmp_path / "part").write_bytes(damaged)
-    site.server.sent = 0
     assert fetched(site, model, tmp_path) == MODEL
-    assert site.server.sent == len(MODEL) - CHUNK_BYTES
+    assert site.server.begins("models") == [CHUNK_BYTES]
 
 
 @pytest.mark.parametrize("size", [0, 10, CHUNK_BYTES, len(MODEL) - 1, len(MODEL), len(MODEL) + 1, 9 * CHUNK_BYTES])
@@ -111,32 +115,80 @@ def test_a_server_that_cannot_resume_is_named(site: Site, tmp_path: Path) -> Non
 def test_a_server_that_is_away_is_asked_again_later(site: Site, tmp_path: Path) -> None:
     model = model_of(site, site.publish(model=MODEL), tmp_path)
     waits: list[float] = []
-    away = Repository("https://127.0.0.1:9", b"", tmp_path, https_pool(site.tls))
+    away = Repository("https://127.0.0.1:9", b"", tmp_path, site.tls)
     with pytest.raises(UpdateWaits, match="cannot be read now"):
         away.fetch(model, tmp_path / "part", nothing, waits.append)
     assert waits == sorted(waits)
     assert waits
 
 
+def every(seconds: float) -> Callable[[], float]:
+    """Return a clock that a look at it moves on."""
+    return itertools.count(step=seconds).__next__
+
+
+@pytest.mark.parametrize("fault", ["drip", "endless"])
+def test_a_mirror_that_holds_a_download_up_is_given_up(site: Site, tmp_path: Path, fault: str) -> None:
+    model = model_of(site, site.publish(model=MODEL), tmp_path)
+    setattr(site.server.faults, fault, True)
+    client = site.client(tmp_path, every(5.0))
+    with pytest.raises(UpdateWaits):
+        client.fetch(model, tmp_path / "part", nothing, nothing)
+    present = (tmp_path / "part").stat().st_size
+    assert 0 <= present < 20
+    setattr(site.server.faults, fault, False)
+    assert fetched(site, model, tmp_path) == MODEL
+    assert site.server.begins("models") == [0, present]
+
+
+def test_the_time_that_our_own_limit_takes_is_not_the_mirrors(site: Site, tmp_path: Path) -> None:
+    model = model_of(site, site.publish(model=MODEL), tmp_path)
+    slept = [0.0]
+
+    def limit(_: int) -> None:
+        slept[0] += 100.0
+
+    site.client(tmp_path, lambda: slept[0]).fetch(model, tmp_path / "part", limit, nothing)
+    assert slept[0] > 1000.0
+    assert (tmp_path / "part").read_bytes() == MODEL
+
+
+def test_a_mirror_that_sends_a_byte_and_ends_is_given_up(site: Site, tmp_path: Path) -> None:
+    model = model_of(site, site.publish(model=MODEL), tmp_path)
+    site.server.faults.cut_after = 1
+    with pytest.raises(UpdateWaits):
+        fetched(site, model, tmp_path)
+    assert site.server.begins("models") == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("fault", ["drip", "endless"])
+def test_metadata_has_a_deadline(site: Site, tmp_path: Path, fault: str) -> None:
+    site.publish(model=MODEL)
+    setattr(site.server.faults, fault, True)
+    with pytest.raises(UpdateWaits):
+        site.client(tmp_path, every(50.0)).release(1, nobody)
+    site.server.faults.endless = False
+    assert site.client(tmp_path).release(1, nobody).number == 1, "slow, and in time"
+
+
 def test_only_devices_of_the_fleet_are_served(site: Site, tmp_path: Path) -> None:
     site.publish(model=MODEL)
-    nobody = https_pool(TlsSettings(site.tls.ca))
-    root = (site.repository / "metadata" / "1.root.json").read_bytes()
+    stranger = Repository(site.server.url, site.root, tmp_path / "metadata", TlsSettings(site.tls.ca))
     with pytest.raises(UpdateWaits, match="cannot be read now"):
-        Repository(site.server.url, root, tmp_path / "metadata", nobody).release(1)
+        stranger.release(1, nobody)
     with pytest.raises(ConnectFailed):
-        https_pool(TlsSettings(site.tls.ca, tmp_path / "none.pem", tmp_path / "none.key"))
+        Repository("", b"", tmp_path, TlsSettings(site.tls.ca, tmp_path / "none.pem", tmp_path / "none.key"))
 
 
 def test_a_release_that_is_not_there_yet_is_waited_for(site: Site, tmp_path: Path) -> None:
     site.publish(model=MODEL)
     with pytest.raises(UpdateWaits, match="no release 2"):
-        site.client(tmp_path).release(2)
+        site.client(tmp_path).release(2, nobody)
 
 
 def test_another_key_signs_nothing(site: Site, tmp_path: Path) -> None:
     site.publish(model=MODEL)
-    root = (site.repository / "metadata" / "1.root.json").read_bytes()
+    root = site.root
     create_repository(tmp_path / "other", tmp_path / "other-keys")
     for file in (site.repository / "metadata").iterdir():
         file.unlink()
@@ -145,29 +197,29 @@ def test_another_key_signs_nothing(site: Site, tmp_path: Path) -> None:
         if file.name != "1.root.json":
             (site.repository / "metadata" / file.name).write_bytes(file.read_bytes())
     with pytest.raises(UpdateWaits, match="refused"):
-        Repository(site.server.url, root, tmp_path / "metadata", https_pool(site.tls)).release(1)
+        Repository(site.server.url, root, tmp_path / "metadata", site.tls).release(1, nobody)
 
 
 def test_older_metadata_than_before_is_refused(site: Site, tmp_path: Path) -> None:
     site.publish(model=MODEL)
     old = {file: file.read_bytes() for file in (site.repository / "metadata").iterdir()}
     site.publish(model=content(5000, seed=2))
-    assert site.client(tmp_path).release(2).number == 2
+    assert site.client(tmp_path).release(2, nobody).number == 2
     for file in (site.repository / "metadata").iterdir():
         if file in old:
             file.write_bytes(old[file])
         else:
             file.unlink()
     with pytest.raises(UpdateWaits, match="older"):
-        site.client(tmp_path).release(1)
+        site.client(tmp_path).release(1, nobody)
 
 
 def test_expired_signatures_are_refused_until_they_are_renewed(site: Site, tmp_path: Path) -> None:
     site.publish(model=MODEL, valid=timedelta(days=-1))
     with pytest.raises(UpdateWaits, match="expired"):
-        site.client(tmp_path).release(1)
+        site.client(tmp_path).release(1, nobody)
     assert site.publish() == 0
-    assert site.client(tmp_path).release(1).number == 1
+    assert site.client(tmp_path).release(1, nobody).number == 1
 
 
 @pytest.mark.parametrize(
@@ -212,7 +264,7 @@ def test_a_signed_release_that_makes_no_sense_fails(
     number = site.publish(model=MODEL)
     monkeypatch.undo()
     with pytest.raises(UpdateFailed):
-        site.client(tmp_path).release(number)
+        site.client(tmp_path).release(number, nobody)
 
 
 @pytest.mark.parametrize("custom", [{}, {"chunks": ["0" * 64]}, {"chunks": []}, {"chunks": "x"}])
@@ -224,7 +276,7 @@ def test_chunks_are_checked(site: Site, tmp_path: Path, custom: dict[str, object
     metadata.signed.targets[path].unrecognized_fields["custom"] = custom
     releases._sign(site.repository, CryptoSigner(load_key(site.keys / "release.key")), metadata.signed, LONG)
     with pytest.raises(UpdateFailed, match="chunks"):
-        site.client(tmp_path).release(1)
+        site.client(tmp_path).release(1, nobody)
 
 
 def test_releases_are_numbered_and_share_files(site: Site) -> None:

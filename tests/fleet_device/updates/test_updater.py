@@ -1,3 +1,7 @@
+import errno
+import itertools
+import os
+import subprocess
 import tarfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -5,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from fleet_device.updates.handoff import STATE, UpdateFolder, UpdateState
-from fleet_device.updates.layout import Layout
-from fleet_device.updates.repository import CHUNK_BYTES, Repository
-from fleet_device.updates.updater import service_restarts
 from fleet_device.drafters.model_file import locate_model
 from fleet_device.updates import layout
+from fleet_device.updates.handoff import STATE, UpdateFolder, UpdateState
+from fleet_device.updates.layout import Layout
+from fleet_device.updates.repository import CHUNK_BYTES, ReleaseFile, Repository
+from fleet_device.updates.updater import service_restarts
 from schemas.control import UpdateStage
 from tests.fleet_device.updates.conftest import (
     FIRST,
@@ -47,10 +51,6 @@ def test_a_new_model_is_fetched_tested_and_kept(gateway: Gateway) -> None:
     assert len(gateway.site.server.requests) == asked, "what is done costs nothing"
 
 
-@pytest.mark.parametrize("serve", [fails, crashes, lambda _: None])
-def test_a_release_whose_test_fails_or_does_not_end_is_rolled_back(
-    gateway: Gateway, serve: Callable[[Gateway], None]
-) -> None:
 @pytest.mark.parametrize(
     ("file", "name"), [("smollm2-135m/Q4_0.gguf", "smollm2-135m"), ("any/smollm2-135m-Q4_0.gguf", "smollm2-135m-Q4_0")]
 )
@@ -63,6 +63,10 @@ def test_a_pulled_model_has_the_name_that_it_has_where_it_was_published(gateway:
     assert located.path.read_bytes() == MODEL
 
 
+@pytest.mark.parametrize("serve", [fails, crashes, lambda _: None])
+def test_a_release_whose_test_fails_or_does_not_end_is_rolled_back(
+    gateway: Gateway, serve: Callable[[Gateway], None]
+) -> None:
     gateway.want(gateway.site.publish(model=MODEL))
     gateway.serve = serve
     state = gateway.update()
@@ -215,11 +219,18 @@ def test_a_window_that_ends_interrupts_the_download(gateway: Gateway) -> None:
     state = gateway.update()
     assert state.stage is UpdateStage.WAITING
     assert 0 < state.fetched < len(MODEL)
-    gateway.slept_s = 0
-    sent = gateway.site.server.sent
     gateway.serve, gateway.hour = passes, 23
     assert gateway.update().stage is UpdateStage.DONE
-    assert gateway.site.server.sent - sent <= len(MODEL) - state.fetched + 20_000, "it has gone on where it was"
+    assert gateway.site.server.begins("models") == [0, state.fetched], "it has gone on where it was"
+
+
+def test_a_window_that_ends_interrupts_slow_metadata(gateway: Gateway) -> None:
+    gateway.hour, gateway.tick_s = 4, 10.0
+    gateway.site.server.faults.drip = True
+    gateway.want(gateway.site.publish(model=MODEL), window="22:00-05:00")
+    assert gateway.update().stage is UpdateStage.WAITING
+    assert gateway.now().hour == 5
+    assert not gateway.site.server.begins("models")
 
 
 def test_a_download_keeps_to_its_rate_and_ends_when_it_is_not_desired_any_more(gateway: Gateway) -> None:
@@ -243,9 +254,101 @@ def test_no_space_is_reported_before_anything_is_fetched(gateway: Gateway, monke
     monkeypatch.setattr("shutil.disk_usage", lambda _: Usage(1000))
     gateway.want(gateway.site.publish(model=MODEL))
     state = gateway.update()
-    assert state.stage is UpdateStage.FAILED
+    assert state.stage is UpdateStage.WAITING
     assert "make room" in state.sentence
-    assert not [path for path in gateway.site.server.requests if "/targets/models" in path]
+    assert not gateway.site.server.begins("models")
+    monkeypatch.undo()
+    gateway.serve = passes
+    gateway.slept_s += 300.0
+    assert gateway.update().stage is UpdateStage.DONE
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS])
+@pytest.mark.parametrize(("owner", "name"), [(Repository, "release"), (Repository, "fetch"), (Layout, "prepare")])
+def test_a_release_that_cannot_be_stored_now_is_tried_again(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch, owner: type, name: str, number: int
+) -> None:
+    def broken(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    gateway.serve = passes
+    gateway.want(gateway.site.publish(model=MODEL))
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, broken)
+        state = gateway.update()
+    assert state.stage is UpdateStage.WAITING
+    assert os.strerror(number) in state.sentence
+    gateway.slept_s += 300.0
+    assert gateway.update().stage is UpdateStage.DONE
+
+
+def test_a_machine_that_cannot_store_is_tried_less_and_less_often(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[float] = []
+
+    def full(*_: object) -> None:
+        tried.append(gateway.slept_s)
+        raise OSError(errno.ENOSPC, "No space")
+
+    gateway.serve = passes
+    gateway.want(gateway.site.publish(model=MODEL))
+    with monkeypatch.context() as patch:
+        patch.setattr(Repository, "fetch", full)
+        while gateway.slept_s < 4 * 3600:
+            assert gateway.update().stage is UpdateStage.WAITING
+            gateway.slept_s += 100.0
+        pauses = [after - before for before, after in itertools.pairwise(tried)]
+        assert pauses == sorted(pauses)
+        assert (pauses[0], pauses[-1]) == (300.0, 3600.0)
+        before = len(tried)
+        gateway.slept_s = 0.0
+        gateway.update()
+        assert len(tried) == before + 1, "a clock that was set back does not delay it"
+    gateway.want(None)
+    gateway.update()
+    gateway.want(1)
+    assert gateway.update().stage is UpdateStage.DONE, "whoever desires it again need not wait"
+
+
+@pytest.mark.parametrize("serve", [fails, crashes, lambda _: None])
+def test_a_test_that_fails_on_a_full_disk_is_repeated(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch, serve: Callable[[Gateway], None]
+) -> None:
+    @dataclass
+    class Usage:
+        free: int
+
+    def fills(gateway: Gateway) -> None:
+        monkeypatch.setattr("shutil.disk_usage", lambda _: Usage(5000))
+        serve(gateway)
+
+    gateway.want(gateway.site.publish(model=MODEL))
+    gateway.serve = fills
+    state = gateway.update()
+    assert (state.stage, gateway.running) == (UpdateStage.WAITING, FIRST)
+    monkeypatch.undo()
+    gateway.serve = passes
+    gateway.slept_s += 300.0
+    assert gateway.update().stage is UpdateStage.DONE
+
+
+def test_on_a_full_disk_a_part_makes_room_for_the_report(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    parts: list[Path] = []
+
+    def fills(_: Repository, _file: ReleaseFile, part: Path, *_rest: object) -> None:
+        part.write_bytes(MODEL)
+        parts.append(part)
+        raise OSError(errno.ENOSPC, "No space")
+
+    gateway.serve = passes
+    gateway.want(gateway.site.publish(model=MODEL))
+    with monkeypatch.context() as patch:
+        patch.setattr(Repository, "fetch", fills)
+        assert gateway.update().stage is UpdateStage.WAITING
+    assert parts[0].stat().st_size == len(MODEL) - CHUNK_BYTES
+    gateway.slept_s += 300.0
+    assert gateway.update().stage is UpdateStage.DONE
 
 
 def test_without_network_it_waits_and_says_why(gateway: Gateway) -> None:
@@ -292,11 +395,34 @@ def test_a_new_program_is_installed_offline_next_to_the_old_one(gateway: Gateway
     assert (program / "complete").read_text() == "0.2.0\n"
     assert 'model = "/old.gguf"' in (gateway.folder / "programs" / "current" / "device.toml").read_text()
     # A release with the same wheels and a model fetches the model alone.
-    sent = gateway.site.server.sent
+    fetched = gateway.site.server.begins("wheels")
     gateway.want(gateway.site.publish(model=OTHER, bundles=bundles))
     assert gateway.update().stage is UpdateStage.DONE
     assert (gateway.folder / "programs" / "current" / "venv").resolve() == program
-    assert gateway.site.server.sent - sent < len(OTHER) + 20_000
+    assert gateway.site.server.begins("wheels") == fetched
+
+
+@pytest.mark.parametrize(
+    ("step", "stderr", "stage"),
+    [
+        ("venv", "Error: Command '[...]' returned non-zero exit status 1.", UpdateStage.WAITING),
+        ("pip", f"ERROR: [Errno {errno.ENOSPC}] No space left on device", UpdateStage.WAITING),
+        ("pip", "ERROR: toy.whl is not a supported wheel on this platform.", UpdateStage.FAILED),
+    ],
+)
+def test_only_wheels_that_cannot_be_installed_anywhere_fail(
+    gateway: Gateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, stderr: str, stage: UpdateStage
+) -> None:
+    def run(command: list[str | Path]) -> str:
+        if step in command:
+            raise subprocess.CalledProcessError(1, command, stderr=stderr)
+        return ""
+
+    monkeypatch.setattr(layout, "_run", run)
+    gateway.want(gateway.site.publish(bundles=[bundle(tmp_path, "0.2.0")]))
+    state = gateway.update()
+    assert (state.stage, gateway.running) == (stage, FIRST)
+    assert stderr in state.sentence
 
 
 @pytest.mark.slow
