@@ -1,12 +1,7 @@
-"""Recurring jobs of an edge, on their own threads: each fails alone, and is retried at its next time.
-
-What keeps sessions running waits on the monotonic clock. What depends on dates runs at a time of the wall clock, which
-is set again after each run and after each step of that clock, so that a step neither stops a job nor repeats it.
-"""
+"""Recurring jobs of an edge, on their own threads: each fails alone, and is retried at its next time."""
 
 import logging
 import threading
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -17,14 +12,13 @@ from apscheduler.schedulers.background import BackgroundScheduler
 from sqlalchemy.exc import SQLAlchemyError
 
 from fleet_common.host import give_back_free_memory
-from fleet_edge.alerts.alerts import forget
 from fleet_edge.alerts.settings import EVERY_S
 from fleet_edge.store import housekeeping
 from fleet_edge.store.database import Store
 from fleet_edge.store.errors import StoreError
 from fleet_edge.store.event_codes import EventKind
 from fleet_edge.store.housekeeping import Pace
-from fleet_edge.store.periods import BEGINNING, Grain, floor
+from fleet_edge.store.periods import Grain, floor
 from fleet_edge.store.quarantines import Quarantines
 from fleet_edge.store.records import SESSIONS_DAYS
 from fleet_edge.store.tables import COMMANDS, EVENTS, ROUNDS
@@ -41,12 +35,6 @@ _ABANDONED_AFTER: Final = timedelta(hours=6)
 _KEEP_REPORTED: Final = timedelta(days=7)
 _MOST_REPORTED: Final = 1000
 """Age, and number of one device, from which reported Closes of unknown sessions are deleted."""
-
-_KEEP_ALERTS: Final = timedelta(days=365)  # those that are over
-
-_CLOCK_EVERY_S: Final = 5.0
-_STEP: Final = timedelta(seconds=30)
-"""Change of the wall clock against the monotonic one that is a step; NTP slews less between two looks."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,41 +71,31 @@ class EdgeJobs:
         tell: Callable[..., object] = lambda *_event, **_more: None,
         settings: JobSettings | None = None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store = store
         self._settings = settings or JobSettings()
         self._now = now
         self._stopping = threading.Event()
         self._waiting: set[str] = set()
-        self._doubted = False
         self._tell = tell
-        self._clock = clock
-        self._ahead = self._wall_ahead()
-        steady: Mapping[str, tuple[float, Callable[[], object]]] = {
+        self._chores: Mapping[str, tuple[float, Callable[[], object]]] = {
             "expire-leases": (self._settings.lease_every_s, expire_leases),
             "flush-progress": (self._settings.progress_every_s, flush_progress),
             "flush-log": (10.0, flush_log),
             "read-quarantines": (2.0, lambda: apply_quarantines(store.quarantines(now=now()))),
-            "give-back-memory": (60.0, give_back_free_memory),
-            "watch-clock": (_CLOCK_EVERY_S, self.watch_clock),
-        }
-        self._dated: Mapping[str, tuple[float, Callable[[], object]]] = {
             "evaluate-alerts": (EVERY_S, evaluate_alerts),
             "close-abandoned": (300.0, self._close_abandoned),
             "purge": (3600.0, self._purge),
+            "give-back-memory": (60.0, give_back_free_memory),
         }
-        self._chores = {**steady, **self._dated}
-        # One thread each: neither a hanging database nor a long purge must delay the end of leases.
-        self._threads = [
-            threading.Thread(target=self._repeat, args=(name, every_s), name=name, daemon=True)
-            for name, (every_s, _) in steady.items()
-        ]
         self._scheduler = BackgroundScheduler(
             timezone=UTC,
-            executors={"default": ThreadPoolExecutor(len(self._dated))},
-            job_defaults={"max_instances": 1, "misfire_grace_time": None},
+            # One thread each: a long purge must not delay the end of leases.
+            executors={"default": ThreadPoolExecutor(len(self._chores))},
+            job_defaults={"coalesce": True, "max_instances": 1, "misfire_grace_time": None},
         )
+        for name, (seconds, _) in self._chores.items():
+            self._scheduler.add_job(self.run, "interval", seconds=seconds, args=[name], id=name)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -125,58 +103,13 @@ class EdgeJobs:
 
     def start(self) -> None:
         """Start; each job first runs after its interval."""
-        for name in self._dated:
-            self._set(name)
         self._scheduler.start()
-        for thread in self._threads:
-            thread.start()
 
     def stop(self) -> None:
         """Stop after the jobs under way; a purge leaves the rest to the next run. Idempotent."""
         self._stopping.set()
         if self._scheduler.running:
             self._scheduler.shutdown(wait=True)
-        for thread in self._threads:
-            if thread.ident is not None:
-                thread.join()
-
-    def watch_clock(self) -> None:
-        """Set jobs again that the wall clock has moved away from, and report its steps."""
-        latest = datetime.now(UTC)
-        for job in self._scheduler.get_jobs():  # without those that run now: they are set afterwards
-            if job.next_run_time > latest + timedelta(seconds=self._dated[job.id][0]):  # set before a step back
-                self._set(job.id)
-        before, self._ahead = self._ahead, self._wall_ahead()
-        step = self._ahead - before
-        if abs(step) < _STEP:
-            return
-        way, by = "forward" if step > timedelta() else "back", timedelta(seconds=round(abs(step).total_seconds()))
-        sentence = (
-            f"The machine's clock was set {way} by {by}, or the machine was suspended; if neither was intended, check "
-            "its time synchronisation (timedatectl)."
-        )
-        _log.warning(sentence)
-        self._tell(EventKind.EDGE, "clock-stepped", sentence)
-
-    def _wall_ahead(self) -> timedelta:
-        return datetime.now(UTC) - BEGINNING - timedelta(seconds=self._clock())
-
-    def _repeat(self, name: str, every_s: float) -> None:
-        while not self._stopping.wait(every_s):
-            self.run(name)
-
-    def _set(self, name: str) -> None:
-        """Run a job once, after its interval; an interval trigger would list all times that a step has skipped."""
-        every_s, _ = self._dated[name]
-        at = datetime.now(UTC) + timedelta(seconds=every_s)  # by the clock that the scheduler goes by
-        self._scheduler.add_job(self._run_dated, "date", run_date=at, args=[name], id=name, replace_existing=True)
-
-    def _run_dated(self, name: str) -> None:
-        try:
-            self.run(name)
-        finally:
-            if not self._stopping.is_set():
-                self._set(name)
 
     def run(self, name: str) -> bool:
         """Run one job now; return whether it succeeded. Failures are logged."""
@@ -200,12 +133,8 @@ class EdgeJobs:
         return True
 
     def _close_abandoned(self) -> None:
-        now = self._now()
-        time = housekeeping.read_log_time(self._store.engine, now=now)
-        if time.at is None or not time.awake:  # after a step forward all sessions look silent
-            return
         closed = housekeeping.close_abandoned(
-            self._store, now=now, abandoned_after=_ABANDONED_AFTER, limit=_ABANDONED_CHUNK
+            self._store, now=self._now(), abandoned_after=_ABANDONED_AFTER, limit=_ABANDONED_CHUNK
         )
         if closed:
             _log.info("%d sessions without an edge were closed as lost.", closed)
@@ -213,14 +142,7 @@ class EdgeJobs:
             self._tell(EventKind.SESSION, "abandoned", sentence, times=closed)
 
     def _purge(self) -> None:
-        settings, engine = self._settings, self._store.engine
-        time = housekeeping.read_log_time(engine, now=self._now())
-        if time.doubt and not self._doubted:
-            _log.warning(time.doubt)
-            self._tell(EventKind.DATABASE, "clock-in-doubt", time.doubt)
-        self._doubted = bool(time.doubt)
-        if (now := time.at) is None:
-            return
+        now, settings, engine = self._now(), self._settings, self._store.engine
         # A purge may take longer than an edge has to end, and runs next to the writer.
         pace = Pace(settings.purge_chunk, enough=self._stopping.is_set, pause=self._stopping.wait)
         rounds = housekeeping.purge(engine, ROUNDS, before=now - timedelta(days=settings.rounds_days), pace=pace)
@@ -233,8 +155,6 @@ class EdgeJobs:
         housekeeping.purge(engine, COMMANDS, before=oldest, pace=pace)
         housekeeping.purge_reported(engine, before=now - _KEEP_REPORTED, most=_MOST_REPORTED, pace=pace)
         housekeeping.purge_quarantines(engine, before=oldest, pace=pace)
-        with engine.begin() as connection:
-            forget(connection, before=now - _KEEP_ALERTS)
         if rounds or sessions or events:
             _log.info(
                 "Purged %d rounds, %d sessions and %d events by age.",

@@ -113,7 +113,6 @@ EVENT_CODES: Final[tuple[EventCode, ...]] = (
     EventCode(_EDGE, "hangs-no-more", _INFO, "The edge's loop makes steps again."),
     EventCode(_EDGE, "inbox-full", _WARNING, "The inbox was full; messages were dropped."),
     EventCode(_EDGE, "job-failed", _ERROR, "A recurring job of the edge failed and will be repeated."),
-    EventCode(_EDGE, "clock-stepped", _WARNING, "The clock of the edge's machine was set forward or back."),
     EventCode(EventKind.TARGET, "target-away", _ERROR, "The inference servers of the target model cannot be reached."),
     EventCode(EventKind.TARGET, "target-back", _INFO, "The target model is available again."),
     EventCode(EventKind.TARGET, "step-failed", _ERROR, "The target model could not compute a step."),
@@ -126,9 +125,6 @@ EVENT_CODES: Final[tuple[EventCode, ...]] = (
     EventCode(_DATABASE, "record-refused", _ERROR, "The database can never store a record; it was skipped."),
     EventCode(_DATABASE, "records-lost", _ERROR, "Memory and spool were full: records were lost."),
     EventCode(_DATABASE, "purged", _INFO, "Records beyond their retention were deleted."),
-    EventCode(
-        _DATABASE, "clock-in-doubt", _WARNING, "The clock of the edge's machine disagrees with the log or the database."
-    ),
     EventCode(EventKind.IDENTITY, "revoked", _WARNING, "A machine's certificate was revoked."),
     EventCode(_CONFIG, "wanted", _INFO, "The administrator has changed settings of devices."),
     EventCode(_CONFIG, "applied", _INFO, "A device has applied its settings."),

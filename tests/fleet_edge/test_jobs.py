@@ -1,12 +1,10 @@
 import logging
 import threading
-from datetime import UTC, datetime, timedelta, tzinfo
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from apscheduler.schedulers import base as apscheduler
 
-from fleet_edge import jobs as edge_jobs
 from fleet_edge.jobs import EdgeJobs, JobSettings
 from fleet_edge.store.database import Store
 from fleet_edge.store.records import segment_number
@@ -38,7 +36,6 @@ def test_each_chore_can_be_done_on_an_empty_store(store: Store) -> None:
         "close-abandoned",
         "purge",
         "give-back-memory",
-        "watch-clock",
     }
     assert all(jobs.run(name) for name in jobs.names)
 
@@ -138,7 +135,6 @@ def test_stopping_does_not_wait_for_a_long_purge(store: Store) -> None:
     for number in range(5):
         key = {"session": f"{number:016x}", "segment": segment_number(after(-400 * 86400 + number))}
         store.apply([samples.opened(**key, at=after(-400 * 86400 + number))])
-    store.apply([samples.edge_load(at=after(-400 * 86400 + 86400 * day)) for day in range(401)])
     jobs = _jobs(store, settings=JobSettings(purge_chunk=1))
     jobs.stop()  # while it purges, say: it looks between two chunks
     assert jobs.run("purge")
@@ -165,7 +161,7 @@ def test_an_absent_database_is_reported_once_per_outage(tmp_path: Path, caplog: 
 def test_what_a_job_deletes_closes_or_cannot_do_is_told(store: Store) -> None:
     told: list[str] = []
     old = {"session": "bb" * 8, "segment": segment_number(after(-400 * 86400))}
-    store.apply([samples.opened(**old, at=after(-400 * 86400)), samples.opened(), samples.edge_load(at=after(86340))])
+    store.apply([samples.opened(**old, at=after(-400 * 86400)), samples.opened()])
 
     def fail() -> None:
         raise ValueError("planted")
@@ -177,110 +173,3 @@ def test_what_a_job_deletes_closes_or_cannot_do_is_told(store: Store) -> None:
     assert told == ["abandoned", "purged", "job-failed"]
     ends = {row["end_code"] for row in all_rows(store)["sessions"]}
     assert ends == {"abandoned"}
-
-
-@pytest.mark.parametrize("step", [timedelta(hours=1), timedelta(hours=-1), timedelta(days=365), timedelta(days=-365)])
-def test_a_step_of_the_wall_clock_neither_stops_nor_repeats_a_job(
-    store: Store, step: timedelta, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Stepped(datetime):
-        by = timedelta()
-
-        @classmethod
-        def now(cls, tz: tzinfo | None = None) -> datetime:  # type: ignore[override]
-            return datetime.now(tz) + cls.by
-
-    for module in (apscheduler, edge_jobs):
-        monkeypatch.setattr(module, "datetime", Stepped)
-    monkeypatch.setattr(edge_jobs, "EVERY_S", 0.02)
-    monkeypatch.setattr(edge_jobs, "_CLOCK_EVERY_S", 0.02)
-    purges, steps, often = list[int](), threading.Semaphore(0), ("expire_leases", "flush_progress", "evaluate_alerts")
-    monkeypatch.setattr(EdgeJobs, "_purge", lambda _self: purges.append(1))
-    runs = {name: threading.Semaphore(0) for name in often}
-    jobs = _jobs(
-        store,
-        **{name: run.release for name, run in runs.items()},
-        tell=lambda _kind, code, *_, **__: steps.release() if code == "clock-stepped" else None,
-        settings=JobSettings(lease_every_s=0.02, progress_every_s=0.02),
-        now=lambda: Stepped.now(UTC),
-    )
-    jobs.start()
-    for by in (step, timedelta()):  # there and back
-        for run in runs.values():
-            assert run.acquire(timeout=PATIENCE_S)
-        Stepped.by = by
-        assert steps.acquire(timeout=PATIENCE_S)
-        for name, run in runs.items():
-            while run.acquire(blocking=False):
-                pass
-            for _ in range(5):
-                assert run.acquire(timeout=PATIENCE_S), name
-    jobs.stop()
-    assert len(purges) <= 2  # at once after a step forward, otherwise in an hour
-
-
-DAY_S = 86_400
-
-
-def _year(store: Store, until_day: int = 0) -> list[str]:
-    """Store a session and an edge's load for each day of the year before a day; return the sessions."""
-    for day in range(until_day - 364, until_day + 1):
-        at = after(day * DAY_S)
-        key = {"session": f"{day + 10_000:016x}", "segment": segment_number(at)}
-        store.apply([samples.opened(**key, at=at), samples.closed(**key, at=at), samples.edge_load(at=at)])
-    return _sessions(store)
-
-
-def _sessions(store: Store) -> list[str]:
-    return [row["session"] for row in all_rows(store)["sessions"]]
-
-
-@pytest.mark.parametrize("days", [-400, -3, 3, 400, 4000])
-def test_a_wrong_clock_purges_no_session(store: Store, days: int) -> None:
-    kept, told = _year(store), list[str]()
-    at = after(days * DAY_S + 3600)
-    # What an edge records by the wrong clock before it purges.
-    store.apply([samples.edge_load(edge="edge-2", at=at), samples.edge_seen(edge="edge-2", at=at)])
-    key = {"session": "ab" * 8, "segment": segment_number(at)}
-    store.apply([samples.opened(**key, edge="edge-2", at=at)])
-    jobs = _jobs(store, now=lambda: at, tell=lambda _kind, code, *_, **__: told.append(code))
-    for _ in range(2):
-        assert jobs.run("purge")
-    assert set(_sessions(store)) == {*kept, "ab" * 8}
-    assert told == ["clock-in-doubt"]
-
-
-def test_after_a_step_forward_open_sessions_are_not_abandoned(store: Store) -> None:
-    store.apply([samples.opened(), samples.edge_load(at=after(0))])
-    jobs = _jobs(store, now=lambda: after(7 * 3600))
-    assert jobs.run("close-abandoned")
-    assert [row["reason"] for row in all_rows(store)["sessions"]] == [None]
-    store.apply([samples.edge_load(at=after(7 * 3600 - 60))])
-    assert jobs.run("close-abandoned")
-    assert [row["reason"] for row in all_rows(store)["sessions"]] == ["lost"]
-
-
-def test_a_fleet_that_was_off_for_months_is_purged_after_a_month(store: Store) -> None:
-    kept, told = _year(store), list[str]()
-    jobs = {
-        day: _jobs(store, now=lambda day=day: after(day * DAY_S), tell=lambda _kind, code, *_, **__: told.append(code))
-        for day in (100, 129, 131)
-    }
-    store.apply([samples.edge_load(at=after(100 * DAY_S))])
-    assert jobs[100].run("purge")
-    assert told == ["clock-in-doubt"]
-    store.apply([samples.edge_load(at=after(day * DAY_S)) for day in range(101, 130)])
-    assert jobs[129].run("purge")
-    assert len(_sessions(store)) == len(kept) - 28, "the days after the gap have passed"
-    store.apply([samples.edge_load(at=after(day * DAY_S)) for day in range(130, 132)])
-    assert jobs[131].run("purge")
-    assert len(_sessions(store)) == len(kept) - 130
-    assert told == ["clock-in-doubt", "clock-in-doubt", "purged", "purged"]
-
-
-def test_an_edge_that_rests_at_weekends_keeps_sessions_a_few_days_longer(store: Store) -> None:
-    kept = _year(store)
-    with store.engine.begin() as connection:
-        connection.exec_driver_sql("DELETE FROM edge_loads WHERE minute / 1440 % 7 >= 5")
-    assert _jobs(store, now=lambda: after(30 * DAY_S), settings=JobSettings(sessions_days=300)).run("purge")
-    assert 250 < len(_sessions(store)) < len(kept) - 60
