@@ -4,6 +4,7 @@ import json
 import logging
 import os
 from dataclasses import replace
+from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -98,8 +99,8 @@ def load(settings: EdgeSettings) -> Verifier:
         )
     threads = settings.threads or numba.config.NUMBA_DEFAULT_NUM_THREADS
     identity = fingerprint(file.files, bits=settings.weight_bits)
-    keeps = settings.keep_weights and file.packed_bytes >= _MIN_KEPT_BYTES
-    cached = CachedWeights(file, path, identity, threads=threads) if keeps else None
+    kept = _kept_weights_path(path) if settings.keep_weights and file.packed_bytes >= _MIN_KEPT_BYTES else None
+    cached = CachedWeights(file, kept, identity, threads=threads) if kept else None
     # The packed weights, and one tensor of the file.
     check_memory(name, file.packed_bytes + file.largest_bytes, "or use a smaller target model or a GGUF of 4 bits")
     model = Model(file if cached is None else cached, threads=threads)
@@ -149,6 +150,12 @@ def _memory(settings: EdgeSettings, geometry: "Geometry", info: "TargetInfo", id
         raise VerifierError(
             f"The machine does not provide {settings.kv_bytes} bytes for keys and values; set a smaller kv_bytes."
         ) from error
+
+
+def _kept_weights_path(source: Path) -> Path | None:
+    caches = cache_folder()
+    folder = caches and private_folder(caches / "weights")
+    return folder and folder / f"{sha256(str(source.resolve()).encode()).hexdigest()[:16]}.weights"
 
 
 def kept_pages_path(settings: EdgeSettings) -> Path | None:

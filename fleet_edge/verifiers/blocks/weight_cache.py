@@ -23,7 +23,6 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from fleet_common.host import cache_folder, private_folder
 from fleet_edge.verifiers.blocks.checksums import checksum
 from fleet_edge.verifiers.blocks.compiler import sources_hash
 from fleet_edge.verifiers.blocks.layout import Format
@@ -36,7 +35,7 @@ Packed = dict[str, list[Weights]]
 
 _log = logging.getLogger(__name__)
 
-_SUFFIX: Final = ".weights"
+_PART: Final = ".part"
 _TRAILER: Final = struct.Struct("<8sQ32s")  # magic, bytes of the index, its SHA-256
 _MAGIC: Final = b"weights1"
 _SPARE_BYTES: Final = 64  # products read whole vectors, behind the last number too
@@ -61,14 +60,14 @@ def fingerprint(files: Iterable[Path], *, bits: int) -> str:
 class CachedWeights:
     """`WeightFile` over another one, whose packed weights are kept for later starts where that is possible."""
 
-    def __init__(self, file: WeightFile, source: Path, identity: str, *, threads: int) -> None:
-        """Map the file of an earlier start of a source, if there is one with this identity (see `fingerprint`)."""
+    def __init__(self, file: WeightFile, path: Path, identity: str, *, threads: int) -> None:
+        """Map the file `path` of an earlier start, if there is one with this identity (see `fingerprint`)."""
         self.geometry = file.geometry
         self._file = file
-        self._path = _path_of(source)
+        self._path = path
         self._identity = identity
         self._packed: Packed = {}
-        self._found = {} if self._path is None else _read(self._path, identity, threads)
+        self._found = _read(path, identity, threads)
 
     @property
     def is_mapped(self) -> bool:
@@ -94,7 +93,7 @@ class CachedWeights:
 
     def keep(self) -> None:
         """Write what was packed to the file; a failure costs later starts time only."""
-        if self._path is None or not self._packed:
+        if not self._packed:
             return
         try:
             _write(self._path, self._identity, self._found | self._packed)
@@ -104,19 +103,6 @@ class CachedWeights:
     def keep_later(self) -> None:
         """Write the file on a thread that does not delay the start, nor the end of the process."""
         threading.Thread(target=self.keep, name="keep-weights", daemon=True).start()
-
-
-def _path_of(source: Path) -> Path | None:
-    caches = cache_folder()
-    folder = None if caches is None else private_folder(caches / "weights")
-    if folder is None:
-        return None
-    with suppress(OSError):
-        for other in folder.iterdir():
-            if other.stat().st_mtime < time.time() - _UNUSED_S:
-                other.unlink()
-    name = hashlib.sha256(str(source.resolve()).encode()).hexdigest()[:16]
-    return folder / f"{name}{_SUFFIX}"
 
 
 def _read(path: Path, wanted: str, threads: int) -> Packed:
@@ -162,13 +148,15 @@ def _mapped(descriptor: int, wanted: str, threads: int) -> Packed:
 
 
 def _write(path: Path, identity: str, packed: Packed) -> None:
-    for other in path.parent.glob(f"{path.stem}.*.part"):
-        other.unlink(missing_ok=True)  # of a process that was killed
+    for other in path.parent.iterdir():
+        of_killed = other.suffix == _PART and other.stem.partition(".")[0] == path.stem
+        if of_killed or other.stat().st_mtime < time.time() - _UNUSED_S:
+            other.unlink(missing_ok=True)
     needed = sum(each.nbytes for its in packed.values() for each in its)
     usage = shutil.disk_usage(path.parent)
     if usage.free - needed < _FREE_SHARE * usage.total:
         raise OSError(f"{needed} bytes would leave less than a tenth of the disk free; empty it, or switch this off")
-    part = path.with_suffix(f".{os.getpid()}.part")
+    part = path.with_suffix(f".{os.getpid()}{_PART}")
     index: dict[str, list[dict[str, Any]]] = {}
     with open(part, "xb", opener=_private) as file:
         for key, its in packed.items():

@@ -18,14 +18,14 @@ from tests.fleet_edge.verifiers.oracle import tiny_target_gguf
 
 
 @pytest.fixture
-def gguf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("CACHE_DIRECTORY", str(tmp_path / "cache"))
+def gguf(tmp_path: Path) -> Path:
+    (tmp_path / "weights").mkdir()
     return tiny_target_gguf(tmp_path / "tiny.gguf")
 
 
 def _loaded(gguf: Path) -> tuple[CachedWeights, np.ndarray]:
     file = GgufWeights(gguf)
-    weights = CachedWeights(file, gguf, fingerprint(file.files, bits=8), threads=2)
+    weights = CachedWeights(file, _file(gguf), fingerprint(file.files, bits=8), threads=2)
     model, its = Model(weights, threads=1), file.geometry
     weights.keep()
     pages = Pages(ProcessMemory(layers=its.layers, kv_heads=its.kv_heads, dim=its.head_dim, count=1))
@@ -34,8 +34,7 @@ def _loaded(gguf: Path) -> tuple[CachedWeights, np.ndarray]:
 
 
 def _file(gguf: Path) -> Path:
-    (found,) = (gguf.parent / "cache" / "weights").glob("*.weights")
-    return found
+    return gguf.parent / "weights" / "tiny.weights"
 
 
 def test_a_second_start_packs_nothing_and_computes_the_same_bits(gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,7 +91,7 @@ def test_a_disk_without_room_keeps_nothing(gguf: Path, monkeypatch: pytest.Monke
     usage = namedtuple("usage", ("total", "used", "free"))(1000, 950, 50)  # noqa: PYI024 - as shutil's
     monkeypatch.setattr("shutil.disk_usage", lambda _path: usage)
     _loaded(gguf)
-    assert list((gguf.parent / "cache" / "weights").iterdir()) == []
+    assert list(_file(gguf).parent.iterdir()) == []
 
 
 def test_files_of_killed_starts_and_those_not_read_for_a_month_are_deleted(gguf: Path) -> None:
@@ -105,4 +104,4 @@ def test_files_of_killed_starts_and_those_not_read_for_a_month_are_deleted(gguf:
     os.utime(old, (month, month))
     os.utime(gguf, (2, 2))
     _loaded(gguf)
-    assert sorted((gguf.parent / "cache" / "weights").iterdir()) == [_file(gguf)]
+    assert list(_file(gguf).parent.iterdir()) == [_file(gguf)]
