@@ -6,7 +6,6 @@ from typing import Any, Final
 from fleet_admin.models.acceptance import LONGEST_DRAFT, MeasuredPair, PairAcceptance
 from fleet_admin.models.facts import ModelFacts
 from fleet_admin.models.pair import UNIT, CheckedPair, EngineMemory, device_need, edge_needs, file_bytes
-from fleet_cli.edge_advise import balance_sentence
 from fleet_cli.options import show_check
 from fleet_cli.tables import Column, print_table
 
@@ -61,6 +60,8 @@ def show(pair: CheckedPair) -> None:
 
 
 def show_measured(found: Measured) -> None:
+    from fleet_cli.edge_advise import balance_sentence  # needs the session log's packages, as measuring does
+
     parts = found["categories"]
     rows = [*(parts.items() if len(parts) > 1 else ()), ("all", found)]
     print_table(f"Acceptance on {found['texts']} texts of the target", _ACCEPTANCE, rows)

@@ -9,12 +9,10 @@ import re
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.util import find_spec
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from fleet_common.extras import install_command
 from schemas.errors import FleetError
 
 if TYPE_CHECKING:
@@ -119,8 +117,6 @@ def damaged(path: Path) -> GgufUnreadable:
 
 def _parse(path: Path) -> tuple[GgufHeader, dict[str, tuple[int, int]]]:
     """Return the header of one file, and where the fields of its metadata begin and end."""
-    if find_spec("gguf") is None:
-        raise GgufUnreadable(f"Reading a GGUF needs the package gguf; install it with: {install_command('edge')}")
     try:
         with path.open("rb") as file:
             if file.read(len(_MAGIC)) != _MAGIC:
@@ -140,7 +136,7 @@ class _Parser:
         self._path, self._data, self._at = path, data, len(_MAGIC)
 
     def parse(self) -> tuple[GgufHeader, dict[str, tuple[int, int]]]:
-        from gguf import GGML_QUANT_SIZES, GGMLQuantizationType  # noqa: PLC0415 - some extras lack it
+        from gguf import GGML_QUANT_SIZES, GGMLQuantizationType  # noqa: PLC0415 - takes a while, and few commands read a GGUF
 
         version, count, pairs = self._unpack("IQQ")
         if version not in _VERSIONS:

@@ -1,6 +1,6 @@
 """Access to the Hugging Face hub: probe once whether it is reachable, without the client's retries if it is not.
 
-Needs the package huggingface_hub, so import it only where a model is named by its repository.
+Import it only where a model is named by its repository: the hub's client takes a while.
 """
 
 import logging

@@ -6,16 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, Final
 
 from fleet_admin.models.errors import ModelsError, ModelUnreadable
 from fleet_common.gguf_files import GgufHeader, GgufUnreadable, read_header, vocabulary_of
 from fleet_common.host import write_atomically
-from fleet_device.drafters.contract import DrafterError
-from fleet_device.drafters.model_file import GgufModel
 from fleet_edge.verifiers.contract import UnsupportedModel, VerifierError
 from fleet_edge.verifiers.safetensors import folder_tensors
+from schemas.fields import MAX_VOCABULARY
 from schemas.vocabulary import Vocabulary, token_strings
 
 
@@ -65,31 +63,46 @@ _SERVED: Final = frozenset({"full_attention", "sliding_attention"})
 _GENERATION: Final = "generation_config.json"
 _TOKENIZER: Final = "tokenizer_config.json"
 _TEMPLATE: Final = "chat_template.jinja"
+_CAUSAL: Final = ("ForCausalLM", "ForConditionalGeneration", "LMHeadModel")
+_STRETCHING: Final = frozenset({"dynamic", "longrope"})
+"""Rotary embeddings that change beyond the length that the model was first trained for."""
+
+_RUNNING_STATE: Final = frozenset(
+    {"linear_conv_kernel_dim", "mamba_d_state", "mamba_d_conv", "ssm_state_size", "state_size", "conv_L_cache"}
+)
+"""Settings of layers with a running state."""
 
 
 def folder_facts(folder: Path) -> ModelFacts:
     """Read a folder in transformers' layout; raises `ModelUnreadable` if it does not hold a whole model."""
-    # These take seconds to import.
-    from fleet_edge.verifiers.packed.attention import context_of
-    from fleet_edge.verifiers.packed.target import end_tokens, text_config
-    from fleet_edge.verifiers.tokens import target_tokens
+    from fleet_edge.verifiers.tokens import target_tokens  # takes a while to import
 
+    whole = _json(folder / "config.json")
+    if not whole:
+        raise ModelUnreadable(f"The folder {folder} has no config.json; fetch the model again, whole.")
+    # A model that reads images as well keeps the configuration of its language model apart.
+    config = whole | found if isinstance(found := whole.get("text_config"), dict) else whole
+    config = {new: config[old] for old, new in _NAMES.items() if old in config} | config
     try:
         tokens, weights = target_tokens(folder), folder_tensors(folder)
-        config = text_config(str(folder))
-        context, refusal = context_of(config), _refusal(config)
     except (UnsupportedModel, VerifierError) as error:
         raise ModelUnreadable(str(error)) from error
+    try:
+        context, layers, ends = _context(config), _layers(config), _ends(_json(folder / _GENERATION), config)
+    except (AttributeError, KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+        raise ModelUnreadable(
+            f"The config.json of {folder} does not say which layers it has, and for how many positions; fetch the "
+            "model again."
+        ) from error
     formats = Counter[str]()
     for each in weights:
         formats[each.kind] += each.numbers
-    generation = SimpleNamespace(eos_token_id=_json(folder / _GENERATION).get("eos_token_id"))
-    ends = tuple(token for token in end_tokens(generation, config) if 0 <= token < len(tokens))
+    ends = tuple(token for token in ends if 0 <= token < len(tokens))
     tokenizer = _json(folder / _TOKENIZER)
     return ModelFacts(
         source=str(folder),
         form=ModelFormat.FOLDER,
-        architecture=str(config.model_type),
+        architecture=str(config.get("model_type")),
         number_format=max(formats, key=lambda kind: formats[kind]),
         vocabulary=Vocabulary.of(tokens),
         end_tokens=ends,
@@ -100,28 +113,58 @@ def folder_facts(folder: Path) -> ModelFacts:
         context=context,
         parameters=sum(each.numbers for each in weights),
         weight_bytes=sum(each.nbytes for each in weights),
-        layers=_layers(config, folder),
-        refusal=refusal,
+        layers=layers,
+        refusal=_refusal(whole, config),
     )
 
 
-def _refusal(config: Any) -> str:  # noqa: ANN401 - transformers has no type information
-    if getattr(config, "is_encoder_decoder", False):
+_NAMES: Final = {
+    "n_positions": "max_position_embeddings",
+    "n_embd": "hidden_size",
+    "n_layer": "num_hidden_layers",
+    "n_head": "num_attention_heads",
+}
+"""Names in old configurations, and today's."""
+
+
+def _context(config: dict[str, Any]) -> int:
+    context = int(config["max_position_embeddings"])
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    for each in (rope, *(part for part in rope.values() if isinstance(part, dict))):
+        original = each.get("original_max_position_embeddings") or config.get("original_max_position_embeddings")
+        if each.get("rope_type", each.get("type")) in _STRETCHING and original:
+            context = min(context, int(original))
+    return context
+
+
+def _ends(*configs: dict[str, Any]) -> tuple[int, ...]:
+    """Return the ids that end a generation: those of the first configuration that names some."""
+    found = next((ends for each in configs if (ends := each.get("eos_token_id")) is not None), ())
+    return tuple(sorted({int(end) for end in (found if isinstance(found, list | tuple) else [found])}))
+
+
+def _refusal(whole: dict[str, Any], config: dict[str, Any]) -> str:
+    names = [str(each) for each in whole.get("architectures") or ()]
+    if names and not any(name.endswith(_CAUSAL) for name in names):
+        return f"({', '.join(names)}) is no causal language model"
+    if config.get("is_encoder_decoder"):
         return "has an encoder"
-    foreign = sorted({str(kind) for kind in getattr(config, "layer_types", None) or ()} - _SERVED)
-    return f"has layers of kind {', '.join(foreign)}, which take no tokens back" if foreign else ""
+    foreign = sorted({str(kind) for kind in config.get("layer_types") or ()} - _SERVED)
+    if foreign:
+        return f"has layers of kind {', '.join(foreign)}, which take no tokens back"
+    if _RUNNING_STATE & config.keys() and not config.get("layer_types"):
+        return "has layers with a running state, which take no tokens back"
+    return ""
 
 
-def _layers(config: Any, folder: Path) -> tuple[KvShape, ...]:  # noqa: ANN401
-    try:
-        heads = int(config.num_attention_heads)
-        kv_heads = int(getattr(config, "num_key_value_heads", None) or heads)
-        dim = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
-        count = int(config.num_hidden_layers)
-    except (AttributeError, TypeError, ValueError, ZeroDivisionError) as error:
-        raise ModelUnreadable(f"The config.json of {folder} does not say which layers it has.") from error
-    window = getattr(config, "sliding_window", None)
-    kinds = getattr(config, "layer_types", None) or ["full_attention"] * count
+def _layers(config: dict[str, Any]) -> tuple[KvShape, ...]:
+    heads, count = int(config["num_attention_heads"]), int(config["num_hidden_layers"])
+    kv_heads = int(config.get("num_key_value_heads") or heads)
+    dim = int(config.get("head_dim") or config["hidden_size"] // heads)
+    if not 0 < count <= _MOST_LAYERS:
+        raise ValueError(count)
+    kinds = config.get("layer_types") or ["full_attention"] * count
+    window = config.get("sliding_window")
     return tuple(KvShape(kv_heads, dim, dim, window if kind == "sliding_attention" else None) for kind in kinds[:count])
 
 
@@ -166,6 +209,8 @@ _EVERY: Final = "attention.sliding_window_pattern"
 
 def gguf_facts(path: Path) -> ModelFacts:
     """Read a GGUF; raises `ModelUnreadable` if it does not hold a whole model."""
+    from fleet_edge.verifiers.tokens import gguf_tokens  # takes a while to import
+
     try:
         header = read_header(path)
     except GgufUnreadable as error:
@@ -173,31 +218,60 @@ def gguf_facts(path: Path) -> ModelFacts:
     if not header.tensors:
         raise ModelUnreadable(f"The GGUF {path} has no weights; give a file of the whole model.")
     try:
-        model = GgufModel(path, vocabulary_only=True)
-    except DrafterError as error:
+        tokens = gguf_tokens(path)
+    except UnsupportedModel as error:
         raise ModelUnreadable(str(error)) from error
-    try:
-        kind = model.unlike_a_decoder
-        ends = model.end_tokens
-        return ModelFacts(
-            source=str(path),
-            form=ModelFormat.GGUF,
-            architecture=header.architecture,
-            number_format=_number_format(header),
-            vocabulary=model.vocabulary,
-            end_tokens=ends,
-            end_texts=tuple(model.stored_text(token) for token in ends),
-            chat_template=model.chat_template,
-            bos=model.special_text("bos"),
-            eos=model.special_text("eos"),
-            context=header.number("context_length"),
-            parameters=header.parameters,
-            weight_bytes=header.weight_bytes,
-            layers=layers_of(header, path),
-            refusal="" if kind is None else f"is of the {kind} kind, which takes no tokens back",
+    strings = token_strings(tokens)
+    if not _LEAST_TOKENS <= len(strings) <= MAX_VOCABULARY:
+        raise ModelUnreadable(
+            f"The GGUF {path} has {len(strings)} tokens, and {_LEAST_TOKENS} to {MAX_VOCABULARY} are supported; "
+            "convert the model again."
         )
-    finally:
-        model.close()
+
+    def special(*names: str) -> dict[int, str]:
+        """Return the tokens that the metadata names so."""
+        found = (header.metadata.get(f"tokenizer.ggml.{name}_token_id") for name in names)
+        return {token: strings[token] for token in found if isinstance(token, int) and 0 <= token < len(strings)}
+
+    ends = dict(sorted(special("eos", "eot", "eom").items()))
+    template = header.metadata.get("tokenizer.chat_template")
+    return ModelFacts(
+        source=str(path),
+        form=ModelFormat.GGUF,
+        architecture=header.architecture,
+        number_format=_number_format(header),
+        vocabulary=Vocabulary.of(strings),
+        end_tokens=tuple(ends),
+        end_texts=tuple(ends.values()),
+        chat_template=template if isinstance(template, str) else None,
+        bos=next(iter(special("bos").values()), ""),
+        eos=next(iter(special("eos").values()), ""),
+        context=header.number("context_length"),
+        parameters=header.parameters,
+        weight_bytes=header.weight_bytes,
+        layers=layers_of(header, path),
+        refusal=_gguf_refusal(header),
+    )
+
+
+_LEAST_TOKENS: Final = 2
+_RECURRENT: Final = ("mamba", "rwkv", "arwkv")  # beginnings of architectures
+_STATES: Final = ("ssm.", "wkv.", "shortconv.")  # and of metadata
+_ENCODERS: Final = ("t5", "t5encoder", "bert", "nomic-bert", "modern-bert")
+_DIFFUSION: Final = ("dream", "llada", "llada-moe", "rnd1")
+
+
+def _gguf_refusal(header: GgufHeader) -> str:
+    """Return why tokens cannot be taken back, by what the metadata says; empty if they can."""
+    kind, prefix = "", f"{header.architecture}."
+    states = any(key.removeprefix(prefix).startswith(_STATES) for key in header.metadata)
+    if states or header.architecture.startswith(_RECURRENT):
+        kind = "recurrent"
+    elif header.architecture in _ENCODERS:
+        kind = "encoder"
+    elif header.architecture in _DIFFUSION:
+        kind = "diffusion"
+    return f"is of the {kind} kind, which takes no tokens back" if kind else ""
 
 
 def _number_format(header: GgufHeader) -> str:

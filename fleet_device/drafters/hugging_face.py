@@ -1,6 +1,6 @@
 """Draft models of Hugging Face repositories.
 
-Needs huggingface_hub, which a device may not have: import this module only where a model is named by its repository.
+Import this module only where a model is named by its repository: the hub's client takes a while.
 """
 
 from collections.abc import Sequence

@@ -158,14 +158,9 @@ def _from_hub(repository: str, pattern: str, hub: "HuggingFace") -> LocatedModel
 
 
 def hugging_face() -> "HuggingFace":
-    """Return the client of the Hugging Face hub; raise ModelNotFound where it is not installed."""
-    try:
-        from fleet_device.drafters.hugging_face import HuggingFace  # noqa: PLC0415 - an optional package
-    except ImportError:
-        raise ModelNotFound(
-            "Fetching a model from a Hugging Face repository needs huggingface_hub; install it with: "
-            "pip install huggingface_hub"
-        ) from None
+    """Return the client of the Hugging Face hub."""
+    from fleet_device.drafters.hugging_face import HuggingFace  # noqa: PLC0415 - takes a while, and few models need it
+
     return HuggingFace()
 
 

@@ -1,13 +1,9 @@
-import importlib.abc
-import importlib.machinery
 import os
 import re
 import subprocess
 import sys
 import tomllib
-from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
@@ -15,20 +11,10 @@ from fleet_cli.commands import COMMANDS, program
 from fleet_cli.main import command_line
 from fleet_common.extras import install_command
 from tests.support.command import Run, refused
+from tests.support.family_models import FAMILIES, family_folder, family_gguf
+from tests.support.without import Without
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-class Without(importlib.abc.MetaPathFinder):
-    def __init__(self, *packages: str) -> None:
-        self._packages = packages
-
-    def find_spec(
-        self, name: str, _path: Sequence[str] | None, _target: ModuleType | None = None
-    ) -> importlib.machinery.ModuleSpec | None:
-        if name.partition(".")[0] in self._packages:
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-        return None
 
 
 def hide(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
@@ -73,12 +59,13 @@ def test_a_program_off_the_path_is_called_by_its_path(tmp_path: Path, monkeypatc
 
 
 PACKAGES = {"llama-cpp-python": "llama_cpp", "psycopg[binary]": "psycopg", "argon2-cffi": "argon2"}
-IMPORTED = """
+WITHOUT = """
 import importlib, sys
-from tests.fleet_cli.test_commands import Without
-sys.meta_path.insert(0, Without(*sys.argv[2:]))
-importlib.import_module(sys.argv[1])
+from tests.support.without import Without
+sys.meta_path.insert(0, Without(*sys.argv.pop(1).split(",")))
 """
+IMPORTED = f"{WITHOUT}importlib.import_module(sys.argv[1])"
+CALLED = f"{WITHOUT}from fleet_cli.main import main; main()"
 
 
 def packages_of(extra: str) -> set[str]:
@@ -105,10 +92,14 @@ def packages_of(extra: str) -> set[str]:
     ],
 )
 def test_an_extra_brings_what_its_commands_import(extra: str, module: str) -> None:
-    absent = packages_of("dev") | {"huggingface_hub"}
-    absent -= packages_of(extra)
+    run_with(extra, IMPORTED, module)
+
+
+def run_with(extra: str, program: str, *arguments: object) -> None:
+    """Run a program that takes the names of the packages that are absent with an extra alone."""
+    absent = ",".join(packages_of("dev") - packages_of(extra))
     done = subprocess.run(
-        [sys.executable, "-c", IMPORTED, module, *absent],
+        [sys.executable, "-c", program, absent, *map(str, arguments)],
         cwd=ROOT,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
@@ -116,3 +107,11 @@ def test_an_extra_brings_what_its_commands_import(extra: str, module: str) -> No
         check=False,
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("extra", ["device", "edge", "admin", "edge-llama", "edge-remote"])
+def test_models_are_checked_with_any_extra(extra: str, tmp_path: Path) -> None:
+    small, large = FAMILIES["Llama 3.2 1B"], FAMILIES["Llama 3.1 8B"]
+    draft, file = family_gguf(tmp_path / "draft.gguf", small), family_gguf(tmp_path / "target.gguf", large)
+    run_with(extra, CALLED, "models", "check", draft, file)
+    run_with(extra, CALLED, "models", "check", draft, family_folder(tmp_path / "target", large))
