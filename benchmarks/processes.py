@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import queue
 import signal
 import subprocess
 import sys
@@ -64,15 +63,12 @@ class Ending:
 
     event: threading.Event = field(default_factory=threading.Event)
     cancellation: Cancellation = field(default_factory=Cancellation)
-    _asked: "queue.SimpleQueue[None]" = field(default_factory=queue.SimpleQueue)
-
-    def __post_init__(self) -> None:
-        threading.Thread(target=self._end, name="end", daemon=True).start()
 
     def at_sigterm(self) -> Self:
         """End at SIGTERM; on the main thread. Return self."""
-        # The handler may interrupt whoever holds a lock, also itself at a second SIGTERM; this `put` takes none.
-        signal.signal(signal.SIGTERM, lambda *_: self._asked.put(None))
+        # Not in the handler itself, which may interrupt a holder of the locks that it needs.
+        threading.Thread(target=self._cancel, name="cancel", daemon=True).start()
+        signal.signal(signal.SIGTERM, lambda *_: self.event.set())
         return self
 
     def with_parent(self) -> Self:
@@ -80,15 +76,14 @@ class Ending:
         threading.Thread(target=self._outlive_nobody, name="lifeline", daemon=True).start()
         return self
 
-    def _end(self) -> None:
-        self._asked.get()
-        self.event.set()
+    def _cancel(self) -> None:
+        self.event.wait()
         self.cancellation.cancel()
 
     def _outlive_nobody(self) -> None:
         while sys.stdin.readline():
             pass
-        self._asked.put(None)
+        self.event.set()
 
 
 def tell(event: str, **fields: object) -> None:

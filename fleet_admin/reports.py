@@ -133,12 +133,12 @@ def _why(session: "SessionView") -> str | None:
 
 SESSIONS: "Final[list[Column[SessionView]]]" = [
     Column("session", lambda row: row.session, "id", rank=0),
-    Column("opened", lambda row: row.opened_at, "moment", rank=1),
     Column("device", lambda row: row.device, rank=0),
-    Column("application", lambda row: row.app, key="app", rank=2),
-    Column("edge", lambda row: row.edge, rank=2),
     Column("end", lambda row: row.reason or RUNNING, "state", key="reason", rank=0),
     Column("tokens", lambda row: row.counted.tokens, "count", rank=1),
+    Column("opened", lambda row: row.opened_at, "moment", rank=1),
+    Column("application", lambda row: row.app, key="app", rank=2),
+    Column("edge", lambda row: row.edge, rank=2),
     Column("acceptance", lambda row: row.counted.acceptance, "percent", rank=1),
     Column("tokens/s", lambda row: row.counted.tokens_per_s, "figure", key="speed", rank=1),
     Column("unverified", lambda row: row.device_unverified or None, "count", rank=1,

@@ -95,7 +95,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"shown": shown, "moment": moment, "prose": _prose}
+    environment.filters |= {"shown": shown, "moment": moment, "prose": _prose, "filled": filled}
     environment.globals |= {"asset": asset_url, "address": address, "row_links": LINKS}
     columns: dict[str, list[Column[Any]]] = {
         "session_columns": SESSIONS,
@@ -105,6 +105,11 @@ def _environment() -> Environment:
     }
     environment.globals |= {name: [each for each in of if each.rank <= MOST_SHOWN] for name, of in columns.items()}
     return environment
+
+
+def filled(columns: Sequence[Column[Any]], rows: Sequence[Any]) -> list[Column[Any]]:
+    """Return the columns of a table without those for sentences that none of its rows has."""
+    return [each for each in columns if each.kind != "sentence" or any(map(each.value, rows))]
 
 
 def _prose(text: str) -> Markup:

@@ -59,6 +59,9 @@ _DEVICE_ORDERS: Final = {
     "draft-time": "-draft_time",
     "certificate": "certificate",
 }
+_MOST_SORTED: Final = 10_000
+"""Sessions that are sorted by another column than their beginning: each is read whole, with its segments."""
+
 _SESSION_ORDERS: Final = {
     "opened": "-opened",
     "tokens": "-tokens",
@@ -184,11 +187,12 @@ def sessions(
     sort: Annotated[
         str,
         typer.Option(
-            metavar="|".join(_SESSION_ORDERS), help="Sort by this column; applies to the rows within the limit."
+            metavar="|".join(_SESSION_ORDERS),
+            help=f"Sort by this column; all but opened read at most the latest {_MOST_SORTED:,}.",
         ),
     ] = "opened",
     only_open: Annotated[bool, typer.Option("--open", help="Only running sessions.")] = False,
-    limit: Annotated[int, typer.Option(min=1, max=100_000, help="Maximum number, latest first.")] = 50,
+    limit: Annotated[int, typer.Option(min=1, max=100_000, help="Maximum number.")] = 50,
     db: Database = DEFAULT_DB,
     as_json: AsJson = False,
     wide: Wide = False,
@@ -208,10 +212,11 @@ def sessions(
             open=only_open,
             model=model,
             label=label or None,
-            limit=limit,
+            limit=limit if sort == "opened" else max(limit, _MOST_SORTED),
         )
-    found = _sorted(found, SESSIONS, order)
-    more = f" (perhaps more: --limit {limit})" if len(found) == limit else ""
+    among = len(found)
+    found = _sorted(found, SESSIONS, order)[:limit]
+    more = f" (perhaps more: --limit {limit})" if among == limit else f" of {among}" if among > limit else ""
     title = f"Sessions: {len(found)}{more}"
     empty, key = "No session matches.", order.removeprefix("-")
     print_table(title, SESSIONS, found, as_json=as_json, sort=key, wide=wide, empty=empty)

@@ -61,6 +61,25 @@ def test_a_page_is_as_it_should_be(log_in_tab: Callable[..., Tab], served: str, 
     assert [url for url in tab.requested if not url.startswith((served, "about:", "data:"))] == []
 
 
+def test_a_phone_shows_whose_session_it_was_and_how_it_ended(log_in_tab: Callable[..., Tab], served: str) -> None:
+    tab = log_in_tab()
+    tab.size(390, 844)
+    tab.goto(f"{served}/sessions")
+    shown = (
+        "[...document.querySelectorAll('thead th')].filter((each) => each.getBoundingClientRect().right <= innerWidth)"
+    )
+    assert {"device", "end"} <= set(tab.evaluate(f"{shown}.map((each) => each.innerText)"))
+
+
+def test_a_sentence_that_no_row_has_takes_no_heading(log_in_tab: Callable[..., Tab], served: str) -> None:
+    tab = log_in_tab()
+    headings = "[...document.querySelectorAll('thead th')].map((each) => each.innerText)"
+    tab.goto(f"{served}/devices?f_throttled=-")
+    assert "throttled" not in tab.evaluate(headings)
+    tab.goto(f"{served}/devices?f_throttled=!-")
+    assert ("throttled" in tab.evaluate(headings)) is bool(tab.evaluate("document.querySelectorAll('td.wrap').length"))
+
+
 @pytest.mark.parametrize("path", PATHS)
 def test_a_page_can_be_read_in_the_dark(log_in_tab: Callable[..., Tab], served: str, path: str) -> None:
     tab = log_in_tab(dark=True)

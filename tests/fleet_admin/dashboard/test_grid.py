@@ -5,6 +5,7 @@ import pytest
 from fleet_admin.columns import Column
 from fleet_admin.dashboard.errors import Problem
 from fleet_admin.dashboard.grid import Grid, matches
+from fleet_admin.dashboard.rendering import filled
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,12 @@ SHARE: Column[Row] = Column("share", lambda row: row.share, "percent")
 TOKENS: Column[Row] = Column("tokens", lambda row: row.tokens, "count", rank=3)
 GRID: Grid[Row] = Grid((NAME, SHARE, TOKENS), sort="name")
 ROWS = [Row("beta", 0.5, 3), Row("Alpha", 0.25, 20), Row("gamma", None, 1)]
+
+
+def test_a_column_of_sentences_that_no_row_has_is_left_out() -> None:
+    why: Column[Row] = Column("why", lambda row: row.name if row.share is None else None, "sentence")
+    assert filled((NAME, why), ROWS) == [NAME, why]
+    assert filled((NAME, why), ROWS[:2]) == [NAME]
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from fleet_edge.store.steering import add_labels
 from schemas.control import Presence
 from schemas.reasons import EndReason
 from tests.fleet_edge.store import samples
-from tests.support.command import Run, refused
+from tests.support.command import Run, as_json, refused
 
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "administration.md"
 NOW = datetime.now(UTC)
@@ -208,6 +208,17 @@ def test_of_two_periods_equal_parts_are_compared() -> None:
 )
 def test_what_is_to_be_looked_at_first_comes_first(admin: Run, command: str, first: str) -> None:
     assert json.loads(_said(admin, f"{command} --json"))[0]["device"] == first
+
+
+def test_all_sessions_are_sorted_and_not_only_those_that_are_shown(tmp_path: Path, fleet: Run) -> None:
+    db = f"sqlite:///{tmp_path / 'fleet.sqlite3'}"
+    with open_store(db) as store:
+        for number in range(60):
+            at, name = NOW - timedelta(hours=60 - number), f"{number:016x}"
+            key = {"session": name, "segment": segment_number(at), "device": "gateway-1"}
+            store.apply([samples.opened(**key, at=at), samples.progress(**key, at=at, tokens=600 - number)])
+    found = as_json(fleet("admin", "sessions", "--sort", "tokens", "--limit", "3", "--json", "--db", db))
+    assert [each["session"] for each in found] == [f"{number:016x}" for number in range(3)]
 
 
 @pytest.mark.parametrize(
