@@ -15,6 +15,7 @@ import pytest
 from fleet_admin.releases import create_repository, publish
 from fleet_common.identity.authority import Authority
 from fleet_common.mqtt.settings import TlsSettings
+from fleet_device.updates import repository
 from fleet_device.updates.handoff import TESTED, WANTED, TrialResult, UpdateFolder, UpdateState, WantedUpdate
 from fleet_device.updates.layout import Layout
 from fleet_device.updates.repository import Repository
@@ -207,12 +208,13 @@ def this_kind() -> str:
 
 
 @pytest.fixture
-def site(tmp_path: Path) -> Iterator[Site]:
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+    monkeypatch.setattr(repository, "_TIMEOUT_S", 300.0)
     certificate, ca = of_server(tmp_path)
     tls = enrol(Authority.open(tmp_path / "ca", actor="tester"), "gw-1", tmp_path / "identities")
-    repository, keys = tmp_path / "repository", tmp_path / "keys"
-    create_repository(repository, keys)
-    with static_server(repository, certificate=certificate, key=certificate, ca=ca) as server:
+    folder, keys = tmp_path / "repository", tmp_path / "keys"
+    create_repository(folder, keys)
+    with static_server(folder, certificate=certificate, key=certificate, ca=ca) as server:
         yield Site(tmp_path, keys, server, tls)
 
 
