@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import queue
 import signal
 import subprocess
 import sys
@@ -63,12 +64,15 @@ class Ending:
 
     event: threading.Event = field(default_factory=threading.Event)
     cancellation: Cancellation = field(default_factory=Cancellation)
+    _asked: "queue.SimpleQueue[None]" = field(default_factory=queue.SimpleQueue)
+
+    def __post_init__(self) -> None:
+        threading.Thread(target=self._end, name="end", daemon=True).start()
 
     def at_sigterm(self) -> Self:
         """End at SIGTERM; on the main thread. Return self."""
-        # Not in the handler itself, which may interrupt a holder of the locks that it needs.
-        threading.Thread(target=self._cancel, name="cancel", daemon=True).start()
-        signal.signal(signal.SIGTERM, lambda *_: self.event.set())
+        # The handler may interrupt whoever holds a lock, also itself at a second SIGTERM; this `put` takes none.
+        signal.signal(signal.SIGTERM, lambda *_: self._asked.put(None))
         return self
 
     def with_parent(self) -> Self:
@@ -76,14 +80,15 @@ class Ending:
         threading.Thread(target=self._outlive_nobody, name="lifeline", daemon=True).start()
         return self
 
-    def _cancel(self) -> None:
-        self.event.wait()
+    def _end(self) -> None:
+        self._asked.get()
+        self.event.set()
         self.cancellation.cancel()
 
     def _outlive_nobody(self) -> None:
         while sys.stdin.readline():
             pass
-        self.event.set()
+        self._asked.put(None)
 
 
 def tell(event: str, **fields: object) -> None:

@@ -25,6 +25,7 @@ from fleet_device.checks.edge_check import EdgeCheck
 from fleet_edge.edge import Edge
 from fleet_edge.settings import EdgeSettings
 from fleet_edge.store.engine import parse_url, shown
+from fleet_edge.verifiers.blocks_engine import kept_pages_path
 from fleet_edge.verifiers.registry import check_target_files, read_target_tokens
 from schemas.errors import FleetError
 
@@ -199,6 +200,21 @@ def grammars_command(
         print(digest, "until", datetime.fromtimestamp(until, UTC).isoformat(timespec="seconds"))
     if not found:
         print("No grammar is banned.")
+
+
+@app.command("forget-prompts")
+@with_settings(EdgeSettings, only=("fleet", "edge", "kv_kept"))
+def forget_prompts_command(settings: EdgeSettings) -> None:
+    """Delete the prompts and outputs that this edge keeps, in computed form, for its next start.
+
+    A running edge drops those of ended requests when the next request begins, and keeps nothing until it is restarted.
+    """
+    path = kept_pages_path(settings)
+    if path is None or not path.exists():
+        print(f"Edge {settings.edge} of fleet {settings.fleet} keeps no prompts here.")
+        return
+    path.unlink()
+    print(f"{path} is deleted.")
 
 
 app.command("advise")(advise_command)

@@ -3,9 +3,11 @@
 import contextlib
 import ctypes
 import fcntl
+import logging
 import os
 import secrets
 import socket
+import stat
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -17,6 +19,7 @@ NVIDIA_DRIVER: Final = Path("/dev/nvidiactl")
 """Exists wherever the driver of an NVIDIA GPU is loaded, unless systemd hides the devices."""
 
 _KIBI: Final = 1024
+_log = logging.getLogger(__name__)
 
 
 def available_memory(root: Path = Path("/")) -> int | None:
@@ -209,6 +212,23 @@ def state_folder(environment: Mapping[str, str] = os.environ) -> Path | None:
 def cache_folder(environment: Mapping[str, str] = os.environ) -> Path | None:
     """Return the folder of cache files, which need not exist; None for a user without a home."""
     return _standard_folder(environment, service="CACHE_DIRECTORY", user="XDG_CACHE_HOME", default=".cache")
+
+
+def private_folder(folder: Path) -> Path | None:
+    """Return a folder, made if it is missing, that only this user can write to; None, and a warning, if it is not."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = folder.lstat()
+    except OSError as error:
+        _log.info("Nothing is kept in %s for later starts: %s", folder, error)
+        return None
+    of_others = found.st_uid != os.geteuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    if of_others or not stat.S_ISDIR(found.st_mode):
+        _log.warning(
+            "Nothing is kept in %s for later starts: other users may write to it; correct its owner and mode.", folder
+        )
+        return None
+    return folder
 
 
 def sync(path: Path) -> None:

@@ -44,6 +44,14 @@ class PrefixSharing(StrEnum):
     OFF = "off"
 
 
+class KeptIn(StrEnum):
+    """Where keys and values survive the process."""
+
+    MEMORY = "memory"
+    DISK = "disk"
+    NOTHING = "off"
+
+
 class InferenceServerSettings(BaseModel, extra="forbid", allow_inf_nan=False):
     """Inference server that computes the target model; read where the setting `engine` is `remote`."""
 
@@ -111,6 +119,12 @@ class EdgeSettings(Settings):
         "Bits to which the engine `blocks` quantizes weights that are not quantized yet (docs/engines.md).",
         rare=True,
     )
+    keep_weights: bool = setting(
+        True,  # noqa: FBT003 - a default
+        "Keep the packed weights of `blocks` in the cache folder, as large as the model, so that later starts take "
+        "seconds.",
+        rare=True,
+    )
     edge_draft: str = setting(
         "",
         "Small model that drafts for edge-only decoding, next to the target: a GGUF, a folder, or a repository id, "
@@ -175,6 +189,12 @@ class EdgeSettings(Settings):
         rare=True,
         ge=1 << 20,
         le=1 << 50,
+    )
+    kv_kept: KeptIn = setting(
+        KeptIn.MEMORY,
+        "Where keys and values of `blocks` survive a restart for up to a day, so that running requests go on without "
+        "being computed again: shared `memory`, `disk` (also after a power cut), or `off`.",
+        rare=True,
     )
     prefix_sharing: PrefixSharing = setting(
         PrefixSharing.DEVICE,

@@ -14,6 +14,9 @@ if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
     os.environ.setdefault("OMP_NUM_THREADS", threads)
     os.environ.setdefault("FLEET_EDGE_THREADS", threads)
 
+# Edges of different tests have one name: what one of them keeps for its next start must not reach another.
+os.environ.setdefault("FLEET_EDGE_KV_KEPT", "off")
+
 # Devices' state and an operator's profile are stored here, not in the user's home.
 os.environ["XDG_STATE_HOME"] = os.environ["XDG_CONFIG_HOME"] = tempfile.mkdtemp(prefix="fleet-tests-")
 

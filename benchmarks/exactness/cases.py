@@ -255,6 +255,7 @@ CASES = (
         for length in (8, None)
         for mode in Mode
     ),
+    *(Variant(mode, FormName.AUTO, length, edge_only=True, edge_draft=True) for length in (3, None) for mode in Mode),
 )
 
 FAULTS = (
@@ -276,7 +277,7 @@ FAULTS = (
     *(
         Variant(mode, FormName.AUTO, 3, edge_only=True, edge_draft=True, sabotage=sabotage)
         for mode in Mode
-        for sabotage in (Sabotage.GUESS_KEPT, Sabotage.GUESS_SHIFTED)
+        for sabotage in (Sabotage.GUESS_KEPT, Sabotage.GUESS_LIKELIEST, Sabotage.GUESS_SHIFTED)
     ),
     Variant(Mode.RESIDUAL, FormName.AUTO, 2, stops=True, sabotage=Sabotage.WITHHELD),
     Variant(Mode.RESIDUAL, FormName.AUTO, 2, suffix=True, sabotage=Sabotage.LIKELIEST),

@@ -1,21 +1,40 @@
 """Check and load a target model in the engine `blocks`; importing this module needs none of its libraries."""
 
 import json
+import logging
+import os
+from dataclasses import replace
+from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from fleet_common.extras import install_command
-from fleet_edge.settings import EdgeSettings
+from fleet_common.host import cache_folder, private_folder
+from fleet_edge.settings import EdgeSettings, KeptIn, PrefixSharing
 from fleet_edge.verifiers.contract import UnsupportedModel, Verifier, VerifierError
 from fleet_edge.verifiers.source import check_memory, check_source, fetch_files, is_gguf, target_name
 from schemas.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
+    from fleet_edge.verifiers.blocks.architectures import Geometry
     from fleet_edge.verifiers.blocks.folder_weights import FolderWeights
     from fleet_edge.verifiers.blocks.gguf_weights import GgufWeights
+    from fleet_edge.verifiers.blocks.kv import Memory
+    from fleet_edge.verifiers.contract import TargetInfo
 
 _FILES: Final = ("*.safetensors", "*.json")
+
+
+_log = logging.getLogger(__name__)
+
+_MIN_KEPT_BYTES: Final = 32 << 20
+"""Smaller models are packed in less time than a file takes."""
+
+_KEEP_S: Final = 86_400.0
+"""Age at which kept keys and values are erased: a conversation goes on within a day."""
+
+_SHARED_MEMORY: Final = Path("/dev/shm")  # noqa: S108 - the folder within belongs to this user alone
 
 
 def check(settings: EdgeSettings) -> None:
@@ -57,7 +76,8 @@ def load(settings: EdgeSettings) -> Verifier:
 
     from fleet_edge.verifiers.blocks.model import Model  # noqa: PLC0415
     from fleet_edge.verifiers.blocks.products import variants  # noqa: PLC0415
-    from fleet_edge.verifiers.blocks.verifier import BlocksVerifier  # noqa: PLC0415
+    from fleet_edge.verifiers.blocks.verifier import BlocksVerifier, rows_repeat  # noqa: PLC0415
+    from fleet_edge.verifiers.blocks.weight_cache import CachedWeights, fingerprint  # noqa: PLC0415
     from fleet_edge.verifiers.contract import TargetInfo  # noqa: PLC0415
     from fleet_edge.verifiers.tokens import grammar_tokenizer, target_tokens  # noqa: PLC0415
 
@@ -75,10 +95,15 @@ def load(settings: EdgeSettings) -> Verifier:
             f"The tokenizer of {name} has {len(strings)} tokens and the model {geometry.rows}; they do not belong "
             "together: fetch the model again, whole."
         )
+    threads = settings.threads or numba.config.NUMBA_DEFAULT_NUM_THREADS
+    identity = fingerprint(file.files, bits=settings.weight_bits)
+    kept = _kept_weights_path(path) if settings.keep_weights and file.packed_bytes >= _MIN_KEPT_BYTES else None
+    cached = CachedWeights(file, kept, identity, threads=threads) if kept else None
     # The packed weights, and one tensor of the file.
     check_memory(name, file.packed_bytes + file.largest_bytes, "or use a smaller target model or a GGUF of 4 bits")
-    threads = settings.threads or numba.config.NUMBA_DEFAULT_NUM_THREADS
-    model = Model(file, threads=threads)
+    model = Model(file if cached is None else cached, threads=threads)
+    if cached is not None:
+        cached.keep_later()
     info = TargetInfo(
         name=name,
         vocabulary=Vocabulary.of(strings),
@@ -86,7 +111,59 @@ def load(settings: EdgeSettings) -> Verifier:
         end_tokens=geometry.end_tokens,
         runs_on=f"blocks, {file.number_format}, {variants()[0]}, {threads} threads",
     )
-    return Loaded(model, info, budget_bytes=settings.kv_bytes)
+    info = replace(info, batch_invariant=rows_repeat(model, info))
+    if not info.batch_invariant:
+        _log.warning("Rows depend on the batch on this processor, so that seeded requests may not repeat.")
+    memory = _memory(settings, file.geometry, info, identity)
+    return Loaded(model, info, memory, keep_s=_KEEP_S, threads=threads)
+
+
+def _memory(settings: EdgeSettings, geometry: "Geometry", info: "TargetInfo", identity: str) -> "Memory":
+    """Return the memory for keys and values; one that survives the process where it is wanted and possible."""
+    from fleet_edge.verifiers.blocks.kv import ProcessMemory, page_bytes  # noqa: PLC0415 - likewise
+    from fleet_edge.verifiers.blocks.page_file import PageFile  # noqa: PLC0415
+
+    its: dict[str, int] = {
+        "layers": geometry.layers,
+        "kv_heads": geometry.kv_heads,
+        "dim": geometry.head_dim,
+    }
+    count = settings.kv_bytes // page_bytes(**its)
+    if (
+        settings.kv_kept is not KeptIn.NOTHING
+        and settings.prefix_sharing is not PrefixSharing.OFF
+        and info.batch_invariant
+    ):
+        path = kept_pages_path(settings)
+        try:
+            if path is not None:
+                return PageFile(path, identity, **its, count=count)
+        except OSError as error:
+            _log.warning(
+                "Keys and values end with this process, so that a restart computes prompts again: %s: %s", path, error
+            )
+    try:
+        return ProcessMemory(**its, count=count)
+    except (OSError, OverflowError) as error:
+        raise VerifierError(
+            f"The machine does not provide {settings.kv_bytes} bytes for keys and values; set a smaller kv_bytes."
+        ) from error
+
+
+def _kept_weights_path(source: Path) -> Path | None:
+    caches = cache_folder()
+    folder = caches and private_folder(caches / "weights")
+    return folder and folder / f"{sha256(str(source.resolve()).encode()).hexdigest()[:16]}.weights"
+
+
+def kept_pages_path(settings: EdgeSettings) -> Path | None:
+    """Return the file in which an edge keeps keys and values; None if there is no folder for it."""
+    if settings.kv_kept is KeptIn.MEMORY:
+        parent: Path | None = _SHARED_MEMORY / f"dssd-fleet-{os.geteuid()}"
+    else:
+        parent = cache_folder()
+    folder = parent and private_folder(parent / "pages")
+    return folder and folder / f"{settings.fleet}.{settings.edge}"
 
 
 def open_weights(path: Path, *, bits: int) -> "GgufWeights | FolderWeights":

@@ -5,7 +5,8 @@ Prefill, resumption and verification are the same operation: a sequence has toke
 rows of logits wanted from their end.
 """
 
-from collections.abc import Mapping, Sequence
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Protocol, TypeAlias, runtime_checkable
@@ -185,6 +186,30 @@ class SharesPrefixes(Protocol):
         """Share a sequence's prefix within a namespace only; called before it computes anything."""
 
 
+@dataclass(frozen=True, slots=True)
+class KeptPrefix:
+    """A sequence that an earlier process has computed, under a key of this one."""
+
+    key: int
+    owner: str
+    tokens: "array[int]"
+
+
+@runtime_checkable
+class KeepsPrefixes(Protocol):
+    """A verifier whose keys and values may survive the process, where the settings say so."""
+
+    def restore(self, keys: Iterator[int]) -> list[KeptPrefix]:
+        """Open what an earlier process has left, the least recently used first. Called once, before all else."""
+
+    def own(self, sequence: int, owner: str) -> None:
+        """Note to whom an open sequence belongs."""
+
+    @property
+    def is_forgotten(self) -> bool:
+        """Whether an administrator has deleted what is kept, so that all ended sequences are to be closed."""
+
+
 @runtime_checkable
 class RunsElsewhere(Protocol):
     """A verifier whose target model runs in other processes, which may be away. Thread-safe."""
@@ -240,6 +265,12 @@ class SequenceTable:
             raise VerifierError(f"Sequence {sequence} has {computed} computed tokens and cannot be cut to {length}.")
         self._computed[sequence] = length
         self._total -= computed - length
+
+    def restore(self, sequence: int, length: int) -> None:
+        """Begin with a sequence that has computed tokens already."""
+        self.open(sequence)
+        self._computed[sequence] = length
+        self._total += length
 
     def close(self, sequence: int) -> bool:
         computed = self._computed.pop(sequence, None)

@@ -20,6 +20,7 @@ from fleet_edge.settings import PrefixSharing
 from fleet_edge.verifiers.contract import (
     CapacityExceeded,
     Item,
+    KeepsPrefixes,
     Logits,
     RunsElsewhere,
     SequenceFailed,
@@ -170,6 +171,10 @@ class PrefixCache:
         self._keys = count(_FIRST_OF_OURS)
         info = verifier.info
         self._all_stable = info.batch_invariant and info.least_tokens == 1
+        if isinstance(verifier, KeepsPrefixes):
+            for kept in verifier.restore(self._keys):
+                held = self._held[kept.key] = HeldSequence(kept.key, None, kept.owner, kept.tokens)
+                self._retain(held)
 
     @property
     def info(self) -> TargetInfo:
@@ -180,6 +185,8 @@ class PrefixCache:
         return self._owned.total()
 
     def open(self, sequence: int) -> None:
+        if isinstance(self._verifier, KeepsPrefixes) and self._verifier.is_forgotten:
+            self.clear()
         self._require_new(sequence)
         held = HeldSequence(self._key(sequence), sequence)
         self._with_room(lambda: self._verifier.open(held.key))
@@ -248,8 +255,7 @@ class PrefixCache:
         if self._sharing is not PrefixSharing.OFF:
             held.expected = pack(tokens)
             self._index.insert(held.key, held.expected)
-        if isinstance(self._verifier, SharesPrefixes):
-            self._verifier.isolate(held.key, self._namespace(owner))
+        self._note_owner(held)
 
     def reuse(self, sequence: int) -> int:
         """Reuse what another sequence has computed of the expected tokens, except the last one.
@@ -267,8 +273,7 @@ class PrefixCache:
             return 0
         found.owner, found.expected, found.stable = held.owner, held.expected, held.stable
         found.reached = held.reached
-        if isinstance(self._verifier, SharesPrefixes):
-            self._verifier.isolate(found.key, self._namespace(held.owner))
+        self._note_owner(found)
         self._drop(held)
         self._hold(found)
         self._index.insert(found.key, found.expected)
@@ -301,6 +306,7 @@ class PrefixCache:
         self._verifier.close(held.key)
         self._verifier.open(held.key)
         held.reached = max(held.reached, held.computed)
+        self._note_owner(held)
         del held.tokens[:]
 
     def clear(self) -> None:
@@ -319,6 +325,12 @@ class PrefixCache:
     def _is_one(self, source: HeldSequence, taker: HeldSequence) -> bool:
         """Whether `taker` may reuse what `source` has computed."""
         return self._sharing is PrefixSharing.ALL or source.owner == taker.owner
+
+    def _note_owner(self, held: HeldSequence) -> None:
+        if isinstance(self._verifier, SharesPrefixes):
+            self._verifier.isolate(held.key, self._namespace(held.owner))
+        if isinstance(self._verifier, KeepsPrefixes):
+            self._verifier.own(held.key, held.owner)
 
     def _namespace(self, owner: str) -> str:
         match self._sharing:

@@ -12,7 +12,7 @@ from pkgutil import resolve_name
 from typing import Final
 
 from fleet_common.host import NVIDIA_DRIVER
-from fleet_edge.settings import AUTO, VERIFIERS, EdgeSettings
+from fleet_edge.settings import AUTO, VERIFIERS, EdgeSettings, KeptIn
 from fleet_edge.verifiers.contract import UnsupportedModel, Verifier, VerifierError
 from fleet_edge.verifiers.source import check_source, is_gguf
 
@@ -39,7 +39,12 @@ def check_draft(settings: EdgeSettings) -> None:
 
 def _draft_settings(settings: EdgeSettings) -> EdgeSettings:
     return settings.model_copy(
-        update={"target": settings.edge_draft, "engine": AUTO, "kv_bytes": settings.kv_bytes // _DRAFT_SHARE}
+        update={
+            "target": settings.edge_draft,
+            "engine": AUTO,
+            "kv_bytes": settings.kv_bytes // _DRAFT_SHARE,
+            "kv_kept": KeptIn.NOTHING,
+        }
     )
 
 

@@ -1,7 +1,9 @@
 import os
+import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -9,9 +11,11 @@ import pytest
 from benchmarks.__main__ import main
 from benchmarks.faults.fleet import Disk, EndedText, FaultTally, disagreements
 from benchmarks.faults.writer import verdict
+from benchmarks.processes import Ending
 from schemas.policy import Mode, SamplingPolicy
 from tests.support.brokers import require_mosquitto
 from tests.support.scripted_language import LANGUAGE, reference_text
+from tests.support.waiting import PATIENCE_S
 
 
 @pytest.mark.broker
@@ -78,6 +82,45 @@ def test_a_text_that_nobody_ended_must_not_be_in_the_log_as_whole_or_open(tmp_pa
     database = log(tmp_path, WHOLE, ("two", "device-1", reason, 7, None))
     (sentence,) = disagreements(database, tally(killed=["device-1"]))
     assert "device" in sentence
+
+
+@pytest.mark.parametrize(("tokens", "device_tokens", "agrees"), [(7, 7, True), (6, 6, False), (7, None, False)])
+def test_a_killed_device_may_have_ended_its_last_request(
+    tmp_path: Path, tokens: int, device_tokens: int | None, agrees: bool
+) -> None:
+    told = tally()
+    told.take("device-1", {"event": "tokens", "at": 1.0, "number": 3})
+    told.take("device-1", {"event": "failed", "sentence": "No.", "written": 3, "wrong": None})
+    told.take("device-1", {"event": "tokens", "at": 2.0, "number": 7})
+    told.kill("device-1")
+    row = ("two", "device-1", "length", tokens, device_tokens)
+    database = log(tmp_path, WHOLE, row)
+    assert (disagreements(database, told) == []) is agrees
+    told.killed["device-1"] += 1
+    told.left["device-1"].append(0)
+    with sqlite3.connect(database) as connection:
+        connection.execute("INSERT INTO sessions VALUES (?, ?, ?, ?, ?)", ("three", *row[1:]))
+    assert disagreements(database, told), "and one only once"
+
+
+def test_a_signal_that_interrupts_the_end_does_not_stop_it() -> None:
+    setters: list[threading.Thread] = []
+
+    class Noted(threading.Event):
+        def set(self) -> None:
+            setters.append(threading.current_thread())
+            super().set()
+
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        ending = Ending(Noted()).at_sigterm()
+        for _ in range(2):
+            signal.raise_signal(signal.SIGTERM)
+        assert ending.event.wait(PATIENCE_S)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    # Its lock may be held by this thread, which runs the handlers.
+    assert threading.current_thread() not in setters
 
 
 def test_a_text_whose_device_and_edge_were_killed_may_still_be_open_once(tmp_path: Path) -> None:

@@ -37,6 +37,7 @@ class Sabotage(StrEnum):
     CORRECTED_FROM_P = "corrected-from-p"
     CUT_SHORT = "cut-short"
     GUESS_KEPT = "guess-kept"
+    GUESS_LIKELIEST = "guess-likeliest"
     GUESS_SHIFTED = "guess-shifted"
     EVERY_TRY = "every-try"
     INVERTED = "inverted"
@@ -212,6 +213,15 @@ def _write_keeping(
     return Judgement(1, rejected=False) if guesses and not judged.accepted else judged
 
 
+def _write_likeliest(
+    row: Callable[[int], Dist], guesses: Sequence[int], *, policy: SamplingPolicy, base: int
+) -> Judgement:
+    likeliest = [int(p.ids[np.argmax(p.probs)]) for p in map(row, range(len(guesses)))]
+    kept = next((offset for offset, guess in enumerate(guesses) if likeliest[offset] != guess), len(guesses))
+    drawn = decode(partial(_row_at, row, kept), (), policy=policy, base=base + kept)
+    return Judgement(kept, rejected=False, token=drawn.token)
+
+
 def _write_shifted(
     row: Callable[[int], Dist], guesses: Sequence[int], *, policy: SamplingPolicy, base: int
 ) -> Judgement:
@@ -339,6 +349,7 @@ _AT_THE_EDGE: Final[dict[Sabotage, tuple[str, Callable[..., Any]]]] = {
     Sabotage.UNSHAPED: ("fleet_edge.orchestrator._case", _case_unshaped),
     Sabotage.NUCLEUS_SHORT: ("fleet_edge.batching.judging.shape_rows", _shape_rows_short),
     Sabotage.GUESS_KEPT: ("fleet_edge.batching.judging.decode", _write_keeping),
+    Sabotage.GUESS_LIKELIEST: ("fleet_edge.batching.judging.decode", _write_likeliest),
     Sabotage.GUESS_SHIFTED: ("fleet_edge.batching.judging.decode", _write_shifted),
 }
 

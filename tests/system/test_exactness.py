@@ -57,7 +57,7 @@ IN_SMALL = {
     "residual sparse wide",
     "residual auto endless",
     "residual edge-only edge-draft near",
-    "coupled edge-only edge-draft fault:guess-kept",
+    "coupled edge-only edge-draft fault:guess-likeliest",
     "residual auto near fault:acceptance-low",
     "residual auto near fault:reported-high",
     "residual auto fault:corrected-from-p",

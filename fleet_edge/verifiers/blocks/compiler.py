@@ -4,7 +4,6 @@ import hashlib
 import logging
 import os
 import shutil
-import stat
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -16,7 +15,7 @@ import numba
 from numba.core.caching import FunctionCache
 from numba.core.codegen import get_host_cpu_features
 
-from fleet_common.host import cache_folder
+from fleet_common.host import cache_folder, private_folder
 
 _CPU_INFO: Final = Path("/proc/cpuinfo")
 _ARM_FEATURES: Final = {"asimddp": "dotprod", "i8mm": "i8mm"}
@@ -65,33 +64,29 @@ class _Cache(FunctionCache):  # type: ignore[misc]
 
 
 @cache
+def sources_hash() -> str:
+    """Return a hash of this package's code, which what is kept for later starts belongs to."""
+    sources = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        sources.update(path.read_bytes())
+    return sources.hexdigest()
+
+
+@cache
 def _folder() -> Path | None:
-    """Return the folder for what is compiled from these sources; None if this user has no folder of its own.
+    """Return the folder for what is compiled from these sources.
 
     numba compares the file that defines a function, but not the files of the functions that it calls. It executes what
     it reads, so nobody else may write there.
     """
-    sources = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
-        sources.update(path.read_bytes())
     caches = cache_folder()
-    if caches is None:
-        return None
-    folder = caches / "blocks" / sources.hexdigest()[:16]
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        found = folder.stat()
-    except OSError as error:
-        _log.info("Compiled code is not kept: %s", error)
-        return None
-    if found.st_uid != os.geteuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        _log.warning("Compiled code is not kept: other users may write to %s; correct its owner and mode.", folder)
-        return None
-    with suppress(OSError):
-        os.utime(folder)
-        for other in folder.parent.iterdir():
-            if other.stat().st_mtime < time.time() - _UNUSED_S:
-                shutil.rmtree(other)
+    folder = None if caches is None else private_folder(caches / "blocks" / sources_hash()[:16])
+    if folder is not None:
+        with suppress(OSError):
+            os.utime(folder)
+            for other in folder.parent.iterdir():
+                if other.stat().st_mtime < time.time() - _UNUSED_S:
+                    shutil.rmtree(other)
     return folder
 
 

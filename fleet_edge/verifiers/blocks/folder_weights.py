@@ -70,6 +70,10 @@ class FolderWeights:
         return self.geometry.kind == "gemma3"
 
     @property
+    def files(self) -> list[Path]:
+        return [self._folder / "config.json", *sorted({each.file for each in self._tensors.values()})]
+
+    @property
     def number_format(self) -> str:
         return f"{self._bits} bits"
 

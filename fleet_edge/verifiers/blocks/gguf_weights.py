@@ -36,6 +36,10 @@ class GgufWeights:
         self.geometry: Geometry = _geometry(path, header, self.vector)
 
     @property
+    def files(self) -> list[Path]:
+        return sorted({each.file for each in self._tensors.values()})
+
+    @property
     def number_format(self) -> str:
         """The most frequent number format of the weights."""
         kinds = Counter(each.kind.name for each in self._tensors.values() if len(each.shape) > 1)

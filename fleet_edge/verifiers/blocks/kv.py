@@ -1,16 +1,20 @@
 """Keys and values in pages of some tokens, which sequences share until one of them writes.
 
 A page is taken from the budget when the first token is written to it. A fork shares all pages of its source. Before a
-sequence writes to a page that others use as well, it gets a copy.
+sequence writes to a page that others use as well, it gets a copy. With a file (`PageFile`), whole pages survive the
+process.
 """
 
 import math
 import mmap
-from collections.abc import Iterable, Sequence
-from typing import Final
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
+
+from fleet_edge.verifiers.contract import CapacityExceeded
 
 Halves = npt.NDArray[np.uint16]
 
@@ -28,29 +32,61 @@ def page_bytes(layers: int, kv_heads: int, dim: int) -> int:
     return PAGE * 2 * layers * kv_heads * dim * _NUMBER_BYTES
 
 
+class Memory(Protocol):
+    """Memory of pages: `keys` and `values` as `Pages` has them."""
+
+    keys: Halves
+    values: Halves
+
+    def provide(self, page: int) -> None:
+        """Provide memory for a page that was never used; raises OSError if there is none."""
+
+    def forget(self, page: int) -> None:
+        """Note that a page's content is no longer what was recorded, if anything was."""
+
+
+class ProcessMemory:
+    """Memory that ends with the process; the system provides it as pages are written to.
+
+    Raises OSError if the system refuses.
+    """
+
+    def __init__(self, *, layers: int, kv_heads: int, dim: int, count: int) -> None:
+        self.keys, self.values = (_reserve(shape) for shape in shapes(layers, kv_heads, dim, count))
+
+    def provide(self, page: int) -> None:
+        """Do nothing."""
+
+    def forget(self, page: int) -> None:
+        """Do nothing."""
+
+
+def shapes(layers: int, kv_heads: int, dim: int, count: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the shapes of the keys and of the values of a number of pages."""
+    return (count, layers, kv_heads, dim, PAGE), (count, layers, kv_heads, PAGE, dim)
+
+
 class Pages:
-    """Pages of all sequences within a budget of bytes; the caller keeps the sequences' lengths.
+    """Pages of all sequences; the caller keeps the sequences' lengths.
 
     Attributes:
         keys: float16 as uint16, `[pages, layers, kv_heads, dim, PAGE]`: scores of several keys are computed together.
         values: Likewise, `[pages, layers, kv_heads, PAGE, dim]`.
     """
 
-    def __init__(self, *, layers: int, kv_heads: int, dim: int, budget_bytes: int) -> None:
-        """Reserve addresses for the whole budget; the system provides memory as pages are written to.
-
-        Raises OSError if the system refuses.
-        """
-        size = page_bytes(layers, kv_heads, dim)
-        self.token_bytes = size // PAGE
-        count = budget_bytes // size
-        self.keys = _reserve((count, layers, kv_heads, dim, PAGE))
-        self.values = _reserve((count, layers, kv_heads, PAGE, dim))
-        self.count = count
+    def __init__(self, memory: Memory) -> None:
+        self._memory = memory
+        self.keys, self.values = memory.keys, memory.values
+        self.count = len(self.keys)
         self._fresh = 0  # pages that were never used begin here
         self._free: list[int] = []  # pages before it that are free again
         self._users: dict[int, int] = {}
         self._tables: dict[int, list[int]] = {}
+
+    @property
+    def token_bytes(self) -> int:
+        """Bytes of keys and values of a token."""
+        return 2 * math.prod(self.keys.shape[1:4]) * _NUMBER_BYTES
 
     @property
     def used(self) -> int:
@@ -75,12 +111,28 @@ class Pages:
             table[place] = page
         while len(table) * PAGE < length + count:
             table.append(self._take())
+        for page in table[length // PAGE :]:
+            self._memory.forget(page)
 
     def _take(self) -> int:
-        page = self._free.pop() if self._free else self._fresh
-        self._fresh = max(self._fresh, page + 1)
+        if not self._free:
+            try:
+                self._memory.provide(self._fresh)
+            except OSError as error:
+                self.count = self._fresh  # others use what was free at the start
+                raise CapacityExceeded(f"The machine has no memory left for keys and values: {error}") from error
+            self._free.append(self._fresh)
+            self._fresh += 1
+        page = self._free.pop()
         self._users[page] = 1
         return page
+
+    def restore(self, tables: Mapping[int, Sequence[int]]) -> None:
+        """Begin with sequences whose pages the memory holds already; the others before the last of them are free."""
+        self._users = Counter(page for table in tables.values() for page in table)
+        self._tables = {sequence: list(table) for sequence, table in tables.items()}
+        self._fresh = max(self._users, default=-1) + 1
+        self._free = [page for page in range(self._fresh) if page not in self._users]
 
     def fork(self, sequence: int, source: int, length: int) -> None:
         """Share the pages with the first `length` tokens of another sequence."""
@@ -95,6 +147,7 @@ class Pages:
             page = table.pop()
             self._users[page] -= 1
             if not self._users[page]:
+                self._memory.forget(page)
                 self._free.append(page)
 
     def close(self, sequence: int) -> None:

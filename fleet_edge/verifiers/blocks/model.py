@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fleet_edge.verifiers.blocks.architectures import Geometry, refusal
-from fleet_edge.verifiers.blocks.kv import PAGE, Pages, page_bytes
+from fleet_edge.verifiers.blocks.kv import PAGE, Pages, ProcessMemory
 from fleet_edge.verifiers.blocks.layout import BLOCK
 from fleet_edge.verifiers.blocks.loops import ROWS_AT_ONCE, Integers, loops
 from fleet_edge.verifiers.blocks.portable import Floats
@@ -302,8 +302,7 @@ class Model:
 
 
 def _one_page(its: Geometry) -> Pages:
-    size = page_bytes(its.layers, its.kv_heads, its.head_dim)
-    return Pages(layers=its.layers, kv_heads=its.kv_heads, dim=its.head_dim, budget_bytes=size)
+    return Pages(ProcessMemory(layers=its.layers, kv_heads=its.kv_heads, dim=its.head_dim, count=1))
 
 
 def _turns(its: Geometry) -> tuple[list[tuple[Floats, Floats]], list[int]]:

@@ -2,64 +2,95 @@
 
 import logging
 import random
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
-from fleet_edge.verifiers.blocks.kv import PAGE, Pages
+from fleet_edge.verifiers.blocks.kv import PAGE, Memory, Pages, ProcessMemory
 from fleet_edge.verifiers.blocks.model import Model, Part
-from fleet_edge.verifiers.contract import CapacityExceeded, Item, TableVerifier, TargetInfo, VerifierError
+from fleet_edge.verifiers.blocks.page_file import PageFile
+from fleet_edge.verifiers.contract import CapacityExceeded, Item, KeptPrefix, TableVerifier, TargetInfo, VerifierError
 
 _log = logging.getLogger(__name__)
 
 FEWEST_TOKENS: Final = 256
 """Shortest sequence that a budget must hold."""
 
-_CHECKED: Final = 48
+_CHECKED: Final = 21  # tokens, in pieces of one to five and one again: a second at 7B on two cores
 _SEED: Final = 20_250_716
 
 
 class BlocksVerifier(TableVerifier):
     """`Verifier` over a loaded model."""
 
-    def __init__(self, model: Model, info: TargetInfo, *, budget_bytes: int) -> None:
-        """Prepare a model to be served, and check that its rows do not depend on the batch.
+    def __init__(
+        self, model: Model, info: TargetInfo, memory: Memory, *, keep_s: float = 0.0, threads: int = 1
+    ) -> None:
+        """Prepare a model to be served.
 
-        The budget for keys and values also bounds the length of a sequence: where it does not hold the model's whole
-        context, `info.context` is smaller, and a warning says so. Raises `VerifierError` if it is too small.
+        The memory for keys and values also bounds the length of a sequence: where it does not hold the model's whole
+        context, `info.context` is smaller, and a warning says so. Raises `VerifierError` if it is too small. Of a
+        `PageFile`, what was computed less than `keep_s` seconds ago is taken over.
         """
-        its = model.geometry
-        try:
-            self._pages = Pages(layers=its.layers, kv_heads=its.kv_heads, dim=its.head_dim, budget_bytes=budget_bytes)
-        except (OSError, OverflowError) as error:
-            raise VerifierError(
-                f"The machine does not provide {budget_bytes} bytes for keys and values; set a smaller kv_bytes."
-            ) from error
         self._model = model
-        super().__init__(replace(info, context=_context(info, self._pages, budget_bytes)))
-        self._info = replace(self._info, batch_invariant=rows_repeat(self))
-        if not self._info.batch_invariant:
-            _log.warning("Rows depend on the batch on this processor, so that seeded requests may not repeat.")
+        self._pages = Pages(memory)
+        self._file = memory if isinstance(memory, PageFile) else None
+        self._keep_s, self._threads = keep_s, threads
+        self._tokens: dict[int, array[int]] = {}  # of sequences whose pages are kept
+        self._owners: dict[int, str] = {}  # of such sequences
+        super().__init__(replace(info, context=_context(info, self._pages)))
 
     @property
     def allocated_bytes(self) -> int:
         """Memory of pages in use."""
         return self._pages.used * PAGE * self._pages.token_bytes
 
+    def open(self, sequence: int) -> None:
+        super().open(sequence)
+        if self._file is not None:
+            self._tokens[sequence] = array("i")
+
     def fork(self, sequence: int, source: int, length: int) -> None:
         self._table.fork(sequence, source, length)
         self._pages.fork(sequence, source, length)
+        if self._file is not None:
+            self._tokens[sequence] = self._tokens[source][:length]
+            self._file.note_use(self._pages.table(sequence))
 
     def truncate(self, sequence: int, length: int) -> None:
         super().truncate(sequence, length)
         self._pages.truncate(sequence, length)
+        if self._file is not None:
+            del self._tokens[sequence][length:]
 
     def close(self, sequence: int) -> None:
         self._table.close(sequence)
         self._pages.close(sequence)
+        self._tokens.pop(sequence, None)
+        self._owners.pop(sequence, None)
+
+    def own(self, sequence: int, owner: str) -> None:
+        self._owners[sequence] = owner
+
+    def restore(self, keys: Iterator[int]) -> list[KeptPrefix]:
+        if self._file is None:
+            return []
+        size = self._info.vocabulary.size
+        found = self._file.sequences(vocabulary=size, keep_s=self._keep_s, threads=self._threads)
+        kept = [KeptPrefix(key, each.owner, each.tokens) for key, each in zip(keys, found, strict=False)]
+        self._pages.restore({its.key: each.pages for its, each in zip(kept, found, strict=True)})
+        for its in kept:
+            self._table.restore(its.key, len(its.tokens))
+            self._tokens[its.key], self._owners[its.key] = its.tokens[:], its.owner
+        return kept
+
+    @property
+    def is_forgotten(self) -> bool:
+        return self._file is not None and self._file.is_deleted
 
     def fits(self, items: Sequence[Item]) -> bool:
         return self._missing(items) <= 0
@@ -84,7 +115,21 @@ class BlocksVerifier(TableVerifier):
             parts.append(Part(self._pages.table(item.sequence), length, item.tokens, item.rows))
         logits = self._model.forward(parts, self._pages)
         self._table.commit(items)
+        self._record(items)
         return logits[:, : self._info.vocabulary.size]
+
+    def _record(self, items: Sequence[Item]) -> None:
+        """Record the pages that these items have made whole."""
+        if self._file is None:
+            return
+        for item in items:
+            tokens, table = self._tokens[item.sequence], self._pages.table(item.sequence)
+            first = len(tokens) // PAGE
+            tokens.extend(item.tokens)
+            for place in range(first, len(tokens) // PAGE):
+                its = tokens[place * PAGE : (place + 1) * PAGE]
+                before = table[place - 1] if place else None
+                self._file.record(table[place], its, before, self._owners.get(item.sequence, ""))
 
     def _missing(self, items: Sequence[Item]) -> int:
         """Return how many pages a step lacks; negative if some are left."""
@@ -94,13 +139,13 @@ class BlocksVerifier(TableVerifier):
         return needed - (self._pages.count - self._pages.used)
 
 
-def _context(info: TargetInfo, pages: Pages, budget_bytes: int) -> int:
+def _context(info: TargetInfo, pages: Pages) -> int:
     """Return the longest sequence that a budget serves; raises `VerifierError` if it is too short to be of use."""
     context = min(info.context, pages.count * PAGE)
     whole = -(-info.context // PAGE) * PAGE * pages.token_bytes
     if context < min(FEWEST_TOKENS, info.context):
         raise VerifierError(
-            f"kv_bytes = {budget_bytes} holds {context} tokens of {info.name}; set it to at least "
+            f"kv_bytes holds {context} tokens of {info.name}; set it to at least "
             f"{FEWEST_TOKENS * pages.token_bytes}, or to {whole} for the whole context of {info.context} tokens."
         )
     if context < info.context:
@@ -114,27 +159,26 @@ def _context(info: TargetInfo, pages: Pages, budget_bytes: int) -> int:
     return context
 
 
-def rows_repeat(verifier: BlocksVerifier) -> bool:
+def rows_repeat(model: Model, info: TargetInfo) -> bool:
     """Return whether rows are bit-identical however a sequence is split, alone and among others."""
-    size, length = verifier.info.vocabulary.size, min(_CHECKED, verifier.info.context)
+    its = model.geometry
+    length = min(_CHECKED, info.context)
+    pages = ProcessMemory(layers=its.layers, kv_heads=its.kv_heads, dim=its.head_dim, count=4)
+    verifier = BlocksVerifier(model, replace(info, context=length), pages)
+    size = info.vocabulary.size
     draw = random.Random(_SEED)  # noqa: S311 - no secret
     mine, *others = (draw.choices(range(size), k=length) for _ in range(4))
-    keys = range(-1, -1 - len(others) - 1, -1)  # no session has these
-    try:
-        for key in keys:
-            verifier.open(key)
-        whole = verifier.score([Item(keys[0], mine, length)]).copy()
-        verifier.truncate(keys[0], 0)
-        pieces, begin, new = [], 0, 1
-        while begin < length:
-            piece = mine[begin : begin + new]
-            items = [Item(key, other[:new], 1) for key, other in zip(keys[1:], others, strict=True)]
-            found = verifier.score([*items, Item(keys[0], piece, len(piece))])
-            pieces.append(found[len(items) :].copy())
-            for key in keys[1:]:
-                verifier.truncate(key, 0)
-            begin, new = begin + len(piece), new % 5 + 1
-    finally:
-        for key in keys:
-            verifier.close(key)
+    for sequence in range(len(others) + 1):
+        verifier.open(sequence)
+    whole = verifier.score([Item(0, mine, length)]).copy()
+    verifier.truncate(0, 0)
+    pieces, begin, new = [], 0, 1
+    while begin < length:
+        piece = mine[begin : begin + new]
+        items = [Item(number, other[:new], 1) for number, other in enumerate(others, 1)]
+        found = verifier.score([*items, Item(0, piece, len(piece))])
+        pieces.append(found[len(items) :].copy())
+        for number in range(1, len(others) + 1):
+            verifier.truncate(number, 0)
+        begin, new = begin + len(piece), new % 5 + 1
     return np.array_equal(whole, np.concatenate(pieces))

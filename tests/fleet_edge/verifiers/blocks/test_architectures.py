@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from fleet_edge.verifiers.blocks.folder_weights import FolderWeights
+from fleet_edge.verifiers.blocks.kv import ProcessMemory
 from fleet_edge.verifiers.blocks.model import Model
 from fleet_edge.verifiers.blocks.verifier import BlocksVerifier
 from fleet_edge.verifiers.contract import Item, TargetInfo
@@ -81,7 +82,9 @@ def _verifier(folder: Path, *, bits: int = 8) -> BlocksVerifier:
     file = FolderWeights(folder, bits=bits)
     words = Vocabulary.of([f"t{index}" for index in range(VOCABULARY)])
     info = TargetInfo(folder.name, words, file.geometry.context, file.geometry.end_tokens)
-    return BlocksVerifier(Model(file, threads=1), info, budget_bytes=1 << 22)
+    its = file.geometry
+    memory = ProcessMemory(layers=its.layers, kv_heads=its.kv_heads, dim=its.head_dim, count=8)
+    return BlocksVerifier(Model(file, threads=1), info, memory)
 
 
 def _rows(verifier: BlocksVerifier, tokens: Sequence[int]) -> NDArray[np.float32]:

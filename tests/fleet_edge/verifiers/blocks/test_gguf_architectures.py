@@ -11,7 +11,7 @@ from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 
 from fleet_edge.verifiers.blocks.gguf_weights import GgufWeights
-from fleet_edge.verifiers.blocks.kv import Pages
+from fleet_edge.verifiers.blocks.kv import Pages, ProcessMemory
 from fleet_edge.verifiers.blocks.model import Model, Part
 from fleet_edge.verifiers.contract import UnsupportedModel
 from tests.support.tiny_gguf import new_gguf, tiny_rows, write_gguf
@@ -118,7 +118,7 @@ def _write_layer(writer: _Writer, kind: str, at: str, dim: int) -> None:
 def _logits(path: Path) -> NDArray[np.float32]:
     file = GgufWeights(path)
     its = file.geometry
-    pages = Pages(layers=its.layers, kv_heads=its.kv_heads, dim=its.head_dim, budget_bytes=1 << 22)
+    pages = Pages(ProcessMemory(layers=its.layers, kv_heads=its.kv_heads, dim=its.head_dim, count=8))
     pages.reserve(0, 0, len(TOKENS))
     return Model(file, threads=1).forward([Part(pages.table(0), 0, TOKENS, len(TOKENS))], pages).copy()
 

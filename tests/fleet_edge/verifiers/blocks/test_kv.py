@@ -3,13 +3,13 @@ import random
 import numpy as np
 import pytest
 
-from fleet_edge.verifiers.blocks.kv import PAGE, Pages, page_bytes
+from fleet_edge.verifiers.blocks.kv import PAGE, Pages, ProcessMemory
 
 SHAPE = {"layers": 2, "kv_heads": 1, "dim": 4}
 
 
 def _pages(count: int) -> Pages:
-    return Pages(**SHAPE, budget_bytes=count * page_bytes(*SHAPE.values()) + 5)
+    return Pages(ProcessMemory(**SHAPE, count=count))
 
 
 class Sequences:

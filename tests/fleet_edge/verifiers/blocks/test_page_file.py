@@ -1,0 +1,291 @@
+"""Keys and values that survive the process."""
+
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Callable
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fleet_edge.settings import EdgeSettings, KeptIn, PrefixSharing
+from fleet_edge.verifiers import blocks_engine
+from fleet_edge.verifiers.blocks.kv import PAGE, Pages
+from fleet_edge.verifiers.blocks.page_file import KeptSequence, PageFile
+from fleet_edge.verifiers.contract import Item, Verifier
+from fleet_edge.verifiers.prefix_cache import PrefixCache
+from tests.fleet_edge.verifiers.oracle import VOCABULARY, tiny_target_gguf
+
+SHAPE = {"layers": 2, "kv_heads": 1, "dim": 4}
+COUNT = 12
+DAY_S = 86_400.0
+SIZE = 1000
+
+
+def _open(path: Path, identity: str = "model", **more: int) -> PageFile:
+    return PageFile(path, identity, **SHAPE, **{"count": COUNT} | more)
+
+
+def _kept(file: PageFile, *, keep_s: float = DAY_S) -> list[KeptSequence]:
+    return file.sequences(vocabulary=SIZE, keep_s=keep_s, threads=2)
+
+
+class Sequences:
+    """Sequences whose keys and values are their tokens, recorded as an engine does."""
+
+    def __init__(self, file: PageFile) -> None:
+        self.file, self.pages, self.tokens = file, Pages(file), dict[int, list[int]]()
+
+    def write(self, sequence: int, tokens: list[int], *, owner: str = "") -> None:
+        mine = self.tokens.setdefault(sequence, [])
+        self.pages.reserve(sequence, len(mine), len(tokens))
+        table, first = self.pages.table(sequence), len(mine) // PAGE
+        for token in tokens:
+            page, place = table[len(mine) // PAGE], len(mine) % PAGE
+            self.pages.keys[page, ..., place] = self.pages.values[page, :, :, place] = token
+            mine.append(token)
+        for place in range(first, len(mine) // PAGE):
+            its = mine[place * PAGE : (place + 1) * PAGE]
+            self.file.record(table[place], its, table[place - 1] if place else None, owner)
+
+    def truncate(self, sequence: int, length: int) -> None:
+        self.pages.truncate(sequence, length)
+        del self.tokens[sequence][length:]
+
+    def fork(self, sequence: int, source: int, length: int) -> None:
+        self.pages.fork(sequence, source, length)
+        self.tokens[sequence] = self.tokens[source][:length]
+
+    def close(self, sequence: int) -> None:
+        self.pages.close(sequence)
+        del self.tokens[sequence]
+
+
+def _content(file: PageFile, kept: KeptSequence) -> list[int]:
+    return [int(file.keys[kept.pages[at // PAGE], 0, 0, 0, at % PAGE]) for at in range(len(kept.tokens))]
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_what_is_taken_over_was_computed_and_no_whole_page_of_an_open_sequence_is_lost(
+    seed: int, tmp_path: Path
+) -> None:
+    rng, path = random.Random(seed), tmp_path / "pages"
+    its = Sequences(_open(path))
+    for number in range(60):
+        action, open_ = rng.random(), list(its.tokens)
+        if not open_ or action < 0.15:
+            its.tokens[number] = []
+        elif action < 0.3:
+            source = rng.choice(open_)
+            its.fork(number, source, rng.randint(0, len(its.tokens[source])))
+        elif action < 0.45:
+            sequence = rng.choice(open_)
+            its.truncate(sequence, rng.randint(0, len(its.tokens[sequence])))
+        elif action < 0.55:
+            its.close(rng.choice(open_))
+        else:
+            sequence, added = rng.choice(open_), rng.randint(1, 150)
+            if its.pages.needed(sequence, len(its.tokens[sequence]), added) <= its.pages.count - its.pages.used:
+                its.write(sequence, [rng.randrange(3) for _ in range(added)])
+        if rng.random() < 0.1:  # the process is killed; its successor has what a copy of the file holds
+            copy = path.with_name(f"pages-{number}")
+            copy.write_bytes(path.read_bytes())
+            path = copy
+            next_file = _open(path)
+            kept = _kept(next_file)
+            found = [list(each.tokens) for each in kept]
+            assert [_content(next_file, each) for each in kept] == found
+            for tokens in its.tokens.values():
+                whole = tokens[: len(tokens) // PAGE * PAGE]
+                assert not whole or any(each[: len(whole)] == whole for each in found)
+            its = Sequences(next_file)
+            its.pages.restore({number + 1000 + place: each.pages for place, each in enumerate(kept)})
+            its.tokens = {number + 1000 + place: list(each.tokens) for place, each in enumerate(kept)}
+
+
+def _two_sequences(path: Path) -> None:
+    its = Sequences(_open(path))
+    its.write(1, list(range(3 * PAGE + 5)), owner="device-1")
+    its.fork(2, 1, PAGE + 3)
+    its.write(2, [7] * (2 * PAGE), owner="device-2")
+
+
+def test_sequences_come_back_with_their_owners_and_shared_pages(tmp_path: Path) -> None:
+    _two_sequences(tmp_path / "pages")
+    kept = {each.owner: each for each in _kept(_open(tmp_path / "pages"))}
+    assert list(kept["device-1"].tokens) == list(range(3 * PAGE))
+    assert list(kept["device-2"].tokens) == [*range(PAGE + 3), *[7] * (2 * PAGE - 3)]
+    assert kept["device-1"].pages[0] == kept["device-2"].pages[0]
+
+
+def _flip(path: Path, at: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[at] ^= 4
+    path.write_bytes(data)
+
+
+KEYS = slice(4096 + 4096 + 4096, None)  # behind the header and twelve records
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: path.write_bytes(path.read_bytes()[:5000]),
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_bytes(b"\xff" * path.stat().st_size),
+        lambda path: _flip(path, 10),
+        lambda path: path.write_bytes(path.read_bytes()[: KEYS.start] + bytes(path.stat().st_size - KEYS.start)),
+    ],
+    ids=["cut", "empty", "noise", "header", "no-content"],
+)
+def test_a_damaged_file_gives_nothing(damage: Callable[[Path], object], tmp_path: Path) -> None:
+    _two_sequences(tmp_path / "pages")
+    damage(tmp_path / "pages")
+    assert _kept(_open(tmp_path / "pages")) == []
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_a_changed_bit_never_gives_a_wrong_page(seed: int, tmp_path: Path) -> None:
+    path = tmp_path / "pages"
+    _two_sequences(path)
+    whole = {tuple(each.tokens) for each in _kept(_open(path))}
+    _flip(path, random.Random(seed).randrange(4096, path.stat().st_size))
+    file = _open(path)
+    for each in _kept(file):
+        assert any(tokens[: len(each.tokens)] == tuple(each.tokens) for tokens in whole)
+        assert _content(file, each) == list(each.tokens)
+
+
+@pytest.mark.parametrize("other", [{"identity": "another"}, {"count": COUNT - 1}])
+def test_pages_of_another_model_or_size_are_not_taken(other: dict[str, object], tmp_path: Path) -> None:
+    _two_sequences(tmp_path / "pages")
+    assert _kept(_open(tmp_path / "pages", **other)) == []  # type: ignore[arg-type]
+
+
+def test_pages_are_erased_after_their_time(tmp_path: Path) -> None:
+    _two_sequences(tmp_path / "pages")
+    assert _kept(_open(tmp_path / "pages"), keep_s=0.0) == []
+    assert _kept(_open(tmp_path / "pages")) == []
+    assert b"device-1" not in (tmp_path / "pages").read_bytes()
+
+
+def test_only_its_owner_may_read_the_file(tmp_path: Path) -> None:
+    _open(tmp_path / "pages")
+    assert (tmp_path / "pages").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_second_process_does_not_get_the_file(tmp_path: Path) -> None:
+    file = _open(tmp_path / "pages")
+    program = (
+        "import sys; from pathlib import Path; from fleet_edge.verifiers.blocks.page_file import PageFile; "
+        f"PageFile(Path(sys.argv[1]), 'model', **{SHAPE}, count={COUNT})"
+    )
+    found = subprocess.run([sys.executable, "-c", program, file.path], capture_output=True, check=False)
+    assert b"BlockingIOError" in found.stderr
+
+
+def test_a_deleted_file_is_noticed(tmp_path: Path) -> None:
+    file = _open(tmp_path / "pages")
+    assert not file.is_deleted
+    file.path.unlink()
+    assert file.is_deleted
+
+
+def test_without_room_for_all_pages_there_is_no_file(tmp_path: Path) -> None:
+    with pytest.raises(OSError):  # noqa: PT011 - the system's
+        _open(tmp_path / "pages", count=1 << 34)
+
+
+# In the engine
+
+
+@pytest.fixture(scope="module")
+def gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_target_gguf(tmp_path_factory.mktemp("models") / "tiny.gguf")
+
+
+@pytest.fixture
+def load(gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Verifier]:
+    monkeypatch.setenv("CACHE_DIRECTORY", str(tmp_path))
+
+    def loaded(**settings: object) -> Verifier:
+        given = {"target": str(gguf), "engine": "blocks", "kv_bytes": 1 << 20, "kv_kept": "disk", "threads": 1}
+        return blocks_engine.load(EdgeSettings.model_validate(given | settings))
+
+    return loaded
+
+
+TOKENS = [5 * index % VOCABULARY for index in range(3 * PAGE + 10)]
+
+
+def _computed(cache: PrefixCache, tokens: list[int], *, owner: str) -> np.ndarray:
+    """Compute the tokens that cannot be reused; return the last row."""
+    cache.open(1)
+    cache.expect(1, tokens, owner=owner)
+    cache.reuse(1)
+    return np.array(cache.score([Item(1, tokens[cache.computed(1) :], 1)]))[0]
+
+
+def test_a_restarted_engine_goes_on_with_the_same_bits(load: Callable[..., Verifier]) -> None:
+    row = _computed(PrefixCache(load()), TOKENS, owner="device-1")
+    cache = PrefixCache(load(), sharing=PrefixSharing.DEVICE)
+    cache.open(1)
+    cache.expect(1, TOKENS, owner="device-1")
+    assert cache.reuse(1) == 3 * PAGE
+    assert np.array_equal(np.array(cache.score([Item(1, TOKENS[3 * PAGE :], 1)]))[0], row)
+
+
+@pytest.mark.parametrize(("sharing", "gained"), [(PrefixSharing.DEVICE, 0), (PrefixSharing.ALL, 3 * PAGE)])
+def test_who_may_share_a_prefix_is_the_same_after_a_restart(
+    load: Callable[..., Verifier], sharing: PrefixSharing, gained: int
+) -> None:
+    _computed(PrefixCache(load(), sharing=sharing), TOKENS, owner="device-1")
+    cache = PrefixCache(load(), sharing=sharing)
+    cache.open(1)
+    cache.expect(1, TOKENS, owner="device-2")
+    assert cache.reuse(1) == gained
+
+
+def test_a_rejected_draft_is_not_taken_for_what_replaced_it(load: Callable[..., Verifier]) -> None:
+    other = [*TOKENS[: 2 * PAGE - 3], *[1] * 10]
+    cache = PrefixCache(load())
+    _computed(cache, TOKENS[: 2 * PAGE], owner="device-1")
+    cache.truncate(1, 2 * PAGE - 3)
+    row = np.array(cache.score([Item(1, other[2 * PAGE - 3 :], 1)]))[0]
+    assert np.array_equal(_computed(PrefixCache(load()), other, owner="device-1"), row)
+
+
+@pytest.mark.parametrize("off", [{"kv_kept": "off"}, {"prefix_sharing": "off"}])
+def test_nothing_is_kept_where_the_settings_say_so(load: Callable[..., Verifier], off: dict[str, str]) -> None:
+    _computed(PrefixCache(load(**off)), TOKENS, owner="device-1")
+    assert PrefixCache(load(**off)).retained_tokens == 0
+    assert not (Path(os.environ["CACHE_DIRECTORY"]) / "pages").exists()
+
+
+def test_what_an_administrator_deletes_is_forgotten(load: Callable[..., Verifier], gguf: Path) -> None:
+    cache = PrefixCache(load())
+    _computed(cache, TOKENS, owner="device-1")
+    cache.close(1)
+    path = blocks_engine.kept_pages_path(EdgeSettings(target=str(gguf), kv_kept=KeptIn.DISK))
+    assert path is not None
+    path.unlink()
+    cache.open(2)
+    assert cache.retained_tokens == 0
+
+
+def test_kept_sequences_make_room_for_others(load: Callable[..., Verifier]) -> None:
+    cache = PrefixCache(load())
+    whole = cache.capacity()
+    _computed(cache, TOKENS, owner="device-1")
+    cache = PrefixCache(load())
+    for number in count(2):
+        cache.open(number)
+        item = Item(number, TOKENS, 0)
+        if not cache.fits([item]):
+            break
+        cache.score([item])
+    assert cache.retained_tokens == 0
+    assert number - 2 == whole // (4 * PAGE)

@@ -1,0 +1,107 @@
+"""Packed weights that later starts map."""
+
+import os
+import time
+from collections import namedtuple
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fleet_edge.verifiers.blocks import weight_cache
+from fleet_edge.verifiers.blocks.gguf_weights import GgufWeights
+from fleet_edge.verifiers.blocks.kv import Pages, ProcessMemory
+from fleet_edge.verifiers.blocks.model import Model, Part
+from fleet_edge.verifiers.blocks.weight_cache import CachedWeights, fingerprint
+from tests.fleet_edge.verifiers.oracle import tiny_target_gguf
+
+
+@pytest.fixture
+def gguf(tmp_path: Path) -> Path:
+    (tmp_path / "weights").mkdir()
+    return tiny_target_gguf(tmp_path / "tiny.gguf")
+
+
+def _loaded(gguf: Path) -> tuple[CachedWeights, np.ndarray]:
+    file = GgufWeights(gguf)
+    weights = CachedWeights(file, _file(gguf), fingerprint(file.files, bits=8), threads=2)
+    model, its = Model(weights, threads=1), file.geometry
+    weights.keep()
+    pages = Pages(ProcessMemory(layers=its.layers, kv_heads=its.kv_heads, dim=its.head_dim, count=1))
+    pages.reserve(1, 0, 3)
+    return weights, np.array(model.forward([Part(pages.table(1), 0, [5, 6, 7], 3)], pages))
+
+
+def _file(gguf: Path) -> Path:
+    return gguf.parent / "weights" / "tiny.weights"
+
+
+def test_a_second_start_packs_nothing_and_computes_the_same_bits(gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, rows = _loaded(gguf)
+    monkeypatch.delattr(GgufWeights, "pack")
+    second, others = _loaded(gguf)
+    assert (first.is_mapped, second.is_mapped) == (False, True)
+    assert np.array_equal(rows, others)
+    assert _file(gguf).stat().st_mode & 0o777 == 0o600
+
+
+def _flip(path: Path, at: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: _flip(path, 0),
+        lambda path: _flip(path, path.stat().st_size // 2),
+        lambda path: _flip(path, path.stat().st_size - 1),
+        lambda path: _flip(path, path.stat().st_size - 100),
+        lambda path: os.truncate(path, path.stat().st_size // 2),
+        lambda path: os.truncate(path, 3),
+        lambda path: path.write_bytes(b""),
+    ],
+    ids=["first", "middle", "trailer", "index", "half", "three-bytes", "empty"],
+)
+def test_damaged_files_are_made_again(gguf: Path, damage: Callable[[Path], object]) -> None:
+    _, rows = _loaded(gguf)
+    damage(_file(gguf))
+    again, others = _loaded(gguf)
+    assert not again.is_mapped
+    assert np.array_equal(rows, others)
+    assert _loaded(gguf)[0].is_mapped
+
+
+def test_a_changed_source_is_packed_again(gguf: Path) -> None:
+    _loaded(gguf)
+    os.utime(gguf, (1, 1))
+    assert not _loaded(gguf)[0].is_mapped
+    assert _loaded(gguf)[0].is_mapped
+
+
+def test_other_code_packs_again(gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _loaded(gguf)
+    monkeypatch.setattr(weight_cache, "sources_hash", lambda: "another")
+    assert not _loaded(gguf)[0].is_mapped
+
+
+def test_a_disk_without_room_keeps_nothing(gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = namedtuple("usage", ("total", "used", "free"))(1000, 950, 50)  # noqa: PYI024 - as shutil's
+    monkeypatch.setattr("shutil.disk_usage", lambda _path: usage)
+    _loaded(gguf)
+    assert list(_file(gguf).parent.iterdir()) == []
+
+
+def test_files_of_killed_starts_and_those_not_read_for_a_month_are_deleted(gguf: Path) -> None:
+    _loaded(gguf)
+    part = _file(gguf).with_suffix(".1.part")
+    old = _file(gguf).with_name("old.weights")
+    for path in (part, old):
+        path.write_bytes(b"0")
+    month = time.time() - 31 * 86_400
+    os.utime(old, (month, month))
+    os.utime(gguf, (2, 2))
+    _loaded(gguf)
+    assert list(_file(gguf).parent.iterdir()) == [_file(gguf)]
