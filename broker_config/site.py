@@ -24,10 +24,10 @@ from fleet_common.identity.authority import create_authority, issue
 from fleet_common.identity.certificates import (
     IdentityRole,
     check_identity_name,
-    probe_name,
 )
 from fleet_common.identity.enforcement import BrokerAccess
 from fleet_common.identity.files import PUBLIC, make_folder, write_atomically
+from schemas.names import probe_name
 
 AUTHORITY: Final = Path("authority")
 BROKER_NAME: Final = "broker"

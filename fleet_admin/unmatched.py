@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
-from fleet_common.identity.certificates import IdentityRole, probe_name
+from fleet_common.identity.certificates import IdentityRole
 from fleet_common.identity.index import CertificateState, CertificateStatus, Entry, certificate_statuses
 from fleet_edge.session_log import SessionLog
+from schemas.names import probe_name
 
 NEVER_SEEN: Final = "never-seen"
 NOT_ENROLLED: Final = "not-enrolled"

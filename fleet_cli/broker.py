@@ -17,7 +17,7 @@ from broker_config.site import SETTINGS, make_local_broker, settings_file
 from fleet_cli import identities
 from fleet_cli.commands import program
 from fleet_cli.options import run_checks
-from fleet_common.identity.certificates import probe_name
+from schemas.names import probe_name
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 

@@ -17,7 +17,6 @@ from fleet_cli.identities import enroll_command
 from fleet_cli.options import run_checks, with_events, with_settings
 from fleet_common.grammar.compiler import BANNED_FILE, BannedGrammars
 from fleet_common.host import Systemd, use_one_heap
-from fleet_common.identity.certificates import probe_name
 from fleet_common.logs import Event, EventStream, hold_back_repetition, write_log_as
 from fleet_common.mqtt.tls import certificate_name
 from fleet_common.settings import load_settings
@@ -28,6 +27,7 @@ from fleet_edge.store.engine import parse_url, shown
 from fleet_edge.verifiers.blocks_engine import kept_pages_path
 from fleet_edge.verifiers.registry import check_target_files, read_target_tokens
 from schemas.errors import FleetError
+from schemas.names import probe_name
 
 _log = logging.getLogger(__name__)
 

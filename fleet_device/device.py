@@ -33,6 +33,7 @@ from fleet_device.requests.prompt import PreparedRequest, Prompt, TextOptions, p
 from fleet_device.requests.queue import AsyncTextStream, RequestQueue, TextStream
 from fleet_device.service import DeviceService
 from fleet_device.settings import MODEL_DRAFTER, DeviceSettings, OfflinePolicy
+from schemas.control import Presence
 
 
 def preflight(settings: DeviceSettings, *, serves: bool) -> None:
@@ -162,7 +163,7 @@ class _AnyDevice:
             self._open = None
             closing.queue.abandon()
             closing.queue.join()
-            closing.service.stop()
+            closing.service.stop(Presence.CLOSED)  # a program has ended; a service is to come back
 
     def _count(self, prompt: Prompt, *, raw: bool) -> int:
         codec = self._require_open().service.drafter.codec

@@ -199,8 +199,9 @@ class DeviceService:
         self._connecting = threading.Thread(target=self._connect, name="connect", daemon=True)
         self._connecting.start()
 
-    def stop(self) -> None:
-        self._presence = Presence.OFFLINE
+    def stop(self, presence: Presence = Presence.OFFLINE) -> None:
+        """Stop; `presence` says whether the device is missed until it is back (offline), or not (closed)."""
+        self._presence = presence
         self._stopping.set()
         self.heat.stop()
         try:

@@ -16,7 +16,7 @@ from fleet_common.mqtt.settings import BrokerSettings
 from fleet_common.settings import Settings, setting
 from schemas.codec import MAX_DRAFT_BYTES
 from schemas.fields import MAX_DRAFT, MAX_TOKENS, SESSIONS_PER_DEVICE
-from schemas.names import Name
+from schemas.names import Name, is_probe
 from schemas.policy import MAX_SEED, MAX_TOP_K, Mode, SamplingPolicy, random_seed
 
 INTERRUPTION_S: Final = 20.0
@@ -269,6 +269,13 @@ class DeviceSettings(Settings):
         "Format of the log: `plain` lines, or `json`, one object per line, including messages below a warning.",
         rare=True,
     )
+
+    @field_validator("device")
+    @classmethod
+    def _counted(cls, device: str) -> str:
+        if is_probe(device):
+            raise ValueError("names that begin with 'probe-' are those of self-tests; choose another for a device")
+        return device
 
     # Declared after `applications`, which it depends on.
     @field_validator("api_listen")

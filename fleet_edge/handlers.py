@@ -19,7 +19,7 @@ from fleet_edge.sessions.table import SessionTable
 from fleet_edge.store.event_codes import EventKind
 from fleet_edge.store.quarantines import Quarantines
 from fleet_edge.store.records import LeaveReason
-from schemas.control import DeviceState, Presence, Telemetry
+from schemas.control import DeviceState, Telemetry
 from schemas.messages import Close, Draft, Open
 from schemas.reasons import Action, EndReason, FaultCode, RefusalCode
 from schemas.topics import Topic
@@ -181,7 +181,8 @@ class MessageHandlers:
         self.recorder.events.note(EventKind.SESSION, code, sentence, session.device, session=session.session)
 
     def _loss(self, device: str) -> EndCause:
-        if self.recorder.sightings.presence(device) is Presence.OFFLINE:
+        presence = self.recorder.sightings.presence(device)
+        if presence is not None and presence.gone:
             sentence = (
                 "The broker lost the connection of the device, and the device did not "
                 f"reconnect within {self.grace_s:g} s."
@@ -257,7 +258,7 @@ class MessageHandlers:
     def _state(self, device: str, state: DeviceState) -> None:
         self.recorder.sightings.device(device, state)
         self.answers.figures.heard(device, state.presence)
-        if state.presence is Presence.OFFLINE:
+        if state.presence.gone:
             self.sessions.shorten(device, expires=self.clock() + self.grace_s)
 
     def _malformed(self, device: str, malformed: Malformed) -> None:

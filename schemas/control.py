@@ -51,6 +51,11 @@ class Presence(StrEnum):
     ONLINE = "online"
     DRAINING = "draining"  # finishes what it has, takes nothing new
     OFFLINE = "offline"
+    CLOSED = "closed"  # a device's program has ended as intended: it is offline, and nobody waits for it
+
+    @property
+    def gone(self) -> bool:
+        return self in {Presence.OFFLINE, Presence.CLOSED}
 
 
 class DeviceState(ControlMessage):

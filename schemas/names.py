@@ -38,6 +38,19 @@ def check_name(name: str) -> str:
     return name
 
 
+_PROBE = "probe-"
+
+
+def probe_name(edge: str) -> str:
+    """Return the device name that `fleet edge selftest` uses."""
+    return f"{_PROBE}{edge}"
+
+
+def is_probe(device: str) -> bool:
+    """Return whether a name is one of self-tests, which are no devices of the fleet."""
+    return device.startswith(_PROBE)
+
+
 Name = Annotated[str, AfterValidator(check_name)]
 """A pydantic field type for a checked name."""
 

@@ -317,7 +317,7 @@ def _view(device: KnownDevice, wanted: DesiredSettings | None, said: ReportedSet
 
 def _judge(presence: Presence | None, wanted: str, said: ReportedSettings | None) -> tuple[SettingState, str]:
     if said is None or said.id != wanted:
-        if presence in {None, Presence.OFFLINE}:
+        if presence is None or presence.gone:
             return SettingState.WAITING, "The device is offline; it takes them when it is back."
         return SettingState.SILENT, "The device has not answered; it may not listen (steering)."
     if said.refused:

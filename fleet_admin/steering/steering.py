@@ -43,7 +43,7 @@ from fleet_common.mqtt.link import Link
 from fleet_common.mqtt.paho_link import PahoLink
 from fleet_common.mqtt.settings import LinkSettings
 from fleet_edge.store.event_codes import EventKind
-from schemas.control import CommandRequest, CommandResponse, DesiredSettings, Presence, SettingValue
+from schemas.control import CommandRequest, CommandResponse, DesiredSettings, SettingValue
 
 
 class CommandAnswers:
@@ -243,7 +243,7 @@ class Steering:
         self, planned: Sequence[SettingsChange], entries: Mapping[str, str], *, actor: Actor, wait_s: float
     ) -> Iterator[SetResult]:
         deadline = time.monotonic() + wait_s
-        there = {each.device: each for each in planned if each.presence not in {None, Presence.OFFLINE}}
+        there = {each.device: each for each in planned if each.presence is not None and not each.presence.gone}
         done: dict[str, SetResult] = {}
 
         def judged() -> list[SetResult]:
@@ -293,7 +293,8 @@ class Steering:
         limit_s = limit_of(name, timeout_s)
         known = self.known()
         chosen = selection.choose(known)
-        there = [device for device in chosen if known[device].presence not in {None, Presence.OFFLINE}]
+        present = ((device, known[device].presence) for device in chosen)
+        there = [device for device, presence in present if presence is not None and not presence.gone]
         deadline = datetime.now(UTC) + timedelta(seconds=limit_s)
         requests = {
             device: CommandRequest(

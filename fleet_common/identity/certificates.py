@@ -61,11 +61,6 @@ def folded(name: str) -> str:
     return name.casefold()
 
 
-def probe_name(edge: str) -> str:
-    """Return the device name that `fleet edge selftest` uses."""
-    return f"probe-{edge}"
-
-
 def check_identity_name(name: str, role: IdentityRole) -> str:
     """Return `name` if an identity of this role may have it, else raise InvalidName or NameRefused."""
     check_name(name)

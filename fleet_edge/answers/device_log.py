@@ -132,6 +132,7 @@ _SENTENCES: Final = {
     Presence.ONLINE: "The device has connected.",
     Presence.DRAINING: "The device finishes its requests and takes no new ones.",
     Presence.OFFLINE: "The device has disconnected, or the broker has lost it.",
+    Presence.CLOSED: "The device's program has ended as intended.",
 }
 
 
@@ -161,7 +162,7 @@ class DeviceChanges:
         model = model_name(state.draft_model, state.quantization) or ""
         self._known[device] = state.presence, state.software, model
         if before is None:
-            if state.presence is Presence.OFFLINE:
+            if state.presence.gone:
                 return [], None
             connected = min(now, state.since)
             fresh = state.presence is Presence.ONLINE and connected >= self._began

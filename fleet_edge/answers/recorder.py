@@ -29,6 +29,7 @@ from fleet_edge.store.records import (
     segment_number,
 )
 from schemas.messages import Close, Draft, Open
+from schemas.names import is_probe
 from schemas.reasons import EndReason
 
 
@@ -75,6 +76,9 @@ class EndCause:
     sentence: str
 
 
+_OfDevice = SessionOpened | SegmentProgress | RoundJudged | SegmentLeft | SessionClosed | CloseReported
+
+
 class Sink(Protocol):
     """Destination of records."""
 
@@ -109,13 +113,20 @@ class Recorder:
         """Write held-back event counts. Call it every few seconds, and at the end."""
         self.events.flush()
 
+    def _put(self, record: _OfDevice, *, urgent: bool = False, then: Callable[[], None] | None = None) -> None:
+        """Write a record, unless it is of a self-test, which is neither a device nor usage."""
+        if not is_probe(record.device):
+            self.sink.put(record, urgent=urgent, then=then)
+        elif then is not None:
+            then()
+
     def record_open(self, session: EdgeSession, message: Open, *, target: str, size: int) -> None:
         at = self.now()
         self._segments[session.handle] = segment_number(at)
         policy = session.policy.model_dump(include={"mode", "temperature", "top_k", "top_p", "seed"})
         # Urgent: a session may close within the time that a record waits for others, and a Close counts only for a
         # session known to be open.
-        self.sink.put(
+        self._put(
             SessionOpened(
                 **(self._of(session) | {"at": at} | policy),
                 edge=self.edge,
@@ -161,7 +172,7 @@ class Recorder:
         """Log a session's counters; absolute values, so that it may be called at any time."""
         counters = {name: getattr(session.counters, name) for name in SEGMENT_COUNTERS}
         first_token_ms, gap_p95_ms = session.times.first_token_ms, session.times.gap_p95_ms
-        self.sink.put(
+        self._put(
             SegmentProgress(**self._of(session), first_token_ms=first_token_ms, gap_p95_ms=gap_p95_ms, **counters)
         )
 
@@ -185,9 +196,7 @@ class Recorder:
             tokens = message.tokens if message.unverified else min(session.committed, message.tokens)
         counters = DeviceCounters.of(message) if message else None
         why: dict[str, Any] = {} if cause is None else {"code": cause.code, "sentence": cause.sentence}
-        self.sink.put(
-            SessionClosed(**self._of(session), reason=reason, tokens=tokens, counters=counters, **why), then=then
-        )
+        self._put(SessionClosed(**self._of(session), reason=reason, tokens=tokens, counters=counters, **why), then=then)
         del self._segments[session.handle]
         if cause is not None and reason in _WORTH_AN_EVENT:
             sentence = f"{cause.sentence} ({cause.code}; {session.committed} tokens were committed.)"
@@ -196,7 +205,7 @@ class Recorder:
     def record_leave(self, session: EdgeSession, reason: LeaveReason) -> None:
         """Complete the segment of a session that goes on elsewhere or under another handle."""
         self.record_progress(session)
-        self.sink.put(SegmentLeft(**self._of(session), reason=reason))
+        self._put(SegmentLeft(**self._of(session), reason=reason))
         del self._segments[session.handle]
         if reason is LeaveReason.HANDED_OVER:
             sentence = f"The session left this edge at {session.committed} tokens and continues at another edge."
@@ -215,7 +224,7 @@ class Recorder:
             if not message.unverified:  # the device keeps those and reports them again
                 then()
             return
-        self.sink.put(
+        self._put(
             CloseReported(
                 session=message.session.hex(),
                 device=device,
@@ -255,7 +264,7 @@ class Recorder:
     ) -> None:
         if rates.admit(session.device, self.now()):
             own = {name: getattr(timing, name) for name in ("batch", "queue_ms", "prefill_ms", "compute_ms")}
-            self.sink.put(RoundJudged(**self._of(session), round=draft.round, base=draft.base, **own, **fields))
+            self._put(RoundJudged(**self._of(session), round=draft.round, base=draft.base, **own, **fields))
 
     def _of(self, session: EdgeSession) -> dict[str, Any]:
         """Return the fields that all records of an open session share."""

@@ -101,6 +101,7 @@ EVENT_CODES: Final[tuple[EventCode, ...]] = (
     EventCode(_DEVICE, "online", _INFO, "The device connected to the broker."),
     EventCode(_DEVICE, "draining", _INFO, "The device finishes its requests and accepts no others."),
     EventCode(_DEVICE, "offline", _INFO, "The device has disconnected, or the broker has lost it."),
+    EventCode(_DEVICE, "closed", _INFO, "The device's program has ended as intended."),
     EventCode(_DEVICE, "software-changed", _INFO, "The device runs another release."),
     EventCode(_DEVICE, "model-changed", _INFO, "The device drafts with another model."),
     EventCode(_EDGE, "started", _INFO, "The edge accepts sessions."),

@@ -136,7 +136,7 @@ def _last_sign(dialect: str) -> ColumnElement[datetime]:
     """
     greatest = func.max if dialect == "sqlite" else func.greatest
     presence, since, telemetry_at = (DEVICES.c[name] for name in ("presence", "presence_since", "telemetry_at"))
-    gone = and_(presence == Presence.OFFLINE.value, since.is_not(None))
+    gone = and_(presence.in_((Presence.OFFLINE.value, Presence.CLOSED.value)), since.is_not(None))
     sign = case((gone, since), else_=DEVICES.c.seen_at)
     signs = sign, func.coalesce(telemetry_at, sign), func.coalesce(_LAST_VERDICT, sign)
     return greatest(*signs, type_=sign.type).label("last_sign_at")

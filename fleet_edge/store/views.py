@@ -62,7 +62,7 @@ def edge_state(presence: str | None, *, since_last_sign: timedelta) -> MachineSt
 def _gone(presence: str | None) -> MachineState | None:
     if presence is None:
         return MachineState.UNKNOWN
-    return MachineState.OFFLINE if presence == Presence.OFFLINE else None
+    return MachineState.OFFLINE if presence in {Presence.OFFLINE, Presence.CLOSED} else None
 
 
 def _connected(presence: str | None) -> MachineState:

@@ -19,9 +19,11 @@ from fleet_device import (
     InvalidRequest,
     TextCancelled,
 )
+from schemas.control import DeviceState, Presence, decode_json
 from schemas.reasons import EndReason
+from schemas.topics import Topic, build
 from tests.support.memory_device import TalkingDrafter, announce_edge, at_work, settings
-from tests.support.memory_fleet import MemoryFleet
+from tests.support.memory_fleet import FLEET, MemoryFleet
 from tests.support.memory_link import MemoryLink
 from tests.support.waiting import PATIENCE_S, until
 
@@ -95,6 +97,15 @@ def test_a_device_that_is_not_open_says_so_and_can_be_opened_again() -> None:
                 use()
         device.open()
         assert device.generate("t1", max_new_tokens=2).tokens
+
+
+def test_a_program_that_closes_its_device_is_not_missed() -> None:
+    with at_home() as (device, fleet):
+        device.generate("t1", max_new_tokens=2)
+        device.close()
+        payload = fleet.broker.retained(build(Topic.STATE, fleet=FLEET, device=device.settings.device))
+        assert payload is not None
+        assert decode_json(DeviceState, payload).presence is Presence.CLOSED
 
 
 def test_closing_a_device_gives_up_what_is_being_written_and_what_waits() -> None:

@@ -49,6 +49,7 @@ def test_whatever_the_settings_allow_makes_a_policy(extreme: dict[str, Any]) -> 
         {"draft_length": "many"},
         {"ahead": "perhaps"},
         {"device": "a/b"},
+        {"device": "probe-edge-1"},
         {"drafter": "magic"},
         {"nonsense": 1},
         {"verdict_s": 0},

@@ -313,9 +313,10 @@ def test_a_lease_that_runs_out_ends_the_session_as_lost_and_frees_its_memory(sce
     scene.others_are_untouched()
 
 
-def test_a_device_that_the_broker_declares_gone_has_a_grace_to_come_back(scene: Scene) -> None:
-    scene.send(encode_json(STATE.model_copy(update={"presence": Presence.OFFLINE})), Topic.STATE)
-    assert [record.presence for record in scene.fleet.sink.of(DeviceSeen)] == [Presence.OFFLINE]
+@pytest.mark.parametrize("presence", [Presence.OFFLINE, Presence.CLOSED])
+def test_a_device_that_is_declared_gone_has_a_grace_to_come_back(scene: Scene, presence: Presence) -> None:
+    scene.send(encode_json(STATE.model_copy(update={"presence": presence})), Topic.STATE)
+    assert [record.presence for record in scene.fleet.sink.of(DeviceSeen)] == [presence]
     scene.fleet.clock.seconds += 14.0
     scene.fleet.edge.handlers.expire()
     assert len(scene.fleet.edge.sessions) == 2

@@ -48,6 +48,7 @@ def test_an_edge_that_verifies_passes_and_is_left_as_it_was(fleet: MemoryFleet) 
     assert seen == checks
     assert len(fleet.edge.sessions) == 0
     assert fleet.broker.retained(f"dssd/v1/{FLEET}/{PROBE}/state") is None
+    assert not [each for each in fleet.sink if getattr(each, "device", None) == PROBE], "it is no device, and no usage"
 
 
 def test_an_edge_that_accepts_nonsense_is_found(fleet: MemoryFleet, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -105,6 +105,11 @@ def test_a_quarantined_device_is_not_offline(store: Store) -> None:
     assert {each.device: each.offline for each in facts(store).devices} == {"away": True, "shut-out": False}
 
 
+def test_a_device_whose_program_has_closed_it_is_not_missed(store: Store) -> None:
+    store.apply([samples.device_seen(at=NOW - HOUR, presence=Presence.CLOSED)])
+    assert not any(each.offline for each in facts(store).devices)
+
+
 def test_an_edge_that_died_before_its_first_load_is_missed(store: Store, database_url: str) -> None:
     store.apply([samples.edge_seen(at=NOW - 2 * MINUTE)])
     with Alerts(database_url, now=lambda: NOW) as alerts:

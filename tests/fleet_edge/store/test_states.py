@@ -13,7 +13,7 @@ from tests.fleet_edge.store.samples import START, after
 from tests.support.memory_fleet import Clock
 
 SECOND = timedelta(seconds=1)
-ONLINE, DRAINING, OFFLINE = Presence
+ONLINE, DRAINING, OFFLINE, CLOSED = Presence
 
 
 @pytest.mark.parametrize(
@@ -22,6 +22,7 @@ ONLINE, DRAINING, OFFLINE = Presence
         (ONLINE, MachineState.ONLINE, MachineState.UNKNOWN),
         (DRAINING, MachineState.DRAINING, MachineState.UNKNOWN),
         (OFFLINE, MachineState.OFFLINE, MachineState.OFFLINE),
+        (CLOSED, MachineState.OFFLINE, MachineState.OFFLINE),
         (None, MachineState.UNKNOWN, MachineState.UNKNOWN),
     ],
 )
