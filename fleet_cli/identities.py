@@ -19,7 +19,7 @@ from fleet_common.identity.authority import Authority, create_authority, issue, 
 from fleet_common.identity.certificates import IdentityRole, load_request
 from fleet_common.identity.enforcement import BrokerAccess, enforce_revocation
 from fleet_common.identity.enrolment import Enrolment
-from fleet_common.identity.files import PUBLIC, IdentityError, make_folder, read_bounded, write_atomically
+from fleet_common.identity.files import PUBLIC, CutOffFailed, IdentityError, make_folder, read_bounded, write_atomically
 from fleet_common.identity.index import CertificateStatus, Entry, certificate_statuses
 from fleet_common.validation import field_at, plain_sentence
 from schemas.errors import FleetError
@@ -249,11 +249,17 @@ def revoke_command(
     authority = open_authority(ca, passphrase_file)
     path = authority.folder.broker
     access = broker_access(BrokerAccess.load(path), host=host, port=port, crl=crl, pid_file=pid_file, unit=unit)
-    access.save(path)
-    revocation = authority.revoke(tuple(dict.fromkeys(names)))
+    revocation, listed = authority.revoke(tuple(dict.fromkeys(names))), authority.folder.revocation_list
     if db is not None:
         _tell_log(db, names)
-    done, listed = enforce_revocation(revocation, access), authority.folder.revocation_list
+    try:
+        done = enforce_revocation(revocation, access)
+    except IdentityError as error:
+        raise CutOffFailed(
+            f"The revocation is recorded in {listed}, but it is not yet in force: {str(error).rstrip('.')}. Then "
+            "repeat the command with options that reach the broker; until then revoked clients may stay connected."
+        ) from error
+    access.save(path)  # not before: the next command relies on it
     ended = list(done.ended) if done is not None else []
     if as_json:
         print_json(

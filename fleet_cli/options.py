@@ -81,17 +81,19 @@ def with_settings(
     *,
     only: Collection[str] = (),
     file: Callable[[], Path | None] = lambda: None,
+    variables: Mapping[str, str] | None = None,
 ) -> Callable[[Command], Command]:
     """Give a command its `settings`, with a flag for each setting, or for those named by `only`.
 
-    `file` names the TOML file where `--config` does not.
+    `file` names the TOML file where `--config` does not. `variables` are environment variables that set a setting, by
+    its name, where that of its own is not set.
     """
     known = {each.name: each for each in fields_of(model) if each.flag is not None}
     fields = {"_".join(each.path): each for each in (map(known.__getitem__, only) if only else known.values())}
     config = typer.Option(metavar="PATH", help="TOML file with settings.", envvar=model.variable_prefix + "CONFIG")
     options: dict[str, tuple[object, object]] = {
         "config": (Annotated[Path | None, config], None),
-        **{name: (_option(each), None) for name, each in fields.items()},
+        **{name: (_option(each, (variables or {}).get(name)), None) for name, each in fields.items()},
     }
 
     def load(given: dict[str, Any]) -> AbstractContextManager[object]:
@@ -101,13 +103,14 @@ def with_settings(
     return with_options("settings", options, load)
 
 
-def _option(field: SettingField) -> object:
+def _option(field: SettingField, variable: str | None) -> object:
     """Return a setting's option. It takes any string: all settings are checked together."""
     flag = f"{field.flag}/--no-{str(field.flag).removeprefix('--')}" if field.switch else field.flag
     facts = [] if field.metavar != "WORD" or field.switch else [field.kind]
     facts += [f"default {field.default} {field.unit}".strip()] if field.default else []
     info = typer.Option(
         flag,
+        envvar=None if variable is None else [field.variable, variable],
         help=field.meaning.replace("`", "") + (f" ({'; '.join(facts)})" if facts else ""),
         metavar="" if field.switch else field.metavar,
         show_default=False,

@@ -24,6 +24,7 @@ from fleet_cli.options import (
     Wide,
     needs_extra,
     open_log,
+    profile_file,
     time_of,
     with_settings,
 )
@@ -165,7 +166,7 @@ def _opened(to: Path | None) -> Iterator[TextIO]:
         raise CommandError(f"The file {to} cannot be written: {error.strerror}.") from error
 
 
-@with_settings(DashboardSettings)
+@with_settings(DashboardSettings, file=profile_file, variables={"db": "FLEET_DB"})
 def serve(settings: DashboardSettings) -> None:
     """Serve the dashboard until interrupted."""
     with needs_extra("dashboard"):

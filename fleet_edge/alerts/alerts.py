@@ -96,12 +96,15 @@ def read_again(connection: Connection, alerts: Sequence[AlertView | Row[Any]]) -
     return [by_id[each.id] for each in alerts]
 
 
-def clear(connection: Connection, alerts: Sequence[AlertView], *, now: datetime) -> list[AlertView]:
-    """End alerts whose rules no longer match."""
+def clear(
+    connection: Connection, alerts: Sequence[AlertView], *, sentence: Callable[[AlertView], str], now: datetime
+) -> list[AlertView]:
+    """End alerts whose rules no longer match. `sentence` says so: that of the problem is no longer true."""
     if alerts:
         end = update(ALERTS).where(ALERTS.c.id == bindparam("alert"), ALERTS.c.cleared_at.is_(None))
-        connection.execute(end.values(cleared_at=now), [{"alert": each.id} for each in alerts])
-        _log(connection, alerts, "cleared", lambda alert: f"It is over: {alert.sentence}", now=now)
+        over = [{"alert": each.id, "over": sentence(each)} for each in alerts]
+        connection.execute(end.values(cleared_at=now, sentence=bindparam("over")), over)
+        _log(connection, alerts, "cleared", sentence, now=now)
     return read_again(connection, alerts)
 
 

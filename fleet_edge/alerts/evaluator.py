@@ -21,7 +21,7 @@ from fleet_edge.alerts import alerts as book
 from fleet_edge.alerts.alerts import AlertSeverity, DeliveryFailed, RuleReading, notice_of
 from fleet_edge.alerts.delivery import BrokerChannel, Webhook
 from fleet_edge.alerts.home_assistant import HomeAssistant
-from fleet_edge.alerts.rules import Facts, grouped, read_facts, readings
+from fleet_edge.alerts.rules import Facts, grouped, read_facts, readings, sentence_when_over
 from fleet_edge.alerts.settings import EVERY_S, AlertSettings
 from fleet_edge.store import queries
 from fleet_edge.store.errors import StoreUnavailable
@@ -189,7 +189,7 @@ class Evaluator:
         over = [held[key] for key, right in quiet if self._is_over(key, now, right=right)]
         ending = book.read_again(connection, over)
         changed = book.note_wrong(connection, found, held=held, quiet=[held[key] for key, _ in quiet], now=now)
-        changed += book.clear(connection, ending, now=now)
+        changed += book.clear(connection, ending, sentence=sentence_when_over, now=now)
         for key in self._right_since.keys() - held.keys():
             del self._right_since[key]
         if self._forgotten_at is None or now - self._forgotten_at >= _FORGET_EVERY:
@@ -235,7 +235,9 @@ class Evaluator:
 
     def _note_back(self, now: datetime) -> None:
         if self._away_alert is not None:
-            self._away_waiting.append(self._away_alert.model_copy(update={"state": AlertState.CLEARED, "at": now}))
+            sentence = "The session log's database can be reached again."
+            over = {"state": AlertState.CLEARED, "at": now, "sentence": sentence}
+            self._away_waiting.append(self._away_alert.model_copy(update=over))
         self._away_since = self._away_alert = None
 
 

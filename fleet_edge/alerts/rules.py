@@ -20,7 +20,7 @@ from fleet_edge.store import queries
 from fleet_edge.store.event_codes import EventKind
 from fleet_edge.store.tables import EVENTS
 from fleet_edge.store.views import AlertView, DeviceSigns, EdgeView, MachineState
-from schemas.control import Alert
+from schemas.control import Alert, AlertState
 
 _LONGEST_CODE: Final = 64
 
@@ -75,11 +75,13 @@ def _counts(connection: Connection, kind: EventKind, since: datetime) -> dict[tu
 class AlertRule:
     """A rule. Its `name` is in the log and in messages, and never changes.
 
-    `several` is the sentence about a `{number}` of open alerts.
+    `several` is the sentence about a `{number}` of open alerts, `over` that about one of a `{subject}` that is over:
+    the problem has ended, or the subject has left the fleet.
     """
 
     name: str
     several: str
+    over: str
     read: Callable[[Facts, AlertSettings], Iterable[RuleReading]]
 
 
@@ -208,40 +210,46 @@ RULES: Final = (
     AlertRule(
         "device-offline",
         "{number} devices are offline: check their power and their network, then `fleet device doctor` there.",
+        "The device {subject} no longer counts as offline.",
         _device_offline,
     ),
     AlertRule(
         "edge-offline",
         "{number} edges are offline: the logs of their services say why (journalctl -u fleet-edge).",
+        "The edge {subject} no longer counts as offline.",
         _edge_offline,
     ),
     AlertRule(
         "edge-silent",
         "The database has nothing new of {number} edges: they have died, or cannot reach the database; look at the "
         "logs of their services (journalctl -u fleet-edge).",
+        "The edge {subject} no longer counts as silent.",
         _edge_silent,
     ),
     AlertRule(
         "kv-full",
         "Sessions hold nearly all memory for keys and values of {number} edges: raise `kv_bytes`, or add an edge.",
+        "Sessions no longer hold nearly all memory for keys and values of {subject}.",
         _kv_full,
     ),
     AlertRule(
         "certificate-ends",
         f"{{number}} certificates end within {_CERTIFICATE_DAYS:g} days, or have ended: renew them, by "
         "playbooks/rotate_certs.yml or `fleet broker renew`.",
+        "The certificate of {subject} no longer counts as ending soon.",
         _certificate_ends,
     ),
     AlertRule(
         "refusals",
         "Edges refuse many sessions, with {number} codes or at as many edges: `fleet admin events --count edge,code "
         "--kind refused` says which.",
+        "There are no longer many refusals: {subject}.",
         _refusals,
     ),
 )
 """All rules, in the order in which they are evaluated."""
 
-_SEVERAL: Final = {rule.name: rule.several for rule in RULES}
+_RULES: Final = {rule.name: rule for rule in RULES}
 _NAMED: Final = 3
 
 
@@ -280,9 +288,22 @@ def sentence_about(alerts: Sequence[AlertView] | Sequence[Alert]) -> str:
     number = len(alerts)
     if number == 1:
         return alerts[0].sentence
-    several = _SEVERAL.get(alerts[0].rule, "{number} alerts of a rule that this release does not have.")
+    rule = _RULES.get(alerts[0].rule)
+    if rule is None:
+        return f"{number} alerts of a rule that this release does not have."
+    if not _is_open(alerts[0]):
+        return f"{number} alerts of the rule {rule.name} are over."
     critical = sum(each.severity == AlertSeverity.CRITICAL for each in alerts)
-    return several.format(number=number) + (f" {critical} are critical." if 0 < critical < number else "")
+    return rule.several.format(number=number) + (f" {critical} are critical." if 0 < critical < number else "")
+
+
+def _is_open(alert: AlertView | Alert) -> bool:
+    return alert.open if isinstance(alert, AlertView) else alert.state is not AlertState.CLEARED
+
+
+def sentence_when_over(alert: AlertView) -> str:
+    rule = _RULES.get(alert.rule)
+    return f"The alert about {alert.subject} is over." if rule is None else rule.over.format(subject=alert.subject)
 
 
 def grouped(alerts: Iterable[AlertView]) -> list[AlertGroup]:

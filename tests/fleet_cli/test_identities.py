@@ -98,6 +98,21 @@ def test_how_the_broker_is_reached_is_remembered(run: Run, tmp_path: Path) -> No
     assert (tmp_path / "installed.pem").read_bytes() == (tmp_path / "ca" / "crl.pem").read_bytes()
 
 
+@pytest.mark.usefixtures("ca")
+def test_a_revocation_that_does_not_reach_the_broker_is_recorded_and_its_options_are_not(
+    run: Run, tmp_path: Path
+) -> None:
+    run("issue", "edge-1", "--role", "edge")
+    known = (tmp_path / "ca" / "broker.json").read_bytes()
+    complaint = refused(run("revoke", "edge-1", "--pid-file", "absent.pid"))
+    assert "recorded" in complaint
+    assert "not yet in force" in complaint
+    assert "absent.pid" in complaint
+    assert (tmp_path / "ca" / "broker.json").read_bytes() == known
+    assert [line["state"] for line in data(run, "list") if line["name"] == "edge-1"] == ["revoked"]
+    assert run("revoke", "edge-1")[0] == 0, "the command may be repeated without the wrong option"
+
+
 def test_the_authoritys_key_may_have_a_passphrase(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "secret").write_text("open sesame\n")
     assert run("ca", "--passphrase-file", "secret")[0] == 0

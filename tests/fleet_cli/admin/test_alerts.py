@@ -39,7 +39,7 @@ def test_open_alerts_are_listed_and_those_that_are_over_on_request(admin: Run, u
     }
     assert "Alerts: 2" in admin("alerts")[1]
     with Alerts(url) as alerts, alerts.connection() as connection:
-        book.clear(connection, alerts.open()[:1], now=datetime.now(UTC))
+        book.clear(connection, alerts.open()[:1], sentence=lambda _alert: "It is over.", now=datetime.now(UTC))
     assert len(as_json(admin("alerts", "--json"))) == 1
     assert len(as_json(admin("alerts", "--all", "--json"))) == 2
 

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from fleet_admin.dashboard.settings import DashboardSettings
+from fleet_cli.errors import CommandError
 from fleet_edge.store.database import open_store
 from tests.fleet_edge.store import samples
 from tests.support.command import Run, as_json, refused
@@ -76,3 +78,25 @@ def test_usage_costs_what_the_prices_say(admin: Run, file: Path, tmp_path: Path)
     assert "cost (EUR)" in admin("usage")[1]
     rows = list(csv.DictReader(io.StringIO(admin("usage", "--csv")[1])))
     assert [float(row["cost"]) for row in rows] == [pytest.approx(4.0)]
+
+
+def test_the_dashboard_serves_the_database_of_the_profile_or_the_variable(
+    admin: Run, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = list[str]()
+
+    def take(settings: DashboardSettings) -> None:
+        served.append(settings.db)
+        raise CommandError("Only the settings matter here.")
+
+    monkeypatch.setattr("fleet_admin.dashboard.services.open_services", take)
+    urls = {name: f"sqlite:///{tmp_path / name}.sqlite3" for name in ("profile", "general", "own", "flag")}
+    file.parent.mkdir(parents=True)
+    file.write_text(f'db = "{urls["profile"]}"\n')
+    admin("serve")
+    monkeypatch.setenv("FLEET_DB", urls["general"])
+    admin("serve")
+    monkeypatch.setenv("FLEET_DASHBOARD_DB", urls["own"])
+    admin("serve")
+    admin("serve", "--db", urls["flag"])
+    assert served == list(urls.values())

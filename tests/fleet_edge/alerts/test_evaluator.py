@@ -102,6 +102,9 @@ def test_what_is_wrong_for_long_enough_is_one_alert_until_it_is_right_for_long_e
     assert world.alerts.open() == []
     (over,) = world.alerts.list()
     assert (over.id, over.cleared_at) == (alert.id, world.at)
+    assert over.sentence != alert.sentence, "the problem is no longer said in the present tense"
+    said = dict(world.rows("SELECT code, sentence FROM events WHERE kind = 'alert'"))
+    assert said["cleared"] == world.delivered[1].sentence == over.sentence
     found = world.rows("SELECT code, count(*) FROM events WHERE kind = 'alert' GROUP BY code ORDER BY code")
     assert found == [("cleared", 1), ("opened", 1)]
     assert [(each.state, each.id) for each in world.delivered] == [(OPEN, alert.id), (CLEARED, alert.id)]
