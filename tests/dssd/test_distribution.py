@@ -84,3 +84,22 @@ def test_a_temperature_of_nearly_zero_is_nearly_greedy() -> None:
 def test_the_probability_of_a_token_outside_the_support_is_zero() -> None:
     dist = point_mass(3)
     assert (dist.probability(3), dist.probability(2)) == (1.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("top_k", "top_p", "likely", "rare"),
+    [(0, 1.0, 2e-6, 8e-6), (50, 1.0, 6e-8, 6e-8), (0, 0.95, 6e-8, 6e-8)],
+)
+def test_probabilities_are_as_exact_as_documented(top_k: int, top_p: float, likely: float, rare: float) -> None:
+    """The figures of docs/exactness.md."""
+    random = np.random.default_rng(1)
+    policy = SamplingPolicy(temperature=0.7, top_k=top_k, top_p=top_p)
+    for spread in (2, 4, 6):
+        logits = (random.normal(size=152_064) * spread).astype(np.float32)
+        dist = shape(logits, policy)
+        weights = np.exp((logits[dist.ids].astype(np.float64) - logits.max()) / 0.7)
+        exact = weights / weights.sum()
+        error = np.abs(dist.probs / exact - 1.0)
+        assert error[exact > 1e-6].max() < likely
+        assert error.max() < rare
+        assert np.abs(dist.probs - exact).sum() / 2 < 2e-7
