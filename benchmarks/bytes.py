@@ -12,7 +12,7 @@ import argparse
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from math import prod
 from types import TracebackType
 from typing import Any, Final, Self
@@ -36,6 +36,7 @@ from benchmarks.recordings import RecordedLaws, record_laws
 from benchmarks.systems import DRAFT
 from dssd.downlink import FormName
 from fleet_admin.models.prompts import built_in, some
+from fleet_common.mqtt.link import Handler, Message
 from fleet_common.mqtt.paho_link import PahoLink
 from fleet_common.mqtt.settings import BrokerSettings
 from fleet_device.client.agent import Agent
@@ -132,7 +133,10 @@ class _SlowVerifier(ScriptedVerifier):
 
 @dataclass(slots=True)
 class Traffic:
-    """Tokens, then bytes of payload and of packets (over TLS its records), and TCP segments."""
+    """Tokens, then bytes of payload and of packets (over TLS its records), and TCP segments.
+
+    `session` is the payload of the messages that open and close the sessions of the requests.
+    """
 
     tokens: int = 0
     drafted: int = 0
@@ -144,6 +148,8 @@ class Traffic:
     packets_down: int = 0
     segments_up: int = 0
     segments_down: int = 0
+    session: int = 0
+    requests: int = 0
 
     def add(self, other: "Traffic") -> None:
         for field in fields(self):
@@ -200,11 +206,19 @@ def _measure(bench: Bench, draft: str) -> list[dict[str, Any]]:
     rows = [
         _row(variant, draft, counted["plain"], counted["tls"], len(laws.words)) for variant, counted in kinds.items()
     ]
-    columns = {"variant": ""}
+    columns = {"variant": "", "session_bytes": ",.0f"}
     for kind in ("", "packet_", "tls_", "wire_"):
         columns |= {f"up_{kind}bytes": ",.1f", f"down_{kind}bytes": ",.1f"}
-    title = f"draft {draft}, bytes a token: payload, MQTT packets, over TLS, and TCP/IP"
-    shown = [{key.replace("link_", "_").replace("_per_token", ""): value for key, value in row.items()} for row in rows]
+    title = (
+        f"draft {draft}, bytes of a session's messages, and bytes a token: payload, MQTT packets, over TLS, and TCP/IP"
+    )
+    shown = [
+        {
+            key.replace("link_", "_").replace("_per_token", "").replace("_per_request", ""): value
+            for key, value in row.items()
+        }
+        for row in rows
+    ]
     table(shown, columns | {"acceptance": ".2f"}, title=title)
     return rows
 
@@ -223,6 +237,7 @@ def _row(variant: Variant, draft: str, plain: Traffic, tls: Traffic, vocabulary:
         "uplink_bytes_per_token": plain.up / tokens,
         "full_uplink_bytes_per_token": plain.drafted * vocabulary * _HALF / tokens,
         "downlink_bytes_per_token": plain.down / tokens,
+        "session_bytes_per_request": plain.session / max(1, plain.requests),
         "uplink_packet_bytes_per_token": plain.packets_up / tokens,
         "downlink_packet_bytes_per_token": plain.packets_down / tokens,
         "uplink_tls_bytes_per_token": tls.packets_up / with_tls,
@@ -287,15 +302,13 @@ def _settled(relay: Relay) -> tuple[int, ...]:
 
 
 class _CountingLink:
-    """Marks when a request's first draft is sent and when it is closed.
-
-    The opening of a session is left out, because it costs the same for any length.
-    """
+    """Marks when a request's first draft is sent and when it is closed; counts what opens and closes its session."""
 
     def __init__(self, link: PahoLink, relay: Relay) -> None:
         self._link, self._relay = link, relay
         self._began: tuple[int, ...] | None = None
         self.counted: tuple[int, ...] = (0, 0, 0, 0)
+        self.session = 0
 
     def publish(self, topic: str, payload: bytes, **options: Any) -> None:  # noqa: ANN401 - passed on
         if f"/{Topic.DRAFT.value}" in topic and self._began is None:
@@ -304,7 +317,17 @@ class _CountingLink:
             ended = _settled(self._relay)
             self.counted = tuple(now - then for now, then in zip(ended, self._began, strict=True))
             self._began = None
+        if topic.endswith((Topic.OPEN.value, Topic.CLOSE.value)):
+            self.session += len(payload)
         self._link.publish(topic, payload, **options)
+
+    def subscribe(self, topic: str, handler: Handler, **options: Any) -> None:  # noqa: ANN401 - passed on
+        def take(message: Message) -> None:
+            if message.topic.endswith(Topic.SESSION.value):
+                self.session += len(message.payload)
+            handler(message)
+
+        self._link.subscribe(topic, take, **options)
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - all else is the link's
         return getattr(self._link, name)
@@ -336,9 +359,10 @@ class _CountingDevice(AbstractContextManager["_CountingDevice"]):
 
     def write(self, text: RecordedText, *, tokens: int | None = None) -> Traffic:
         self._drafter.play(text)
+        self._counting.session = 0
         done = self._agent.generate(
             GenerateRequest(tuple(text.prompt), policy=text.policy, max_new_tokens=tokens or len(text.tokens))
         )
         of = done.counters
         sizes = (of.drafted, of.tested, of.accepted, of.uplink_bytes, of.downlink_bytes, *self._counting.counted)
-        return Traffic(len(done.tokens), *sizes)
+        return replace(Traffic(len(done.tokens), *sizes), session=self._counting.session, requests=1)

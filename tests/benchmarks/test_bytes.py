@@ -69,6 +69,8 @@ def test_every_system_is_counted_through_a_real_broker(
     assert "draft toy" in capsys.readouterr().out
     for (system, _, _), each in rows.items():
         assert each["tokens"] == 24, system
+        # An Open alone has an id of 8 bytes, fingerprint and names; the prompt is of three tokens.
+        assert 100 < each["session_bytes_per_request"] < 1000
         for way in ("uplink", "downlink"):
             payload, packets, tls, wire = (
                 each[f"{way}_{kind}bytes_per_token"] for kind in ("", "packet_", "tls_", "wire_")
