@@ -206,7 +206,7 @@ class GeneratedText:
 
     @property
     def tokens(self) -> tuple[int, ...]:
-        """All token ids, those of a stop string included."""
+        """All token ids, up to the one that completes a stop string."""
         return self.generation.tokens
 
     @property
@@ -266,6 +266,8 @@ def generate_text(
     )
     if rest := text.finish():
         context.on_piece(Piece(rest, 0, verified=text.verified, prompt=len(request.prompt)))
+    if text.stops.found:
+        generation = replace(generation, tokens=generation.tokens[: len(text.origins)])
     logprobs = None if request.logprobs is None else tuple(text.logprobs)
     whole = "".join(text.pieces)
     calls = () if request.offer is None else request.offer.read(whole)
@@ -331,17 +333,21 @@ class _GrowingText:
         self.logprobs: list[TokenLogprobs] = []
 
     def feed(self, tokens: CommittedTokens) -> Piece:
-        parts = tuple(
-            TokenText(token, origin, self.stops.feed(self._stream.feed((token,))), logprobs)
-            for token, origin, logprobs in zip(
-                tokens.ids, tokens.origins, tokens.logprobs or (None,) * len(tokens.ids), strict=True
-            )
-        )
-        self.origins += tokens.origins
-        self.logprobs += tokens.logprobs
-        piece = Piece(
-            "".join(part.text for part in parts), len(parts), parts, verified=self.verified, prompt=self._prompt
-        )
+        """Return the piece of more tokens, up to the one that completes a stop string.
+
+        How many come behind that one depends on the drafts.
+        """
+        parts: list[TokenText] = []
+        for token, origin, logprobs in zip(
+            tokens.ids, tokens.origins, tokens.logprobs or (None,) * len(tokens.ids), strict=True
+        ):
+            parts.append(TokenText(token, origin, self.stops.feed(self._stream.feed((token,))), logprobs))
+            if self.stops.found:
+                break
+        self.origins += tokens.origins[: len(parts)]
+        self.logprobs += tokens.logprobs[: len(parts)]
+        text = "".join(part.text for part in parts)
+        piece = Piece(text, len(parts), tuple(parts), verified=self.verified, prompt=self._prompt)
         self.pieces.append(piece.text)
         return piece
 

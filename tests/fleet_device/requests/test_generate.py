@@ -44,7 +44,7 @@ def test_each_token_of_a_piece_says_what_it_adds_and_where_it_comes_from() -> No
 
 def test_what_a_token_adds_leaves_out_the_stop_string_and_what_may_become_one() -> None:
     text, pieces = generated(ScriptedAgent(batches=[(1, 2, 3), (4, 5)]), stop=("t2 x", "t4"))
-    assert [[part.text for part in piece.parts] for piece in pieces] == [["t1 ", "", "t2 t3 "], ["", ""]]
+    assert [[part.text for part in piece.parts] for piece in pieces] == [["t1 ", "", "t2 t3 "], [""]]
     assert all(piece.text == "".join(part.text for part in piece.parts) for piece in pieces)
     assert text.text == "t1 t2 t3 "
 
@@ -55,7 +55,13 @@ def test_a_stop_string_ends_the_session_and_is_not_in_the_text() -> None:
     assert text.text == "t1 t2 "
     assert text.stopped
     assert text.reason is EndReason.STOP
-    assert text.generation.tokens == (1, 2, 3, 4)
+
+
+@pytest.mark.parametrize("batches", [[(1, 2), (3, 4), (5,)], [(1, 2, 3)], [(1, 2, 3, 4, 5)], [(1,), (2,), (3,), (4,)]])
+def test_a_text_ends_at_its_stop_string_however_many_tokens_arrive_with_it(batches: list[tuple[int, ...]]) -> None:
+    text, pieces = generated(ScriptedAgent(batches=batches), stop=("t3",))
+    assert text.tokens == (1, 2, 3)
+    assert len(text.origins) == sum(piece.tokens for piece in pieces) == 3
 
 
 def test_what_waits_for_a_stop_string_that_never_comes_is_given_out_at_the_end() -> None:
