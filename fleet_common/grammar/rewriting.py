@@ -165,7 +165,7 @@ class Rewriter:
         if exclusive is None or not kinds:
             return
         if kinds != _types(schema):
-            given = [schema["type"]] if isinstance(schema.get("type"), str) else _names(schema.get("type"))
+            given = [schema["type"]] if isinstance(schema.get("type"), str) else names_of(schema.get("type"))
             schema["type"] = [name for name in given or sorted(_TYPES) if _plain(name) in kinds]
         del schema["oneOf"]
         if "anyOf" in schema:
@@ -190,6 +190,10 @@ class Rewriter:
             {"allOf": [alternative, *without[number]]} if without[number] else alternative
             for number, alternative in enumerate(alternatives)
         ]
+
+    def are_disjoint(self, schemas: Sequence[object]) -> bool:
+        """Whether it is certain that no value matches two of the schemas."""
+        return all(self._disjoint(one, other) for one, other in combinations(schemas, 2))
 
     def _disjoint(  # noqa: PLR0911 - each rule ends it
         self, one: object, other: object, kinds: frozenset[str] = _TYPES, levels: int = _LEVELS
@@ -219,7 +223,7 @@ class Rewriter:
         # One of them requires the property, so a value that matches both has it.
         return common == {"object"} and any(
             self._disjoint(_property(one, key), _property(other, key), _TYPES, levels - 1)
-            for key in {*_names(one.get("required")), *_names(other.get("required"))}
+            for key in {*names_of(one.get("required")), *names_of(other.get("required"))}
         )
 
     def _resolved(self, schema: object) -> object:
@@ -253,14 +257,14 @@ class Rewriter:
         """Return schemas, of which a value matches one at least if it violates a keyword."""
         match word:
             case "type":
-                names = {value} if isinstance(value, str) else set(_names(value))
+                names = {value} if isinstance(value, str) else set(names_of(value))
                 if not names or not set(map(_plain, names)) <= _TYPES or ("integer" in names) > ("number" in names):
                     return None
                 return [{"type": rest}] if (rest := sorted(_TYPES - names)) else []
             case "const" | "enum":
                 return _other_values([value] if word == "const" else value)
             case "required":
-                return [{"type": "object", "properties": {name: False}} for name in _names(value)]
+                return [{"type": "object", "properties": {name: False}} for name in names_of(value)]
             case "properties" if isinstance(value, dict):
                 inner = {key: self.negated(each, levels - 1) for key, each in value.items()}
                 if None in inner.values():
@@ -290,7 +294,7 @@ def _least_one(schema: Schema) -> Iterator[object]:
     least, listed, required = (
         schema.get("minProperties"),
         mapping(schema, "properties"),
-        set(_names(schema.get("required"))),
+        set(names_of(schema.get("required"))),
     )
     if not isinstance(least, int) or "maxProperties" in schema:
         return
@@ -311,7 +315,7 @@ def _allows_all(schema: object, kind: str) -> bool:
     others = set().union(*(words for other, words in _KINDS.items() if other != kind))
     return not schema.keys() - _ANNOTATIONS - others - {"type"} and (
         "type" not in schema
-        or kind in ({schema["type"]} if isinstance(schema["type"], str) else _names(schema["type"]))
+        or kind in ({schema["type"]} if isinstance(schema["type"], str) else names_of(schema["type"]))
     )
 
 
@@ -325,7 +329,7 @@ def _property(schema: Schema, key: str) -> object:
 def _types(schema: Schema) -> frozenset[str]:
     """Return the types that a schema allows; an integer is a number."""
     named = schema.get("type")
-    names = [named] if isinstance(named, str) else _names(named)
+    names = [named] if isinstance(named, str) else names_of(named)
     types = frozenset(map(_plain, names)) & _TYPES or _TYPES
     values = _scalars(schema)
     return types if values is None else types & {kind for kind, _ in values}
@@ -398,5 +402,5 @@ def _listed(schema: Schema, word: str) -> list[Any]:
     return found if isinstance(found, list) else []
 
 
-def _names(value: object) -> list[str]:
+def names_of(value: object) -> list[str]:
     return [each for each in value if isinstance(each, str)] if isinstance(value, list) else []
