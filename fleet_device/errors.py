@@ -73,11 +73,13 @@ class InvalidRequest(DeviceError):  # noqa: N818
 
     Attributes:
         param: Name of the parameter, if it is one.
+        code: Code in the HTTP API, if OpenAI has one.
     """
 
-    def __init__(self, sentence: str, *, param: str | None = None) -> None:
+    def __init__(self, sentence: str, *, param: str | None = None, code: str | None = None) -> None:
         super().__init__(sentence)
         self.param = param
+        self.code = code
 
 
 class PromptTooLong(DeviceError): ...  # noqa: N818

@@ -26,9 +26,10 @@ from fleet_device.api.ollama import (
     OllamaChatRequest,
     OllamaGenerateRequest,
     OllamaReply,
+    OllamaShowRequest,
     stream_lines,
 )
-from fleet_device.api.problems import ApiProblem, problem_of
+from fleet_device.api.problems import OLLAMA, ApiProblem, problem_of
 from fleet_device.api.replies import (
     VERIFIED_HEADER,
     WAITED_HEADER,
@@ -52,6 +53,9 @@ from schemas.policy import Grammar
 
 MAX_BODY_BYTES: Final = 1 << 20
 """Largest request body."""
+
+ANY_MODEL: Final = "fleet"
+"""Name of whatever model an edge has, for clients that look a model up before they use it."""
 
 
 class Backend(Protocol):
@@ -111,6 +115,8 @@ def create_app(
             Route("/api/chat", api.ollama_chat, methods=["POST"]),
             Route("/api/generate", api.ollama_generate, methods=["POST"]),
             Route("/api/tags", api.tags),
+            Route("/api/ps", api.tags),
+            Route("/api/show", api.show, methods=["POST"]),
             Route("/api/version", api.version),
             Route("/status", api.status),
         ],
@@ -205,9 +211,15 @@ class _Api:
         )
 
     async def tags(self, _request: Request) -> Response:
-        since, details = self.backend.since.isoformat(), {"format": "", "family": "", "parameter_size": ""}
-        facts = {"modified_at": since, "size": 0, "digest": "", "details": details}
+        """List the models that there are, and those that are loaded: they are the same."""
+        facts = self._ollama_facts() | {"size": 0, "size_vram": 0, "digest": ""}
         return JSONResponse({"models": [{"name": name, "model": name, **facts} for name in self.backend.targets()]})
+
+    async def show(self, request: Request) -> Response:
+        asked = read_request(OllamaShowRequest, await _body(request))
+        self._check_model((asked.model or asked.name).removesuffix(":latest"))
+        info = {"general.architecture": ANY_MODEL, f"{ANY_MODEL}.context_length": self.backend.context}
+        return JSONResponse({**self._ollama_facts(), "capabilities": ["completion", "tools"], "model_info": info})
 
     async def tokenize(self, request: Request) -> Response:
         asked, codec = read_request(TokenizeRequest, await _body(request)), self.backend.codec
@@ -224,8 +236,7 @@ class _Api:
 
     async def model(self, request: Request) -> Response:
         name = request.path_params["name"]
-        if name not in self.backend.targets():
-            raise ApiProblem(404, f"There is no model {name[:100]!r} now.", code="model_not_found", param="model")
+        self._check_model(name)
         return JSONResponse(self._model(name))
 
     async def health(self, request: Request) -> Response:
@@ -241,6 +252,14 @@ class _Api:
 
     async def version(self, _request: Request) -> Response:
         return JSONResponse({"version": VERSION})
+
+    def _check_model(self, name: str) -> None:
+        if name != ANY_MODEL and name not in self.backend.targets():
+            raise ApiProblem(404, f"There is no model {name[:100]!r} now.", code="model_not_found", param="model")
+
+    def _ollama_facts(self) -> dict[str, Any]:
+        details = {"format": "", "family": "", "parameter_size": ""}
+        return {"modified_at": self.backend.since.isoformat(), "details": details}
 
     def _model(self, name: str) -> dict[str, Any]:
         return {"id": name, "object": "model", "created": int(self.backend.since.timestamp()), "owned_by": "fleet"}
@@ -379,8 +398,9 @@ def _prepare(asked: TextRequest, defaults: DeviceSettings, app: str | None, code
 
 async def _body(request: Request) -> bytes:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json":
-        # This also keeps web pages out: a browser lets them send this type only if the server agrees.
+    # This also keeps web pages out: a browser lets them send this type only if the server agrees. Ollama's clients do
+    # not declare it, and are no pages: a browser names the page's origin with every POST.
+    if kind != "application/json" and (not request.scope["path"].startswith(OLLAMA) or "origin" in request.headers):
         raise ApiProblem(415, "The body must be JSON: send it with Content-Type: application/json.")
     body = bytearray()
     try:

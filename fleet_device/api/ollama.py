@@ -3,10 +3,11 @@
 import json
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, ClassVar, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from fleet_common.grammar.closing import closed
 from fleet_device.api.problems import problem_of
 from fleet_device.api.replies import ChoiceEvents, Happened
 from fleet_device.api.requests import ChatRequest, CompletionRequest, TextRequest, validated
@@ -95,8 +96,14 @@ class OllamaRequest(BaseModel):
     def chat(self, **fields: Any) -> ChatRequest:  # noqa: ANN401 - JSON
         schema = self.schema_of_answer
         if schema is not None:
-            fields["response_format"] = {"type": "json_schema", "json_schema": {"schema": schema}}
-        return validated(ChatRequest, self.fields() | fields)
+            fields["response_format"] = {"type": "json_object", "schema": schema}
+        return validated(_AsChat, self.fields() | fields)
+
+
+class _AsChat(ChatRequest):
+    """A chat request. Ollama's calls have no ids, and clients may leave them out."""
+
+    needs_calls: ClassVar[bool] = False
 
 
 class OllamaChatRequest(OllamaRequest):
@@ -128,10 +135,20 @@ class OllamaGenerateRequest(OllamaRequest):
             return None
         if self.raw:
             schema = self.schema_of_answer
-            grammar = None if schema is None else schema_grammar(schema)
+            grammar = None if schema is None else schema_grammar(closed(schema))
             return validated(CompletionRequest, self.fields() | {"prompt": self.prompt, "grammar": grammar})
         system = [{"role": "system", "content": self.system}] if self.system else []
         return self.chat(messages=[*system, {"role": "user", "content": self.prompt}])
+
+
+class OllamaShowRequest(BaseModel):
+    """`POST /api/show`; `name` is an older name of `model`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str = ""
+    name: str = ""
+    verbose: Any = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,12 +4,12 @@ A parameter that a device does not have is refused unless its value asks for not
 log-probabilities must not get an answer without them and continue as if they were there.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Final, Self, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
-from pydantic_core import from_json
+from pydantic_core import ErrorDetails, from_json
 
 from fleet_common.validation import field_at, plain_sentence
 from fleet_device.api.problems import ApiProblem, problem_of
@@ -19,6 +19,7 @@ from fleet_device.requests.chat import encode_chat
 from fleet_device.requests.generate import GenerateRequest
 from fleet_device.requests.prompt import LONGEST_STOP, MOST_STOPS, Prompt, prepare_request
 from fleet_device.requests.structured import (
+    MISSING,
     RequestMessage,
     ResponseFormat,
     StrictModel,
@@ -30,7 +31,7 @@ from fleet_device.requests.structured import (
 )
 from fleet_device.settings import MAX_TEMPERATURE, DeviceSettings, OfflinePolicy
 from schemas.fields import MAX_TOKENS, MAX_TOP_LOGPROBS
-from schemas.policy import MAX_GRAMMAR_BYTES, MAX_SEED, Grammar, Mode
+from schemas.policy import MAX_GRAMMAR_BYTES, MAX_SEED, Grammar, GrammarKind, Mode
 
 NEUTRAL: Final[Mapping[str, tuple[Any, ...]]] = {
     "add_generation_prompt": (True,),
@@ -174,6 +175,14 @@ class StreamOptions(StrictModel):
     continuous_usage_stats: bool = False
 
 
+def _grammar(value: object) -> object:
+    if isinstance(value, Grammar) or (isinstance(value, dict) and "kind" in value):
+        return value
+    # Other servers read a grammar of llama.cpp here, which is a string.
+    kinds = ", ".join(GrammarKind)
+    raise ValueError(f'it is an object such as {{"kind": "regex", "text": "[0-9]+"}}, of one of the kinds {kinds}')
+
+
 class GenerationRequest(StrictModel):
     """Fields that all requests have.
 
@@ -192,13 +201,19 @@ class GenerationRequest(StrictModel):
     offline: OfflinePolicy | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
-    grammar: Grammar | None = None
+    grammar: Annotated[Grammar, BeforeValidator(_grammar, json_schema_input_type=Grammar)] | None = None
     edge_only: bool | None = None
 
     @model_validator(mode="after")
     def _named(self) -> Self:
         if self.needs_model and not self.model:
-            raise unusable("model", "it is required, as by OpenAI; any name will do")
+            raise unusable("model", "it is required, as by OpenAI; any name will do", code=MISSING)
+        return self
+
+    @model_validator(mode="after")
+    def _streamed(self) -> Self:
+        if self.stream_options is not None and not self.stream:
+            raise unusable("stream_options", "it needs stream to be true")
         return self
 
 
@@ -277,6 +292,7 @@ class ChatRequest(TextRequest, ToolOptions):
     prompt_field: ClassVar[str] = "messages"
     format_field: ClassVar[str] = "response_format"
     needs_model: ClassVar[bool] = True
+    needs_calls: ClassVar[bool] = True
 
     messages: Annotated[tuple[RequestMessage, ...], Field(min_length=1, fail_fast=True)]
     max_completion_tokens: TokenLimit | None = None
@@ -298,6 +314,18 @@ class ChatRequest(TextRequest, ToolOptions):
             raise unusable("max_completion_tokens", "it differs from max_tokens, its older name; send one of them")
         if self.top_logprobs and not self.logprobs:
             raise unusable("top_logprobs", "it needs logprobs to be true")
+        return self
+
+    @model_validator(mode="after")
+    def _called(self) -> Self:
+        """Refuse the result of a call that no message before it has."""
+        calls = set[str]()
+        for number, message in enumerate(self.messages):
+            calls.update(call.id for call in message.tool_calls or ())
+            if self.needs_calls and message.role == "tool" and message.tool_call_id not in calls:
+                where = f"{self.prompt_field}[{number}].role" if self.prompt_field == "messages" else self.prompt_field
+                called = (message.tool_call_id or "")[:100]
+                raise unusable(where, f"it returns the result of {called!r}, which no message before it calls")
         return self
 
     @property
@@ -426,7 +454,38 @@ def validated(model: type[R], fields: Mapping[str, Any]) -> R:
         raise problem_of(error) from error
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(part)[:100] for part in field_at(model, first))
-        what = plain_sentence(first)
-        problem = unusable(where, what) if where else ApiProblem(400, f"The body cannot be used: {what}.")
+        where, what, code = _place(field_at(model, first)), plain_sentence(first), _code(first)
+        problem = unusable(where, what, code=code) if where else ApiProblem(400, f"The body cannot be used: {what}.")
         raise problem_of(problem) from error
+
+
+def _place(parts: Iterable[int | str]) -> str:
+    """Return a place in a request as OpenAI names it, such as `messages[0].role`."""
+    named = (f"[{part}]" if isinstance(part, int) else f".{part[:100]}" for part in parts)
+    return "".join(named).removeprefix(".")
+
+
+_CODES: Final[Mapping[str, str]] = {
+    "missing": MISSING,
+    "extra_forbidden": "unknown_parameter",
+    "literal_error": "invalid_value",
+    "enum": "invalid_value",
+    "value_error": "invalid_value",
+    "string_pattern_mismatch": "invalid_value",
+    "finite_number": "invalid_value",
+    "string_too_short": "string_below_min_length",
+    "string_too_long": "string_above_max_length",
+    "too_short": "empty_array",
+    "too_long": "array_above_max_length",
+    "greater_than": "{number}_below_min_value",
+    "greater_than_equal": "{number}_below_min_value",
+    "less_than": "{number}_above_max_value",
+    "less_than_equal": "{number}_above_max_value",
+}
+"""OpenAI's codes, by pydantic's types of errors. The others are of values of another type."""
+
+
+def _code(error: ErrorDetails) -> str:
+    bounds = error.get("ctx", {}).values()
+    number = "decimal" if any(isinstance(bound, float) for bound in bounds) else "integer"
+    return _CODES.get(error["type"], "invalid_type").format(number=number)

@@ -19,6 +19,8 @@ from fleet_device.api.requests import ChatRequest, GenerationRequest, TokenLimit
 from fleet_device.requests.generate import GeneratedText, Piece
 from fleet_device.requests.queue import Failed
 from fleet_device.requests.structured import (
+    MISSING,
+    NAME,
     AllowedTools,
     CalledFunction,
     Function,
@@ -118,19 +120,24 @@ class TextFormat(StrictModel):
     """`response_format` of a chat, in one level."""
 
     type: Literal["text", "json_object", "json_schema"]
-    name: str = ""
+    name: Annotated[str, Field(pattern=NAME)] | None = None
     description: str | None = None
     schema_: dict[str, Any] | None = Field(default=None, alias="schema")
     strict: bool | None = None
 
     def response_format(self) -> ResponseFormat:
-        schema = None if self.schema_ is None else NamedSchema(name=self.name, schema=self.schema_)
+        if self.schema_ is None or self.name is None:
+            return ResponseFormat(type=self.type)
+        schema = NamedSchema(name=self.name, schema=self.schema_, strict=self.strict)
         return ResponseFormat(type=self.type, json_schema=schema)
 
     @model_validator(mode="after")
     def _whole(self) -> Self:
-        if (self.schema_ is not None) != (self.type == "json_schema"):
-            raise unusable("text.format.schema", "it goes with the type json_schema, and only that")
+        for name, value in (("name", self.name), ("schema", self.schema_)):
+            if self.type == "json_schema" and value is None:
+                raise unusable(f"text.format.{name}", "it is required", code=MISSING)
+        if self.type != "json_schema" and self.schema_ is not None:
+            raise unusable("text.format.schema", "it goes only with the type json_schema")
         return self
 
 
@@ -347,7 +354,7 @@ class ResponseReply:
         form = asked.text.format if asked.text and asked.text.format else TextFormat(type="text")
         described = {"type": form.type}
         if form.type == "json_schema":
-            described = form.model_dump(by_alias=True) | {"strict": True}  # an answer always follows its schema
+            described = form.model_dump(by_alias=True) | {"strict": bool(form.strict)}
         choice = asked.tool_choice or "auto"
         return {
             "id": f"resp_{self.name}",

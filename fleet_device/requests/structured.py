@@ -9,6 +9,7 @@ from typing import Annotated, Any, Final, Literal, Self, get_args
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import to_json
 
+from fleet_common.grammar.closing import closed
 from fleet_device.errors import InvalidRequest
 from schemas.policy import MAX_GRAMMAR_BYTES, Grammar, GrammarKind
 
@@ -24,7 +25,9 @@ class ChatMessage:
     content: str
 
 
-_NAME: Final = r"^[A-Za-z0-9_-]{1,64}$"
+NAME: Final = r"^[A-Za-z0-9_-]{1,64}$"
+"""Pattern of the names of functions and formats."""
+
 _ANY_OBJECT: Final[dict[str, Any]] = {"type": "object", "properties": {}, "additionalProperties": False}
 _MOST_TOOLS: Final = 128
 
@@ -32,9 +35,13 @@ MOST_CALLS: Final = 8
 """Most calls in one answer: a small model may repeat itself until its tokens are used up."""
 
 
-def unusable(param: str, what: str) -> InvalidRequest:
+MISSING: Final = "missing_required_parameter"
+"""OpenAI's code of the error."""
+
+
+def unusable(param: str, what: str, *, code: str | None = None) -> InvalidRequest:
     """Return the error of a wrong parameter; `what` completes the sentence, without a full stop."""
-    return InvalidRequest(f"The parameter {param!r} cannot be used: {what}.", param=param)
+    return InvalidRequest(f"The parameter {param!r} cannot be used: {what}.", param=param, code=code)
 
 
 class StrictModel(BaseModel):
@@ -125,22 +132,29 @@ class RequestMessage(StrictModel):
 
 
 class NamedSchema(StrictModel):
-    """A JSON schema with a name and a description for people; `strict` is ignored: the text always matches it."""
+    """A JSON schema with a name and a description for people. The text always matches it; `strict` closes objects."""
 
-    name: str = ""
+    name: str = Field(pattern=NAME)
     description: str | None = None
     schema_: dict[str, Any] = Field(alias="schema")
     strict: bool | None = None
 
 
 class ResponseFormat(StrictModel):
+    """The form of an answer; `schema`, with the type `json_object`, is llama.cpp's."""
+
     type: Literal["text", "json_object", "json_schema"]
     json_schema: NamedSchema | None = None
+    schema_: dict[str, Any] | None = Field(default=None, alias="schema")
 
     @model_validator(mode="after")
     def _whole(self) -> "ResponseFormat":
-        if (self.json_schema is not None) != (self.type == "json_schema"):
-            raise unusable("response_format.json_schema", "it goes with the type json_schema, and only that")
+        if self.type == "json_schema" and self.json_schema is None:
+            raise unusable("response_format.json_schema", "it is required", code=MISSING)
+        if self.type != "json_schema" and self.json_schema is not None:
+            raise unusable("response_format.json_schema", "it goes only with the type json_schema")
+        if self.type != "json_object" and self.schema_ is not None:
+            raise unusable("response_format.schema", "it goes only with the type json_object")
         return self
 
     @property
@@ -148,13 +162,15 @@ class ResponseFormat(StrictModel):
         """The schema of the answer; None for any text."""
         if self.type == "text":
             return None
-        return {"type": "object"} if self.json_schema is None else self.json_schema.schema_
+        if self.json_schema is None:
+            return closed(self.schema_) if self.schema_ else {"type": "object"}
+        return closed(self.json_schema.schema_) if self.json_schema.strict else self.json_schema.schema_
 
 
 class Function(StrictModel):
-    """A function that the model may call; `strict` is ignored: arguments always match the schema."""
+    """A function that the model may call; `strict` is ignored: arguments always match the schema, closed."""
 
-    name: str = Field(pattern=_NAME)
+    name: str = Field(pattern=NAME)
     description: str | None = Field(default=None, max_length=10_000)
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
@@ -253,7 +269,7 @@ class ToolOffer:
         """Return the grammar of the answer; raise InvalidRequest if it is too long."""
         try:
             if self.is_arguments:
-                return schema_grammar(self.functions[0].schema_of_arguments)
+                return schema_grammar(closed(self.functions[0].schema_of_arguments))
             return Grammar.lark(self._lark())
         except ValidationError:
             raise unusable("tools", f"its grammar has more than {MAX_GRAMMAR_BYTES} bytes") from None
@@ -318,7 +334,7 @@ def _text(schema: object) -> str:
 
 
 def _call(function: Function, place: str) -> dict[str, Any]:
-    arguments = _moved(function.schema_of_arguments, f"{place}/properties/arguments")
+    arguments = _moved(closed(function.schema_of_arguments), f"{place}/properties/arguments")
     return {
         "type": "object",
         "properties": {"name": {"const": function.name}, "arguments": arguments},

@@ -4,7 +4,7 @@ from typing import Any, Final, NamedTuple
 
 from pydantic import BaseModel
 
-from fleet_device.api.ollama import MEDIA_TYPE, OllamaChatRequest, OllamaGenerateRequest
+from fleet_device.api.ollama import MEDIA_TYPE, OllamaChatRequest, OllamaGenerateRequest, OllamaShowRequest
 from fleet_device.api.problems import OLLAMA
 from fleet_device.api.requests import (
     NEUTRAL,
@@ -52,7 +52,9 @@ ENDPOINTS: Final = (
     DeviceEndpoint("/status"),
     DeviceEndpoint("/api/chat", OllamaChatRequest, streams=True),
     DeviceEndpoint("/api/generate", OllamaGenerateRequest, streams=True),
+    DeviceEndpoint("/api/show", OllamaShowRequest),
     DeviceEndpoint("/api/tags"),
+    DeviceEndpoint("/api/ps"),
     DeviceEndpoint("/api/version"),
 )
 _PROBLEMS: Final = (400, 404, 413, 415, 429, 502, 503)

@@ -257,6 +257,7 @@ def test_models_are_those_of_the_edges_that_are_there(make: Make) -> None:
     model = {"id": "toy-target", "object": "model", "created": int(START.timestamp()), "owned_by": "fleet"}
     assert ask(app, "GET", "/v1/models").json() == {"object": "list", "data": [model]}
     assert ask(app, "GET", "/v1/models/toy-target").json() == model
+    assert ask(app, "GET", "/v1/models/fleet").json() == model | {"id": "fleet"}
     assert error(ask(app, "GET", "/v1/models/other"))["code"] == "model_not_found"
     backend.missing = "Nobody."
     assert ask(app, "GET", "/v1/models").json()["data"] == []

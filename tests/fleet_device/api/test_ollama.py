@@ -6,6 +6,7 @@ import httpx
 import pytest
 from starlette.applications import Starlette
 
+from fleet_common.grammar.closing import closed
 from fleet_device.api.ollama import OllamaChatRequest, OllamaGenerateRequest, OllamaReply
 from fleet_device.api.requests import ChatRequest, read_request
 from fleet_device.errors import SessionFailed
@@ -108,11 +109,43 @@ def test_errors_have_ollamas_shape(make: Make, tmp_path: Path) -> None:
     assert set(ask(app, "GET", "/api/tags").json()) == {"error"}
     assert ask(app, "GET", "/api/tags").status_code == 401
     key = {"Authorization": "Bearer sesame"}
-    assert isinstance(ask(app, "POST", "/api/show", headers=key).json()["error"], str)
+    assert isinstance(ask(app, "POST", "/api/pull", headers=key).json()["error"], str)
     body = {"model": "toy", "messages": USER}
     failed = ask(app, "POST", "/api/chat", body=body | {"stream": False}, headers=key)
     assert (failed.status_code, failed.json()) == (502, {"error": "Lost."})
     assert lines(ask(app, "POST", "/api/chat", body=body, headers=key))[-1] == {"error": "Lost."}
+
+
+def test_models_are_those_of_the_edges(app: Starlette) -> None:
+    for path in ("/api/tags", "/api/ps"):
+        assert [each["model"] for each in ask(app, "GET", path).json()["models"]] == ["toy-target"]
+    for asked in ({"model": "toy-target"}, {"name": "toy-target:latest"}, {"model": "fleet", "verbose": True}):
+        shown = ask(app, "POST", "/api/show", body=asked).json()
+        info = shown["model_info"]
+        assert info[f"{info['general.architecture']}.context_length"] == 64
+        assert shown["capabilities"] == ["completion", "tools"]
+    for unknown in ({"model": "other"}, {}):
+        response = ask(app, "POST", "/api/show", body=unknown)
+        assert (response.status_code, set(response.json())) == (404, {"error"})
+
+
+@pytest.mark.parametrize(
+    ("path", "headers", "status"),
+    [
+        ("/api/chat", {}, 200),
+        ("/api/chat", {"Content-Type": "application/x-www-form-urlencoded"}, 200),  # as curl sends it
+        ("/api/chat", {"Origin": "http://127.0.0.1:8321", "Content-Type": "application/json"}, 200),
+        ("/api/chat", {"Origin": "https://page.example"}, 415),
+        ("/api/chat", {"Origin": "null", "Content-Type": "text/plain"}, 415),
+        ("/api/show", {"Origin": "https://page.example", "Content-Type": "text/plain"}, 415),
+        ("/v1/chat/completions", {}, 415),
+    ],
+)
+def test_a_body_needs_no_type_unless_a_page_may_have_sent_it(
+    app: Starlette, path: str, headers: dict[str, str], status: int
+) -> None:
+    content = json.dumps({"model": "fleet", "messages": USER}).encode()
+    assert ask(app, "POST", path, content=content, headers=headers).status_code == status
 
 
 def read(**fields: Any) -> ChatRequest:
@@ -124,13 +157,14 @@ def read(**fields: Any) -> ChatRequest:
 
 def test_formats_are_grammars() -> None:
     schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
+    shut = Grammar.json_schema(closed(schema))
     assert read(format="json").text_grammar() == Grammar.json_object()
-    assert read(format=schema).text_grammar() == Grammar.json_schema(schema)
+    assert read(format=schema).text_grammar() == shut
     assert read(format="").text_grammar() is None
     raw = json.dumps({"model": "toy", "prompt": "t1", "raw": True, "format": schema}).encode()
     asked = read_request(OllamaGenerateRequest, raw).openai()
     assert asked is not None
-    assert asked.text_grammar() == Grammar.json_schema(schema)
+    assert asked.text_grammar() == shut
 
 
 def test_calls_and_their_results_are_messages() -> None:

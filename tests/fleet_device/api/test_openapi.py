@@ -38,4 +38,4 @@ def test_every_request_is_answered_as_documented(app: Starlette, endpoint: Any) 
     ask()
     print(endpoint.path, seen)
     assert not {401, 421} & set(seen)
-    assert 200 in seen or endpoint.path == "/v1/models/{name}"
+    assert 200 in seen or endpoint.path in ("/v1/models/{name}", "/api/show")  # which need the name of a model

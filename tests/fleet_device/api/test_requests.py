@@ -83,20 +83,20 @@ def test_what_does_no_harm_is_taken_whatever_its_value(value: Any) -> None:
         ({"seed": -1}, "seed"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"stop": ["a"] * 5}, "stop"),
-        ({"stop": ""}, "stop.0"),
+        ({"stop": ""}, "stop[0]"),
         ({"stream_options": {"x": 1}}, "stream_options.x"),
         ({"messages": []}, "messages"),
         ({"messages": [{"role": "user", "content": ""}]}, "messages"),
-        ({"messages": [{"role": "critic", "content": "x"}]}, "messages.0.role"),
-        ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0"),
-        ({"messages": [{**USER, "tool_call_id": "1"}]}, "messages.0"),
-        ({"messages": [{**USER, "tool_calls": [CALL]}]}, "messages.0"),
-        ({"messages": [{"role": "user"}]}, "messages.0.content"),
-        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages.0.content"),
-        ({"messages": [{"role": "user", "content": ["x"]}]}, "messages.0.content"),
-        ({"messages": [{**USER, "tool_calls": [{"id": "1"}]}]}, "messages.0.tool_calls.0.function"),
-        ({"tools": [{"type": "function"}]}, "tools.0.function"),
-        ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools.0.function.name"),
+        ({"messages": [{"role": "critic", "content": "x"}]}, "messages[0].role"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0]"),
+        ({"messages": [{**USER, "tool_call_id": "1"}]}, "messages[0]"),
+        ({"messages": [{**USER, "tool_calls": [CALL]}]}, "messages[0]"),
+        ({"messages": [{"role": "user"}]}, "messages[0].content"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content"),
+        ({"messages": [{"role": "user", "content": ["x"]}]}, "messages[0].content"),
+        ({"messages": [{**USER, "tool_calls": [{"id": "1"}]}]}, "messages[0].tool_calls[0].function"),
+        ({"tools": [{"type": "function"}]}, "tools[0].function"),
+        ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools[0].function.name"),
         ({"tool_choice": "required"}, "tool_choice"),
         ({"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "g"}}}, "tool_choice"),
         ({"tools": [TOOL], "tool_choice": "sometimes"}, "tool_choice"),
@@ -112,7 +112,7 @@ def test_what_does_no_harm_is_taken_whatever_its_value(value: Any) -> None:
         ({"grammar": {"kind": "regex", "text": "x" * 70_000}}, "grammar.text"),
         ({"grammar": {"kind": "regex", "text": "é" * 40_000}}, "grammar.text"),
         (
-            {"response_format": {"type": "json_schema", "json_schema": {"schema": {"const": "x" * 70_000}}}},
+            {"response_format": {"type": "json_object", "schema": {"const": "x" * 70_000}}},
             "response_format",
         ),
         ({"max_tokens": 1, "max_completion_tokens": 2}, "max_completion_tokens"),
@@ -130,6 +130,48 @@ def test_what_is_wrong_is_named(fields: dict[str, Any], param: str) -> None:
         chat(**fields)
     assert (caught.value.status, caught.value.param) == (400, param)
     assert str(caught.value).endswith(".")
+
+
+RESULT = {"role": "tool", "content": "x", "tool_call_id": "1"}
+NAMELESS = {"type": "json_schema", "json_schema": {"schema": {"type": "object"}}}
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "code"),
+    [
+        ({"messages": []}, "messages", "empty_array"),
+        ({"messages": [{"role": "critic", "content": "x"}]}, "messages[0].role", "invalid_value"),
+        ({"messages": [{"role": "user"}]}, "messages[0].content", "missing_required_parameter"),
+        ({"messages": [USER, RESULT]}, "messages[1].role", None),
+        ({"messages": [RESULT, {"role": "assistant", "tool_calls": [CALL]}]}, "messages[0].role", None),
+        ({"messages": "x"}, "messages", "invalid_type"),
+        ({"model": None}, "model", "missing_required_parameter"),
+        ({"response_format": NAMELESS}, "response_format.json_schema.name", "missing_required_parameter"),
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema", "missing_required_parameter"),
+        ({"response_format": {"type": "text", "schema": {}}}, "response_format.schema", None),
+        ({"stream_options": {"include_usage": True}}, "stream_options", None),
+        ({"temperature": 9}, "temperature", "decimal_above_max_value"),
+        ({"top_p": 0}, "top_p", "decimal_below_min_value"),
+        ({"n": 9}, "n", "integer_above_max_value"),
+        ({"max_tokens": 0}, "max_tokens", "integer_below_min_value"),
+        ({"stop": ["a"] * 5}, "stop", "array_above_max_length"),
+        ({"stop": "a" * 300}, "stop[0]", "string_above_max_length"),
+        ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools[0].function.name", "invalid_value"),
+        ({"tools": [{**TOOL, "x": 1}]}, "tools[0].x", "unknown_parameter"),
+        ({"grammar": 'root ::= "a"'}, "grammar", "invalid_value"),
+        ({"grammar": {"type": "regex", "value": "a"}}, "grammar", "invalid_value"),
+    ],
+)
+def test_errors_have_openais_codes(fields: dict[str, Any], param: str, code: str | None) -> None:
+    with pytest.raises(ApiProblem) as caught:
+        chat(**fields)
+    assert (caught.value.status, caught.value.param, caught.value.code) == (400, param, code)
+
+
+def test_the_result_of_a_call_is_taken_with_the_call() -> None:
+    called = {"role": "assistant", "tool_calls": [CALL, {**CALL, "id": "2"}]}
+    chat(messages=[USER, called, RESULT, {**RESULT, "tool_call_id": "2"}, USER])
+    chat(messages=[{**USER, "name": "me"}], stream=True, stream_options={"include_usage": True})
 
 
 def test_content_may_come_in_parts_of_text() -> None:

@@ -80,6 +80,31 @@ def test_a_response_format_is_a_grammar() -> None:
     assert chat(tools=TOOLS, tool_choice="none").tool_calls() is None
 
 
+INVENTED = '{"city": "Bonn", "maxLength": 8}'
+OPEN = {"type": "object", "properties": {"city": {"enum": ["Bonn"]}}, "required": ["city"]}
+OPEN_TOOL = {"type": "function", "function": {"name": "weather", "parameters": OPEN}}
+
+
+def format_of(**fields: bool) -> dict[str, Any]:
+    return {"type": "json_schema", "json_schema": {"name": "city", "schema": OPEN, **fields}}
+
+
+@pytest.mark.parametrize(
+    ("fields", "text", "taken"),
+    [
+        ({"tools": [OPEN_TOOL], "tool_choice": NAMED}, INVENTED, False),
+        ({"tools": [OPEN_TOOL]}, f'{{"name": "weather", "arguments": {INVENTED}}}', False),
+        ({"response_format": format_of(strict=True)}, INVENTED, False),
+        ({"response_format": format_of()}, INVENTED, True),
+        ({"response_format": {"type": "json_object", "schema": OPEN}}, INVENTED, False),
+        ({"response_format": {"type": "json_object", "schema": OPEN}}, '{"city": "Bonn"}', True),
+        ({"response_format": {"type": "json_object", "schema": OPEN | {"additionalProperties": True}}}, INVENTED, True),
+    ],
+)
+def test_objects_are_closed_unless_a_schema_is_not_strict(fields: dict[str, Any], text: str, *, taken: bool) -> None:
+    assert takes(chat(**fields).text_grammar(), text) is taken
+
+
 @pytest.mark.parametrize(
     ("choice", "text", "taken"),
     [
