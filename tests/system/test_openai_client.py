@@ -58,7 +58,7 @@ def test_a_chat_is_the_targets_own_text(client: OpenAI) -> None:
     assert usage.completion_tokens_details is not None
     assert (usage.prompt_tokens, usage.completion_tokens, usage.total_tokens) == (4, LENGTH, 4 + LENGTH)
     told: Any = usage.model_extra
-    written = told["fleet"]["streamed"] + told["fleet"]["accepted"]
+    written = told["fleet"]["edge_only"] + told["fleet"]["accepted"]
     assert 0 < written <= LENGTH
     assert usage.completion_tokens_details.accepted_prediction_tokens == told["fleet"]["accepted"]
 
