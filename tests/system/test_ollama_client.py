@@ -38,6 +38,10 @@ def ask(client: Any) -> None:
     assert len(pieces) > 2
     assert client.generate(model="fleet", prompt="t1 t2 t3", **SAME).response == expected(5)
     assert [each.model for each in client.list().models] == ["scripted-target"]
+    assert [each.model for each in client.ps().models] == ["scripted-target"]
+    assert "tools" in client.show("fleet").capabilities
+    with pytest.raises(ollama.ResponseError, match="other"):
+        client.show("other")
     with pytest.raises(ollama.ResponseError, match="repeat_penalty"):
         client.chat(**CHAT, options={"repeat_penalty": 1.5})
 

@@ -72,6 +72,33 @@ def test_a_stream_is_the_same_text_in_pieces_with_its_usage(client: OpenAI) -> N
     assert [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices][-1] == "length"
 
 
+def test_a_stop_string_ends_the_count_of_tokens_whatever_was_drafted(client: OpenAI) -> None:
+    words = expected(5).split()
+    stop = next(word for place, word in enumerate(words) if place > 4 and word not in words[:place])
+    found = set()
+    for edge_only in (False, True, None):
+        asked = ASKED | {"stop": f"{stop} ", "extra_body": COUPLED | {"edge_only": edge_only}}
+        reply = client.chat.completions.create(**asked)
+        assert reply.usage is not None
+        found.add((reply.choices[0].finish_reason, reply.usage.completion_tokens))
+    assert found == {("stop", words.index(stop) + 1)}
+
+
+def test_what_openai_refuses_is_refused_with_its_code(client: OpenAI) -> None:
+    schema: Any = {"type": "json_schema", "json_schema": {"schema": {"type": "object"}}}
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.chat.completions.create(model="fleet", messages=MESSAGES, response_format=schema)
+    assert (caught.value.param, caught.value.code) == (
+        "response_format.json_schema.name",
+        "missing_required_parameter",
+    )
+    result: Any = {"role": "tool", "tool_call_id": "call_1", "content": "7"}
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.chat.completions.create(model="fleet", messages=[*MESSAGES, result])
+    assert caught.value.param == "messages[1].role"
+    assert client.models.retrieve("fleet").id == "fleet"
+
+
 def test_a_completion_goes_on_from_a_prompt(client: OpenAI) -> None:
     reply = client.completions.create(
         model="fleet", prompt="user: t1 t2 t3", max_tokens=LENGTH, seed=5, extra_body=COUPLED
