@@ -325,7 +325,10 @@ class ChatRequest(TextRequest, ToolOptions):
             if self.needs_calls and message.role == "tool" and message.tool_call_id not in calls:
                 where = f"{self.prompt_field}[{number}].role" if self.prompt_field == "messages" else self.prompt_field
                 called = (message.tool_call_id or "")[:100]
-                raise unusable(where, f"it returns the result of {called!r}, which no message before it calls")
+                raise unusable(
+                    where,
+                    f"it returns the result of {called!r}, which no message before it calls; send that message too",
+                )
         return self
 
     @property
