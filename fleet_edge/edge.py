@@ -8,6 +8,7 @@
 """
 
 import os
+import queue
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -246,18 +247,23 @@ class Edge:
             yield
             return
 
-        def interrupt(_signal: int, _frame: FrameType | None) -> None:
-            self.stop()
+        arrived: queue.SimpleQueue[int] = queue.SimpleQueue()
 
-        def terminate(_signal: int, _frame: FrameType | None) -> None:
-            (self.stop if self._drain.is_set() else self.drain)()
+        def note(number: int, _frame: FrameType | None) -> None:
+            # It may interrupt a handler that sets an event and holds its lock; this `put` takes none.
+            arrived.put(number)
 
-        before = {
-            signal.SIGINT: signal.signal(signal.SIGINT, interrupt),
-            signal.SIGTERM: signal.signal(signal.SIGTERM, terminate),
-        }
+        def obey() -> None:
+            while number := arrived.get():
+                (self.drain if number == signal.SIGTERM and not self._drain.is_set() else self.stop)()
+
+        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+        thread = threading.Thread(target=obey, name="signals", daemon=True)
+        thread.start()
         try:
             yield
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+            arrived.put(0)
+            thread.join()

@@ -25,12 +25,12 @@ class Place:
         self.folder = folder
         self.broker = MemoryBroker()
 
-    def edge(self) -> Edge:
+    def edge(self, kind: type[Edge] = Edge) -> Edge:
         settings = EdgeSettings.model_validate(
             {"fleet": FLEET, "db": f"sqlite:///{self.folder / 'log.sqlite3'}", "spool": self.folder / "spool"}
         )
         verifier = ScriptedVerifier(TARGET, TARGET.words, context=256, budget_tokens=1 << 20, end_tokens=(END,))
-        return Edge(settings, verifier=verifier, make_link=self.link)
+        return kind(settings, verifier=verifier, make_link=self.link)
 
     def link(self, link: LinkSettings) -> MemoryLink:
         return MemoryLink(self.broker, link.client_id, will=link.will)
@@ -121,6 +121,30 @@ def test_on_the_main_thread_signals_end_it_and_are_given_back(place: Place, numb
         place.edge().run(on_online=lambda: os.kill(os.getpid(), number))
     assert signal.getsignal(number) is before
     assert place.presence is Presence.OFFLINE
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_interrupts_the_handler_of_another_ends_it_too(place: Place, number: signal.Signals) -> None:
+    """The handlers take no lock: the event's own may be held by the handler that a second signal interrupts."""
+    callers: list[threading.Thread] = []
+
+    class Noted(Edge):
+        def drain(self) -> None:
+            callers.append(threading.current_thread())
+            super().drain()
+
+        def stop(self) -> None:
+            callers.append(threading.current_thread())
+            super().stop()
+
+    def send() -> None:
+        for _ in range(2):
+            os.kill(os.getpid(), number)
+
+    with place.broker.running():
+        place.edge(Noted).run(on_online=send)
+    assert callers
+    assert threading.current_thread() not in callers
 
 
 def test_an_edge_runs_once(place: Place) -> None:
