@@ -95,7 +95,7 @@ def check_text(device: Device, seed: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "start", [0, *(pytest.param(start, marks=pytest.mark.slow) for start in range(100, RUNS, 100))]
+    "start", [0, *(pytest.param(start, marks=pytest.mark.exhaustive) for start in range(100, RUNS, 100))]
 )
 def test_without_losses_both_ends_agree_on_the_text_and_on_every_count(start: int) -> None:
     for seed in range(start, start + 100):
@@ -118,7 +118,7 @@ def test_without_losses_both_ends_agree_on_the_text_and_on_every_count(start: in
 
 
 @pytest.mark.parametrize(
-    "start", [0, 100, *(pytest.param(start, marks=pytest.mark.slow) for start in range(200, 2 * RUNS, 100))]
+    "start", [0, 100, *(pytest.param(start, marks=pytest.mark.exhaustive) for start in range(200, 2 * RUNS, 100))]
 )
 def test_whatever_is_lost_repeated_or_restarted_the_text_is_right(start: int) -> None:
     for seed in range(start, start + 100):

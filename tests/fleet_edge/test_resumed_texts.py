@@ -61,7 +61,14 @@ def p_values(texts: Sequence[tuple[int, ...]], mode: Mode) -> tuple[float, float
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("mode", "blocks"), [(Mode.RESIDUAL, False), (Mode.RESIDUAL, True), (Mode.COUPLED, False)])
+@pytest.mark.parametrize(
+    ("mode", "blocks"),
+    [
+        (Mode.RESIDUAL, False),
+        pytest.param(Mode.RESIDUAL, True, marks=pytest.mark.exhaustive),
+        pytest.param(Mode.COUPLED, False, marks=pytest.mark.exhaustive),
+    ],
+)
 def test_they_follow_the_target(mode: Mode, *, blocks: bool) -> None:
     """Two assertions for each of three cases, each false once in 10,000 seeds."""
     texts, resumes = generate(mode, blocks=blocks)
@@ -69,7 +76,7 @@ def test_they_follow_the_target(mode: Mode, *, blocks: bool) -> None:
     assert min(p_values(texts, mode)) > ALARM
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_device_that_resumes_with_an_unverified_token_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     opened = DeviceSession.open
 

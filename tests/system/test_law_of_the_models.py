@@ -76,7 +76,6 @@ def test_coupled_text_depends_on_no_draft(whole: Whole, drafters: Load) -> None:
             ("Q4_1", 0, False),
             ("Q4_1", 8, False),
             ("Q2_K", 3, True),
-            ("Q2_K", 8, False),
         ):
             drafter = drafters(quantization)
             with whole.device(drafter, draft_length=length, ahead=ahead) as device:

@@ -13,7 +13,7 @@ schemathesis = pytest.importorskip("schemathesis")
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]
 
-EXAMPLES = 80
+EXAMPLES = 40
 HEADERS = {"host": "127.0.0.1"}
 
 

@@ -64,9 +64,9 @@ def test_processes_may_open_a_new_database_at_once(empty_databases: Callable[[],
             stderr=subprocess.PIPE,
             text=True,
         )
-        for _ in range(6)
+        for _ in range(4)
     ]
-    urls = [empty_databases() for _ in range(30)]
+    urls = [empty_databases() for _ in range(12)]
     for url in urls:
         for opener in openers:
             opener.stdin.write(f"{url}\n")

@@ -1,6 +1,7 @@
 """The cache of compiled loops."""
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -26,15 +27,27 @@ def _folder(cache: Path) -> Path:
     return folder
 
 
-def test_a_second_process_compiles_nothing(tmp_path: Path) -> None:
-    assert [_hits(tmp_path), _hits(tmp_path)] == [0, 1]
-    assert _folder(tmp_path).stat().st_mode & 0o777 == 0o700
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a cache that a process has filled."""
+    cache = tmp_path_factory.mktemp("compiled")
+    assert _hits(cache) == 0
+    return cache
 
 
-def test_code_of_other_sources_is_not_taken(tmp_path: Path) -> None:
-    _hits(tmp_path)
-    _folder(tmp_path).rename(tmp_path / "blocks" / ("0" * 16))
-    assert _hits(tmp_path) == 0
+@pytest.fixture
+def cache(tmp_path: Path, compiled: Path) -> Path:
+    return shutil.copytree(compiled, tmp_path / "cache")
+
+
+def test_a_second_process_compiles_nothing(cache: Path) -> None:
+    assert _hits(cache) == 1
+    assert _folder(cache).stat().st_mode & 0o777 == 0o700
+
+
+def test_code_of_other_sources_is_not_taken(cache: Path) -> None:
+    _folder(cache).rename(cache / "blocks" / ("0" * 16))
+    assert _hits(cache) == 0
 
 
 def test_code_that_was_not_read_for_a_month_is_deleted(tmp_path: Path) -> None:
@@ -49,17 +62,15 @@ def test_code_that_was_not_read_for_a_month_is_deleted(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["nbi", "nbc"])
-def test_damaged_code_is_compiled_again(tmp_path: Path, suffix: str) -> None:
-    _hits(tmp_path)
-    for path in _folder(tmp_path).rglob(f"*.{suffix}"):
+def test_damaged_code_is_compiled_again(cache: Path, suffix: str) -> None:
+    for path in _folder(cache).rglob(f"*.{suffix}"):
         path.write_bytes(path.read_bytes()[:-9])
-    assert [_hits(tmp_path), _hits(tmp_path)] == [0, 1]
+    assert [_hits(cache), _hits(cache)] == [0, 1]
 
 
-def test_code_that_others_can_write_is_not_executed(tmp_path: Path) -> None:
-    _hits(tmp_path)
-    _folder(tmp_path).chmod(0o770)
-    assert _hits(tmp_path) == 0
+def test_code_that_others_can_write_is_not_executed(cache: Path) -> None:
+    _folder(cache).chmod(0o770)
+    assert _hits(cache) == 0
 
 
 def test_a_cache_that_cannot_be_written_stops_nothing(tmp_path: Path) -> None:

@@ -168,8 +168,8 @@ print("", *variants())
 @pytest.mark.parametrize(
     ("features", "wanted"),
     [
-        ("+sse4.2", [PORTABLE]),
-        ("+sse4.2,+avx2,+fma,+f16c", ["avx2", PORTABLE]),
+        pytest.param("+sse4.2", [PORTABLE], marks=pytest.mark.exhaustive),
+        pytest.param("+sse4.2,+avx2,+fma,+f16c", ["avx2", PORTABLE], marks=pytest.mark.exhaustive),
         ("+sse4.2,+avx2,+fma,+f16c,+avxvnni", ["avxvnni", "avx2", PORTABLE]),
     ],
 )
