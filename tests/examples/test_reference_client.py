@@ -28,7 +28,7 @@ from tests.support.brokers import StartBroker
 from tests.support.processes import toy_edge_process
 from tests.support.statistics import ALARM, p_value
 from tests.support.toy_pair import END_TOKENS, PROMPT, ToyPair, policy
-from tests.support.waiting import PATIENCE_S
+from tests.support.waiting import PATIENCE_S, PATIENT
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples"
@@ -283,7 +283,7 @@ def our_texts(broker: MosquittoProcess, *, seeds: range, tokens: int) -> list[li
     pair = ToyPair.standard()
     drafter = ScriptedDrafter(pair.draft, pair.draft.words, end_tokens=END_TOKENS)
     link = PahoLink(BrokerSettings(port=broker.port).link(FLEET, "ours", will=None))
-    agent = Agent(link, FLEET, "ours", drafter, FixedPacing(3), time.monotonic)
+    agent = Agent(link, FLEET, "ours", drafter, FixedPacing(3), time.monotonic, PATIENT)
     agent.attach()
     link.start(timeout_s=PATIENCE_S)
     try:

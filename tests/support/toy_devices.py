@@ -16,7 +16,7 @@ from fleet_device.session.sequence import CommittedTokens, TokenOrigin
 from schemas.policy import SamplingPolicy
 from tests.support.sabotage import Sabotage, at_the_device
 from tests.support.toy_pair import PROMPT, ToyPair
-from tests.support.waiting import PATIENCE_S
+from tests.support.waiting import PATIENCE_S, PATIENT
 
 OriginatedText = tuple[tuple[int, TokenOrigin], ...]
 """The tokens of an output and where they come from."""
@@ -55,7 +55,7 @@ def run_sessions(
         name = f"device-{number}"
         drafter = pair.drafter()
         link = PahoLink(BrokerSettings(port=port).link(fleet, name, will=None))
-        agent = Agent(link, fleet, name, drafter, pacing(), time.monotonic)
+        agent = Agent(link, fleet, name, drafter, pacing(), time.monotonic, PATIENT)
         agent.attach()
         link.start(timeout_s=PATIENCE_S)
         try:

@@ -37,7 +37,7 @@ from tests.support.brokers import StartBroker
 from tests.support.edge_thread import NO_QUOTAS, edge_thread
 from tests.support.scripted_verifier import ScriptedVerifier
 from tests.support.served_device import device_at
-from tests.support.waiting import PATIENCE_S
+from tests.support.waiting import PATIENCE_S, PATIENT
 from tests.support.whole import FLEET, Whole
 
 pytestmark = [pytest.mark.broker, pytest.mark.models]
@@ -101,7 +101,7 @@ def agents(file: GgufModel, start_mosquitto: StartBroker) -> Iterator[Any]:
 
     def make(pacing: Pacing) -> Agent:
         link = PahoLink(BrokerSettings(port=broker.port).link("structured", f"device-{len(links)}", will=None))
-        agent = Agent(link, "structured", f"device-{len(links)}", Draft(file), pacing, time.monotonic)
+        agent = Agent(link, "structured", f"device-{len(links)}", Draft(file), pacing, time.monotonic, PATIENT)
         agent.attach()
         link.start(timeout_s=PATIENCE_S)
         links.append(link)

@@ -8,9 +8,9 @@ from fleet_edge.verifiers.llama_cpp.slab import GgufTarget
 from fleet_edge.verifiers.tokens import GgufTokenizer, grammar_tokenizer
 from schemas.policy import Grammar
 from tests.support.compiled_grammar import compile_grammar
+from tests.support.prepared_models import prepared
 from tests.support.tiny_gguf import sentencepiece_rows, tiny_gguf
 
-MODELS = Path("models/smollm2-135m")
 SCHEMA = Grammar.json_schema(
     {
         "type": "object",
@@ -27,9 +27,9 @@ SCHEMA = Grammar.json_schema(
 
 @pytest.mark.models
 def test_both_files_of_a_model_allow_and_force_the_same_tokens() -> None:
-    file = GgufTarget(MODELS / "Q4_0.gguf", vocabulary_only=True)
+    file = GgufTarget(prepared("Q4_0.gguf"), vocabulary_only=True)
     of_file = compile_grammar(SCHEMA, file.grammar_tokenizer())
-    tokens = grammar_tokenizer(MODELS / "target", vocabulary=file.vocabulary.size, end_tokens=file.end_tokens)
+    tokens = grammar_tokenizer(prepared("target"), vocabulary=file.vocabulary.size, end_tokens=file.end_tokens)
     of_folder = compile_grammar(SCHEMA, tokens)
     text: list[int] = []
     while text[-1:] != [file.end_tokens[0]] and len(text) < 40:
@@ -50,7 +50,7 @@ TEXTS = ["the the\n  the 1234", "<|im_start|>user\nZähler 弁 \x02 it's<|im_end
 
 @pytest.mark.models
 def test_a_gguf_reads_text_as_llama_cpp_does() -> None:
-    file = GgufTarget(MODELS / "Q4_0.gguf", vocabulary_only=True)
+    file = GgufTarget(prepared("Q4_0.gguf"), vocabulary_only=True)
     for text in [*TEXTS, Path("README.md").read_text(encoding="utf-8")]:
         assert GgufTokenizer(file.path).encode(text) == list(file.encode(text, special=True)), text
     file.close()
