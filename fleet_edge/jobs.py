@@ -1,7 +1,12 @@
-"""Recurring jobs of an edge, on their own threads: each fails alone, and is retried at its next time."""
+"""Recurring jobs of an edge, on their own threads: each fails alone, and is retried at its next time.
+
+What keeps sessions running waits on the monotonic clock. What depends on dates runs at a time of the wall clock, which
+is set again after each run and after each step of that clock, so that a step neither stops a job nor repeats it.
+"""
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -18,7 +23,7 @@ from fleet_edge.store.database import Store
 from fleet_edge.store.errors import StoreError
 from fleet_edge.store.event_codes import EventKind
 from fleet_edge.store.housekeeping import Pace
-from fleet_edge.store.periods import Grain, floor
+from fleet_edge.store.periods import BEGINNING, Grain, floor
 from fleet_edge.store.quarantines import Quarantines
 from fleet_edge.store.records import SESSIONS_DAYS
 from fleet_edge.store.tables import COMMANDS, EVENTS, ROUNDS
@@ -35,6 +40,10 @@ _ABANDONED_AFTER: Final = timedelta(hours=6)
 _KEEP_REPORTED: Final = timedelta(days=7)
 _MOST_REPORTED: Final = 1000
 """Age, and number of one device, from which reported Closes of unknown sessions are deleted."""
+
+_CLOCK_EVERY_S: Final = 5.0
+_STEP: Final = timedelta(seconds=30)
+"""Change of the wall clock against the monotonic one that is a step; NTP slews less between two looks."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +80,7 @@ class EdgeJobs:
         tell: Callable[..., object] = lambda *_event, **_more: None,
         settings: JobSettings | None = None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store = store
         self._settings = settings or JobSettings()
@@ -78,24 +88,32 @@ class EdgeJobs:
         self._stopping = threading.Event()
         self._waiting: set[str] = set()
         self._tell = tell
-        self._chores: Mapping[str, tuple[float, Callable[[], object]]] = {
+        self._clock = clock
+        self._ahead = self._wall_ahead()
+        steady: Mapping[str, tuple[float, Callable[[], object]]] = {
             "expire-leases": (self._settings.lease_every_s, expire_leases),
             "flush-progress": (self._settings.progress_every_s, flush_progress),
             "flush-log": (10.0, flush_log),
             "read-quarantines": (2.0, lambda: apply_quarantines(store.quarantines(now=now()))),
+            "give-back-memory": (60.0, give_back_free_memory),
+            "watch-clock": (_CLOCK_EVERY_S, self.watch_clock),
+        }
+        self._dated: Mapping[str, tuple[float, Callable[[], object]]] = {
             "evaluate-alerts": (EVERY_S, evaluate_alerts),
             "close-abandoned": (300.0, self._close_abandoned),
             "purge": (3600.0, self._purge),
-            "give-back-memory": (60.0, give_back_free_memory),
         }
+        self._chores = {**steady, **self._dated}
+        # One thread each: neither a hanging database nor a long purge must delay the end of leases.
+        self._threads = [
+            threading.Thread(target=self._repeat, args=(name, every_s), name=name, daemon=True)
+            for name, (every_s, _) in steady.items()
+        ]
         self._scheduler = BackgroundScheduler(
             timezone=UTC,
-            # One thread each: a long purge must not delay the end of leases.
-            executors={"default": ThreadPoolExecutor(len(self._chores))},
-            job_defaults={"coalesce": True, "max_instances": 1, "misfire_grace_time": None},
+            executors={"default": ThreadPoolExecutor(len(self._dated))},
+            job_defaults={"max_instances": 1, "misfire_grace_time": None},
         )
-        for name, (seconds, _) in self._chores.items():
-            self._scheduler.add_job(self.run, "interval", seconds=seconds, args=[name], id=name)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -103,13 +121,56 @@ class EdgeJobs:
 
     def start(self) -> None:
         """Start; each job first runs after its interval."""
+        for name in self._dated:
+            self._set(name)
         self._scheduler.start()
+        for thread in self._threads:
+            thread.start()
 
     def stop(self) -> None:
         """Stop after the jobs under way; a purge leaves the rest to the next run. Idempotent."""
         self._stopping.set()
         if self._scheduler.running:
             self._scheduler.shutdown(wait=True)
+        for thread in self._threads:
+            if thread.ident is not None:
+                thread.join()
+
+    def watch_clock(self) -> None:
+        """Set the jobs that depend on dates again if the wall clock was stepped, and report the step."""
+        before, self._ahead = self._ahead, self._wall_ahead()
+        step = self._ahead - before
+        if abs(step) < _STEP:
+            return
+        for job in self._scheduler.get_jobs():  # without those that run now: they are set afterwards
+            self._set(job.id)
+        how = "forward" if step > timedelta() else "back"
+        sentence = (
+            f"The machine's clock was set {how} by {timedelta(seconds=round(abs(step).total_seconds()))}, or the machine "
+            "was suspended; if neither was intended, check its time synchronisation (timedatectl)."
+        )
+        _log.warning(sentence)
+        self._tell(EventKind.EDGE, "clock-stepped", sentence)
+
+    def _wall_ahead(self) -> timedelta:
+        return datetime.now(UTC) - BEGINNING - timedelta(seconds=self._clock())
+
+    def _repeat(self, name: str, every_s: float) -> None:
+        while not self._stopping.wait(every_s):
+            self.run(name)
+
+    def _set(self, name: str) -> None:
+        """Run a job once, after its interval; an interval trigger would list all times that a step has skipped."""
+        every_s, _ = self._dated[name]
+        at = datetime.now(UTC) + timedelta(seconds=every_s)  # by the clock that the scheduler goes by
+        self._scheduler.add_job(self._run_dated, "date", run_date=at, args=[name], id=name, replace_existing=True)
+
+    def _run_dated(self, name: str) -> None:
+        try:
+            self.run(name)
+        finally:
+            if not self._stopping.is_set():
+                self._set(name)
 
     def run(self, name: str) -> bool:
         """Run one job now; return whether it succeeded. Failures are logged."""

@@ -114,6 +114,7 @@ EVENT_CODES: Final[tuple[EventCode, ...]] = (
     EventCode(_EDGE, "hangs-no-more", _INFO, "The edge's loop makes steps again."),
     EventCode(_EDGE, "inbox-full", _WARNING, "The inbox was full; messages were dropped."),
     EventCode(_EDGE, "job-failed", _ERROR, "A recurring job of the edge failed and will be repeated."),
+    EventCode(_EDGE, "clock-stepped", _WARNING, "The clock of the edge's machine was set forward or back."),
     EventCode(EventKind.TARGET, "target-away", _ERROR, "The inference servers of the target model cannot be reached."),
     EventCode(EventKind.TARGET, "target-back", _INFO, "The target model is available again."),
     EventCode(EventKind.TARGET, "step-failed", _ERROR, "The target model could not compute a step."),

@@ -1,9 +1,13 @@
 import logging
 import threading
-from datetime import UTC, datetime
+from collections import Counter
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from apscheduler.schedulers import base as apscheduler
+
+from fleet_edge import jobs as edge_jobs
 
 from fleet_edge.jobs import EdgeJobs, JobSettings
 from fleet_edge.store.database import Store
@@ -36,6 +40,7 @@ def test_each_chore_can_be_done_on_an_empty_store(store: Store) -> None:
         "close-abandoned",
         "purge",
         "give-back-memory",
+        "watch-clock",
     }
     assert all(jobs.run(name) for name in jobs.names)
 
@@ -173,3 +178,47 @@ def test_what_a_job_deletes_closes_or_cannot_do_is_told(store: Store) -> None:
     assert told == ["abandoned", "purged", "job-failed"]
     ends = {row["end_code"] for row in all_rows(store)["sessions"]}
     assert ends == {"abandoned"}
+
+
+@pytest.mark.parametrize("step", [timedelta(hours=1), timedelta(hours=-1), timedelta(days=365), timedelta(days=-365)])
+def test_a_step_of_the_wall_clock_neither_stops_nor_repeats_a_job(
+    store: Store, step: timedelta, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Stepped(datetime):
+        by = timedelta()
+
+        @classmethod
+        def now(cls, tz: object = None) -> datetime:  # type: ignore[override]
+            return datetime.now(UTC) + cls.by if tz else datetime.now() + cls.by
+
+    for module in (apscheduler, edge_jobs):
+        monkeypatch.setattr(module, "datetime", Stepped)
+    monkeypatch.setattr(edge_jobs, "EVERY_S", 0.02)
+    monkeypatch.setattr(edge_jobs, "_CLOCK_EVERY_S", 0.02)
+    told: Counter[str] = Counter()
+    runs = {
+        name: threading.Semaphore(0) for name in ("expire_leases", "flush_progress", "flush_log", "evaluate_alerts")
+    }
+    jobs = _jobs(
+        store,
+        **{name: run.release for name, run in runs.items()},
+        tell=lambda _kind, code, *_, **__: told.update([code]),
+        settings=JobSettings(lease_every_s=0.02, progress_every_s=0.02),
+        now=lambda: Stepped.now(UTC),
+    )
+    often = ("expire_leases", "flush_progress", "evaluate_alerts")
+    purges: list[int] = []
+    monkeypatch.setattr(edge_jobs.housekeeping, "purge_sessions", lambda *_, **__: purges.append(1) or 0)
+    jobs.start()
+    for by in (step, timedelta()):  # there and back
+        for name in often:
+            assert runs[name].acquire(timeout=PATIENCE_S)
+        Stepped.by = by
+        for name in often:
+            while runs[name].acquire(blocking=False):
+                pass
+            for _ in range(5):
+                assert runs[name].acquire(timeout=PATIENCE_S), name
+    jobs.stop()
+    assert told["clock-stepped"] == 2
+    assert len(purges) <= 1
