@@ -137,17 +137,19 @@ class EdgeJobs:
                 thread.join()
 
     def watch_clock(self) -> None:
-        """Set the jobs that depend on dates again if the wall clock was stepped, and report the step."""
+        """Set jobs again that the wall clock has moved away from, and report its steps."""
+        latest = datetime.now(UTC)
+        for job in self._scheduler.get_jobs():  # without those that run now: they are set afterwards
+            if job.next_run_time > latest + timedelta(seconds=self._dated[job.id][0]):  # set before a step back
+                self._set(job.id)
         before, self._ahead = self._ahead, self._wall_ahead()
         step = self._ahead - before
         if abs(step) < _STEP:
             return
-        for job in self._scheduler.get_jobs():  # without those that run now: they are set afterwards
-            self._set(job.id)
-        how = "forward" if step > timedelta() else "back"
+        way, by = "forward" if step > timedelta() else "back", timedelta(seconds=round(abs(step).total_seconds()))
         sentence = (
-            f"The machine's clock was set {how} by {timedelta(seconds=round(abs(step).total_seconds()))}, or the machine "
-            "was suspended; if neither was intended, check its time synchronisation (timedatectl)."
+            f"The machine's clock was set {way} by {by}, or the machine was suspended; if neither was intended, check "
+            "its time synchronisation (timedatectl)."
         )
         _log.warning(sentence)
         self._tell(EventKind.EDGE, "clock-stepped", sentence)

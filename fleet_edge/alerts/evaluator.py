@@ -37,8 +37,8 @@ DATABASE_AWAY: Final = "database-away"
 _LEASE_LOOKS: Final = 3
 """Evaluations within one lease, so that a missed one does not lose the lease."""
 
-_FORGET_EVERY: Final = timedelta(hours=1)
-_KEPT: Final = timedelta(days=365)  # alerts that are over
+_GAP: Final = timedelta(minutes=30)
+"""Time between two evaluations from which the clock was stepped, or the machine suspended: nothing was observed."""
 
 Connect = Callable[[], AbstractContextManager[Connection]]
 """Begins a transaction; raises `StoreUnavailable`."""
@@ -80,7 +80,7 @@ class Evaluator:
     _away_alert: Alert | None = None
     _away_waiting: list[Alert] = field(default_factory=list)
     _back_at: datetime | None = None
-    _forgotten_at: datetime | None = None
+    _evaluated_at: datetime | None = None
     _failures: int = 0
     _retry_at: datetime | None = None
 
@@ -108,8 +108,11 @@ class Evaluator:
             with self.connect() as connection:
                 facts = self.read(connection, now=now)
                 devices = queries.devices(connection, now=now) if self.show is not None else []
-            if self._away_since is not None:
+            before, self._evaluated_at = self._evaluated_at, now
+            if self._away_since is not None or (before is not None and abs(now - before) > _GAP):
                 self._back_at = now
+                self._wrong_since.clear()
+                self._right_since.clear()
             with self.connect() as connection:
                 changed = self._apply(connection, facts)
                 pending = book.undelivered(connection, limit=_MOST_WAITING)
@@ -134,7 +137,8 @@ class Evaluator:
 
     def _send(self, notices: Sequence[Alert], now: datetime) -> None:
         """Deliver what is due; after a failure the rest waits, longer each time, also for the next evaluator."""
-        if self._retry_at is not None and now < self._retry_at:
+        # A wait that is longer than any is left from before the clock was set back.
+        if self._retry_at is not None and now < self._retry_at <= now + timedelta(seconds=_LONGEST_WAIT_S):
             return
         groups: dict[tuple[str, str], list[Alert]] = {}
         for each in (*self._away_waiting, *notices):
@@ -192,9 +196,6 @@ class Evaluator:
         changed += book.clear(connection, ending, sentence=sentence_when_over, now=now)
         for key in self._right_since.keys() - held.keys():
             del self._right_since[key]
-        if self._forgotten_at is None or now - self._forgotten_at >= _FORGET_EVERY:
-            self._forgotten_at = now
-            book.forget(connection, before=now - _KEPT)
         return changed
 
     def _begin(self, reading: RuleReading, now: datetime) -> datetime:
@@ -213,7 +214,7 @@ class Evaluator:
 
     def _note_away(self, now: datetime, error: StoreUnavailable) -> None:
         """Report once that the database is unavailable, after the time that makes a problem an alert."""
-        if self._away_since is None:
+        if self._away_since is None or self._away_since > now:  # or the clock was set back
             self._away_since = now
             _log.warning("The alerts cannot be evaluated: %s", error)
         if self._other_holds:  # it reports that: one message is enough

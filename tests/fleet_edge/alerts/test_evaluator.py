@@ -199,15 +199,55 @@ def test_a_lease_of_a_holder_whose_clock_was_far_ahead_does_not_hold(world: Worl
     assert world.look() == []
 
 
-def test_what_is_long_over_is_forgotten(world: World) -> None:
+STEPS = [timedelta(hours=1), timedelta(hours=-1), timedelta(days=365), timedelta(days=-365)]
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_step_of_the_clock_delays_alerts_by_no_more_than_their_holds(world: World, step: timedelta) -> None:
+    world.look(edge_1=0.95)
+    world.look(step.total_seconds())
+    assert world.look(59) == []
+    assert world.look(1) == [("edge-1", True)]
+    world.look(10, edge_1=0.5)
+    world.look(-step.total_seconds())
+    assert world.look(119) == []
+    assert world.look(1) == [("edge-1", False)]
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_step_of_the_clock_makes_no_alert_of_silence(world: World, step: timedelta) -> None:
+    world.look(edge_1=0.5)
+    world.silent_since = world.at
+    world.look(step.total_seconds())
+    assert world.look(59) == []
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_step_of_the_clock_delays_another_attempt_to_deliver_by_no_more_than_its_wait(
+    world: World, step: timedelta
+) -> None:
+    attempts = list[Alert]()
+
+    def refuse(alerts: Sequence[Alert]) -> None:
+        attempts.extend(alerts)
+        raise DeliveryFailed("Not now.")
+
+    world.evaluator.deliver = refuse
     world.look(edge_1=0.95)
     world.look(60)
-    world.look(60, edge_1=0.5)
-    world.look(120)
-    world.look(364 * 86_400)
-    assert len(world.alerts.list()) == 1
-    world.look(2 * 86_400)
-    assert world.alerts.list() == []
+    assert len(attempts) == 1
+    world.look(step.total_seconds())
+    world.look(300)
+    assert len(attempts) >= 2
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_step_of_the_clock_does_not_hide_that_the_database_is_away(world: World, step: timedelta) -> None:
+    world.away = True
+    world.look()
+    world.look(step.total_seconds())
+    world.look(60)
+    assert [each.rule for each in world.delivered] == [DATABASE_AWAY]
 
 
 def test_a_database_that_is_away_is_told_though_it_holds_no_alert(world: World) -> None:
