@@ -317,14 +317,15 @@ class SharedQuarantines:
 
     def apply(self, quarantines: Quarantines) -> list[str]:
         """Quarantine and release devices as the session log says; return those newly quarantined."""
-        now = self.now()
         for device, since in list(self._own.items()):
             lifted = quarantines.lifted.get(device)
             if lifted is not None and lifted >= since:
                 self.guard.lift(device)
                 del self._own[device]
         others = {
-            device: float("inf") if quarantine.until_at is None else (quarantine.until_at - now).total_seconds()
+            device: float("inf")
+            if quarantine.until_at is None
+            else (quarantine.until_at - quarantines.at).total_seconds()
             for device, quarantine in quarantines.active.items()
             if quarantine.by != self.edge or device not in self._own  # ours may date from before a restart
         }

@@ -17,6 +17,7 @@ from apscheduler.schedulers.background import BackgroundScheduler
 from sqlalchemy.exc import SQLAlchemyError
 
 from fleet_common.host import give_back_free_memory
+from fleet_edge.alerts.alerts import forget
 from fleet_edge.alerts.settings import EVERY_S
 from fleet_edge.store import housekeeping
 from fleet_edge.store.database import Store
@@ -40,6 +41,8 @@ _ABANDONED_AFTER: Final = timedelta(hours=6)
 _KEEP_REPORTED: Final = timedelta(days=7)
 _MOST_REPORTED: Final = 1000
 """Age, and number of one device, from which reported Closes of unknown sessions are deleted."""
+
+_KEEP_ALERTS: Final = timedelta(days=365)  # those that are over
 
 _CLOCK_EVERY_S: Final = 5.0
 _STEP: Final = timedelta(seconds=30)
@@ -87,6 +90,7 @@ class EdgeJobs:
         self._now = now
         self._stopping = threading.Event()
         self._waiting: set[str] = set()
+        self._doubted = False
         self._tell = tell
         self._clock = clock
         self._ahead = self._wall_ahead()
@@ -196,8 +200,12 @@ class EdgeJobs:
         return True
 
     def _close_abandoned(self) -> None:
+        now = self._now()
+        time = housekeeping.read_log_time(self._store.engine, now=now)
+        if time.at is None or not time.awake:  # after a step forward all sessions look silent
+            return
         closed = housekeeping.close_abandoned(
-            self._store, now=self._now(), abandoned_after=_ABANDONED_AFTER, limit=_ABANDONED_CHUNK
+            self._store, now=now, abandoned_after=_ABANDONED_AFTER, limit=_ABANDONED_CHUNK
         )
         if closed:
             _log.info("%d sessions without an edge were closed as lost.", closed)
@@ -205,7 +213,14 @@ class EdgeJobs:
             self._tell(EventKind.SESSION, "abandoned", sentence, times=closed)
 
     def _purge(self) -> None:
-        now, settings, engine = self._now(), self._settings, self._store.engine
+        settings, engine = self._settings, self._store.engine
+        time = housekeeping.read_log_time(engine, now=self._now())
+        if time.doubt and not self._doubted:
+            _log.warning(time.doubt)
+            self._tell(EventKind.DATABASE, "clock-in-doubt", time.doubt)
+        self._doubted = bool(time.doubt)
+        if (now := time.at) is None:
+            return
         # A purge may take longer than an edge has to end, and runs next to the writer.
         pace = Pace(settings.purge_chunk, enough=self._stopping.is_set, pause=self._stopping.wait)
         rounds = housekeeping.purge(engine, ROUNDS, before=now - timedelta(days=settings.rounds_days), pace=pace)
@@ -218,6 +233,8 @@ class EdgeJobs:
         housekeeping.purge(engine, COMMANDS, before=oldest, pace=pace)
         housekeeping.purge_reported(engine, before=now - _KEEP_REPORTED, most=_MOST_REPORTED, pace=pace)
         housekeeping.purge_quarantines(engine, before=oldest, pace=pace)
+        with engine.begin() as connection:
+            forget(connection, before=now - _KEEP_ALERTS)
         if rounds or sessions or events:
             _log.info(
                 "Purged %d rounds, %d sessions and %d events by age.",

@@ -11,7 +11,16 @@ from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, ProgrammingErr
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from fleet_common.closing import Closing
-from fleet_edge.store.engine import check_file, connect_engine, parse_url, shown, sqlite_path, unavailable
+from fleet_edge.store.engine import (
+    CLOCKS_DIFFER,
+    check_file,
+    connect_engine,
+    database_now,
+    parse_url,
+    shown,
+    sqlite_path,
+    unavailable,
+)
 from fleet_edge.store.errors import RecordRejected, StoreError, StoreRefused, StoreUnavailable
 from fleet_edge.store.quarantines import Quarantines, read_quarantines
 from fleet_edge.store.records import Record
@@ -127,10 +136,14 @@ class Store(Closing):
             raise StoreRefused(str(error)) from error
 
     def quarantines(self, *, now: datetime) -> Quarantines:
-        """Return the devices in quarantine at `now` (aware); cheap enough to call every few seconds."""
+        """Return the devices in quarantine at `now` (aware); cheap enough to call every few seconds.
+
+        If that is far from the time of the database's own clock, the latter counts.
+        """
         try:
             with self.engine.connect() as connection:
-                return read_quarantines(connection, now=now)
+                at = database_now(connection)
+                return read_quarantines(connection, now=now if at is None or abs(now - at) <= CLOCKS_DIFFER else at)
         except SQLAlchemyError as error:
             raise unavailable(error, name=shown(parse_url(self._url))) from error
 

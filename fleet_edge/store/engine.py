@@ -5,6 +5,7 @@ A database server gets timeouts, and SQLite a bounded wait for its lock, so that
 
 import os
 import sqlite3
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -21,6 +22,7 @@ from sqlalchemy import (
     func,
     literal_column,
     make_url,
+    select,
 )
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
 from sqlalchemy.pool import ConnectionPoolEntry, QueuePool
@@ -223,6 +225,18 @@ def _postgresql(url: URL, *, read_only: bool) -> Engine:
         arguments["connect_timeout"] = _CONNECT_S
     # Detects a pooled connection that the server has dropped before it is used.
     return create_engine(url, connect_args=arguments, pool_pre_ping=True, pool_size=2)
+
+
+CLOCKS_DIFFER: Final = timedelta(days=1)
+"""Difference of two clocks from which one of them is wrong."""
+
+
+def database_now(connection: Connection) -> datetime | None:
+    """Return the time by the database's own clock; None if it has the clock of this machine."""
+    if connection.dialect.name == "sqlite":
+        return None
+    now: datetime | None = connection.scalar(select(func.now()))
+    return now
 
 
 def begin_of_time(at: ColumnElement[Any], length: int, dialect: str) -> ColumnElement[str]:

@@ -127,6 +127,9 @@ EVENT_CODES: Final[tuple[EventCode, ...]] = (
     EventCode(_DATABASE, "record-refused", _ERROR, "The database can never store a record; it was skipped."),
     EventCode(_DATABASE, "records-lost", _ERROR, "Memory and spool were full: records were lost."),
     EventCode(_DATABASE, "purged", _INFO, "Records beyond their retention were deleted."),
+    EventCode(
+        _DATABASE, "clock-in-doubt", _WARNING, "The clock of the edge's machine disagrees with the log or the database."
+    ),
     EventCode(EventKind.IDENTITY, "revoked", _WARNING, "A machine's certificate was revoked."),
     EventCode(_CONFIG, "wanted", _INFO, "The administrator has changed settings of devices."),
     EventCode(_CONFIG, "applied", _INFO, "A device has applied its settings."),

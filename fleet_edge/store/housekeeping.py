@@ -1,20 +1,22 @@
 """Housekeeping of the session log: purges, lost sessions; jobs call these regularly.
 
-All of it may run twice, in two processes, or be interrupted: the next run does the rest. Rows are deleted in short
-transactions with pauses between them, so that a writer never waits for long. The database reuses what they free.
+A wrong clock must delete nothing: `read_log_time` says by which time rows are old. All of it may run twice, in two
+processes, or be interrupted: the next run does the rest. Rows are deleted in short transactions with pauses between
+them, so that a writer never waits for long. The database reuses what they free.
 """
 
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from typing import Final
 
 from sqlalchemy import ColumnElement, Engine, Table, and_, delete, func, or_, select, tuple_
 
 from fleet_edge.store.database import Store
-from fleet_edge.store.engine import insert_into, replacing
-from fleet_edge.store.periods import Grain, ceiling
+from fleet_edge.store.engine import CLOCKS_DIFFER, database_now, insert_into, replacing
+from fleet_edge.store.periods import BEGINNING, Grain, ceiling
 from fleet_edge.store.records import SessionClosed, minute_of
 from fleet_edge.store.rollups import DISTRIBUTION_GRAINS, Scope
 from fleet_edge.store.tables import (
@@ -36,6 +38,74 @@ _STEP_S: Final = (
 _LEAST_REST_S: Final = 0.03  # SQLite's waiting writer looks again every 25 ms at first
 _LEAST_CHUNK: Final = 20
 _KEPT_MINUTE: Final = 10  # each tenth minute's load of an edge is kept
+
+_SETTLED: Final = timedelta(days=30)
+"""Age of a gap in the log from which it counts as time that has passed. A clock that is wrong is noticed before."""
+
+_LONG: Final = timedelta(days=7)  # a gap that is reported as long as it counts; one of a weekend only at first
+
+_AWAKE: Final = timedelta(minutes=5)  # edges report their load every ten seconds
+
+
+@dataclass(frozen=True, slots=True)
+class LogTime:
+    """The time as the log knows it.
+
+    Attributes:
+        at: Time by which rows are old; None if nothing may be deleted.
+        awake: An edge has reported its load within minutes before the clock's time.
+        doubt: Why the clock may be wrong, and what to do; empty if nothing says so.
+    """
+
+    at: datetime | None
+    awake: bool = True
+    doubt: str = ""
+
+
+def read_log_time(engine: Engine, *, now: datetime) -> LogTime:
+    """Compare this machine's clock (`now`, aware) with the database's and with the records.
+
+    A clock that was set forward and edges that were off for as long leave the same gap in the log. So the time of a gap
+    does not count as passed before edges have run for `_SETTLED` after it. Records after `now` are left out: they are
+    of a clock that was ahead, and a purge by the earlier time deletes less.
+    """
+    minute, since = EDGE_LOADS.c.minute, minute_of(now - _SETTLED)
+    with engine.connect() as connection:
+        database = database_now(connection)
+        minutes = set(connection.scalars(select(minute).distinct().where(minute > since, minute <= minute_of(now))))
+        minutes.add(connection.scalar(select(func.max(minute)).where(minute <= since)))
+        ended = connection.scalar(select(func.max(SESSIONS.c.last_at)).where(SESSIONS.c.last_at <= now))
+        latest = connection.scalar(select(func.max(minute)))
+    if database is not None and abs(now - database) > CLOCKS_DIFFER:
+        return LogTime(None, doubt=f"{_says(now)} and the database's {_time(database)}; {_SET} {_NOTHING}")
+    points = sorted({BEGINNING + timedelta(minutes=each) for each in minutes if each is not None} | {ended or now, now})
+    points = points[max(0, sum(each <= now - _SETTLED for each in points) - 1) :]  # from the last one of before
+    gaps = [(begin, end) for begin, end in pairwise(points) if end - begin > CLOCKS_DIFFER]
+    at = now - sum((end - begin for begin, end in gaps), timedelta())
+    awake = len(points) == 1 or now - points[-2] < _AWAKE
+    if latest is not None and (ahead := BEGINNING + timedelta(minutes=latest)) - now > CLOCKS_DIFFER:
+        return LogTime(at, awake, f"{_says(now)} and the log has records of {_time(ahead)}; {_SET}")
+    told = [(begin, end) for begin, end in gaps if end - begin > _LONG or now - end < CLOCKS_DIFFER]
+    if not told:
+        return LogTime(at, awake)
+    begin, end = told[-1]
+    doubt = (
+        f"{_says(now)} and the log has no records between {_time(begin)} and {_time(end)}; if edges ran then, {_SET} "
+        f"Until {_time(end + _SETTLED)} that time does not count as passed when old rows are deleted."
+    )
+    return LogTime(at, awake, doubt)
+
+
+_SET: Final = "set the clock that is wrong (timedatectl)."
+_NOTHING: Final = "Nothing is deleted until they agree."
+
+
+def _says(now: datetime) -> str:
+    return f"The clock of the edge's machine says {_time(now)}"
+
+
+def _time(at: datetime) -> str:
+    return f"{at.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
 
 
 def rest_not(seconds: float) -> None:

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
-from sqlalchemy import Connection, or_, select
+from sqlalchemy import Connection, and_, or_, select
 
+from fleet_edge.store.engine import CLOCKS_DIFFER
 from fleet_edge.store.event_codes import Severity
 from fleet_edge.store.records import ADMINISTRATOR, DeviceQuarantined, EventLogged, QuarantineLifted
 from fleet_edge.store.tables import QUARANTINE_LIFTS, QUARANTINES
@@ -29,15 +30,22 @@ class Quarantines:
     quarantine that is not active may only be unwritten, and is over if it began at this time or before.
     """
 
+    at: datetime
     active: Mapping[str, QuarantineView]
     lifted: Mapping[str, datetime]
 
 
 def read_quarantines(connection: Connection, *, now: datetime) -> Quarantines:
-    """Return the quarantines in force at `now` (aware), by device, and when quarantines were lifted."""
+    """Return the quarantines in force at `now` (aware), by device, and when quarantines were lifted.
+
+    An edge whose clock is far ahead would quarantine devices at other edges until its wrong time.
+    """
     lifts = connection.execute(select(QUARANTINE_LIFTS.c.device, QUARANTINE_LIFTS.c.lifted_at))
     lifted = {row.device: row.lifted_at for row in lifts}
-    in_force = select(QUARANTINES).where(or_(QUARANTINES.c.until_at.is_(None), QUARANTINES.c.until_at > now))
+    credible = or_(QUARANTINES.c.by == ADMINISTRATOR, QUARANTINES.c.since_at <= now + CLOCKS_DIFFER)
+    in_force = select(QUARANTINES).where(
+        or_(QUARANTINES.c.until_at.is_(None), and_(QUARANTINES.c.until_at > now, credible))
+    )
     active: dict[str, QuarantineView] = {}
     for row in connection.execute(in_force.order_by(QUARANTINES.c.device)).mappings():
         quarantine = QuarantineView(**row)
@@ -46,7 +54,7 @@ def read_quarantines(connection: Connection, *, now: datetime) -> Quarantines:
         rival = active.get(quarantine.device)
         if rival is None or (rival.until_at or _NEVER) < (quarantine.until_at or _NEVER):
             active[quarantine.device] = quarantine
-    return Quarantines(active, lifted)
+    return Quarantines(now, active, lifted)
 
 
 def quarantine_device(
@@ -76,7 +84,9 @@ def lift_quarantines(connection: Connection, device: str, *, now: datetime) -> Q
     """
     quarantine = read_quarantines(connection, now=now).active.get(device)
     known = connection.scalars(select(QUARANTINES.c.since_at).where(QUARANTINES.c.device == device)).all()
-    lift = QuarantineLifted(device=device, by=ADMINISTRATOR, at=max([now, *known]))
+    # A quarantine by a clock that is far ahead must not make the lift one of all that come until then.
+    at = max([now, *(each for each in known if each <= now + CLOCKS_DIFFER)])
+    lift = QuarantineLifted(device=device, by=ADMINISTRATOR, at=at)
     sentence = "The quarantine was lifted." if quarantine else "Quarantines were lifted; none was in force."
     _apply(connection, lift, _event(device, code="lifted", sentence=sentence, at=now))
     return quarantine

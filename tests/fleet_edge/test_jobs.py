@@ -138,6 +138,7 @@ def test_stopping_does_not_wait_for_a_long_purge(store: Store) -> None:
     for number in range(5):
         key = {"session": f"{number:016x}", "segment": segment_number(after(-400 * 86400 + number))}
         store.apply([samples.opened(**key, at=after(-400 * 86400 + number))])
+    store.apply([samples.edge_load(at=after(-400 * 86400 + 86400 * day)) for day in range(401)])
     jobs = _jobs(store, settings=JobSettings(purge_chunk=1))
     jobs.stop()  # while it purges, say: it looks between two chunks
     assert jobs.run("purge")
@@ -164,7 +165,7 @@ def test_an_absent_database_is_reported_once_per_outage(tmp_path: Path, caplog: 
 def test_what_a_job_deletes_closes_or_cannot_do_is_told(store: Store) -> None:
     told: list[str] = []
     old = {"session": "bb" * 8, "segment": segment_number(after(-400 * 86400))}
-    store.apply([samples.opened(**old, at=after(-400 * 86400)), samples.opened()])
+    store.apply([samples.opened(**old, at=after(-400 * 86400)), samples.opened(), samples.edge_load(at=after(86340))])
 
     def fail() -> None:
         raise ValueError("planted")
@@ -216,3 +217,70 @@ def test_a_step_of_the_wall_clock_neither_stops_nor_repeats_a_job(
                 assert run.acquire(timeout=PATIENCE_S), name
     jobs.stop()
     assert len(purges) <= 2  # at once after a step forward, otherwise in an hour
+
+
+DAY_S = 86_400
+
+
+def _year(store: Store, until_day: int = 0) -> list[str]:
+    """Store a session and an edge's load for each day of the year before a day; return the sessions."""
+    for day in range(until_day - 364, until_day + 1):
+        at = after(day * DAY_S)
+        key = {"session": f"{day + 10_000:016x}", "segment": segment_number(at)}
+        store.apply([samples.opened(**key, at=at), samples.closed(**key, at=at), samples.edge_load(at=at)])
+    return _sessions(store)
+
+
+def _sessions(store: Store) -> list[str]:
+    return [row["session"] for row in all_rows(store)["sessions"]]
+
+
+@pytest.mark.parametrize("days", [-400, -3, 3, 400, 4000])
+def test_a_wrong_clock_purges_no_session(store: Store, days: int) -> None:
+    kept, told = _year(store), list[str]()
+    at = after(days * DAY_S + 3600)
+    # What an edge records by the wrong clock before it purges.
+    store.apply([samples.edge_load(edge="edge-2", at=at), samples.edge_seen(edge="edge-2", at=at)])
+    key = {"session": "ab" * 8, "segment": segment_number(at)}
+    store.apply([samples.opened(**key, edge="edge-2", at=at)])
+    jobs = _jobs(store, now=lambda: at, tell=lambda _kind, code, *_, **__: told.append(code))
+    for _ in range(2):
+        assert jobs.run("purge")
+    assert set(_sessions(store)) == {*kept, "ab" * 8}
+    assert told == ["clock-in-doubt"]
+
+
+def test_after_a_step_forward_open_sessions_are_not_abandoned(store: Store) -> None:
+    store.apply([samples.opened(), samples.edge_load(at=after(0))])
+    jobs = _jobs(store, now=lambda: after(7 * 3600))
+    assert jobs.run("close-abandoned")
+    assert [row["reason"] for row in all_rows(store)["sessions"]] == [None]
+    store.apply([samples.edge_load(at=after(7 * 3600 - 60))])
+    assert jobs.run("close-abandoned")
+    assert [row["reason"] for row in all_rows(store)["sessions"]] == ["lost"]
+
+
+def test_a_fleet_that_was_off_for_months_is_purged_after_a_month(store: Store) -> None:
+    kept, told = _year(store), list[str]()
+    jobs = {
+        day: _jobs(store, now=lambda day=day: after(day * DAY_S), tell=lambda _kind, code, *_, **__: told.append(code))
+        for day in (100, 129, 131)
+    }
+    store.apply([samples.edge_load(at=after(100 * DAY_S))])
+    assert jobs[100].run("purge")
+    assert told == ["clock-in-doubt"]
+    store.apply([samples.edge_load(at=after(day * DAY_S)) for day in range(101, 130)])
+    assert jobs[129].run("purge")
+    assert len(_sessions(store)) == len(kept) - 28, "the days after the gap have passed"
+    store.apply([samples.edge_load(at=after(day * DAY_S)) for day in range(130, 132)])
+    assert jobs[131].run("purge")
+    assert len(_sessions(store)) == len(kept) - 130
+    assert told == ["clock-in-doubt", "clock-in-doubt", "purged", "purged"]
+
+
+def test_an_edge_that_rests_at_weekends_keeps_sessions_a_few_days_longer(store: Store) -> None:
+    kept = _year(store)
+    with store.engine.begin() as connection:
+        connection.exec_driver_sql("DELETE FROM edge_loads WHERE minute / 1440 % 7 >= 5")
+    assert _jobs(store, now=lambda: after(30 * DAY_S), settings=JobSettings(sessions_days=300)).run("purge")
+    assert 250 < len(_sessions(store)) < len(kept) - 60

@@ -520,7 +520,7 @@ class ProtocolModel(RuleBasedStateMachine):
             each.work()
 
     def _look_after(self) -> None:
-        quarantines = Quarantines(dict(self.quarantines), dict(self.lifted))
+        quarantines = Quarantines(self.clock.now(), dict(self.quarantines), dict(self.lifted))
         for edge in self.edges:
             edge.look_after(quarantines)
         for device in self.devices:

@@ -1,6 +1,7 @@
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import pytest
 from sqlalchemy import insert
 
 from fleet_edge.session_log import SessionLog
@@ -151,3 +152,16 @@ def test_a_purge_rests_between_its_transactions_and_leaves_nothing(store: Store)
     assert len(rests) >= SESSIONS // 200
     assert min(rests) > 0
     assert all_rows(store)["rounds"] == []
+
+
+@pytest.mark.parametrize("days", [-400, 0, 400])
+def test_nothing_is_deleted_while_clock_and_database_disagree(store: Store, days: int) -> None:
+    now = datetime.now(UTC)
+    store.apply([samples.edge_load(at=now)])
+    time = housekeeping.read_log_time(store.engine, now=now + timedelta(days=days))
+    if store.engine.dialect.name == "sqlite":
+        assert time.at is not None, "there is no other clock"
+        assert time.at <= now + timedelta(minutes=1)
+    else:
+        assert time.at == (None if days else now)
+    assert bool(time.doubt) == bool(days)

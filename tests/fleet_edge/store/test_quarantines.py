@@ -1,5 +1,5 @@
 import random
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -9,14 +9,20 @@ from fleet_edge.store import housekeeping, quarantines
 from fleet_edge.store.database import Store
 from fleet_edge.store.errors import StoreUnavailable
 from fleet_edge.store.housekeeping import Pace
+from fleet_edge.store.quarantines import Quarantines
 from fleet_edge.store.records import ADMINISTRATOR, DeviceQuarantined, QuarantineLifted
 from tests.fleet_edge.store import samples
 from tests.fleet_edge.store.rows import all_rows, clear
 from tests.fleet_edge.store.samples import after
 
 
+def _read(store: Store, at: float) -> Quarantines:
+    with store.engine.connect() as connection:
+        return quarantines.read_quarantines(connection, now=after(at))
+
+
 def _active(store: Store, at: float) -> dict[str, tuple[str, datetime | None]]:
-    found = store.quarantines(now=after(at)).active
+    found = _read(store, at).active
     return {device: (quarantine.by, quarantine.until_at) for device, quarantine in found.items()}
 
 
@@ -24,7 +30,7 @@ def test_a_quarantine_is_in_force_until_it_ends(store: Store) -> None:
     store.apply([samples.quarantined(until_at=after(60)), samples.quarantined(device="sensor-2", until_at=None)])
     assert _active(store, 59) == {"sensor-1": ("edge-1", after(60)), "sensor-2": ("edge-1", None)}
     assert _active(store, 60) == {"sensor-2": ("edge-1", None)}
-    quarantine = store.quarantines(now=after(1)).active["sensor-1"]
+    quarantine = _read(store, 1).active["sensor-1"]
     assert (quarantine.strikes, quarantine.level, quarantine.reason, quarantine.since_at) == (
         40,
         2,
@@ -38,7 +44,7 @@ def test_a_lifted_quarantine_stays_lifted_when_it_is_replayed(store: Store) -> N
     store.apply([lift])
     store.apply([samples.quarantined(until_at=None)])  # spooled by an edge that the database was away from
     assert _active(store, 11) == {}
-    assert store.quarantines(now=after(11)).lifted == {"sensor-1": after(10)}
+    assert _read(store, 11).lifted == {"sensor-1": after(10)}
     store.apply([samples.quarantined(since_at=after(20), until_at=None)])
     assert _active(store, 21) == {"sensor-1": ("edge-1", None)}
 
@@ -146,3 +152,37 @@ def test_a_database_that_does_not_answer_is_one_sentence(sqlite_store: Store) ->
         connection.exec_driver_sql("DROP TABLE quarantines")
     with pytest.raises(StoreUnavailable, match=r"cannot be used: .*\.$"):
         sqlite_store.quarantines(now=after(0) + timedelta(0))
+
+
+YEAR_S = 365 * 86_400
+
+
+def test_a_quarantine_by_a_clock_that_is_far_ahead_counts_nowhere_else(store: Store) -> None:
+    store.apply([samples.quarantined(since_at=after(YEAR_S), until_at=after(YEAR_S + 60))])
+    assert _active(store, 0) == {}
+    with store.engine.begin() as connection:
+        quarantines.lift_quarantines(connection, "sensor-1", now=after(0))
+    store.apply([samples.quarantined(by="edge-2", since_at=after(60), until_at=after(120))])
+    assert _active(store, 61) == {"sensor-1": ("edge-2", after(120))}, "the lift is over"
+
+
+def test_the_administrators_quarantine_counts_whatever_the_clock(store: Store) -> None:
+    with store.engine.begin() as connection:
+        quarantines.quarantine_device(
+            connection, "sensor-1", until=after(YEAR_S + 60), reason="A test.", now=after(YEAR_S)
+        )
+    assert _active(store, 0) == {"sensor-1": (ADMINISTRATOR, after(YEAR_S + 60))}
+
+
+@pytest.mark.parametrize("days", [-400, 400])
+def test_an_edge_with_a_wrong_clock_goes_by_that_of_the_database(store: Store, days: int) -> None:
+    now = datetime.now(UTC)
+    ended = {"since_at": now - timedelta(days=200), "until_at": now - timedelta(days=199)}
+    store.apply([samples.quarantined(since_at=now, until_at=now + timedelta(hours=1))])
+    store.apply([samples.quarantined(device="sensor-2", **ended)])
+    read = store.quarantines(now=now + timedelta(days=days))
+    if store.engine.dialect.name == "sqlite":  # it has no other clock; what has ended stays so
+        assert set(read.active) == set()
+    else:
+        assert set(read.active) == {"sensor-1"}
+        assert abs(read.at - now) < timedelta(minutes=5)
