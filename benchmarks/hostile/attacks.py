@@ -423,8 +423,14 @@ _ALL: Final = (
         "4 requests with 4,092 tokens of prompt or resume",
         partial(long_opens, sessions=4, length=4092),
     ),
-    _by_requests(
-        "forced-text", "constants of 15,000 characters, 4 requests that the edge decodes", partial(forced, sessions=4)
+    *(
+        _by_requests(
+            f"forced-text-{devices}",
+            f"constants of 15,000 characters, 4 requests each of {devices} devices that the edge decodes",
+            partial(forced, devices=devices, sessions=4),
+            devices=devices,
+        )
+        for devices in (1, 2, 5)
     ),
     _by_requests(
         "long-resumes",

@@ -40,9 +40,16 @@ _WORN: Final = [
 ]
 
 
-def forced(attacker: Attacker, *, sessions: int, plain: bool = False) -> None:
-    """Requests that the edge decodes, of one of two constants of 15,000 characters."""
-    _request(attacker, _policies(repeat(None if plain else _FORCED)), at_once=sessions, tokens=_TEXT)
+def forced(attacker: Attacker, *, devices: int, sessions: int, plain: bool = False) -> None:
+    """Requests of several devices that the edge decodes, of one of two constants of 15,000 characters."""
+    grammar = None if plain else _FORCED
+    _run(
+        attacker,
+        [
+            _Requests(attacker, identity, _policies(repeat(grammar)), at_once=sessions, tokens=_TEXT)
+            for identity in attacker.place.identities[:devices]
+        ],
+    )
 
 
 def long_opens(attacker: Attacker, *, sessions: int, length: int, plain: bool = False) -> None:

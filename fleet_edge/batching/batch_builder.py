@@ -2,8 +2,8 @@
 
 Verification comes first, oldest draft first. The rest of the token budget goes to prefill, limited to a measured time,
 because a draft that arrives meanwhile waits for it, and to a chunk while others are verified or expected. Prompts whose
-drafts have arrived come first. Background work (see `fairness`) comes last, in a small share of the time, and only
-while no draft is here or due. A step may exceed its budget by the last draft that it takes.
+drafts have arrived come first. Work that has to wait (see `fairness`) is computed in the background: in a step of its
+own, while no draft is here or due. A step may exceed its budget by the last draft that it takes.
 
 A session reuses what others have computed of its prompt. If another is about to compute it, that one goes first and the
 session waits for the end of the step.
@@ -15,7 +15,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from fleet_edge.batching.fairness import BackgroundWork, DeviceShares
+from fleet_edge.batching.fairness import Extra, ExtraWork
 from fleet_edge.batching.step_cost import StepCost
 from fleet_edge.batching.steps import Batch, WorkItem
 from fleet_edge.errors import DraftFault
@@ -37,7 +37,7 @@ class Budget:
     """Limits of one step.
 
     Attributes:
-        prefill_chunk: Most tokens of prefill and background work while other sessions are verified.
+        prefill_chunk: Most tokens of prefill, and of work that had to wait, while other sessions are verified.
         device_share: Largest share of the tokens for one device while others wait.
     """
 
@@ -57,15 +57,14 @@ class BatchBuilder:
 
     cache: PrefixCache
     budget: Budget
-    background: BackgroundWork
-    shares: DeviceShares
+    extra: ExtraWork
     cost: StepCost
     used: Mapping[int, int]
     now: float
     prompts_s: float
     gap_s: float = math.inf
     batch: Batch = field(default_factory=Batch)
-    _forced: Counter[str] = field(default_factory=Counter)  # forced tokens that are speculated, by device
+    _forced: int = 0  # forced tokens that are speculated
     _able: dict[int, EdgeSession] = field(default_factory=dict)
     _computing: set[int] = field(default_factory=set)
     _scored: int = 0
@@ -95,7 +94,7 @@ class BatchBuilder:
         # ready.
         near = [session for session in due if self._backlog(session) < LEAST_REUSED]
         far = [session for session in due if self._backlog(session) >= LEAST_REUSED]
-        at_once = [session for session in behind if not self.shares.prompts_over(session.device, self.now)]
+        at_once = [session for session in behind if not self.extra.waits(session.device, Extra.PROMPTS, self.now)]
         left = self.budget.tokens
         most = max(_LEAST_CHUNK, self.cost.prompt_tokens(self.prompts_s, left))
         reserved = min(self.budget.prefill_chunk, most, left // 2) if far else 0
@@ -113,26 +112,20 @@ class BatchBuilder:
         return self.batch
 
     def _background_tokens(self, most: int, devices: Collection[str]) -> int:
-        """Return how many tokens of background work of these devices may be computed; 0 if too few for a step.
-
-        A step's time, or what delays nobody for long.
-        """
-        if not devices:
+        """Return how many tokens of background work of these devices delay nobody for long; 0 if too few for a step."""
+        if not devices or self.batch.works:
             return 0
-        if self.background.may_run():
-            most_s, least = self.cost.mean_s, _LEAST_CHUNK
-        else:
-            most_s, least = 0.0, 0
-        if not self.batch.works:
-            gap_s = 0.0 if self.gap_s == math.inf else self.gap_s
-            most_s = max(most_s, gap_s, self.shares.quiet_s(devices, self.now))
-        tokens = max(least, self.cost.prompt_tokens(most_s, most))
-        return min(most, tokens) if tokens >= min(most, _LEAST_CHUNK) else 0
+        gap_s = 0.0 if self.gap_s == math.inf else self.gap_s
+        tokens = self.cost.prompt_tokens(max(gap_s, self.extra.quiet_s(devices, self.now)), most)
+        return tokens if tokens >= min(most, _LEAST_CHUNK) else 0
 
     def _may_wait(self, session: EdgeSession) -> bool:
-        if self.background.wasteful(session.device) or self.shares.masks_over(session.device, self.now):
+        device, now = session.device, self.now
+        if session.constraint is not None and self.extra.waits(device, Extra.GRAMMAR, now):
             return True
-        if not self._backlog(session) or not self.shares.prompts_over(session.device, self.now):
+        if self.extra.wasteful(device) and self.extra.waits(device, Extra.DRAFTS, now):
+            return True
+        if not self._backlog(session) or not self.extra.waits(device, Extra.PROMPTS, now):
             return False
         self._reuse(session)  # reused tokens take no time
         return self._backlog(session) > 0
@@ -156,7 +149,7 @@ class BatchBuilder:
         """Add a session's drafts, or the first part of its backlog; return the tokens to compute."""
         first = session.ready
         try:
-            forced = self.shares.most_forced(session.device, self._forced[session.device], self.now)
+            forced = self.extra.most_forced(session.device, self._forced, self.now)
             chain = session.chain(allowance, forced=forced)
         except DraftFault as fault:
             assert first is not None
@@ -175,7 +168,7 @@ class BatchBuilder:
             item = Item(session.handle, tokens, rows, stable=session.policy.repeats)
             self._add(session, item, chain, background=background)
             if chain[0].draft.write is not None and session.constraint is not None:
-                self._forced[session.device] += len(drafted)
+                self._forced += len(drafted)
             return len(tokens)
         return self._prefill(session, allowance, background=background)
 

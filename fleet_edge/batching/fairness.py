@@ -1,20 +1,50 @@
-"""Fairness: which work may wait while other devices are verified, and which sessions keep their KV memory.
+"""Fairness: which work waits while other devices are served, and which sessions keep their KV memory.
 
-Long prompts and drafts that are rarely accepted would let one device slow down all others. So while other devices are
-served, prompts, masks and forced tokens of one device get a bounded share of the time each. Prompts above it, and
-drafts that are rarely accepted, are background work with a small share; on an idle edge they do not wait.
+Prompts, masks, rows of forced tokens, and drafts that are almost never accepted are extra work: they lengthen the steps
+of all devices. While others are served, extra work above a bounded share of the computing time waits. On an idle edge
+nothing waits.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
+from enum import Enum, auto
 from typing import Final
 
-from fleet_common.limits import TokenBucket
+from fleet_edge.batching.step_cost import StepCost
 from fleet_edge.batching.steps import StepReport
 from fleet_edge.sessions.grammars import MAX_FORCED
+from fleet_edge.sessions.machine import EdgeSession
 
-_HALF_LIFE_S: Final = 2.0
+_SHARE: Final = 0.2
+"""Share of the computing time for the prompts of a device; and of the rest for the other extra work of all devices.
+
+Masks of a schema take 1 to 3 % of a step of 40 ms.
+"""
+
+_BURST_S: Final = 0.25
+_BURST_STEPS: Final = 2.0
+"""Extra work of a device that does not wait, the longer of: seconds, or multiples of a step without extra work."""
+
+_PROMPTS: Final = 4.0
+"""Factor on both for prompts: short ones are computed at once."""
+
+_ROWS_STEPS: Final = 2.0
+"""Longest time for the forced rows of a step with several devices, in steps without extra work."""
+
+_WASTE: Final = 4.0
+"""What a second of drafts that are almost never accepted counts: so they get a twentieth of the time."""
+
+_ACTIVE_S: Final = 0.5
+_ACTIVE_STEPS: Final = 4.0
+"""Time after a verdict for which a device counts as served, because it is drafting: the longer of seconds, or steps."""
+
+_OF_SILENCE: Final = 0.25
+"""Longest time of waiting work in a step, as a share of the time for which no other device was served."""
+
+_SMOOTHING: Final = 0.1
+"""Weight of the latest step in the duration of a step without extra work."""
+
 _LEAST_YIELD: Final = 0.15
 _SHORT: Final = 4
 """Length of a draft (tokens) that pays even if it is rejected: five rows for one token."""
@@ -24,6 +54,14 @@ _MEMORY: Final = 512.0
 """Tokens computed after which half of a device's draft statistics is forgotten."""
 
 
+class Extra(Enum):
+    """Kinds of extra work."""
+
+    PROMPTS = auto()
+    GRAMMAR = auto()  # masks, and rows of forced tokens
+    DRAFTS = auto()  # those that are almost never accepted
+
+
 @dataclass(slots=True)
 class _Drafts:
     computed: float = 0.0
@@ -31,31 +69,75 @@ class _Drafts:
 
 
 @dataclass(slots=True)
-class BackgroundWork:
-    """Decides which work may wait, and when it may run. Times are monotonic seconds.
+class ExtraWork:
+    """Decides which extra work waits. Times are monotonic seconds.
 
-    `share` is the share of the computing time for background work while others are served. Time in which nothing is
-    computed does not count: devices that pause between drafts would earn background time for somebody else.
+    A device has a deficit for each kind of extra work: what it has used and not paid back. Work waits while its deficit
+    is above a burst. Each step pays back:
+
+    - of prompts, a device's equal part of the step, since devices need prompts as they need tokens;
+    - of the rest, one share for all devices together, by deficit round robin (Shreedhar and Varghese, 1995).
     """
 
-    share: float = 0.05
-    _foreground_s: float = 0.0
-    _background_s: float = 0.0
-    _ended_at: float | None = None  # the latest step
+    _deficits: dict[tuple[str, Extra], float] = field(default_factory=dict)
+    _served: dict[str, float] = field(default_factory=dict)  # time of the latest verdict, by device
     _drafts: dict[str, _Drafts] = field(default_factory=dict)
+    _step_s: float = 0.0  # a step that verifies, without its extra work
+    _row_s: float = 0.0
+    _active_s: float = _ACTIVE_S
 
-    def may_run(self) -> bool:
-        """Return whether background work may delay others in the next step."""
-        return self._background_s * (1.0 - self.share) <= self._foreground_s * self.share
+    def on_step(self, report: StepReport, cost: StepCost) -> None:
+        now, seconds, works = report.times.ended, report.times.seconds, report.batch.works
+        masks_s = [_take_masks_s(work.session) for work in works]
+        token_s = max(0.0, seconds - sum(masks_s)) / max(1, report.batch.tokens)
+        self._row_s = min(token_s, cost.token_s or token_s)
+        self._active_s = max(_ACTIVE_S, _ACTIVE_STEPS * seconds)
+        self.note_served((work.session.device for work in report.batch.verifications), now)
+        if any(not work.background for work in works):
+            self._pay_back(seconds, prompts_s=token_s * report.batch.prefilled)
+        extra_s = 0.0
+        for work, masks in zip(works, masks_s, strict=True):
+            device = work.session.device
+            prompts_s = token_s * work.prefilled
+            grammar_s = masks + (self._row_s * work.speculated if work.session.constraint is not None else 0.0)
+            extra_s += prompts_s + grammar_s
+            if work.background:
+                continue  # it has delayed nobody
+            self.spend(device, Extra.PROMPTS, prompts_s, now)
+            self.spend(device, Extra.GRAMMAR, grammar_s, now)
+            if not work.decodes and self.wasteful(device):
+                self.spend(device, Extra.DRAFTS, _WASTE * token_s * work.verified, now)
+        if report.batch.verifications:
+            step_s = max(0.0, seconds - extra_s)
+            self._step_s = self._step_s + _SMOOTHING * (step_s - self._step_s) if self._step_s else step_s
+        self._begin_round()
 
-    def on_step(self, report: StepReport) -> None:
-        ended, seconds, tokens = report.times.ended, report.times.seconds, report.batch.tokens
-        background = sum(len(work.item.tokens) for work in report.batch.works if work.background)
-        kept = 1.0 if self._ended_at is None else 0.5 ** ((ended - self._ended_at) / _HALF_LIFE_S)
-        mine = seconds * background / tokens if tokens else 0.0
-        self._background_s = self._background_s * kept + mine
-        self._foreground_s = self._foreground_s * kept + seconds - mine
-        self._ended_at = ended
+    def spend(self, device: str, kind: Extra, seconds: float, now: float) -> None:
+        if seconds > 0.0 and self._others_served(device, now):
+            self._deficits[device, kind] = self._deficit(device, kind) + seconds
+
+    def note_served(self, devices: Iterable[str], now: float) -> None:
+        self._served = {name: at for name, at in self._served.items() if now - at <= self._active_s}
+        self._served |= dict.fromkeys(devices, now)
+
+    def waits(self, device: str, kind: Extra, now: float) -> bool:
+        """Whether extra work of a device has to wait, because others are served."""
+        return self._deficit(device, kind) > self._burst_s(kind) and self._others_served(device, now)
+
+    def most_forced(self, device: str, speculated: int, now: float) -> int:
+        """Return how many forced tokens of a session to speculate in a step that speculates some already."""
+        if self._row_s <= 0.0 or not self._others_served(device, now):
+            return MAX_FORCED
+        left_s = min(self._burst_s(Extra.GRAMMAR) - self._deficit(device, Extra.GRAMMAR), _ROWS_STEPS * self._step_s)
+        return max(0, min(MAX_FORCED, int(left_s / self._row_s) - speculated))
+
+    def quiet_s(self, devices: Collection[str], now: float) -> float:
+        """Return how long work of these devices may take in a step without delaying others by much.
+
+        That is a fraction of the time for which the others were silent: then they are delayed by no more than that.
+        """
+        silent_s = (now - at for name, at in self._served.items() if name not in devices)
+        return _OF_SILENCE * min(silent_s, default=math.inf)
 
     def count_drafts(self, device: str, *, computed: int, committed: int) -> None:
         """Count drafts of a device: `computed` tokens verified, `committed` tokens gained."""
@@ -74,114 +156,45 @@ class BackgroundWork:
         """Return the longest draft to grant a device's next session: short after wasteful drafts."""
         return min(most, _SHORT) if self.wasteful(device) else most
 
+    def _burst_s(self, kind: Extra) -> float:
+        return (_PROMPTS if kind is Extra.PROMPTS else 1.0) * max(_BURST_S, _BURST_STEPS * self._step_s)
 
-_SHARE: Final = 0.2
-"""Share of the time for each of: the masks of one device, its forced tokens, its prompts. Masks of a schema take 1 to
-3 % of a step of 40 ms."""
-
-_BURST_S: Final = 0.25
-_PROMPTS_BURST_S: Final = 0.5
-
-_FORCED_WITH_OTHERS: Final = 8
-"""Forced tokens of one device that are speculated in a step with other devices' drafts."""
-
-_ACTIVE_S: Final = 0.5
-"""Seconds after a verdict for which a device counts as served, because it is drafting."""
-
-_OF_SILENCE: Final = 0.25
-"""Longest time of background work in a step, as a share of the time for which no other device was served."""
-
-
-@dataclass(slots=True)
-class _Shares:
-    """Share of the time of each device. Times are monotonic seconds."""
-
-    burst_s: float = _BURST_S
-    _budgets: dict[str, TokenBucket] = field(default_factory=dict)
-
-    def spend(self, device: str, seconds: float, now: float) -> None:
-        if seconds <= 0.0:
-            return
-        budget = self._budgets.get(device)
-        if budget is None:
-            unused = [name for name, each in self._budgets.items() if each.wait_s(each.burst, now) == 0.0]
-            for name in unused:
-                del self._budgets[name]
-            budget = self._budgets[device] = TokenBucket(_SHARE, self.burst_s, now=now)
-        budget.spend(seconds, now)
-
-    def used_up(self, device: str, now: float) -> bool:
-        budget = self._budgets.get(device)
-        return budget is not None and budget.wait_s(0.0, now) > 0.0
-
-
-@dataclass(slots=True)
-class DeviceShares:
-    """Time of each device for what lengthens everybody's steps, limited only while other devices are served.
-
-    Masks, rows of forced tokens, and prompts have a share each. Without masks a device waits. Without rows its forced
-    tokens are computed one in a step, as others are. Without prompts those are background work. Times are monotonic
-    seconds.
-    """
-
-    _masks: _Shares = field(default_factory=_Shares)
-    _rows: _Shares = field(default_factory=_Shares)
-    _prompts: _Shares = field(default_factory=lambda: _Shares(_PROMPTS_BURST_S))
-    _latest: dict[str, float] = field(default_factory=dict)  # the two devices served last
-
-    def on_step(self, report: StepReport, *, row_s: float) -> None:
-        """Count the time of a step; `row_s` is what one more row costs."""
-        now, token_s = report.times.ended, report.token_s
-        self.note_served((work.session.device for work in report.batch.verifications), now)
-        for work in report.batch.works:
-            device = work.session.device
-            if not work.background:
-                self.spend(device, now, prompts_s=token_s * work.prefilled)
-            if (constraint := work.session.constraint) is not None:
-                masks_s = constraint.take_spent_s()
-                work.session.counters.grammar_ms += masks_s * 1e3
-                self.spend(device, now, masks_s=masks_s, rows_s=row_s * work.speculated)
-
-    def note_served(self, devices: Iterable[str], now: float) -> None:
-        for device in devices:
-            self._latest.pop(device, None)
-            self._latest[device] = now
-        while len(self._latest) > 2:  # noqa: PLR2004 - of any two devices one is another
-            del self._latest[next(iter(self._latest))]
-
-    def spend(
-        self, device: str, now: float, *, masks_s: float = 0.0, rows_s: float = 0.0, prompts_s: float = 0.0
-    ) -> None:
-        self._masks.spend(device, masks_s, now)
-        self._rows.spend(device, rows_s, now)
-        self._prompts.spend(device, prompts_s, now)
-
-    def masks_over(self, device: str, now: float) -> bool:
-        """Whether a device's masks have used their share while others are served."""
-        return self._masks.used_up(device, now) and self._others_served(device, now)
-
-    def prompts_over(self, device: str, now: float) -> bool:
-        """Whether a device's prompts have used their share while others are served."""
-        return self._prompts.used_up(device, now) and self._others_served(device, now)
-
-    def most_forced(self, device: str, speculated: int, now: float) -> int:
-        """Return how many more forced tokens of a device may be speculated in a step."""
-        if not self._others_served(device, now):
-            return MAX_FORCED
-        return 0 if self._rows.used_up(device, now) else max(0, _FORCED_WITH_OTHERS - speculated)
-
-    def quiet_s(self, devices: Iterable[str], now: float) -> float:
-        """Return how long work of these devices may take in a step without delaying others by much.
-
-        That is a fraction of the time for which the others were silent: then they are delayed by no more than that.
-        """
-        return _OF_SILENCE * min((self._silent_s(device, now) for device in devices), default=math.inf)
+    def _deficit(self, device: str, kind: Extra) -> float:
+        return self._deficits.get((device, kind), 0.0)
 
     def _others_served(self, device: str, now: float) -> bool:
-        return self._silent_s(device, now) <= _ACTIVE_S
+        return any(name != device and now - at <= self._active_s for name, at in self._served.items())
 
-    def _silent_s(self, device: str, now: float) -> float:
-        return min((now - at for name, at in self._latest.items() if name != device), default=math.inf)
+    def _pay_back(self, seconds: float, *, prompts_s: float) -> None:
+        """Reduce the deficits after a step, of which prompts took a part."""
+        prompts = {key: used for key, used in self._deficits.items() if key[1] is Extra.PROMPTS}
+        devices = self._served.keys() | {device for device, _ in prompts}
+        part = min(_SHARE, 1.0 / max(1, len(devices)))
+        left = {key: used - part * seconds for key, used in prompts.items()}
+        budget_s = _SHARE * (seconds - prompts_s)
+        others = sorted(self._deficits.keys() - prompts.keys(), key=self._deficits.__getitem__)
+        for number, key in enumerate(others):  # what one does not need goes to the others
+            paid = min(self._deficits[key], budget_s / (len(others) - number))
+            budget_s -= paid
+            left[key] = self._deficits[key] - paid
+        self._deficits = {key: used for key, used in left.items() if used > 0.0}
+
+    def _begin_round(self) -> None:
+        """Let masks and forced rows of one of the served devices go on if those of all of them wait."""
+        used = [self._deficit(device, Extra.GRAMMAR) for device in self._served]
+        over = min(used, default=0.0) - self._burst_s(Extra.GRAMMAR)
+        if over > 0.0:
+            for key in [key for key in self._deficits if key[1] is Extra.GRAMMAR]:
+                self._deficits[key] = max(0.0, self._deficits[key] - over)
+
+
+def _take_masks_s(session: EdgeSession) -> float:
+    """Return how long the masks of a session took since the last call."""
+    if session.constraint is None:
+        return 0.0
+    masks_s = session.constraint.take_spent_s()
+    session.counters.grammar_ms += masks_s * 1e3
+    return masks_s
 
 
 _ABSENT_S: Final = 2.0

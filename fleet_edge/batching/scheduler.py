@@ -12,7 +12,7 @@ from typing import Final
 
 from fleet_edge.batching.batch_builder import BatchBuilder, Budget
 from fleet_edge.batching.edge_draft import EdgeDrafter, with_proposed
-from fleet_edge.batching.fairness import BackgroundWork, DeviceShares, MemoryTurns
+from fleet_edge.batching.fairness import ExtraWork, MemoryTurns
 from fleet_edge.batching.step_cost import RunningRequests, StepCost
 from fleet_edge.batching.steps import Batch, DraftOrder, StepPolicy, StepReport, StepTimes, WorkItem
 from fleet_edge.batching.timing import BatchingDelay, PrefillLog
@@ -58,7 +58,6 @@ class Scheduler:
         budget: Budget | None = None,
         *,
         delay: BatchingDelay | None = None,
-        background: BackgroundWork | None = None,
         kv_share: Callable[[str], float] = lambda _device: 1.0,
         sharing: PrefixSharing = PrefixSharing.OFF,
         cost: StepCost | None = None,
@@ -67,13 +66,12 @@ class Scheduler:
         self._verifier = PrefixCache(verifier, sharing=sharing, share=kv_share)
         self._budget = budget or Budget()
         self._delay = delay or BatchingDelay()
-        self._background = background or BackgroundWork()
-        self._shares = DeviceShares()
+        self._extra = ExtraWork()
         self._cost = cost or StepCost(verifier.info.least_tokens)
         self._running = RunningRequests()
         self._load: EdgeLoad | None = None  # None after a change
         self._drafter = drafter
-        self._policies: list[StepPolicy] = [self._cost, self._running, self._background]
+        self._policies: list[StepPolicy] = [self._cost, self._running]
         if drafter is not None:
             self._policies.append(drafter)
         self._kv_share = kv_share
@@ -141,7 +139,7 @@ class Scheduler:
 
     def longest_draft(self, device: str, most: int) -> int:
         """Return the longest draft to grant a device's next session, at most `most` tokens."""
-        return self._background.longest_draft(device, most)
+        return self._extra.longest_draft(device, most)
 
     def evict(self, session: EdgeSession) -> None:
         self._evict(session.handle)
@@ -171,8 +169,7 @@ class Scheduler:
         builder = BatchBuilder(
             self._verifier,
             self._budget,
-            self._background,
-            self._shares,
+            self._extra,
             self._cost,
             self._used,
             now,
@@ -220,8 +217,7 @@ class Scheduler:
         for policy in self._policies:
             policy.on_step(report)
         self._load = None
-        token_s = report.token_s
-        self._shares.on_step(report, row_s=min(token_s, self._cost.token_s or token_s))
+        self._extra.on_step(report, self._cost)
         still_open = report.of(self._used)
         self._turns.on_step(still_open)
         self._prefill_log.on_step(still_open)
@@ -234,11 +230,11 @@ class Scheduler:
         self._cost.add_committed(committed)
         # The device does not pay for what the edge has speculated.
         computed = work.item.rows - work.speculated
-        self._background.count_drafts(work.session.device, computed=computed, committed=committed)
+        self._extra.count_drafts(work.session.device, computed=computed, committed=committed)
 
     def on_block(self, session: EdgeSession, accepted: int) -> None:
         """Record what a rejected block has committed after all."""
-        self._background.count_drafts(session.device, computed=0, committed=accepted)
+        self._extra.count_drafts(session.device, computed=0, committed=accepted)
 
     def timing(self, work: WorkItem, arrived: ReceivedDraft, step: StepTimes) -> DraftTiming:
         chained = sum(len(each.draft.tokens) for each in work.chain if each is not arrived)

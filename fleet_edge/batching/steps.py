@@ -17,6 +17,7 @@ class WorkItem:
     """One session's part of a step; `chain` are the drafts to decide on, empty for prefill.
 
     `scored` are tokens of the prompt whose log-probabilities are requested; prefill has rows for them alone.
+    `background` work had to wait (see `fairness`).
     """
 
     session: EdgeSession
@@ -121,10 +122,6 @@ class StepReport:
     times: StepTimes
     orders: Sequence[DraftOrder] = ()
     proposed: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
-
-    @property
-    def token_s(self) -> float:
-        return self.times.seconds / max(1, self.batch.tokens)
 
     def of(self, handles: Collection[int]) -> "StepReport":
         """Return the report on the part of these sessions."""

@@ -35,14 +35,13 @@ from schemas.policy import Grammar, Mode, SamplingPolicy
 from schemas.reasons import EndReason
 from tests.support.brokers import StartBroker
 from tests.support.edge_thread import NO_QUOTAS, edge_thread
+from tests.support.prepared_models import prepared
 from tests.support.scripted_verifier import ScriptedVerifier
 from tests.support.served_device import device_at
 from tests.support.waiting import PATIENCE_S, PATIENT
 from tests.support.whole import FLEET, Whole
 
 pytestmark = [pytest.mark.broker, pytest.mark.models]
-
-VOCABULARY = Path("models/smollm2-135m/Q4_0.gguf")
 
 
 class Lots:
@@ -86,7 +85,7 @@ class Vocabulary(GgufModel):
 
 @pytest.fixture(scope="module")
 def file() -> Iterator[GgufModel]:
-    model = Vocabulary(VOCABULARY, vocabulary_only=True)
+    model = Vocabulary(prepared("Q4_0.gguf"), vocabulary_only=True)
     yield model
     model.close()
 

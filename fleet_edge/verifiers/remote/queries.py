@@ -26,6 +26,7 @@ _BRIDGED_S: Final = 1.0  # an absence that a step survives
 _FAILURES: Final = 3  # in a row, of all queries, after which the server is away
 _MOST_SUSPICIONS: Final = 3  # failures of a healthy server on one sequence after which the sequence is at fault
 _HEALTH_S: Final = 2.0
+_HEALTH_TIMEOUT_S: Final = 2.0
 _FIRST_TRIAL_S: Final = 0.5
 _LONGEST_TRIAL_S: Final = 15.0
 
@@ -143,7 +144,7 @@ class Queries:
                 trial_s = _FIRST_TRIAL_S
                 await asyncio.sleep(_HEALTH_S * self._rng.uniform(0.75, 1.25))
                 try:
-                    await self._endpoint.client.get(self._endpoint.url, "/health", timeout_s=_HEALTH_S)
+                    await self._endpoint.client.get(self._endpoint.url, "/health", timeout_s=_HEALTH_TIMEOUT_S)
                 except VerifierError as error:
                     self._fail(str(error))
                 continue

@@ -3,6 +3,7 @@ import random
 import pytest
 
 from fleet_edge.batching.batch_builder import Budget
+from fleet_edge.batching.fairness import Extra
 from fleet_edge.batching.steps import Batch
 from fleet_edge.sessions.machine import EdgeSession
 from fleet_edge.settings import PrefixSharing
@@ -114,14 +115,14 @@ def test_a_prefix_counts_as_reused_once_however_often_it_is_evicted(own_first: b
 
 
 def spend_credit(edge: Edge, device: str) -> None:
-    edge.scheduler._shares.spend(device, edge.now, prompts_s=100.0)
+    edge.scheduler._extra.spend(device, Extra.PROMPTS, 100.0, edge.now)
 
 
 def busy(edge: Edge) -> EdgeSession:
     """Let a device be verified, so that the background work of others waits."""
     writer = edge.drafting(device="writer", prompt=3)
     edge.run()
-    edge.scheduler._shares.note_served(["writer"], edge.now)  # as if its last verdict were of this moment
+    edge.scheduler._extra.note_served(["writer"], edge.now)  # as if its last verdict were of this moment
     return writer
 
 

