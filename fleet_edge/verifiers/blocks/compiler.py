@@ -3,10 +3,13 @@
 import hashlib
 import logging
 import os
+import pickle
 import shutil
+import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
@@ -14,6 +17,8 @@ from typing import Any, Final
 import numba
 from numba.core.caching import FunctionCache
 from numba.core.codegen import get_host_cpu_features
+from numba.core.compiler import CompileResult
+from numba.core.serialize import dumps
 
 from fleet_common.host import cache_folder, private_folder
 
@@ -23,6 +28,8 @@ _ARM_FEATURES: Final = {"asimddp": "dotprod", "i8mm": "i8mm"}
 
 _UNUSED_S: Final = 30 * 86_400.0
 """Time after which code that no process has read is deleted: that of other releases."""
+
+_DIGEST_BYTES: Final = 32
 
 _log = logging.getLogger(__name__)
 
@@ -45,22 +52,76 @@ def processor_features() -> frozenset[str]:
 
 
 class _Cache(FunctionCache):  # type: ignore[misc]
-    """A cache whose failures cost time only."""
+    """Compiled code of a function: a file for each signature, its SHA-256 before the code.
+
+    The machine code is executed as it is read, so a damaged file would end the process, at each start again. A failure
+    costs time only.
+    """
+
+    def __init__(self, function: Callable[..., Any], folder: "_Folder", *, options: str) -> None:
+        # The base class would look for a folder of its own; it contributes the key of a signature.
+        self._py_func = function
+        self._cache_path = str(folder.path)
+        self._folder = folder
+        self._options = options
 
     def load_overload(self, signature: Any, context: Any) -> Any:
+        context.refresh()
         try:
-            return super().load_overload(signature, context)
-        except Exception as error:  # noqa: BLE001 - a damaged file raises anything
-            _log.warning("Compiled code cannot be read and is compiled again: %s", error)
-            with suppress(OSError):
-                self.flush()  # else a damaged index would be read again to add to it
+            code = self._folder.read(self._file_name(signature, context.codegen()))
+            # Nobody else can write to the folder, and the content is what this program wrote.
+            return None if code is None else CompileResult._rebuild(context, *pickle.loads(code))  # noqa: S301, SLF001
+        except Exception as error:  # noqa: BLE001 - of code that numba cannot use it raises anything
+            _log.warning("Compiled code in %s cannot be read, and is compiled again: %s", self._cache_path, error)
             return None
 
     def save_overload(self, signature: Any, data: Any) -> None:
+        if data.library.has_dynamic_globals or data.lifted:
+            return  # numba cannot keep these
         try:
-            super().save_overload(signature, data)
+            self._folder.write(self._file_name(signature, data.codegen), dumps(data._reduce()))  # noqa: SLF001
         except OSError as error:
             _log.warning("Compiled code cannot be kept, so that the next start compiles it again: %s", error)
+
+    def _file_name(self, signature: Any, codegen: Any) -> str:
+        versions = numba.__version__, sys.implementation.cache_tag
+        key = (versions, self._options, self._py_func.__module__, *self._index_key(signature, codegen))
+        return f"{self._py_func.__qualname__}-{hashlib.sha256(repr(key).encode()).hexdigest()[:32]}"
+
+
+@dataclass(frozen=True, slots=True)
+class _Folder:
+    """A folder that nobody else can write to; opened, so that it stays the same one."""
+
+    path: Path
+    descriptor: int
+
+    def read(self, name: str) -> bytes | None:
+        """Return what was written under a name, None if nothing was; a damaged file is deleted."""
+        try:
+            with open(name, "rb", opener=self._open) as file:
+                digest, content = file.read(_DIGEST_BYTES), file.read()
+        except FileNotFoundError:
+            return None
+        if hashlib.sha256(content).digest() == digest:
+            return content
+        _log.warning("Compiled code is damaged, and is deleted: %s", self.path / name)
+        os.unlink(name, dir_fd=self.descriptor)
+        return None
+
+    def write(self, name: str, content: bytes) -> None:
+        unfinished = f"{name}.{os.getpid()}"
+        try:
+            with open(unfinished, "xb", opener=self._open) as file:
+                file.write(hashlib.sha256(content).digest() + content)
+            os.replace(unfinished, name, src_dir_fd=self.descriptor, dst_dir_fd=self.descriptor)
+        except OSError:
+            with suppress(OSError):
+                os.unlink(unfinished, dir_fd=self.descriptor)
+            raise
+
+    def _open(self, name: str, flags: int) -> int:
+        return os.open(name, flags, 0o600, dir_fd=self.descriptor)
 
 
 @cache
@@ -73,7 +134,7 @@ def sources_hash() -> str:
 
 
 @cache
-def _folder() -> Path | None:
+def _folder() -> _Folder | None:
     """Return the folder for what is compiled from these sources.
 
     numba compares the file that defines a function, but not the files of the functions that it calls. It executes what
@@ -81,13 +142,18 @@ def _folder() -> Path | None:
     """
     caches = cache_folder()
     folder = None if caches is None else private_folder(caches / "blocks" / sources_hash()[:16])
-    if folder is not None:
-        with suppress(OSError):
-            os.utime(folder)
-            for other in folder.parent.iterdir():
-                if other.stat().st_mtime < time.time() - _UNUSED_S:
-                    shutil.rmtree(other)
-    return folder
+    if folder is None:
+        return None
+    with suppress(OSError):
+        os.utime(folder)
+        for other in folder.parent.iterdir():
+            if other.stat().st_mtime < time.time() - _UNUSED_S:
+                shutil.rmtree(other)
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    if os.fstat(descriptor).st_uid != os.geteuid():  # exchanged since it was checked
+        os.close(descriptor)
+        return None
+    return _Folder(folder, descriptor)
 
 
 def compiled(function: Callable[..., Any], *, parallel: bool = False) -> Callable[..., Any]:
@@ -95,12 +161,7 @@ def compiled(function: Callable[..., Any], *, parallel: bool = False) -> Callabl
     dispatcher = numba.njit(error_model="numpy", nogil=True, parallel=parallel)(function)
     folder = _folder()
     if folder is not None:
-        before = numba.config.CACHE_DIR
-        # A folder for each, since numba's key lacks the options.
-        numba.config.CACHE_DIR = str(folder / ("parallel" if parallel else "serial"))
-        try:
-            dispatcher._cache = _Cache(function)  # noqa: SLF001 - what `cache=True` does
-        finally:
-            numba.config.CACHE_DIR = before
+        # What `cache=True` does; numba's own key lacks the options.
+        dispatcher._cache = _Cache(function, folder, options=f"parallel={parallel}")  # noqa: SLF001
     result: Callable[..., Any] = dispatcher
     return result

@@ -5,9 +5,12 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from fleet_edge.verifiers.blocks.compiler import _Folder
 
 COMPILE = """
 from fleet_edge.verifiers.blocks.portable import from_half
@@ -16,10 +19,14 @@ print(sum(from_half.stats.cache_hits.values()))
 """
 
 
+def _start(cache: Path) -> subprocess.CompletedProcess[bytes]:
+    environment = os.environ | {"CACHE_DIRECTORY": str(cache)}
+    return subprocess.run([sys.executable, "-c", COMPILE], env=environment, capture_output=True, check=True)
+
+
 def _hits(cache: Path) -> int:
     """Return how many functions a new process read from the cache."""
-    environment = os.environ | {"CACHE_DIRECTORY": str(cache)}
-    return int(subprocess.run([sys.executable, "-c", COMPILE], env=environment, capture_output=True, check=True).stdout)
+    return int(_start(cache).stdout)
 
 
 def _folder(cache: Path) -> Path:
@@ -61,15 +68,51 @@ def test_code_that_was_not_read_for_a_month_is_deleted(tmp_path: Path) -> None:
     assert not (tmp_path / "blocks" / "old").exists()
 
 
-@pytest.mark.parametrize("suffix", ["nbi", "nbc"])
-def test_damaged_code_is_compiled_again(cache: Path, suffix: str) -> None:
-    for path in _folder(cache).rglob(f"*.{suffix}"):
-        path.write_bytes(path.read_bytes()[:-9])
-    assert [_hits(cache), _hits(cache)] == [0, 1]
+def _cut(content: bytes) -> bytes:
+    return content[:-9]
+
+
+def _flip(content: bytes) -> bytes:
+    place = len(content) // 2
+    return content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
+
+
+def _empty(content: bytes) -> bytes:
+    del content
+    return b""
+
+
+@pytest.mark.parametrize("damage", [_cut, _flip, _empty])
+def test_damaged_code_is_reported_and_compiled_again(cache: Path, damage: Callable[[bytes], bytes]) -> None:
+    (path,) = _folder(cache).iterdir()
+    path.write_bytes(damage(path.read_bytes()))
+    result = _start(cache)
+    assert (int(result.stdout), path.name in result.stderr.decode()) == (0, True)
+    assert _hits(cache) == 1
+
+
+def test_every_flipped_bit_of_a_file_is_noticed(tmp_path: Path) -> None:
+    folder = _Folder(tmp_path, os.open(tmp_path, os.O_RDONLY))
+    folder.write("code", b"compiled")
+    whole = (tmp_path / "code").read_bytes()
+    for bit in range(8 * len(whole)):
+        damaged = bytearray(whole)
+        damaged[bit // 8] ^= 1 << bit % 8
+        (tmp_path / "code").write_bytes(damaged)
+        assert folder.read("code") is None
+        assert not (tmp_path / "code").exists()
+    os.close(folder.descriptor)
 
 
 def test_code_that_others_can_write_is_not_executed(cache: Path) -> None:
     _folder(cache).chmod(0o770)
+    assert _hits(cache) == 0
+
+
+def test_a_link_in_place_of_the_folder_is_not_followed(cache: Path) -> None:
+    folder = _folder(cache)
+    folder.rename(cache / "elsewhere")
+    folder.symlink_to(cache / "elsewhere")
     assert _hits(cache) == 0
 
 
