@@ -27,8 +27,9 @@ from schemas.policy import Mode
 from tests.support.brokers import StartBroker
 from tests.support.processes import toy_edge_process
 from tests.support.statistics import ALARM, p_value
+from tests.support.toy_devices import PATIENT, PATIENT_OUTAGES
 from tests.support.toy_pair import END_TOKENS, PROMPT, ToyPair, policy
-from tests.support.waiting import PATIENCE_S, PATIENT
+from tests.support.waiting import PATIENCE_S
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples"
@@ -288,7 +289,11 @@ def our_texts(broker: MosquittoProcess, *, seeds: range, tokens: int) -> list[li
     link.start(timeout_s=PATIENCE_S)
     try:
         written = [
-            agent.generate(GenerateRequest(PROMPT, policy=policy(Mode.COUPLED, seed), max_new_tokens=tokens)).tokens
+            agent.generate(
+                GenerateRequest(
+                    PROMPT, policy=policy(Mode.COUPLED, seed), max_new_tokens=tokens, outages=PATIENT_OUTAGES
+                )
+            ).tokens
             for seed in seeds
         ]
     finally:

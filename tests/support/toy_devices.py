@@ -10,13 +10,19 @@ from dataclasses import dataclass, field
 from fleet_common.mqtt.paho_link import PahoLink
 from fleet_common.mqtt.settings import BrokerSettings
 from fleet_device.client.agent import Agent
+from fleet_device.client.retry import RetryPolicy
 from fleet_device.pacing.contract import Pacing
 from fleet_device.requests.generate import GenerateRequest, RequestContext
 from fleet_device.session.sequence import CommittedTokens, TokenOrigin
+from fleet_device.settings import Outages
 from schemas.policy import SamplingPolicy
 from tests.support.sabotage import Sabotage, at_the_device
 from tests.support.toy_pair import PROMPT, ToyPair
-from tests.support.waiting import PATIENCE_S, PATIENT
+from tests.support.waiting import PATIENCE_S
+
+PATIENT = RetryPolicy(open_s=PATIENCE_S, resume_s=PATIENCE_S, close_s=PATIENCE_S)
+PATIENT_OUTAGES = Outages(after_s=PATIENCE_S, answer_s=PATIENCE_S)
+"""Time limits of devices whose edge a busy machine may delay, and which does not say that it is online."""
 
 OriginatedText = tuple[tuple[int, TokenOrigin], ...]
 """The tokens of an output and where they come from."""
@@ -69,7 +75,9 @@ def run_sessions(
                 def keep(tokens: CommittedTokens, text: list[tuple[int, TokenOrigin]] = text) -> None:
                     text += zip(tokens.ids, tokens.origins, strict=True)
 
-                request = GenerateRequest(tuple(prompt), policy=policy(seed), max_new_tokens=length)
+                request = GenerateRequest(
+                    tuple(prompt), policy=policy(seed), max_new_tokens=length, outages=PATIENT_OUTAGES
+                )
                 done = agent.generate(request, RequestContext(on_tokens=keep))
                 assert tuple(token for token, _ in text) == done.tokens
                 with lock:

@@ -6,13 +6,11 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from fleet_common.logs import Event, read_events
-from fleet_device.client.retry import RetryPolicy
 
 PATIENCE_S = 240.0
 """Bound of every wait for what must come: minutes, so that no busy machine makes a test fail."""
 GLANCE_S = 0.005
-PATIENT = RetryPolicy(open_s=PATIENCE_S, resume_s=PATIENCE_S, close_s=PATIENCE_S)
-"""Time limits of devices whose edge a busy machine may delay."""
+
 
 _never = threading.Event()
 

@@ -38,7 +38,8 @@ from tests.support.edge_thread import NO_QUOTAS, edge_thread
 from tests.support.prepared_models import prepared
 from tests.support.scripted_verifier import ScriptedVerifier
 from tests.support.served_device import device_at
-from tests.support.waiting import PATIENCE_S, PATIENT
+from tests.support.toy_devices import PATIENT, PATIENT_OUTAGES
+from tests.support.waiting import PATIENCE_S
 from tests.support.whole import FLEET, Whole
 
 pytestmark = [pytest.mark.broker, pytest.mark.models]
@@ -114,7 +115,7 @@ def agents(file: GgufModel, start_mosquitto: StartBroker) -> Iterator[Any]:
 
 def write(agent: Agent, grammar: Grammar | None, *, mode: Mode = Mode.RESIDUAL, seed: int = 1) -> GeneratedText:
     policy = SamplingPolicy(mode=mode, temperature=0.8, top_k=40, top_p=0.95, seed=seed, grammar=grammar)
-    return generate_text(agent, agent.drafter, GenerateRequest((1, 2, 3), policy, 600))
+    return generate_text(agent, agent.drafter, GenerateRequest((1, 2, 3), policy, 600, outages=PATIENT_OUTAGES))
 
 
 PLANS = {"drafted": FixedPacing(4), "edge-only": FixedPacing(32, edge_only=True), "ahead": FixedPacing(2, ahead=True)}
