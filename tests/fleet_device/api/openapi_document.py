@@ -95,8 +95,13 @@ def _request(model: type[BaseModel], components: _Schema) -> _Schema:
     """Add the schema of a request's body, with the fields that are accepted only with certain values."""
     schema = model.model_json_schema(ref_template=_REFERENCES)
     components |= schema.pop("$defs", {})
+    if message := components.get("RequestMessage"):  # results need their calls: almost all would be refused
+        message["properties"] |= {"tool_calls": {"enum": [None]}, "tool_call_id": {"enum": [None]}}
+        message["properties"]["role"] = {"enum": ["system", "developer", "user", "assistant"]}
     neutral = {name: {"enum": [*values, None]} for name, values in NEUTRAL.items()}
     schema["properties"] = {"user": _ANY, **neutral, **schema["properties"]}
+    if issubclass(model, GenerationRequest):
+        schema["properties"]["stream_options"] = {"enum": [None]}  # others need `stream`: almost all would be refused
     if issubclass(model, GenerationRequest) and model.needs_model:
         schema["properties"]["model"] = {"type": "string", "minLength": 1}
         schema["required"].append("model")
