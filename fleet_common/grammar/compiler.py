@@ -50,8 +50,9 @@ class BannedGrammars:
 
     def until(self) -> dict[str, float]:
         """Return when each ban ends, by digest."""
-        found = self._kept if self._path is None else self._read(self._path)
-        return {digest: until for digest, until in found.items() if until > self._clock()}
+        found, now = self._kept if self._path is None else self._read(self._path), self._clock()
+        # A longer ban is by a clock that was ahead; the file has whole seconds.
+        return {digest: until for digest, until in found.items() if now < until <= now + _BANNED_S + 1.0}
 
     def check(self, grammar: Grammar) -> None:
         if grammar.digest in self.until():

@@ -147,6 +147,17 @@ def test_a_ban_is_lifted_while_the_edge_runs(tmp_path: Path) -> None:
         banned.check(SMALL)
 
 
+def test_a_ban_by_a_clock_that_was_a_year_ahead_is_over_with_the_clock(tmp_path: Path) -> None:
+    now = [1e9 + 365 * 86_400.0]
+    banned = BannedGrammars(tmp_path / "banned", lambda: now[0])
+    banned.add(GRAMMAR)
+    assert GRAMMAR.digest in banned.until()
+    now[0] = 1e9
+    assert banned.until() == {}
+    banned.add(GRAMMAR)
+    assert GRAMMAR.digest in banned.until()
+
+
 def test_a_compilation_that_the_kernel_ends_bans_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     compiler = GrammarCompiler(lambda: TOY)
     compiler.matcher(SMALL_TOY)
