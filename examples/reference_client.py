@@ -38,6 +38,7 @@ class Text:
     Attributes:
         tokens: What is committed.
         fix: The last correction, until a draft has carried it.
+        target: Identity of the large model that the tokens are of.
         rounds: Numbers of the drafts.
     """
 
@@ -45,7 +46,7 @@ class Text:
         """Take the fields of an Open, the prompt, and the most tokens of a draft."""
         self.link, self.prompt, self.length, self.session = link, prompt, length, secrets.token_bytes(8)
         self.job = job | {"kind": "open", "session": self.session, "prompt": pack(prompt)}
-        self.tokens, self.rounds, self.fix = list[int](), itertools.count(), None
+        self.tokens, self.rounds, self.fix, self.target = list[int](), itertools.count(), None, b""
 
     def write(self) -> Map:
         """Write the text, and close its session whatever comes."""
@@ -54,10 +55,11 @@ class Text:
             for attempt in range(20):
                 self.link.ours = {"session": self.session, "attempt": attempt, "handle": None}
                 resume = {"resume": pack(self.tokens)} if attempt else {}
+                resume |= {"target_id": self.target} if self.tokens else {}
                 wanted = {"kind": "opened", "session": self.session, "attempt": attempt}
                 with contextlib.suppress(Resume):
                     opened = self.link.ask("up/open", self.job | {"attempt": attempt} | resume, wanted, again_s=1.0)
-                    self.link.ours["handle"] = opened["handle"]
+                    self.link.ours["handle"], self.target = opened["handle"], opened["target_id"]
                     reason = self.draft(opened)
                     return {"tokens": self.tokens, "reason": reason, "rounds": next(self.rounds)}
             raise TimeoutError("The session was lost 20 times.")

@@ -15,7 +15,11 @@ Map = dict[str, Any]
 ITEMS = {69: "<u2", 70: "<u4", 85: "<f4"}  # of typed arrays, by tag
 VERDICT = ("handle", "round", "accepted", "next", "finish")
 NOBODY = 0x10  # reason of a PUBACK: no matching subscribers
-PASSING = {"draining": 1.0, "busy": 5.0}  # seconds after which an Open that was refused so is worth another try
+PASSING = {
+    "draining": 1.0,
+    "other-target": 1.0,
+    "busy": 5.0,
+}  # seconds after which an Open that was refused so is worth another try
 
 
 def pack(items: list[int]) -> cbor2.CBORTag:

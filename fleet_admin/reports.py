@@ -109,6 +109,8 @@ def edge_columns(now: datetime) -> "list[Column[EdgeView]]":
         Column("release", lambda row: row.software, rank=2),
         Column("certificate", lambda row: days_left(row.certificate_until, now), "days", rank=2, meaning="Days left."),
         Column("target model", lambda row: row.target, key="target", rank=2),
+        Column("target identity", lambda row: row.target_id, key="target_id", rank=2,
+               meaning="Of what the model computes: a request is continued only by an edge with the same."),
         Column("last seen", lambda row: row.seen_at, "ago", key="seen", rank=2),
         Column("load reported", lambda row: row.load_at, "ago", key="load", rank=3),
         Column("first seen", lambda row: row.first_seen_at, "moment", rank=3),
@@ -169,6 +171,7 @@ SESSION_FACTS: "Final[list[Column[SessionView]]]" = [
     *SESSIONS[1:],
     Column("closed", lambda row: row.closed_at, "moment"),
     Column("target model", lambda row: row.target),
+    Column("target identity", lambda row: row.target_id),
     Column("temperature", lambda row: row.temperature),
     Column("top-k", lambda row: row.top_k),
     Column("top-p", lambda row: row.top_p),
@@ -224,6 +227,7 @@ SEGMENTS: "Final[list[Column[SegmentView]]]" = [
     Column("prefilled", lambda row: row.counted.prefill_tokens, "count", rank=2),
     Column("reused", lambda row: row.counted.reused_tokens, "count", rank=2),
     Column("target model", lambda row: row.target, rank=3),
+    Column("target identity", lambda row: row.target_id, rank=3),
     Column("draft model", lambda row: model_name(row.draft_model, row.quantization), rank=3),
 ]
 

@@ -219,6 +219,7 @@ def _result(device: str, vocabulary: int, text: GeneratedText) -> dict[str, Any]
         "plan_settled": choice and choice.settled,
         "verified": text.verified,
         "unverified": text.unverified,
+        "target_id": generation.target_id and generation.target_id.hex(),
         "edge_only": counters.edge_only,
         "forced": text.origins.count(TokenOrigin.FORCED),
         "acceptance": counters.acceptance,
@@ -264,7 +265,7 @@ def _stats(result: dict[str, Any]) -> str:
         (
             f"  plan at the end   {result['plan']}{settled}: {result['plan_reason']}",
             f"  tokens            {result['edge_only']} edge-only, {drafted} by way of drafts",
-            f"  unverified        {result['unverified']} tokens, written while no edge answered, or behind such",
+            f"  unverified        {result['unverified']} tokens, without an edge, by another target, or behind such",
             f"  drafted           {result['drafted']} tokens; {result['tested']} tested, {result['accepted']} accepted",
             f"  from earlier text {result['suffix_drafted']} of these; {result['suffix_tested']} tested, "  # noqa: ISC004
             f"{result['suffix_accepted']} accepted",

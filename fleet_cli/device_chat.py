@@ -34,6 +34,7 @@ _STYLES: Final[Mapping[TokenOrigin, str]] = {
     TokenOrigin.BONUS: "\x1b[36m",  # cyan
     TokenOrigin.EDGE_ONLY: "\x1b[36m",
     TokenOrigin.FORCED: "\x1b[35m",  # magenta
+    TokenOrigin.OTHER_TARGET: "\x1b[4;33m",  # yellow, underlined
     TokenOrigin.UNVERIFIED: "\x1b[4;31m",  # red, underlined
 }
 _MEANINGS: Final[Mapping[TokenOrigin, str]] = {
@@ -41,6 +42,7 @@ _MEANINGS: Final[Mapping[TokenOrigin, str]] = {
     TokenOrigin.CORRECTED: "corrected by the edge",
     TokenOrigin.EDGE_ONLY: "edge-only",
     TokenOrigin.FORCED: "forced by a grammar",
+    TokenOrigin.OTHER_TARGET: "of another target model",
     TokenOrigin.UNVERIFIED: "unverified",
 }
 
@@ -84,6 +86,7 @@ _WORDS: Final = {
     TokenOrigin.BONUS: "drawn by the edge behind a draft",
     TokenOrigin.EDGE_ONLY: "edge-only",
     TokenOrigin.FORCED: "forced by a grammar",
+    TokenOrigin.OTHER_TARGET: "of another target model",
     TokenOrigin.UNVERIFIED: "unverified",
 }
 

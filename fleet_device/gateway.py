@@ -233,6 +233,7 @@ class Gateway:
                     "edge": state.edge,
                     "presence": "loading" if state.loading else state.presence.value,
                     "target": state.target,
+                    "target_id": state.target_id,
                     "vocabulary": state.vocabulary,
                     "software": state.software,
                 }

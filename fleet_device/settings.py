@@ -31,6 +31,7 @@ class OfflinePolicy(StrEnum):
     FAIL = "fail"  # the request ends with an error
     WAIT = "wait"  # it continues when an edge is back
     LOCAL = "local"  # the draft model continues alone; its output is marked as unverified
+    OTHER_TARGET = "other-target"  # an edge with another target model continues, likewise marked; else as `wait`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -208,12 +209,12 @@ class DeviceSettings(Settings):
     offline: OfflinePolicy = setting(
         OfflinePolicy.FAIL,
         "When no edge answers: `fail` ends the request with an error, `wait` continues when an edge is back, "
-        "`local` continues with the draft model, marked as unverified.",
+        "`local` continues with the draft model, marked as unverified, `other-target` with an edge that has another "
+        "target model, likewise marked.",
     )
     offline_s: float | None = setting(
         None,
-        "Time without a broker or an online edge after which `offline` applies; by default 20 with `fail`, 2 with "
-        "`local`.",
+        "Time without a broker or an online edge after which `offline` applies; by default 20, but 2 with `local`.",
         unit="seconds",
         rare=True,
         ge=0,

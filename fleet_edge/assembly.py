@@ -50,7 +50,7 @@ def assemble(
     figures = Figures(clock)
     answers = Responder(
         edge=settings.edge,
-        target=scheduler.target.name,
+        target=scheduler.target,
         lease_s=settings.lease_s,
         publisher=Publisher(link, settings.fleet, figures),
         recorder=recorder,

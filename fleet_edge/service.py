@@ -172,7 +172,7 @@ class EdgeService:
             now=self.now,
         )
         recorder = handlers.recorder
-        self._life = LifeEvents(recorder, VERSION, self.verifier.info.name, self.clock)
+        self._life = LifeEvents(recorder, VERSION, self.verifier.info, self.clock)
         self._watch = SelfWatch(self.observer(), recorder, MAX_SESSIONS, self.clock, self.now)
         self.writer.tell = partial(self._life.note, EventKind.DATABASE)
         self._link.on_connection(self._connection)
@@ -336,6 +336,7 @@ class EdgeService:
             software=VERSION,
             edge=self.settings.edge,
             target=self.verifier.info.name,
+            target_id=self.verifier.info.target_id.hex(),
             vocabulary=str(self.verifier.info.vocabulary),
             since=self._since,
             certificate_until=certificate_end(self.settings.broker.certificate),

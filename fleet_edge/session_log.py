@@ -377,7 +377,7 @@ class SessionLog(Closing):
         Args:
             since: Of segments opened at or after; where segments are purged, the hour that contains it counts.
             until: Opened before, likewise.
-            by: Of `device`, `edge`, `app`, `draft_model`, `quantization`.
+            by: Of `device`, `edge`, `app`, `draft_model`, `quantization`, `target_id`.
             grain: Also by `minute`, `5-minutes`, `hour`, `day` or `month`. Minutes are read from segments, which takes
                 long for a long time; where those are purged, by the hour.
             device: Of this device, or of one of these.

@@ -7,6 +7,7 @@ from threading import Lock
 from fleet_edge.answers.recorder import Recorder
 from fleet_edge.store.event_codes import EventKind
 from fleet_edge.store.views import EdgeView
+from fleet_edge.verifiers.contract import TargetInfo
 from schemas.control import Presence
 
 
@@ -38,7 +39,7 @@ class LifeEvents:
 
     recorder: Recorder
     software: str
-    target: str
+    target: TargetInfo
     clock: Callable[[], float]
     _lost_at: float | None = None
     _ended: bool = False
@@ -48,7 +49,7 @@ class LifeEvents:
         """Log the start, and differences from the last run as known to the log (None if unknown)."""
         if before is not None:
             self._compare(before)
-        self._edge("started", f"The edge takes sessions: release {self.software}, target model {self.target}.")
+        self._edge("started", f"The edge takes sessions: release {self.software}, target model {self.target.name}.")
 
     def draining(self, sessions: int) -> None:
         self._edge("draining", f"The edge is draining and takes no new sessions; {sessions} are open.")
@@ -80,8 +81,10 @@ class LifeEvents:
         if before.software not in (None, self.software):
             sentence = f"The edge runs release {self.software}; before it ran {before.software}."
             self._edge("software-changed", sentence)
-        if before.target not in (None, self.target):
-            sentence = f"The edge verifies with {self.target}; before with {before.target}."
+        target = self.target.target_id.hex()
+        if before.target_id not in (None, target):
+            earlier = f"{before.target} ({before.target_id})"
+            sentence = f"The edge verifies with {self.target.name} ({target}); before with {earlier}."
             self._edge("target-changed", sentence)
 
     def _edge(self, code: str, sentence: str) -> None:

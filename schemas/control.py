@@ -87,6 +87,7 @@ class EdgeState(ControlMessage):
         presence: `offline` is published by the broker as the last will.
         software: Version of this package.
         target: Name of the target model.
+        target_id: Its identity, in hexadecimal; None until it is loaded.
         vocabulary: Its size and the start of its fingerprint, for people.
         since: When the process connected (UTC).
         certificate_until: End of validity of its client certificate, if it has one.
@@ -102,6 +103,7 @@ class EdgeState(ControlMessage):
     since: Instant
     certificate_until: Instant | None = None
     sessions_per_device: Annotated[int, Field(ge=1, le=1 << 16, strict=True)] | None = None
+    target_id: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$", strict=True)] | None = None
     loading: Annotated[bool, Field(strict=True)] | None = None
 
 

@@ -25,6 +25,7 @@ MAX_LABEL = 200
 MAX_CODE = 40
 MAX_APP_NAME = 40
 SESSION_BYTES = 8
+TARGET_ID_BYTES = 8
 MAX_POSITION = 1 << 20
 MAX_VOCABULARY = 1 << 21
 QUANTIZED_TOTAL = 1 << 16
@@ -34,6 +35,7 @@ U32 = Annotated[int, Field(ge=0, lt=1 << 32, strict=True)]
 Position = Annotated[int, Field(ge=0, lt=MAX_POSITION, strict=True)]
 Count = Annotated[int, Field(ge=1, le=QUANTIZED_TOTAL, strict=True)]
 SessionId = Annotated[bytes, Field(min_length=SESSION_BYTES, max_length=SESSION_BYTES, strict=True)]
+TargetId = Annotated[bytes, Field(min_length=TARGET_ID_BYTES, max_length=TARGET_ID_BYTES, strict=True)]
 TokenId = Annotated[int, Field(ge=0, lt=MAX_VOCABULARY, strict=True)]
 Tokens = Annotated[tuple[TokenId, ...], Field(max_length=MAX_TOKENS, fail_fast=True)]
 Milliseconds = Annotated[float, Field(ge=0.0, allow_inf_nan=False, strict=True)]

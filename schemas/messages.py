@@ -37,6 +37,7 @@ from schemas.fields import (
     Seconds,
     Sentence,
     SessionId,
+    TargetId,
     TokenId,
     Tokens,
 )
@@ -68,6 +69,8 @@ class Open(_Message):
         prompt: Token ids.
         max_new_tokens: Most tokens to generate.
         resume: All tokens committed so far, if the session was opened before.
+        target_id: Identity of the target model that `resume` is of; an edge with another one refuses. None if there are
+            no tokens, or if any target model may continue.
         logprobs: Requests the target's log-probabilities of all tokens, and of this number of most likely tokens at
             each position.
         app: Application of the device that the request is for, for the log.
@@ -87,6 +90,7 @@ class Open(_Message):
     prompt: Tokens
     max_new_tokens: Annotated[int, Field(ge=0, le=MAX_TOKENS, strict=True)]
     resume: Tokens | None = None
+    target_id: TargetId | None = None
     logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS, strict=True)] | None = None
     app: AppName | None = None
     blocks: Annotated[bool, Field(strict=True)] | None = None
@@ -102,6 +106,7 @@ class Opened(_Message):
         handle: Short name of the session in drafts and verdicts, per device.
         edge: Destination of drafts.
         target: Name of the large model.
+        target_id: Its identity.
         position: Tokens accepted from `resume`.
         max_new_tokens: Granted; less than requested if the context is short.
         max_draft: Most tokens in one draft.
@@ -119,6 +124,7 @@ class Opened(_Message):
     handle: U16
     edge: Name
     target: Label
+    target_id: TargetId
     position: Position
     max_new_tokens: Annotated[int, Field(ge=1, le=MAX_TOKENS, strict=True)]
     max_draft: Annotated[int, Field(ge=0, le=MAX_DRAFT, strict=True)]
@@ -276,8 +282,8 @@ class Close(_Message):
         wait_ms: Time waiting for verdicts.
         wall_ms: From Open to Close.
         quota_wait_ms: Part of `wait_ms` that edges asked for because a quota was used up. None for none.
-        unverified: Tokens at the end that do not follow the target distribution: generated on the device without an
-            edge, or by an edge after such tokens. None if all were verified.
+        unverified: Tokens at the end that do not follow the distribution of the target model that the request began
+            with: generated on the device without an edge, by another target model, or after such tokens. None for none.
         age_s: Seconds since the request ended, if this is sent later.
         code: Reason of a failure, for programs.
         sentence: The same for people; without anything of the text or its prompt.

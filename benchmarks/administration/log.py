@@ -58,6 +58,7 @@ _ENDS: Final = {
     "lost": ("lease", "The device was silent for a whole lease of 60 s."),
 }
 
+_TARGET_ID: Final = "7a3f0c9e51d2b846"
 _RARE: Final = "edge-rare"
 _LOGGED: Final = [
     each for each in EVENT_CODES if each.kind.value in {"refused", "fault", "session", "device", "config", "command"}
@@ -163,6 +164,7 @@ def _edge(chance: random.Random, name: str, begin: datetime, now: datetime) -> R
     return {
         "edge": name,
         "target": "SmolLM2",
+        "target_id": _TARGET_ID,
         "presence": "online",
         "presence_since": begin,
         "software": "0.2.0",
@@ -204,7 +206,7 @@ def _session(chance: random.Random, at: datetime, scale: Scale, now: datetime) -
     session, device = f"{chance.getrandbits(64):016x}", name_of(chance.randrange(scale.devices))
     app = chance.choice((None, "alarms", "reports"))
     quantization = chance.choice(("Q4_0", "Q4_0", "Q2_K"))
-    models = {"draft_model": "SmolLM2-135M", "quantization": quantization, "target": "SmolLM2"}
+    models = {"draft_model": "SmolLM2-135M", "quantization": quantization, "target": "SmolLM2", "target_id": _TARGET_ID}
     # One edge has served almost nothing, which makes its rows the hardest to find.
     edge = _RARE if chance.random() < 1e-5 else chance.choice(_edges(scale))
     moved = chance.random() < 0.02
@@ -560,7 +562,13 @@ def _log_write(url: str) -> None:
 
     threading.Thread(target=wait, daemon=True).start()
     taken: list[float] = []
-    models = {"draft_model": "SmolLM2-135M", "quantization": "Q4_0", "target": "SmolLM2", "edge": "edge-0"}
+    models = {
+        "draft_model": "SmolLM2-135M",
+        "quantization": "Q4_0",
+        "target": "SmolLM2",
+        "target_id": _TARGET_ID,
+        "edge": "edge-0",
+    }
     policy = {"mode": Mode.RESIDUAL, "temperature": 0.7, "top_k": 50, "top_p": 0.95, "seed": 7}
     sizes = {"prompt_tokens": 100, "max_new_tokens": 256, "resumed_tokens": 0, "open_bytes": 150}
     with open_store(url) as store:

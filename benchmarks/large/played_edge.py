@@ -33,7 +33,7 @@ class PlayedVerifier(TokenVerifier):
     def __init__(self, settings: EdgeSettings) -> None:
         with closing(GgufModel(Path(settings.target), vocabulary_only=True)) as model:
             vocabulary = model.vocabulary
-        super().__init__(TargetInfo("played", vocabulary, settings.context or 1023, ()), _BUDGET)
+        super().__init__(TargetInfo("played", vocabulary, settings.context or 1023, ()).identified(b"played"), _BUDGET)
         self._curve = read_curve(Path(os.environ[CURVE]))
         self._following = successors()
         self._rows = np.zeros((0, VOCABULARY), dtype=np.float32)

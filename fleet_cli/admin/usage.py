@@ -95,7 +95,7 @@ def _limits(text: str, now: datetime) -> tuple[datetime, datetime]:
         raise CommandError(f"{cell(text)!r} is no period: take {_HELP}.") from None
 
 
-_DIMENSIONS: Final = ("app", "device", "edge", "model", "label")
+_DIMENSIONS: Final = ("app", "device", "edge", "model", "target", "label")
 _GRAINS: Final = ("hour", "day", "month")
 _NOTHING: Final = "No sessions in this period."
 _LEAST: Final = 100
@@ -123,9 +123,7 @@ class _Usage:
 def usage(
     by: Annotated[
         str | None,
-        typer.Option(
-            metavar="app,device,edge,model,label", help="Rows for each of these; by default app, or the time."
-        ),
+        typer.Option(metavar=",".join(_DIMENSIONS), help="Rows for each of these; by default app, or the time."),
     ] = None,
     per: Annotated[str | None, typer.Option(metavar="hour|day|month", help="Rows for each hour, day or month.")] = None,
     sort: Annotated[
@@ -264,6 +262,7 @@ def _usage(
         "device": ("device",),
         "edge": ("edge",),
         "label": ("device",),
+        "target": ("target_id",),
     }
     dimensions |= {"model": ("draft_model", "quantization")}
     by = list(dict.fromkeys(each for name in names for each in dimensions[name]))
@@ -285,6 +284,8 @@ def _name(view: "UsageView", name: str, label: str | None) -> str | None:
             return model_name(view.draft_model, view.quantization)
         case "label":
             return label
+        case "target":
+            return view.target_id
         case _:
             found: str | None = getattr(view, name)
             return found

@@ -40,7 +40,8 @@ def usage_of(texts: Sequence[GeneratedText], *, prompts: int = 1) -> dict[str, A
     - `accepted`: of these, accepted by the large model. They are in the text.
     - `edge_only`: tokens of edge-only decoding.
     - `forced`: tokens that a grammar left no choice for.
-    - `unverified`: tokens that do not follow the large model's distribution, since some were generated without an edge.
+    - `unverified`: tokens that do not follow the large model's distribution, since some were generated without an edge,
+      or with another large model than the text began with.
     - `suffix_drafted`, `suffix_accepted`: of those drafted and accepted, the ones from the suffix index.
     - `cached`: tokens of the prompt that the edge had computed before, for each choice.
     - `joules`: energy of the device, if it is known.
@@ -82,6 +83,7 @@ def session_summary(text: GeneratedText) -> dict[str, Any]:
         "session": text.generation.session.hex(),
         "verified": text.verified,
         "unverified_tokens": text.unverified,
+        "target_id": text.generation.target_id and text.generation.target_id.hex(),
         "seed": policy.seed,
         "mode": policy.mode.value,
         "plan": choice and choice.plan,

@@ -287,6 +287,7 @@ class Agent:
                 round_trips=driver.drafting.pacing.round_trips,
                 choice=pacing.choice(),
                 unverified=session.sequence.unverified,
+                target_id=session.target_id,
                 prompt_logprobs=session.prompt_logprobs,
             )
             _log_end(generation)

@@ -182,7 +182,8 @@ class SessionDriver:
             self.retry.note_answer(tokens=len(effect.tokens), more=bool(session.unanswered()))
             if effect.tokens:
                 self.first_at = self.first_at or self.retry.clock()
-                if self.context.on_tokens(effect.committed):
+                other = session.sequence.verified is not None
+                if self.context.on_tokens(effect.committed.of_other_target() if other else effect.committed):
                     session.cancel(EndReason.STOP)
                     return
             self.drafting.follow(effect)

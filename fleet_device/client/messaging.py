@@ -44,8 +44,18 @@ class EdgePresences:
     def online(self) -> tuple[EdgeState, ...]:
         return tuple(state for state in self.known() if state.presence is Presence.ONLINE)
 
-    def absence(self, fleet: str) -> str:
-        """Return why no edge of the fleet can be used, and what to do."""
+    def serving(self, target_id: bytes | None) -> tuple[EdgeState, ...]:
+        """Return the edges that are online with a target model; None for any."""
+        return tuple(state for state in self.online() if target_id is None or state.target_id == target_id.hex())
+
+    def absence(self, fleet: str, target_id: bytes | None = None) -> str:
+        """Return why no edge of the fleet can be used, and what to do; `target_id` names the one target that can be."""
+        if target_id is not None and (others := self.online()):
+            serve = ", ".join(f"{state.edge} has {state.target} ({state.target_id})" for state in others)
+            return (
+                f"The request began with target model {target_id.hex()}, and no edge of fleet {fleet!r} that is online "
+                f"has it ({serve}); start one with it, or allow another target model by offline = 'other-target'."
+            )
         loading = [state.edge for state in self.known() if state.loading]
         if loading:
             return f"Edge {loading[0]!r} of fleet {fleet!r} loads its target model; wait until it is online."
@@ -236,8 +246,11 @@ class Outbound:
     def connected(self) -> bool:
         return self.link.connected
 
-    def silence(self, waited_s: float, *, edge: str | None = None) -> EdgeUnavailable:
-        """Return why nobody has answered for `waited_s` and what to do; `edge` has the session, if any has."""
+    def silence(self, waited_s: float, *, edge: str | None = None, target_id: bytes | None = None) -> EdgeUnavailable:
+        """Return why nobody has answered for `waited_s` and what to do.
+
+        `edge` has the session, if any has; an edge must have the target model `target_id` to continue it, if given.
+        """
         if not self.connected:
             failure = self.link.failure
             if failure is not None and failure.refused:
@@ -254,12 +267,13 @@ class Outbound:
         if self.inbox.rejected is not None:
             return EdgeUnavailable(str(self.inbox.rejected), code=LinkFault.NOT_AUTHORIZED)
         edges = self.inbox.edges
-        if online := [state.edge for state in edges.online()]:
+        if online := [state.edge for state in edges.serving(target_id)]:
             return EdgeUnavailable(
                 f"Edge {online[0]!r} is online and has not answered within {waited_s:.0f} s: it has too much to do, or "
                 "prepares the request's grammar; try again."
             )
-        return EdgeUnavailable(f"No answer within {waited_s:.0f} s. {edges.absence(self.fleet)}")
+        code = "other_target" if edges.online() else "edge_unavailable"
+        return EdgeUnavailable(f"No answer within {waited_s:.0f} s. {edges.absence(self.fleet, target_id)}", code=code)
 
     def open(self, message: Open) -> None:
         self._send(Topic.OPEN, encode_open(message))

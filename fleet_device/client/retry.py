@@ -27,6 +27,7 @@ from fleet_device.errors import EdgeUnavailable, SessionFailed, SessionRefused
 from fleet_device.session.machine import DeviceSession
 from fleet_device.session.states import SessionState
 from fleet_device.settings import INTERRUPTION_S, OfflinePolicy, Outages
+from schemas.control import EdgeState
 from schemas.messages import Fault, Refused
 from schemas.reasons import FaultCode, RefusalCode
 
@@ -304,8 +305,16 @@ class RetryState:
 
     @property
     def held(self) -> bool:
-        """Whether nothing is sent now, because an edge has asked for a delay, or after too many resumes."""
-        return self.clock() < self._not_before
+        """Whether nothing is sent now: an edge asks for a delay, after many resumes, or none has the target model."""
+        return self.clock() < self._not_before or self._waits_for_target
+
+    @property
+    def _waits_for_target(self) -> bool:
+        """Whether edges are online, and none has the target model that the request began with."""
+        if self.phase is not RetryPhase.ASKING or (wanted := self.session.wanted_target) is None:
+            return False
+        edges = self.availability.edges
+        return bool(edges.online()) and not edges.serving(wanted)
 
     def deadline(self) -> float:
         """Return the moment at which `check` or a repeat is due if nothing arrives."""
@@ -332,7 +341,7 @@ class RetryState:
             return False
         if self.clock() - self._silent_since < self.policy.verdict_s * self._patience * 2.0**self.budget.moves:
             return False
-        return any(state.edge != opened.edge for state in self.availability.edges.online())
+        return any(state.edge != opened.edge for state in self._edges)
 
     def ask_another(self, retry_s: float | None) -> bool:
         """Count a refusal, which ends in `retry_s` seconds if known; return whether to ask another edge next."""
@@ -342,7 +351,7 @@ class RetryState:
         if retry_s is not None:
             self._next_edge_at = min(self._next_edge_at, now + retry_s)
         self.budget.refusals += 1
-        online = len(self.availability.edges.online())
+        online = len(self._edges)
         # One more than there are: an edge that answers what another was asked leaves that one time to answer too.
         return online > 1 and self.budget.refusals <= min(online, _MOST_EDGES)
 
@@ -351,6 +360,12 @@ class RetryState:
     def postpone(self, refused: Refused) -> None:
         """Delay the next Open for as long as a refusal asks for; raise it if that is too long."""
         retry_s = refused.retry_s
+        if refused.code is RefusalCode.OTHER_TARGET:
+            # The shared subscription rotates, so that another edge takes the next Open.
+            if self.budget.refusals <= min(len(self.availability.edges.online()), _MOST_EDGES):
+                self.budget.refusals += 1
+                self.hold(0.0)
+            return
         if refused.code in _ELSEWHERE:
             if self.ask_another(retry_s):
                 self.refusal = SessionRefused(refused.code, refused.sentence, retry_s=retry_s)
@@ -397,6 +412,11 @@ class RetryState:
         if (cause := self._outage()) is None:
             self.check_wait()
             return None
+        if self.outages.policy is OfflinePolicy.OTHER_TARGET:
+            _log.warning("The generation continues with another target model: %s", cause)
+            self.session.any_target = True
+            self._absent_since = math.inf
+            return None
         if self.outages.policy is not OfflinePolicy.LOCAL:
             raise self.refusal or cause
         _log.warning("The generation continues without an edge: %s", cause)
@@ -408,11 +428,11 @@ class RetryState:
             return
         now = self.clock()
         if now > self._give_up_at:
-            raise self.refusal or self.outbound.silence(self._limit_s, edge=self._edge)
+            raise self.refusal or self._silence(self._limit_s)
         if (self._owed or self.held) and now >= self._report_at:
             waited_s = max(1.0, now - self._report_at + REPORT_AFTER_S)
             self._report_at = math.inf
-            reason: Exception = self.outbound.silence(waited_s, edge=self._edge)
+            reason: Exception = self._silence(waited_s)
             if self.outbound.connected and self.refusal is not None:
                 reason = self.refusal
             logging.getLogger(WAIT_LOG).warning("Waiting: %s", reason)
@@ -422,6 +442,8 @@ class RetryState:
 
     @property
     def _repeat_at(self) -> float:
+        if self._waits_for_target:
+            return math.inf
         if self._sent_at < self._not_before:
             return self._not_before
         return self._sent_at + (self._interval_s if self.phase is RetryPhase.ASKING else self.policy.verdict_s)
@@ -435,6 +457,8 @@ class RetryState:
         """Return the moment from which the offline policy applies."""
         self._track_absence()
         if self._waits or self.session.ended is not None:
+            return math.inf
+        if self.outages.policy is OfflinePolicy.OTHER_TARGET and not self._others_serve:
             return math.inf
         if self._absent_since < math.inf:
             return min(self._absent_since, self.availability.absent_since) + self.outages.absence_s
@@ -466,6 +490,16 @@ class RetryState:
     def _silent_since(self) -> float:
         """Moment since which the edge is silent: one that asks for a delay is not."""
         return max(self._waiting_since, self._not_before)
+
+    @property
+    def _edges(self) -> tuple[EdgeState, ...]:
+        """Edges that are online and may continue this request."""
+        return self.availability.edges.serving(self.session.wanted_target)
+
+    @property
+    def _others_serve(self) -> bool:
+        """Whether another target model could continue what this one has begun."""
+        return self.outbound.connected and len(self._edges) < len(self.availability.edges.online())
 
     @property
     def _edge(self) -> str | None:
@@ -510,9 +544,12 @@ class RetryState:
         if now < self._outage_at():
             return None
         if self._absent_since == math.inf:
-            return self.outbound.silence(self._longest_silence_s, edge=self._edge)
+            return self._silence(self._longest_silence_s)
         absent_s = now - min(self._absent_since, self.availability.absent_since)
-        return self.outbound.silence(max(1.0, absent_s))
+        return self._silence(max(1.0, absent_s))
+
+    def _silence(self, waited_s: float) -> EdgeUnavailable:
+        return self.outbound.silence(waited_s, edge=self._edge, target_id=self.session.wanted_target)
 
     def _track_absence(self) -> None:
         """Record since when this request has no edge, and restart the wait when it has one again."""
@@ -531,4 +568,4 @@ class RetryState:
         # An edge that has granted the session reports when it goes, or the broker does so for it.
         if self.phase in _AT_AN_EDGE:
             return False
-        return self.session.state is SessionState.UNDELIVERED or not self.availability.edges.online()
+        return self.session.state is SessionState.UNDELIVERED or not self._edges

@@ -135,7 +135,8 @@ class Generation:
         edge: The edge that verified the end of it.
         choice: The last plan, and why.
         unverified: Number of tokens at the end that do not follow the target distribution, because some were generated
-            without an edge.
+            without an edge or with another target model.
+        target_id: Identity of the target model that the request began with; None if no edge has granted it.
         prompt_logprobs: Of the prompt's tokens after the first, if they were requested.
         joules: Energy of the device, if it has figures; see `fleet_device.power.EnergyMeter`.
     """
@@ -153,6 +154,7 @@ class Generation:
     round_trips: RoundTrips = field(default_factory=RoundTrips)
     choice: Choice | None = None
     unverified: int = 0
+    target_id: bytes | None = None
     prompt_logprobs: tuple[TokenLogprobs, ...] = ()
     joules: float | None = None
 
@@ -353,7 +355,7 @@ class _GrowingText:
 
     @property
     def verified(self) -> bool:
-        return not self.origins or self.origins[-1] is not TokenOrigin.UNVERIFIED
+        return not self.origins or self.origins[-1].verified
 
     def finish(self) -> str:
         self.pieces.append(self.stops.finish())

@@ -66,7 +66,7 @@ class TextOptions(TypedDict, total=False):
     seed: Annotated[int, Field(ge=0, le=MAX_SEED, strict=True)] | None
     stop: Annotated[str | Sequence[str], PlainValidator(_stops)] | None
     logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS, strict=True)] | None
-    offline: OfflinePolicy | Literal["fail", "wait", "local"] | None
+    offline: OfflinePolicy | Literal["fail", "wait", "local", "other-target"] | None
     grammar: Grammar | None
     tools: Sequence[Mapping[str, Any]] | None
     tool_choice: Literal["none", "auto", "required"] | Mapping[str, Any] | None
@@ -113,8 +113,8 @@ def prepare_request(prompt: Prompt, defaults: DeviceSettings, **options: Unpack[
     logprobs = chosen.get("logprobs")
     outages = defaults.outages()
     outages = replace(outages, policy=OfflinePolicy(chosen.get("offline", outages.policy)))
-    if logprobs is not None and outages.policy is OfflinePolicy.LOCAL:
-        # Without an edge there are no log-probabilities of the target.
+    if logprobs is not None and outages.policy in (OfflinePolicy.LOCAL, OfflinePolicy.OTHER_TARGET):
+        # There would be none, or those of another target.
         outages = replace(outages, policy=OfflinePolicy.FAIL)
 
     def prepare(codec: TextCodec) -> GenerateRequest:

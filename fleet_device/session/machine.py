@@ -36,6 +36,8 @@ class DeviceSession:
     Attributes:
         counters: Times are added by the caller.
         granted: Whether any edge has taken the session so far.
+        target_id: Identity of the target model that the request began with; None until an edge has granted it.
+        any_target: Whether another target model may continue.
         prompt_logprobs: Those of the prompt's tokens after the first, if they were requested and the first token is
             here.
     """
@@ -48,6 +50,8 @@ class DeviceSession:
     opened: Opened | None = None
     state: SessionState = SessionState.NEW
     granted: bool = False
+    target_id: bytes | None = None
+    any_target: bool = False
     prompt_logprobs: tuple[TokenLogprobs, ...] = ()
     _attempt: int = -1
     _asking: Open | None = None  # the last Open, until an edge has answered it or tokens were committed
@@ -70,6 +74,11 @@ class DeviceSession:
     # Opening and resuming
 
     @property
+    def wanted_target(self) -> bytes | None:
+        """Identity of the target model that an edge must have to continue; None if any will do."""
+        return self.target_id if self.committed and not self.any_target else None
+
+    @property
     def open_sent(self) -> bool:
         """Whether an Open was made, so that some edge may have the session."""
         return self._attempt >= 0
@@ -81,7 +90,8 @@ class DeviceSession:
         self._let_go()
         resume = tuple(self.committed) if self._attempt or self.committed else None
         echo = self.request.echo if not self.committed else None
-        self._asking = self.request.model_copy(update={"attempt": self._attempt, "resume": resume, "echo": echo})
+        named = {"resume": resume, "target_id": self.wanted_target, "echo": echo}
+        self._asking = self.request.model_copy(update={"attempt": self._attempt, **named})
         return self._asking
 
     def open_again(self) -> Open:
@@ -107,7 +117,15 @@ class DeviceSession:
             raise ProtocolViolation(
                 f"The edge grants {opened.max_new_tokens} tokens; {self.request.max_new_tokens} were asked for."
             )
+        if self.wanted_target not in (None, opened.target_id):
+            raise ProtocolViolation(
+                f"Edge {opened.edge!r} continues with target model {opened.target_id.hex()} what another one began."
+            )
         self._move(SessionEvent.GRANTED)
+        if not self.committed:
+            self.target_id = opened.target_id
+        elif opened.target_id != self.target_id:
+            self.sequence.leave_target()
         self.opened, self.granted, self._asking = opened, True, None
         self.sequence.most, self.sequence.end_tokens = opened.max_new_tokens, opened.end_tokens
         self._epoch, self._first = 0, True

@@ -62,7 +62,7 @@ def session_request(
 
 
 class TokenOrigin(StrEnum):
-    """How a token was committed. All but `UNVERIFIED` follow the large model's distribution.
+    """How a token was committed. All but the last two follow the large model's distribution.
 
     Attributes:
         DRAFTED: The draft model proposed it, and the edge accepted it.
@@ -70,7 +70,8 @@ class TokenOrigin(StrEnum):
         BONUS: The edge drew it after a draft that it accepted whole.
         EDGE_ONLY: Edge-only decoding.
         FORCED: The device proposed it because a grammar allowed no other.
-        UNVERIFIED: The draft model generated it without an edge, or it follows such a token.
+        OTHER_TARGET: Another target model than the request began with verified it, or it follows such a token.
+        UNVERIFIED: The draft model generated it without an edge.
     """
 
     DRAFTED = "drafted"
@@ -78,7 +79,12 @@ class TokenOrigin(StrEnum):
     BONUS = "bonus"
     EDGE_ONLY = "edge-only"
     FORCED = "forced"
+    OTHER_TARGET = "other-target"
     UNVERIFIED = "unverified"
+
+    @property
+    def verified(self) -> bool:
+        return self not in (TokenOrigin.OTHER_TARGET, TokenOrigin.UNVERIFIED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +96,9 @@ class CommittedTokens(Sequence[int]):
     def __post_init__(self) -> None:
         if len(self.ids) != len(self.origins):
             raise ValueError(f"{len(self.ids)} tokens have {len(self.origins)} origins")
+
+    def of_other_target(self) -> "CommittedTokens":
+        return replace(self, origins=(TokenOrigin.OTHER_TARGET,) * len(self.ids))
 
     def __getitem__(self, place: Any) -> Any:  # noqa: ANN401 - as of a tuple
         return self.ids[place]
@@ -103,7 +112,8 @@ class TokenSequence:
     """The committed tokens of a session.
 
     `most` and `end_tokens` are its limits, as its last edge has named them; the latter is None before that.
-    `verified` is the number of tokens that follow the target distribution, None while all do.
+    `verified` is the number of tokens that follow the distribution of the target model that the request began with,
+    None while all do.
     """
 
     vocabulary: int
@@ -130,9 +140,13 @@ class TokenSequence:
         self.digest = extend_digest(self.digest, tokens)
 
     def commit_unverified(self, token: int) -> None:
+        self.leave_target()
+        self.commit((token,))
+
+    def leave_target(self) -> None:
+        """Record that later tokens do not follow the target distribution."""
         if self.verified is None:
             self.verified = len(self.tokens)
-        self.commit((token,))
 
     def go_on_alone(self, end_tokens: Collection[int]) -> None:
         """Use the draft model's own end tokens, if no edge has named any."""

@@ -22,6 +22,7 @@ from fleet_edge.sessions.machine import DecodeRequest, EdgeSession
 from fleet_edge.sessions.statistics import AcceptanceByModel
 from fleet_edge.store.event_codes import EventKind
 from fleet_edge.store.records import LeaveReason
+from fleet_edge.verifiers.contract import TargetInfo
 from schemas.codec import encode_verdict
 from schemas.downlink import DownlinkForm
 from schemas.fields import MAX_LABEL, MAX_SENTENCE, MAX_TOKENS, EdgeLoad, Logprobs, TokenLogprobs
@@ -87,7 +88,7 @@ class Responder:
     """
 
     edge: str
-    target: str
+    target: TargetInfo
     lease_s: float
     publisher: Publisher
     recorder: Recorder
@@ -117,7 +118,8 @@ class Responder:
             attempt=session.attempt,
             handle=session.handle,
             edge=self.edge,
-            target=self.target[:MAX_LABEL],
+            target=self.target.name[:MAX_LABEL],
+            target_id=self.target.target_id,
             position=session.committed,
             max_new_tokens=session.limits.max_new_tokens,
             max_draft=session.limits.max_draft,

@@ -228,6 +228,6 @@ class StateRecorder:
 
     def _put_own(self, state: EdgeState) -> None:
         reported = state.model_dump(
-            include={"edge", "presence", "software", "target", "vocabulary", "certificate_until"}
+            include={"edge", "presence", "software", "target", "target_id", "vocabulary", "certificate_until"}
         )
         self.put(EdgeSeen(at=self.now(), presence_since=self._since, **reported))

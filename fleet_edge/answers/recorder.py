@@ -28,6 +28,7 @@ from fleet_edge.store.records import (
     minute_of,
     segment_number,
 )
+from fleet_edge.verifiers.contract import TargetInfo
 from schemas.messages import Close, Draft, Open
 from schemas.names import is_probe
 from schemas.reasons import EndReason
@@ -120,7 +121,7 @@ class Recorder:
         elif then is not None:
             then()
 
-    def record_open(self, session: EdgeSession, message: Open, *, target: str, size: int) -> None:
+    def record_open(self, session: EdgeSession, message: Open, *, target: TargetInfo, size: int) -> None:
         at = self.now()
         self._segments[session.handle] = segment_number(at)
         policy = session.policy.model_dump(include={"mode", "temperature", "top_k", "top_p", "seed"})
@@ -133,7 +134,8 @@ class Recorder:
                 app=message.app,
                 draft_model=message.draft_model,
                 quantization=message.quantization,
-                target=target,
+                target=target.name,
+                target_id=target.target_id.hex(),
                 prompt_tokens=session.prompt_length,
                 max_new_tokens=session.limits.max_new_tokens,
                 resumed_tokens=session.committed,

@@ -81,6 +81,12 @@ def grant(message: Open, *, target: TargetInfo, offer: SessionOffer) -> SessionL
             RefusalCode.PROTOCOL,
             f"The device speaks protocol {message.protocol}, the edge {PROTOCOL}; bring both to the same release.",
         )
+    if message.resume and message.target_id not in (None, target.target_id):
+        raise OpenRefused(
+            RefusalCode.OTHER_TARGET,
+            f"The tokens to resume are of target model {message.target_id.hex()}, and this edge has {target.name} "
+            f"({target.target_id.hex()}); wait for an edge with that model.",
+        )
     if message.vocabulary != target.vocabulary:
         raise OpenRefused(
             RefusalCode.VOCABULARY,

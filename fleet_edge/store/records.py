@@ -57,8 +57,8 @@ class DeviceCounters:
         tested: Draft tokens accepted or rejected.
         uplink_bytes: Payload of all drafts sent, repeats included.
         downlink_bytes: Payload of all verdicts received, repeats included.
-        unverified: Tokens at the end that do not follow the target distribution: the device generated them without an
-            edge, or an edge resumed after such tokens.
+        unverified: Tokens at the end that do not follow the distribution of the target model that the request began
+            with: of the device without an edge, of another target model, or after such tokens.
     """
 
     tokens: int
@@ -93,6 +93,7 @@ class SessionOpened:
     draft_model: str
     quantization: str
     target: str
+    target_id: str
     mode: Mode
     temperature: float
     top_k: int
@@ -224,6 +225,7 @@ class EdgeSeen:
     presence: Presence
     software: str
     target: str
+    target_id: str
     vocabulary: str
     at: datetime
     certificate_until: datetime | None = None

@@ -42,6 +42,7 @@ class Dimension(StrEnum):
     APP = "app"
     DRAFT_MODEL = "draft_model"
     QUANTIZATION = "quantization"
+    TARGET = "target_id"
 
 
 class Scope(StrEnum):

@@ -291,7 +291,7 @@ ROLLUPS: Final = Table(
     METADATA,
     _key("scope"),
     _key("start", datetime),
-    *(_key(name) for name in ("device", "edge", "app", "draft_model", "quantization")),
+    *(_key(name) for name in ("device", "edge", "app", "draft_model", "quantization", "target_id")),
     # Sessions whose first segment is here, and those that came to an edge for the first time.
     *(_column(name, int) for name in ("sessions", "visits", "segments")),
     _column("duration_ms", float),

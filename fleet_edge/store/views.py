@@ -171,6 +171,7 @@ class SessionColumns:
     draft_model: str | None
     quantization: str | None
     target: str | None
+    target_id: str | None
     mode: str | None
     temperature: float | None
     top_k: int | None
@@ -235,6 +236,7 @@ class SegmentColumns:
     draft_model: str | None
     quantization: str | None
     target: str | None
+    target_id: str | None
     resumed_tokens: int | None
     open_bytes: int | None
     reason: str | None
@@ -330,6 +332,7 @@ class EdgeColumns:
     presence: str | None
     software: str | None
     target: str | None
+    target_id: str | None
     vocabulary: str | None
     first_seen_at: datetime
     seen_at: datetime
@@ -407,6 +410,7 @@ class UsageView:
     app: str | None
     draft_model: str | None
     quantization: str | None
+    target_id: str | None
     counted: Tally
 
 

@@ -3,7 +3,6 @@
 import json
 import logging
 import os
-from dataclasses import replace
 from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
@@ -76,7 +75,7 @@ def load(settings: EdgeSettings) -> Verifier:
 
     from fleet_edge.verifiers.blocks.model import Model  # noqa: PLC0415
     from fleet_edge.verifiers.blocks.products import variants  # noqa: PLC0415
-    from fleet_edge.verifiers.blocks.verifier import BlocksVerifier, rows_repeat  # noqa: PLC0415
+    from fleet_edge.verifiers.blocks.verifier import BlocksVerifier, run_trial  # noqa: PLC0415
     from fleet_edge.verifiers.blocks.weight_cache import CachedWeights, fingerprint  # noqa: PLC0415
     from fleet_edge.verifiers.contract import TargetInfo  # noqa: PLC0415
     from fleet_edge.verifiers.tokens import grammar_tokenizer, target_tokens  # noqa: PLC0415
@@ -111,7 +110,7 @@ def load(settings: EdgeSettings) -> Verifier:
         end_tokens=geometry.end_tokens,
         runs_on=f"blocks, {file.number_format}, {variants()[0]}, {threads} threads",
     )
-    info = replace(info, batch_invariant=rows_repeat(model, info))
+    info = run_trial(model, info)
     if not info.batch_invariant:
         _log.warning("Rows depend on the batch on this processor, so that seeded requests may not repeat.")
     memory = _memory(settings, file.geometry, info, identity)

@@ -5,9 +5,10 @@ Prefill, resumption and verification are the same operation: a sequence has toke
 rows of logits wanted from their end.
 """
 
+import hashlib
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Protocol, TypeAlias, runtime_checkable
 
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 
 from fleet_common.grammar.process import GrammarTokenizer
 from schemas.errors import FleetError
+from schemas.fields import TARGET_ID_BYTES
 from schemas.policy import SamplingPolicy
 from schemas.vocabulary import Vocabulary
 
@@ -69,6 +71,7 @@ class TargetInfo:
         least_tokens: Fewest new tokens of a sequence that a batch-invariant step computes; fewer cost as much.
         batch_invariant: Whether the rows of a stable item are bit-identical whatever is computed with it, and however
             its tokens are split into steps, so that seeded requests repeat.
+        target_id: Identity of what the target computes; see `identified`. Empty until then.
     """
 
     name: str
@@ -79,6 +82,21 @@ class TargetInfo:
     most_top_k: int | None = None
     least_tokens: int = 1
     batch_invariant: bool = False
+    target_id: bytes = b""
+
+    def identified(self, *parts: bytes) -> "TargetInfo":
+        """Return the same with the identity of the target.
+
+        A request is continued only by an edge with the identity that it began with. So `parts` MUST differ where the
+        weights or the arithmetic do, and MUST be the same on every machine: rows of a fixed sequence if they are
+        bit-identical everywhere, else the weights' files (`weights_digest`), the engine and its number format.
+        """
+        ends = ",".join(map(str, self.end_tokens))
+        digest = hashlib.sha256()
+        for part in (self.vocabulary.fingerprint, ends.encode(), *parts):
+            digest.update(len(part).to_bytes(8, "little"))
+            digest.update(part)
+        return replace(self, target_id=digest.digest()[:TARGET_ID_BYTES])
 
     def serves(self, policy: SamplingPolicy) -> bool:
         """Whether enough of a row is known to shape it by a policy."""

@@ -46,6 +46,7 @@ from tests.support.tuning import tune, without_tuning
 FLEET, EDGE = "memory", "edge-1"
 END = 0
 TARGET = MarkovScript(size=6, seed=7, sharpness=1.2, period=3).shifted(END, -2.0)  # outputs must have some length
+TARGET_ID = ScriptedVerifier(TARGET, TARGET.words, end_tokens=(END,)).info.target_id
 DRAFT = TARGET.perturbed(seed=8, amount=1.0)
 DRAFT_TOKENS = 1 << 20
 COUNTED_ALIKE = tuple(field.name for field in fields(SessionCounters) if field.name in SEGMENT_COUNTERS)
@@ -68,7 +69,7 @@ class Clock:
 def edge_state(presence: Presence = Presence.ONLINE, **given: object) -> EdgeState:
     vocabulary = str(Vocabulary.of(DRAFT.words))
     fields = {"software": "9.9", "edge": EDGE, "target": "toy-target", "vocabulary": vocabulary, "since": START}
-    return EdgeState.model_validate({"presence": presence, **fields, **given})
+    return EdgeState.model_validate({"presence": presence, "target_id": TARGET_ID.hex(), **fields, **given})
 
 
 class Sink(list[Record]):

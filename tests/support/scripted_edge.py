@@ -19,7 +19,7 @@ from schemas.policy import Mode, SamplingPolicy
 from schemas.reasons import Action, EndReason, FaultCode, RefusalCode
 from schemas.topics import Topic, build, wildcard
 from tests.support.memory_broker import MemoryBroker
-from tests.support.memory_fleet import DRAFT, EDGE, END, FLEET, Clock, MemoryFleet, edge_state
+from tests.support.memory_fleet import DRAFT, EDGE, END, FLEET, TARGET_ID, Clock, MemoryFleet, edge_state
 from tests.support.memory_link import MemoryLink
 
 Answer = Verdict | Opened | Refused | Fault | Closed | Presence
@@ -41,6 +41,7 @@ def opened(message: Open, **fields: object) -> Opened:
         "handle": 1,
         "edge": EDGE,
         "target": "toy",
+        "target_id": TARGET_ID,
         "position": len(message.resume or ()),
         "max_new_tokens": message.max_new_tokens,
         "max_draft": 16,
@@ -92,11 +93,13 @@ class ScriptedEdge:
         on_open: Callable[[Open], Answers] = lambda message: [opened(message)],
         on_draft: Callable[[Open, Draft], Answers] = lambda _message, _draft: (),
         name: str = EDGE,
+        target_id: bytes = TARGET_ID,
         shared: bool = False,
     ) -> None:
         self.on_open = on_open
         self.on_draft = on_draft
         self.name = name
+        self.target_id = target_id
         self.opens: list[Open] = []
         self.drafts: list[Draft] = []
         self.closes: list[Close] = []
@@ -118,8 +121,9 @@ class ScriptedEdge:
     def stop_opens(self) -> None:
         self._link.unsubscribe(self._opens)
 
-    def say(self, presence: Presence) -> None:
-        state = encode_json(edge_state(presence, edge=self.name))
+    def say(self, presence: Presence, *, target_id: bytes | None = None) -> None:
+        identity = (target_id or self.target_id).hex()
+        state = encode_json(edge_state(presence, edge=self.name, target_id=identity))
         self._link.publish(build(Topic.EDGE_STATE, fleet=FLEET, edge=self.name), state, retain=True)
 
     def send(self, answers: Answers) -> None:

@@ -47,7 +47,10 @@ class ScriptedVerifier(TokenVerifier):
         if budget_tokens < 1:
             raise VerifierError(f"A budget of {budget_tokens} tokens serves nothing; give at least {context}.")
         super().__init__(
-            TargetInfo(name, Vocabulary.of(words), context, end_tokens, least_tokens=least_tokens), budget_tokens
+            TargetInfo(name, Vocabulary.of(words), context, end_tokens, least_tokens=least_tokens).identified(
+                name.encode()
+            ),
+            budget_tokens,
         )
         self._script = script
         self._words = tuple(words)

@@ -119,6 +119,7 @@ def tiny_gguf(
     context: int = 256,
     rows: Sequence[Row] | None = None,
     tokenizer: str = "gpt2",
+    seed: int = 7,
 ) -> Path:
     rows = [*tiny_rows(), *_padding(len(tiny_rows()))] if rows is None else rows
     width, heads, kv_heads, inner = 64, 2, 1, 96
@@ -127,7 +128,7 @@ def tiny_gguf(
         rows=rows if vocabulary else None, tokenizer=tokenizer,
     )  # fmt: skip
     writer.add_vocab_size(len(rows))
-    random = np.random.default_rng(7)
+    random = np.random.default_rng(seed)
 
     def weight(name: str, *shape: int) -> None:
         writer.add_tensor(f"{name}.weight", random.normal(0, 0.3, shape).astype(np.float32))

@@ -29,6 +29,7 @@ _BY: Final[Mapping[str, tuple[str, tuple[str, ...]]]] = {
     "device": ("device", ("device",)),
     "model": ("draft model", ("draft_model", "quantization")),
     "edge": ("edge", ("edge",)),
+    "target": ("target identity", ("target_id",)),
 }
 """Dimensions of usage: label, and column of the log."""
 
@@ -37,6 +38,7 @@ _NAMES: Final[Mapping[str, Callable[[UsageView], str]]] = {
     "device": lambda row: row.device or "",
     "model": lambda row: model_name(row.draft_model, row.quantization) or "",
     "edge": lambda row: row.edge or "",
+    "target": lambda row: row.target_id or "",
 }
 _LINKS: Final[Mapping[str, dict[str, Link[UsageView]]]] = {
     "device": {"name": lambda row: address("devices", row.device or "")},

@@ -39,7 +39,7 @@ from fleet_edge.verifiers.llama_cpp.streams import (
     cheapest_moves,
     size_streams,
 )
-from fleet_edge.verifiers.source import check_source, is_gguf
+from fleet_edge.verifiers.source import check_source, is_gguf, weights_digest
 
 _LENGTH: Final = 24
 _SEED: Final = 20_261_125
@@ -163,7 +163,7 @@ class LlamaCppVerifier(TableVerifier):
                 runs_on=f"llama.cpp, {target.quantization}, {threads} threads, {sizes.streams} sequences at a time",
                 least_tokens=_ALIKE if batch_invariant else 1,
                 batch_invariant=batch_invariant and not target.on_gpu,
-            )
+            ).identified(b"llama.cpp", weights_digest(target.path))
         )
         self._streams = StreamTable(
             sizes, lambda: target.thread.call(LlamaSlab, target, sizes.shape), spare=bool(target.window)

@@ -22,7 +22,7 @@ from fleet_common.hub import hub_access
 from fleet_edge.verifiers.contract import TargetInfo, UnsupportedModel, VerifierError
 from fleet_edge.verifiers.packed.attention import context_of
 from fleet_edge.verifiers.safetensors import folder_tensors
-from fleet_edge.verifiers.source import check_memory, check_source, is_gguf, target_name
+from fleet_edge.verifiers.source import check_memory, check_source, is_gguf, target_name, weights_digest
 from fleet_edge.verifiers.tokens import gguf_tokens, repository_tokens
 from schemas.vocabulary import Vocabulary, token_strings
 
@@ -109,8 +109,16 @@ class Target:
             context=context_of(model.config),
             end_tokens=end_tokens(getattr(model, "generation_config", None), model.config),
             runs_on=describe(model.device, model.dtype),
-        )
+        ).identified(b"torch", str(model.dtype).encode(), _weights_id(source or name, model.config))
         return cls(model.eval(), info, source)
+
+
+def _weights_id(source: str | Path, config: Any) -> bytes:  # noqa: ANN401
+    """Return what tells a model's weights from others: a hash of its files, or the revision in a repository."""
+    path = Path(source).expanduser()
+    if path.exists():
+        return weights_digest(path)
+    return f"{source}@{getattr(config, '_commit_hash', None)}".encode()
 
 
 def vocabulary_of(tokens: list[str], *, name: str, rows: int) -> Vocabulary:

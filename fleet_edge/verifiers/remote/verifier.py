@@ -56,7 +56,7 @@ class RemoteVerifier(TokenVerifier):
             end_tokens=tuple(end for end in local.end_tokens if end < size),
             runs_on=runs_on,
             most_top_k=top if top < size else None,
-        )
+        ).identified(settings.api.encode(), identity.model.encode())
         super().__init__(info, KNOWN_TOKENS)
         self._queries = queries
         self._client = client

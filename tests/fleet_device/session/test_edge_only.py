@@ -37,6 +37,7 @@ def opened_session(mode: Mode = Mode.COUPLED, *, most: int = MOST) -> DeviceSess
             handle=3,
             edge="edge-1",
             target="",
+            target_id=bytes(8),
             position=0,
             max_new_tokens=most,
             max_draft=8,

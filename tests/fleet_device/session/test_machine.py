@@ -26,8 +26,8 @@ def terms(*, mode: Mode = Mode.RESIDUAL) -> Open:
 
 def opened(**fields: Any) -> Opened:
     whole = {
-        "session": NAME, "attempt": 0, "handle": HANDLE, "edge": "edge-1", "target": "toy", "position": 0,
-        "max_new_tokens": 20, "max_draft": 4, "window": 2, "lease_s": 60.0, "end_tokens": (0,),
+        "session": NAME, "attempt": 0, "handle": HANDLE, "edge": "edge-1", "target": "toy", "target_id": bytes(8),
+        "position": 0, "max_new_tokens": 20, "max_draft": 4, "window": 2, "lease_s": 60.0, "end_tokens": (0,),
     }  # fmt: skip
     return Opened.model_validate(whole | fields)
 

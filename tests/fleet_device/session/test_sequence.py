@@ -86,6 +86,7 @@ def session_of(mode: Mode = Mode.RESIDUAL) -> DeviceSession:
             handle=HANDLE,
             edge="edge-1",
             target="toy",
+            target_id=bytes(8),
             position=0,
             max_new_tokens=20,
             max_draft=4,

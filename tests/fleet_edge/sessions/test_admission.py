@@ -6,9 +6,11 @@ import pytest
 from fleet_edge.errors import DraftFault, OpenRefused
 from fleet_edge.sessions.admission import SessionOffer, grant
 from fleet_edge.verifiers.contract import TargetInfo
+from schemas.fields import TARGET_ID_BYTES
 from schemas.messages import Draft
 from schemas.policy import Mode
 from schemas.reasons import FaultCode, Finish, RefusalCode
+from schemas.vocabulary import Vocabulary
 from tests.support.drafts import LIMITS, VOCABULARY, draft, open_message
 
 
@@ -40,7 +42,7 @@ def test_a_text_ends_by_token_or_length(tokens: tuple[int, ...], committed: int,
     assert LIMITS.finish(tokens, committed=committed) is finish
 
 
-TARGET = TargetInfo("toy", VOCABULARY, context=32, end_tokens=(0, 3))
+TARGET = TargetInfo("toy", VOCABULARY, context=32, end_tokens=(0, 3)).identified(b"toy")
 TERMS = SessionOffer(max_draft=5, window=3, max_new_tokens=16)
 
 
@@ -91,3 +93,37 @@ def test_log_probabilities_are_refused_by_an_edge_that_knows_only_the_likeliest_
     with pytest.raises(OpenRefused) as caught:
         grant(message, target=few, offer=TERMS)
     assert caught.value.code is RefusalCode.LOGPROBS
+
+
+@pytest.mark.parametrize("target_id", [TARGET.target_id, None], ids=["own", "any"])
+def test_tokens_of_its_own_target_are_resumed_and_of_any_if_the_device_allows_it(target_id: bytes | None) -> None:
+    grant(open_message(resume=(1, 2), target_id=target_id), target=TARGET, offer=TERMS)
+
+
+@pytest.mark.parametrize("other", [{}, {"vocabulary": Vocabulary.of(["a", "b"])}], ids=["same words", "other words"])
+def test_tokens_of_another_target_are_refused_so_that_the_device_waits(other: dict[str, Any]) -> None:
+    foreign = TARGET.identified(b"another").target_id
+    with pytest.raises(OpenRefused) as refused:
+        grant(open_message(resume=(1, 2), target_id=foreign, **other), target=TARGET, offer=TERMS)
+    assert refused.value.code is RefusalCode.OTHER_TARGET
+    if not other:
+        grant(open_message(resume=(), target_id=foreign), target=TARGET, offer=TERMS)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        TARGET.identified(b"toy", b""),
+        TARGET.identified(b"to", b"y"),
+        replace(TARGET, end_tokens=(0,)).identified(b"toy"),
+        replace(TARGET, vocabulary=Vocabulary.of(["a"] * 10)).identified(b"toy"),
+    ],
+    ids=["parts", "bounds", "ends", "words"],
+)
+def test_what_changes_the_output_changes_the_identity(other: TargetInfo) -> None:
+    assert other.target_id != TARGET.target_id
+    assert len(other.target_id) == len(TARGET.target_id) == TARGET_ID_BYTES
+
+
+def test_a_name_and_limits_are_no_part_of_the_identity() -> None:
+    assert replace(TARGET, name="x", context=8, runs_on="y").identified(b"toy").target_id == TARGET.target_id

@@ -77,7 +77,15 @@ device_seen = partial(
 
 edge_seen = partial(
     replace,
-    EdgeSeen(edge="edge-1", presence=Presence.ONLINE, software="0.1.0", target="SmolLM2", vocabulary="49152", at=START),
+    EdgeSeen(
+        edge="edge-1",
+        presence=Presence.ONLINE,
+        software="0.1.0",
+        target="SmolLM2",
+        target_id="7a3f0c9e51d2b846",
+        vocabulary="49152",
+        at=START,
+    ),
 )
 
 device_told = partial(
@@ -122,6 +130,7 @@ opened = partial(
         draft_model="SmolLM2-135M",
         quantization="Q4_0",
         target="SmolLM2",
+        target_id="7a3f0c9e51d2b846",
         mode=Mode.RESIDUAL,
         temperature=0.7,
         top_k=50,

@@ -117,11 +117,11 @@ def tiny_folder(path: Path, name: str = "llama") -> Path:
     return path
 
 
-def tiny_target_gguf(path: Path) -> Path:
+def tiny_target_gguf(path: Path, *, seed: int = 7) -> Path:
     """Write a tiny GGUF with the vocabulary and the context of the tiny models; its weights are others."""
     kinds = [TokenType.NORMAL] * (VOCABULARY - 2) + [TokenType.CONTROL] * 2
     padding = [(f"[PAD{index}]", TokenType.UNUSED) for index in range(VOCABULARY, PADDED)]
-    return tiny_gguf(path, rows=[*zip(WORDS, kinds, strict=True), *padding], context=CONTEXT)
+    return tiny_gguf(path, rows=[*zip(WORDS, kinds, strict=True), *padding], context=CONTEXT, seed=seed)
 
 
 def tokenizer(words: list[str]) -> str:
@@ -133,7 +133,9 @@ def tokenizer(words: list[str]) -> str:
 
 def target_of(model: Any, *, name: str = "tiny") -> Target:
     tokens = [f"t{index}" for index in range(VOCABULARY)]
-    info = TargetInfo(name=name, vocabulary=Vocabulary.of(tokens), context=CONTEXT, end_tokens=(2,))
+    info = TargetInfo(name=name, vocabulary=Vocabulary.of(tokens), context=CONTEXT, end_tokens=(2,)).identified(
+        name.encode()
+    )
     return Target(model, info)
 
 

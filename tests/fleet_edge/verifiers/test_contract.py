@@ -1,4 +1,5 @@
 import random
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -8,9 +9,11 @@ import pytest
 from numpy.typing import NDArray
 
 from fleet_edge.settings import VERIFIERS, EdgeSettings, InferenceServerSettings
+from fleet_edge.verifiers.blocks.products import variants
 from fleet_edge.verifiers.contract import CapacityExceeded, Item, RunsElsewhere, Verifier, VerifierError
 from fleet_edge.verifiers.prefix_cache import PrefixCache
 from fleet_edge.verifiers.registry import load_verifier
+from schemas.fields import TARGET_ID_BYTES
 from tests.fleet_edge.verifiers.oracle import CONTEXT, VOCABULARY, WORDS, tiny_folder, tiny_target_gguf
 from tests.support.inference_server import InferenceServer
 from tests.support.markov import MarkovScript
@@ -356,3 +359,40 @@ def test_misuse_is_told_in_a_sentence(verifier: Verifier) -> None:
 def test_the_target_says_who_it_is(verifier: Verifier) -> None:
     assert verifier.info.vocabulary.size == VOCABULARY
     assert verifier.info.context == CONTEXT
+
+
+def test_the_target_has_an_identity(verifier: Verifier) -> None:
+    assert len(verifier.info.target_id) == TARGET_ID_BYTES
+    assert any(verifier.info.target_id)
+
+
+@pytest.mark.parametrize("engine", IN_PROCESS)
+def test_the_identity_depends_on_the_weights_alone(engine: str, target: Path, gguf: Path, tmp_path: Path) -> None:
+    def identity(path: Path, **more: object) -> bytes:
+        settings = {"engine": engine, "target": str(path), "dtype": "float32", "kv_bytes": 1 << 20, "threads": 1}
+        return load_verifier(EdgeSettings.model_validate(settings | more)).info.target_id
+
+    path = gguf if engine in OF_GGUF else target
+    moved = tmp_path / "moved" / path.name
+    moved.parent.mkdir()
+    if path.is_dir():
+        shutil.copytree(path, moved)
+    else:
+        shutil.copy(path, moved)
+    known = identity(path)
+    assert identity(moved, threads=2, kv_bytes=1 << 21) == known
+    if engine in OF_GGUF:
+        assert identity(tiny_target_gguf(tmp_path / "other.gguf", seed=2)) != known
+    else:
+        assert identity(path, dtype="bfloat16") != known
+
+
+def test_every_kernel_of_blocks_gives_the_same_identity(gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = EdgeSettings(engine="blocks", target=str(gguf), kv_bytes=1 << 20, threads=1)
+    found = set()
+    for variant in variants():
+        monkeypatch.setattr("fleet_edge.verifiers.blocks.products.variants", lambda variant=variant: (variant,))
+        verifier = load_verifier(settings)
+        assert verifier.info.batch_invariant
+        found.add(verifier.info.target_id)
+    assert len(found) == 1

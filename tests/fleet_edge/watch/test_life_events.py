@@ -6,8 +6,10 @@ from fleet_edge.answers.recorder import Recorder
 from fleet_edge.store.event_codes import EVENT_CODES
 from fleet_edge.store.records import EventLogged
 from fleet_edge.store.views import EdgeView, MachineState
+from fleet_edge.verifiers.contract import TargetInfo
 from fleet_edge.watch import LifeEvents
 from schemas.control import Presence
+from schemas.vocabulary import Vocabulary
 from tests.fleet_edge.store.samples import START
 from tests.support.memory_fleet import Clock, Sink
 
@@ -15,6 +17,7 @@ BEFORE = EdgeView(
     edge="edge-1",
     software="0.1.0",
     target="small",
+    target_id="00" * 8,
     presence=Presence.OFFLINE.value,
     state=MachineState.OFFLINE,
     first_seen_at=START,
@@ -34,11 +37,14 @@ BEFORE = EdgeView(
 )
 
 
+TARGET = TargetInfo("large", Vocabulary.of(["a", "b"]), context=8, end_tokens=()).identified(b"large")
+
+
 class Scene:
     def __init__(self) -> None:
         self.clock, self.sink = Clock(), Sink()
         recorder = Recorder(self.sink, "edge-1", self.clock.now)
-        self.life = LifeEvents(recorder, "0.2.0", "large", self.clock)
+        self.life = LifeEvents(recorder, "0.2.0", TARGET, self.clock)
 
     def told(self) -> list[tuple[str, str]]:
         told = [(event.kind, event.code) for event in self.sink.of(EventLogged)]
@@ -67,8 +73,13 @@ def test_a_run_that_ended_without_saying_so_and_what_differs_from_it_are_told(sc
 
 
 def test_a_run_that_ended_as_it_was_told_to_is_nothing_to_tell(scene: Scene) -> None:
-    scene.life.started(replace(BEFORE, software="0.2.0", target="large"))
+    scene.life.started(replace(BEFORE, software="0.2.0", target="large", target_id=TARGET.target_id.hex()))
     assert scene.told() == [("edge", "started")]
+
+
+def test_another_file_of_the_same_name_is_told(scene: Scene) -> None:
+    scene.life.started(replace(BEFORE, software="0.2.0", target="large"))
+    assert scene.told() == [("edge", "target-changed"), ("edge", "started")]
 
 
 def test_a_broker_that_goes_away_is_told_when_it_goes_and_for_how_long_when_it_is_back(scene: Scene) -> None:
