@@ -105,6 +105,7 @@ class Variant:
         constrained: Whether requests have a grammar.
         blocks: Whether the edge verifies drafts as blocks.
         edge_draft: Whether the edge has a draft model for edge-only decoding.
+        two_targets: Whether edges lose sessions in the middle, and another edge, with another target, takes Opens too.
         sabotage: The planted fault.
     """
 
@@ -122,6 +123,7 @@ class Variant:
     constrained: bool = False
     blocks: bool = False
     edge_draft: bool = False
+    two_targets: bool = False
     sabotage: Sabotage = Sabotage.NONE
 
     @property
@@ -132,6 +134,7 @@ class Variant:
             ahead = " drafted and edge-only in turns" if self.draft_length is None else " edge-only"
         ahead = f"{ahead} edge-draft" if self.edge_draft else ahead
         ahead = f" stopped{ahead}" if self.stops else ahead
+        ahead = f"{ahead} two-targets" if self.two_targets else ahead
         ahead = f" suffix{ahead}" if self.suffix else ahead
         form = f"{form} blocks" if self.blocks else form
         languages = "" if self.languages is Languages.STANDARD else f" {self.languages.value}"
@@ -224,6 +227,7 @@ CASES = (
     Variant(Mode.COUPLED, FormName.AUTO, None, edge_only=True),
     *(Variant(mode, FormName.AUTO, 2, stops=True) for mode in Mode),
     *(Variant(mode, FormName.AUTO, 2, suffix=True) for mode in Mode),
+    *(Variant(mode, FormName.AUTO, length, two_targets=True) for length in (2, None) for mode in Mode),
     *(Variant(mode, form, 2, languages=Languages.UNLIKE) for mode, form in _WAYS),
     *(Variant(mode, FormName.AUTO, 1, ahead=True, languages=Languages.UNLIKE) for mode in Mode),
     *(Variant(mode, FormName.AUTO, 2, engine=engine) for engine in _ENGINES for mode in Mode),
@@ -279,6 +283,7 @@ FAULTS = (
         for mode in Mode
         for sabotage in (Sabotage.GUESS_KEPT, Sabotage.GUESS_LIKELIEST, Sabotage.GUESS_SHIFTED)
     ),
+    *(Variant(mode, FormName.AUTO, 2, two_targets=True, sabotage=Sabotage.TARGETS_ALIKE) for mode in Mode),
     Variant(Mode.RESIDUAL, FormName.AUTO, 2, stops=True, sabotage=Sabotage.WITHHELD),
     Variant(Mode.RESIDUAL, FormName.AUTO, 2, suffix=True, sabotage=Sabotage.LIKELIEST),
     *(

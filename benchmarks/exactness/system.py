@@ -29,6 +29,7 @@ from tests.support.sabotage import Sabotage, at_the_device
 from tests.support.toy_devices import run_sessions
 
 FLEET: Final = "proof"
+EDGES: Final = ("edge-1", "edge-2")
 _SEEDS: Final = 10_000_000
 """Distance of the first seeds of two cases."""
 
@@ -71,7 +72,9 @@ def prove(
     on_progress: Any = None,  # noqa: ANN401
 ) -> CaseResult:
     started = time.monotonic()
-    with toy_edge_process(port, FLEET, *_words(case)):
+    with ExitStack() as stack:
+        for words in _edges(case):
+            stack.enter_context(toy_edge_process(port, FLEET, *words))
         tally = run_sessions(
             port=port,
             fleet=FLEET,
@@ -100,12 +103,16 @@ def prove(
     )
 
 
-def _words(case: Variant) -> list[str]:
-    return [
+def _edges(case: Variant) -> list[list[str]]:
+    """Return the arguments of the case's edges."""
+    words = [
         "--form", case.form.value, "--engine", case.engine.value, "--languages", case.languages.value,
         "--sabotage", case.sabotage.value,
         *(["--blocks"] if case.blocks else []), *(["--drafts"] if case.edge_draft else []),
     ]  # fmt: skip
+    if not case.two_targets:
+        return [words]
+    return [[*words, "--edge", EDGES[0], "--forgetful"], [*words, "--edge", EDGES[1], "--forgetful", "--foreign"]]
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -125,7 +132,7 @@ def run(bench: Bench) -> Report:
     bench.fleet = FLEET
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     results: list[CaseResult] = []
-    with bench.broker() as broker, Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    with bench.broker(*EDGES) as broker, Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         for number, case in enumerate((*CASES, *FAULTS)):
             if options.only and not any(words in case.name for words in options.only):
                 continue

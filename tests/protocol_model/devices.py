@@ -17,29 +17,30 @@ from fleet_device.session.machine import DeviceSession
 from fleet_device.session.sequence import VerdictEffect
 from fleet_device.settings import OfflinePolicy, Outages
 from schemas.control import DeviceState, Presence, encode_json
-from schemas.messages import Open, Verdict
+from schemas.messages import Open, Opened, Verdict
 from schemas.reasons import EndReason
 from schemas.topics import Topic, build
 from tests.protocol_model.network import SteeredBroker, TappedLink
 from tests.protocol_model.reference import Replay
+from tests.support.markov import MarkovScript
 from tests.support.memory_fleet import DRAFT, END, FLEET, START, Clock
 
 PATIENT = RetryPolicy(open_s=3600.0, resume_s=3600.0)  # longer than all the waiting in a run
-WAITING = Outages(policy=OfflinePolicy.WAIT)
 CLOSES = 8  # that a device keeps
 ACTS = 400  # of one device in a row; more are a loop
 
 
 @dataclass(slots=True)
 class RecordedSession(DeviceSession):
-    """A session whose effects are kept, each with whether drafts are verified as blocks."""
+    """A session whose effects are kept, each with the grant of the edge that has caused it."""
 
-    effects: list[tuple[VerdictEffect, bool]] = field(default_factory=list)
+    effects: list[tuple[VerdictEffect, Opened]] = field(default_factory=list)
 
     def on_verdict(self, verdict: Verdict) -> list[VerdictEffect]:
-        blocks = self._blocks
+        opened = self.opened
         effects = DeviceSession.on_verdict(self, verdict)
-        self.effects.extend((effect, blocks) for effect in effects)
+        if opened is not None:
+            self.effects.extend((effect, opened) for effect in effects)
         return effects
 
 
@@ -77,6 +78,7 @@ class ModelDevice:
     broker: SteeredBroker
     clock: Clock
     tap: Callable[[str, bytes], None]
+    target_of: Callable[[Opened], MarkovScript]
     text: Text | None = None
     link: TappedLink | None = None
     _inbox: Inbox = field(init=False)
@@ -100,13 +102,14 @@ class ModelDevice:
         self.text = self.link = None
         self.broker.forget(self.name)
 
-    def write(self, request: Open, *, pacing: Pacing, note: dict[str, DeviceSession]) -> None:
+    def write(self, request: Open, *, pacing: Pacing, note: dict[str, DeviceSession], any_target: bool = False) -> None:
         assert self.link is not None
         while self._inbox.get() is not None:
             pass  # of finished requests
         written: list[int] = []
         session = note[self.name] = RecordedSession(request)
-        retry = RetryState(PATIENT, session, self._outbound, self._availability, WAITING)
+        policy = OfflinePolicy.OTHER_TARGET if any_target else OfflinePolicy.WAIT
+        retry = RetryState(PATIENT, session, self._outbound, self._availability, Outages(policy=policy, after_s=3.0))
         if self._availability.refused_s > 0.0:
             retry.hold(self._availability.refused_s)
         drafts = DraftSequence(session, ScriptedDrafter(DRAFT, DRAFT.words, end_tokens=(END,)), self.clock)
@@ -147,7 +150,14 @@ class ModelDevice:
         if text is None:
             return
         session = text.session
-        for effect, text.replay.blocks in session.effects:
+        for effect, opened in session.effects:
+            text.replay.note_target(self.target_of(opened), len(effect.tokens))
+            if text.replay.mixed:
+                verified = session.sequence.verified
+                assert session.any_target, "committed tokens of a request come from two targets"
+                assert verified is not None, "tokens of another target are not marked"
+                assert verified <= len(text.replay.text), "tokens of another target are not marked"
+            text.replay.blocks = bool(opened.blocks)
             text.replay.take(effect)
         session.effects.clear()
         assert session.committed == text.replay.text, "tokens were committed that no verdict has given"

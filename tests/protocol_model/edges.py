@@ -14,6 +14,7 @@ from fleet_edge.store.quarantines import Quarantines
 from schemas.control import Presence, encode_json
 from schemas.topics import Topic, build
 from tests.protocol_model.network import SteeredBroker, TappedLink
+from tests.support.markov import MarkovScript
 from tests.support.memory_fleet import END, FLEET, TARGET, Clock, Sink, edge_state
 from tests.support.scripted_verifier import ScriptedVerifier
 from tests.support.tuning import tune, without_tuning
@@ -33,6 +34,7 @@ class Life:
 
     orchestrator: Orchestrator
     verifier: ScriptedVerifier
+    target: MarkovScript
     link: TappedLink
     opened: dict[tuple[str, int], tuple[bytes, int]] = field(default_factory=dict)
     astray: set[tuple[bytes, int]] = field(default_factory=set)
@@ -40,7 +42,12 @@ class Life:
 
 @dataclass(slots=True)
 class ModelEdge:
-    """A real edge without threads, up or down; `lives` counts its starts."""
+    """A real edge without threads, up or down.
+
+    Attributes:
+        target: Of its next life.
+        lives: Its starts.
+    """
 
     name: str
     broker: SteeredBroker
@@ -48,6 +55,7 @@ class ModelEdge:
     options: Mapping[str, object]
     kv_tokens: int
     tap: Callable[[Life, str, bytes], None]
+    target: MarkovScript = TARGET
     life: Life | None = None
     lives: int = 0
     draining: bool = False
@@ -56,8 +64,11 @@ class ModelEdge:
     def start(self) -> None:
         self.lives += 1
         settings = EdgeSettings.model_validate({"fleet": FLEET, "edge": self.name, **without_tuning(self.options)})
-        verifier = ScriptedVerifier(TARGET, TARGET.words, context=256, budget_tokens=self.kv_tokens, end_tokens=(END,))
-        will = Will(self._topic, self._state(Presence.OFFLINE))
+        words, name = self.target.words, "one" if self.target is TARGET else "other"
+        verifier = ScriptedVerifier(
+            self.target, words, context=256, budget_tokens=self.kv_tokens, end_tokens=(END,), name=name
+        )
+        will = Will(self._topic, self._state(Presence.OFFLINE, verifier.info.target_id))
         link = TappedLink(self.broker, self.name, self._published, will=will)
         orchestrator = assemble(
             settings,
@@ -69,7 +80,7 @@ class ModelEdge:
             first_handle=self.first_handle,
         )
         tune(orchestrator, {"gather_share": 0.0, **self.options})
-        self.life, self.draining = Life(orchestrator, verifier, link), False
+        self.life, self.draining = Life(orchestrator, verifier, self.target, link), False
         link.on_connection(lambda up: self._announce() if up else None)
         link.start(timeout_s=1.0)
         self.broker.pump()
@@ -141,14 +152,15 @@ class ModelEdge:
     def _topic(self) -> str:
         return build(Topic.EDGE_STATE, fleet=FLEET, edge=self.name)
 
-    def _state(self, presence: Presence) -> bytes:
-        return encode_json(edge_state(presence, edge=self.name))
+    def _state(self, presence: Presence, target_id: bytes) -> bytes:
+        return encode_json(edge_state(presence, edge=self.name, target_id=target_id.hex()))
 
     def _announce(self) -> None:
         self._publish(Presence.DRAINING if self.draining else Presence.ONLINE)
 
     def _publish(self, presence: Presence) -> None:
-        self._alive.link.publish(self._topic, self._state(presence), retain=True)
+        life = self._alive
+        life.link.publish(self._topic, self._state(presence, life.verifier.info.target_id), retain=True)
 
     def _published(self, topic: str, payload: bytes) -> None:
         if self.life is not None:

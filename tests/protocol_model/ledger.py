@@ -7,6 +7,12 @@ from schemas.codec import decode_close, decode_draft, decode_open, decode_reply,
 from schemas.messages import Opened, Verdict
 from schemas.topics import Topic, parse
 from tests.protocol_model.edges import Life
+from tests.support.markov import MarkovScript
+
+
+def _grant(opened: Opened) -> tuple[bytes, int, str, int]:
+    return opened.session, opened.attempt, opened.edge, opened.handle
+
 
 Round = tuple[str, bytes, int]
 """Device, session, number of the round."""
@@ -21,6 +27,7 @@ class Ledger:
         sessions: The running session of each honest device.
         ends: Tokens and digest that the device reported at a session's end.
         decisions: The decision on each round.
+        targets: The target of the edge that has sent a grant.
     """
 
     messages: int = 0
@@ -28,6 +35,7 @@ class Ledger:
     ends: dict[bytes, tuple[int, int]] = field(default_factory=dict)
     _drafts: dict[Round, bytes] = field(default_factory=dict)
     decisions: dict[Round, object] = field(default_factory=dict)
+    targets: dict[tuple[bytes, int, str, int], MarkovScript] = field(default_factory=dict)
     _written: dict[tuple[object, ...], int] = field(default_factory=dict)
     _first_rounds: dict[tuple[bytes, int], int] = field(default_factory=dict)
 
@@ -61,6 +69,7 @@ class Ledger:
                 reply = decode_reply(payload)
                 if isinstance(reply, Opened):
                     life.opened[device, reply.handle] = reply.session, reply.attempt
+                    self.targets[_grant(reply)] = life.target
             case Topic.VERDICT:
                 verdict = decode_verdict(payload)
                 session, attempt = life.opened[device, verdict.handle]
@@ -76,6 +85,9 @@ class Ledger:
                     life.astray.add((session, attempt))
             case _:
                 pass
+
+    def target_of(self, opened: Opened) -> MarkovScript:
+        return self.targets[_grant(opened)]
 
     def _from_edge_only(self, life: Life, place: tuple[str, bytes, int], verdict: Verdict) -> None:
         """Check edge-only tokens: the same at each place of a grant, however often they are sent."""

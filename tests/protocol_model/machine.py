@@ -30,7 +30,7 @@ from tests.protocol_model.edges import Life, ModelEdge
 from tests.protocol_model.ledger import Ledger
 from tests.protocol_model.network import SteeredBroker, TappedLink
 from tests.support.drafts import close
-from tests.support.memory_fleet import FLEET, ChangingPacing, Clock, terms
+from tests.support.memory_fleet import FLEET, OTHER_TARGET, TARGET, ChangingPacing, Clock, terms
 
 EDGES, DEVICES, HOSTILE = ("edge-1", "edge-2"), ("device-1", "device-2"), "hostile"
 MOMENT_S = 0.01  # that each thing takes
@@ -56,6 +56,7 @@ class Wish:
     length: int
     ahead: bool
     turns: int | None = None  # seed of the alternation of drafts and edge-only decoding
+    any_target: bool = False  # whether another target may continue it
 
 
 wishes = st.builds(
@@ -68,6 +69,7 @@ wishes = st.builds(
     length=st.sampled_from((2, 1, 4, 0)),
     ahead=st.sampled_from((True, True, False)),
     turns=st.sampled_from((None, None, 1, 2)),
+    any_target=st.sampled_from((False, False, True)),
 )
 
 
@@ -81,7 +83,7 @@ class _Errors(logging.Handler):
 
 
 class ProtocolModel(RuleBasedStateMachine):
-    """A fleet of two edges, two honest devices and a hostile one."""
+    """A fleet of two edges, two honest devices and a hostile one; the edges have one target, or two."""
 
     seen: ClassVar[Counter[str]] = Counter()
 
@@ -107,6 +109,7 @@ class ProtocolModel(RuleBasedStateMachine):
         step_tokens=st.sampled_from((512, 16, 4)),
         new_tokens=st.sampled_from((PLENTY, PLENTY, PLENTY, 40.0)),
         sessions=st.sampled_from((SESSIONS, SESSIONS, SESSIONS, 2)),
+        two_targets=st.sampled_from((False, True)),
         first=wishes,
         harsh=st.booleans(),
     )
@@ -127,6 +130,7 @@ class ProtocolModel(RuleBasedStateMachine):
         step_tokens: int = 512,
         new_tokens: float = PLENTY,
         sessions: int = SESSIONS,
+        two_targets: bool = False,
     ) -> None:
         self.broker = SteeredBroker(clock=self.clock, max_packet_bytes=packet)
         self.options = {
@@ -143,10 +147,15 @@ class ProtocolModel(RuleBasedStateMachine):
         }
         self.scarce = new_tokens < 100.0
         self.crowded = sessions < SESSIONS
+        self.targets = dict(zip(EDGES, (TARGET, OTHER_TARGET if two_targets else TARGET), strict=True))
         self.edges = [
-            ModelEdge(name, self.broker, self.clock, self.options, kv_tokens, self.ledger.from_edge) for name in EDGES
+            ModelEdge(name, self.broker, self.clock, self.options, kv_tokens, self.ledger.from_edge, target)
+            for name, target in self.targets.items()
         ]
-        self.devices = [ModelDevice(name, self.broker, self.clock, self.ledger.from_device) for name in DEVICES]
+        self.devices = [
+            ModelDevice(name, self.broker, self.clock, self.ledger.from_device, self.ledger.target_of)
+            for name in DEVICES
+        ]
         for each in (*self.edges, *self.devices):
             each.start()
         self.hostile = TappedLink(self.broker, HOSTILE, lambda _topic, _payload: None)
@@ -260,19 +269,25 @@ class ProtocolModel(RuleBasedStateMachine):
         broker.pump()
 
     @precondition(lambda self: self.harsh)
-    @rule(moves=moves, what=st.sampled_from(("crash", "drain", "end", "restart", "start")), which=st.integers(0, 1))
+    @rule(
+        moves=moves,
+        what=st.sampled_from(("crash", "drain", "end", "restart", "exchange", "start")),
+        which=st.integers(0, 1),
+    )
     def shake_edge(self, moves: int, what: str, which: int) -> None:
         self._go_on(moves)
         self._harm()
         edge = self.edges[which]
         connected = edge.life is not None and self.broker.connected(edge.name)
-        if what in ("crash", "restart") and edge.life is not None:
+        if what in ("crash", "restart", "exchange") and edge.life is not None:
             edge.crash()
         elif what == "drain" and connected:
             edge.drain()
         elif what == "end" and connected:
             edge.end()
-        if what in ("start", "restart") and edge.life is None and self.broker.up:
+        if what == "exchange":  # under its old name
+            edge.target = next(target for name, target in self.targets.items() if name != edge.name)
+        if what in ("start", "restart", "exchange") and edge.life is None and self.broker.up:
             edge.start()
         self.broker.pump()
 
@@ -474,6 +489,9 @@ class ProtocolModel(RuleBasedStateMachine):
         for edge in self.edges:
             if edge.life is not None and edge.draining:
                 edge.end()
+            edge.target = self.targets[edge.name]
+            if edge.life is not None and edge.life.target is not edge.target:
+                edge.crash()
             if edge.life is None:
                 edge.start()
 
@@ -490,7 +508,7 @@ class ProtocolModel(RuleBasedStateMachine):
         sound = self._sound()
         turns = None if wish.turns is None else ChangingPacing(rng=random.Random(wish.turns))
         pacing = turns or FixedPacing(wish.length, wish.ahead)
-        device.write(request, pacing=pacing, note=self.ledger.sessions)
+        device.write(request, pacing=pacing, note=self.ledger.sessions, any_target=wish.any_target)
         self.seen["texts"] += 1
         assert device.text is not None
         device.text.harmed, device.text.quarantined = not sound, device.name in self.quarantines

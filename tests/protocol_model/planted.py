@@ -1,6 +1,6 @@
 """Planted faults that the model must find: each is a line of the protocol that an implementation may forget."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from enum import StrEnum
@@ -9,9 +9,11 @@ from unittest.mock import patch
 
 from dssd.distribution import QuantizedDist
 from fleet_device.session.machine import DeviceSession
-from fleet_device.session.sequence import DraftsInFlight, EdgeOnlyDecoding, Rejection
+from fleet_device.session.sequence import DraftsInFlight, EdgeOnlyDecoding, Rejection, TokenSequence
+from fleet_edge import handlers
 from fleet_edge.answers.answers import Responder
 from fleet_edge.handlers import MessageHandlers
+from fleet_edge.sessions.admission import SessionLimits
 from fleet_edge.sessions.drafts import ReceivedDraft, Rounds
 from fleet_edge.sessions.machine import EdgeSession
 from fleet_edge.sessions.table import SessionTable
@@ -39,6 +41,9 @@ class Planted(StrEnum):
         OWNER: The edge finds a session by its name alone, whichever device asks.
         GAP: The device appends edge-only tokens without checking their position.
         REPEATS_STRUCK: The edge counts a repeated draft against its device.
+        FOREIGN: The edge resumes tokens of another target.
+        UNNAMED: The device does not name the target when it resumes, and takes any grant.
+        UNMARKED: The device does not mark the tokens of another target.
     """
 
     EPOCH = "epoch"
@@ -55,6 +60,9 @@ class Planted(StrEnum):
     OWNER = "owner"
     GAP = "gap"
     REPEATS_STRUCK = "repeats-struck"
+    FOREIGN = "foreign"
+    UNNAMED = "unnamed"
+    UNMARKED = "unmarked"
 
 
 def _admit_any_epoch(self: EdgeSession, arrived: ReceivedDraft) -> Any:
@@ -121,6 +129,10 @@ def _repeat_verdict_struck(self: Responder, session: EdgeSession, draft: Draft, 
     _again(self, session, draft, payload)
 
 
+def _grant_any(message: Open, **options: Any) -> SessionLimits:
+    return _grant(message.model_copy(update={"target_id": None}), **options)
+
+
 def _close_and_keep(self: MessageHandlers, session: EdgeSession) -> None:
     self.sessions.remove(session)
 
@@ -130,9 +142,10 @@ _admit, _on_verdict, _open = EdgeSession.admit, DeviceSession.on_verdict, Device
 _found = Rejection._found
 _send, _again = DeviceSession.send, Responder.repeat_verdict
 _apply_edge_only = DeviceSession._apply_edge_only
+_grant = handlers.grant
 
 
-_REPLACED: Final[dict[Planted, tuple[tuple[type, str, Callable[..., Any]], ...]]] = {
+_REPLACED: Final[dict[Planted, tuple[tuple[Any, str, Any], ...]]] = {
     Planted.EPOCH: ((EdgeSession, "admit", _admit_any_epoch),),
     Planted.REPEAT: (
         (Rounds, "verdict", lambda _self, _round: None),
@@ -149,6 +162,9 @@ _REPLACED: Final[dict[Planted, tuple[tuple[type, str, Callable[..., Any]], ...]]
     Planted.LAST: ((Rejection, "_found", _found_last),),
     Planted.OWNER: ((SessionTable, "by_name", _by_name_alone),),
     Planted.GAP: ((DeviceSession, "_apply_edge_only", _apply_anywhere),),
+    Planted.FOREIGN: ((handlers, "grant", _grant_any),),
+    Planted.UNNAMED: ((DeviceSession, "wanted_target", None),),
+    Planted.UNMARKED: ((TokenSequence, "leave_target", lambda _self: None),),
     Planted.REPEATS_STRUCK: ((Responder, "repeat_verdict", _repeat_verdict_struck),),
 }
 

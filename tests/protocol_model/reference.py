@@ -15,23 +15,41 @@ from schemas.messages import Draft, Open, Verdict
 from schemas.policy import Mode
 from schemas.reasons import Finish
 from schemas.vocabulary import EMPTY_DIGEST, extend_digest
+from tests.support.markov import MarkovScript
 from tests.support.memory_fleet import DRAFT, END, TARGET, lossless_text
 
 
 @dataclass(slots=True)
 class Replay:
-    """Replays verdicts through `dssd`; fails at the first difference. `blocks`: the edge verifies blocks."""
+    """Replays verdicts through `dssd`; fails at the first difference.
+
+    Attributes:
+        blocks: Whether the edge verifies blocks.
+        target: The target of the edge that has sent the verdict.
+        first: The target that the text began with.
+        mixed: Whether another one has continued it.
+    """
 
     request: Open
     text: list[int] = field(default_factory=list)
     blocks: bool = False
+    target: MarkovScript = TARGET
+    first: MarkovScript | None = None
+    mixed: bool = False
     _lossless: list[int] = field(default_factory=list)
     _rejected: tuple[Dist, QuantizedDist] | None = None
     _handle: int = -1  # of the session at the edge that has rejected
 
-    def __post_init__(self) -> None:
-        if self.request.policy.mode is Mode.COUPLED:
-            self._lossless = lossless_text(self.request)
+    def note_target(self, target: MarkovScript, tokens: int) -> None:
+        """Record the target of the next effect, and that of its tokens."""
+        self.target = target
+        if not tokens:
+            return
+        if self.first is None:
+            self.first = target
+            if self.request.policy.mode is Mode.COUPLED:
+                self._lossless = lossless_text(self.request, target)
+        self.mixed = self.mixed or target is not self.first
 
     def take(self, effect: VerdictEffect) -> None:
         decided = effect.decided
@@ -48,7 +66,7 @@ class Replay:
         expected = self._judged(decided) if draft.tried is None else self._corrected(decided.verdict)
         assert effect.tokens == expected, (effect.tokens, expected)
         self.text.extend(effect.tokens)
-        if self.request.policy.mode is Mode.COUPLED:
+        if self.request.policy.mode is Mode.COUPLED and not self.mixed:
             assert self.text == self._lossless[: len(self.text)], "the text is not the target's own"
 
     def _written(self, tokens: Sequence[int]) -> None:
@@ -65,11 +83,11 @@ class Replay:
         text = self.text
         assert len(text) == self.request.max_new_tokens or (text and text[-1] == END), text
         assert END not in text[:-1], text
-        if self.request.policy.mode is Mode.COUPLED:
+        if self.request.policy.mode is Mode.COUPLED and not self.mixed:
             assert text == self._lossless
 
     def _row(self, script_text: Sequence[int]) -> Dist:
-        return shape(TARGET.logits((*self.request.prompt, *script_text)), self.request.policy)
+        return shape(self.target.logits((*self.request.prompt, *script_text)), self.request.policy)
 
     def _judged(self, decided: DecidedDraft) -> tuple[int, ...]:
         """Judge a draft again; return the tokens to append."""
@@ -136,7 +154,13 @@ class Replay:
         tried = following.start if isinstance(following, Samples) else 0
         form = FormName(following.kind)
         expected = choose_form(
-            p, policy=policy, position=position, vocabulary_size=TARGET.size, max_bytes=1 << 20, form=form, tried=tried
+            p,
+            policy=policy,
+            position=position,
+            vocabulary_size=self.target.size,
+            max_bytes=1 << 20,
+            form=form,
+            tried=tried,
         )
         token = correct(following, q, policy=policy, position=position)
         if isinstance(following, Samples):

@@ -7,13 +7,14 @@ from fleet_edge.batching.steps import Batch, StepReport, StepTimes, WorkItem
 from fleet_edge.sessions.admission import SessionLimits
 from fleet_edge.sessions.drafts import ReceivedDraft
 from fleet_edge.sessions.machine import EdgeSession
-from fleet_edge.verifiers.contract import Item
+from fleet_edge.verifiers.contract import Item, TargetInfo
 from schemas.messages import Close, Draft, Open
 from schemas.policy import Mode, SamplingPolicy
 from schemas.reasons import EndReason
 from schemas.vocabulary import EMPTY_DIGEST, Vocabulary, extend_digest
 
 VOCABULARY = Vocabulary.of([f"t{token}" for token in range(10)])
+TOY = TargetInfo("toy", VOCABULARY, context=32, end_tokens=(0, 3)).identified(b"toy")
 LIMITS = SessionLimits(max_new_tokens=20, max_draft=4, window=2, vocabulary=10, end_tokens=frozenset({0}))
 
 

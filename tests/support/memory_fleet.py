@@ -47,6 +47,7 @@ FLEET, EDGE = "memory", "edge-1"
 END = 0
 TARGET = MarkovScript(size=6, seed=7, sharpness=1.2, period=3).shifted(END, -2.0)  # outputs must have some length
 TARGET_ID = ScriptedVerifier(TARGET, TARGET.words, end_tokens=(END,)).info.target_id
+OTHER_TARGET = MarkovScript(size=6, seed=17, sharpness=1.2, period=3).shifted(END, -2.0)
 DRAFT = TARGET.perturbed(seed=8, amount=1.0)
 DRAFT_TOKENS = 1 << 20
 COUNTED_ALIKE = tuple(field.name for field in fields(SessionCounters) if field.name in SEGMENT_COUNTERS)
@@ -392,9 +393,9 @@ def run(
     raise AssertionError(f"not done after {most} moves: {[device.session for device in devices if not device.done]}")
 
 
-def lossless_text(asked: Open) -> list[int]:
+def lossless_text(asked: Open, target: MarkovScript = TARGET) -> list[int]:
     """Return the target's own output in coupled mode, without the rest of the system."""
-    return coupled_text(TARGET, asked.prompt, asked.policy, asked.max_new_tokens, ends=(END,))
+    return coupled_text(target, asked.prompt, asked.policy, asked.max_new_tokens, ends=(END,))
 
 
 def possible(asked: Open, text: Sequence[int]) -> bool:

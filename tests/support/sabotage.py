@@ -25,7 +25,7 @@ from fleet_edge import orchestrator
 from fleet_edge.batching.judging import Case
 from fleet_edge.batching.shaping import ShapedRows, shape_rows
 from fleet_edge.sessions.grammars import Constraint
-from fleet_edge.verifiers.contract import Item, Verifier
+from fleet_edge.verifiers.contract import Item, TargetInfo, Verifier
 from schemas.downlink import DownlinkForm, Rows, Tries
 from schemas.policy import SamplingPolicy
 from tests.support.toy_pair import TEMPERATURE, ToyPair
@@ -55,6 +55,7 @@ class Sabotage(StrEnum):
     REPORTED_HIGH = "reported-high"
     SEEDS_SHARED = "seeds-shared"
     SHIFTED = "shifted"
+    TARGETS_ALIKE = "targets-alike"
     TEMPERED_TWICE = "tempered-twice"
     UNCAPPED = "uncapped"
     UNMAPPED = "unmapped"
@@ -366,6 +367,11 @@ def at_the_edge(kind: Sabotage, stack: ExitStack) -> None:
         _shift_rows(LlamaCppVerifier, stack)
         _shift_rows(BlocksVerifier, stack)
         _change_answers(_shift, stack)
+    elif kind is Sabotage.TARGETS_ALIKE:
+        # As if the identity were that of the vocabulary.
+        stack.enter_context(
+            patch.object(TargetInfo, "target_id", property(lambda self: self.vocabulary.fingerprint[:8]))
+        )
     elif kind is Sabotage.TEMPERED_TWICE:
         _change_answers(_temper_again, stack)
     elif kind is Sabotage.CUT_SHORT:

@@ -46,7 +46,11 @@ def pair_of(engine: ToyEngine, languages: Languages = Languages.STANDARD) -> Toy
     return replace(pair, target=_quantized(engine)) if engine in _BLOCKS else pair
 
 
-def toy_verifier(engine: ToyEngine, languages: Languages) -> AbstractContextManager[Verifier]:
+def toy_verifier(engine: ToyEngine, languages: Languages, *, foreign: bool = False) -> AbstractContextManager[Verifier]:
+    """Return the target of a pair, or with `foreign` another one of the same vocabulary."""
+    if foreign:
+        other = ToyPair.foreign()
+        return nullcontext(ScriptedVerifier(other, other.words, end_tokens=END_TOKENS, name="toy-foreign"))
     return _VERIFIERS[engine]() if engine in _VERIFIERS else _scripted(languages)
 
 

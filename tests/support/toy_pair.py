@@ -103,6 +103,11 @@ class ToyPair:
         target = MarkovScript(size=_SIZE, seed=7, sharpness=1.2, period=3)
         return cls(target, target.perturbed(seed=8, amount=1.5), target.words)
 
+    @staticmethod
+    def foreign() -> MarkovScript:
+        """Return another target with the standard vocabulary."""
+        return MarkovScript(size=_SIZE, seed=27, sharpness=1.2, period=3)
+
     @classmethod
     def near(cls, languages: Languages = Languages.NEAR) -> "ToyPair":
         """Return a pair where one draft token of fifty is rejected, and most corrections need further samples."""

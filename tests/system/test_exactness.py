@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 from benchmarks.exactness.cases import CASES, FAULTS, Variant
-from benchmarks.exactness.system import FLEET, prove
+from benchmarks.exactness.system import EDGES, FLEET, prove
 from broker_config.broker import Broker
 from dssd.downlink import FormName
 from tests.support.brokers import StartBroker
@@ -24,6 +24,8 @@ IN_SMALL = {
     "residual sparse",
     "coupled",
     "residual drafted and edge-only in turns",
+    "residual auto two-targets",
+    "residual auto two-targets fault:targets-alike",
     "residual sparse fault:inverted",
     "residual edge-only fault:unshaped",
     "residual auto suffix",
@@ -69,7 +71,7 @@ def cases(chosen: Iterable[Variant]) -> list[Any]:
 @pytest.mark.parametrize("case", cases(CASES))
 def test_texts_follow_the_target(case: Variant, start_mosquitto: StartBroker) -> None:
     # With fresh seeds each of the three tests would raise a false alarm once in 10,000 runs.
-    broker = start_mosquitto(Broker(fleet=FLEET))
+    broker = start_mosquitto(Broker(fleet=FLEET, edges=EDGES))
     result = prove(case, port=broker.port, sessions=case.share(SESSIONS), first_seed=99, devices=DEVICES)
     assert result.passed, result
 
@@ -77,7 +79,7 @@ def test_texts_follow_the_target(case: Variant, start_mosquitto: StartBroker) ->
 @pytest.mark.parametrize("case", cases(case for case in FAULTS if case.form is not FormName.SAMPLES))
 def test_the_proof_catches_faults(case: Variant, start_mosquitto: StartBroker) -> None:
     assert case.sabotage is not Sabotage.NONE
-    broker = start_mosquitto(Broker(fleet=FLEET))
+    broker = start_mosquitto(Broker(fleet=FLEET, edges=EDGES))
     subtle = case.suffix or (case.blocks and case.sabotage is not Sabotage.RACE_FROM_P)
     sessions = SUBTLE_FAULT_SESSIONS if subtle else FAULT_SESSIONS
     result = prove(case, port=broker.port, sessions=sessions, first_seed=99, devices=DEVICES)

@@ -4,6 +4,7 @@ import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final
 
 import pytest
@@ -11,9 +12,14 @@ import pytest
 from broker_config.broker import Broker
 from fleet_device.drafters.llama_cpp import LlamaCppDrafter
 from fleet_device.errors import EdgeUnavailable
-from fleet_device.requests.generate import GenerateRequest, RequestContext
+from fleet_device.requests.generate import GenerateRequest, Generation, RequestContext
+from fleet_device.service import DeviceService
+from fleet_device.session.sequence import CommittedTokens, TokenOrigin
+from fleet_device.settings import OfflinePolicy, Outages
+from schemas.control import EdgeState
 from schemas.policy import SamplingPolicy
 from tests.support.brokers import StartBroker
+from tests.support.long_texts import first_long
 from tests.support.prepared_models import prepared
 from tests.support.processes import Program, edge_process
 from tests.support.waiting import until
@@ -22,22 +28,32 @@ from tests.system.test_law_of_the_models import prompt_ids
 
 pytestmark = [pytest.mark.broker, pytest.mark.models]
 
-EDGES: Final = ("edge-1", "edge-2")
 TARGETS: Final = ("target-Q8_0.gguf", "Q2_K.gguf")
+EDGES: Final = dict(zip(("edge-1", "edge-2"), TARGETS, strict=True))
 GREEDY: Final = SamplingPolicy(temperature=0.0, seed=1)
 LENGTH: Final = 80
 KILLED_AT: Final = 15  # tokens
-PATIENCE_S: Final = 120.0
+PATIENCE_S: Final = 300.0
+FAIL: Final = Outages(policy=OfflinePolicy.FAIL, after_s=1.0)
 OPEN: Final = "SELECT edge FROM segments WHERE reason IS NULL"
+SEGMENTS: Final = "SELECT edge, target_id FROM segments WHERE session = '{}' ORDER BY segment"
+
+
+def other_than(edge: str) -> str:
+    return next(each for each in EDGES if each != edge)
 
 
 @dataclass
 class Site:
-    """Two edges whose target models have one vocabulary, over one session log."""
+    """Two edges whose target models have one vocabulary, over one session log, and a device."""
 
     whole: Whole
     stack: ExitStack
     edges: dict[str, Program] = field(default_factory=dict)
+    written: list[int] = field(default_factory=list)
+    origins: list[TokenOrigin] = field(default_factory=list)
+    killed: str = ""
+    then: Callable[[], None] = lambda: None
 
     def start(self, edge: str, target: str) -> None:
         arguments = [
@@ -46,36 +62,85 @@ class Site:
         ]  # fmt: skip
         self.edges[edge] = self.stack.enter_context(edge_process(arguments))
 
-    def kill_serving(self) -> str:
-        until(lambda: len(self.whole.rows(OPEN)) == 1, patience_s=PATIENCE_S)
-        serving = str(self.whole.rows(OPEN)[0]["edge"])
-        self.edges[serving].send_signal(signal.SIGKILL)
-        return serving
+    def states(self, device: DeviceService) -> dict[str, EdgeState]:
+        until(lambda: len(device.edges.online()) == len(self.edges), patience_s=PATIENCE_S)
+        return {state.edge: state for state in device.edges.online()}
+
+    def take(self, tokens: CommittedTokens) -> None:
+        self.written += tokens.ids
+        self.origins += tokens.origins
+        if len(self.written) >= KILLED_AT and not self.killed:
+            until(lambda: len(self.whole.rows(OPEN)) == 1, patience_s=PATIENCE_S)
+            self.killed = str(self.whole.rows(OPEN)[0]["edge"])
+            self.edges[self.killed].send_signal(signal.SIGKILL)
+            self.edges.pop(self.killed).wait_to_end(timeout_s=PATIENCE_S)
+            self.then()
+
+    def generate(self, device: DeviceService, outages: Outages) -> Generation:
+        """Generate with a prompt whose output is long at either edge, and kill the edge that serves it."""
+
+        def write(ids: Sequence[int]) -> Generation:
+            request = GenerateRequest(tuple(ids), policy=GREEDY, max_new_tokens=LENGTH)
+            done = {each.edge: each for each in (device.agent.generate(request) for _ in range(2 * len(EDGES)))}
+            assert len(done) == len(EDGES), "the shared subscription rotates"
+            return min(done.values(), key=lambda each: len(each.tokens))
+
+        ids, _ = first_long(write, prompt_ids(device.drafter), tokens=3 * KILLED_AT)
+        request = GenerateRequest(tuple(ids), policy=GREEDY, max_new_tokens=LENGTH, outages=outages)
+        return device.agent.generate(request, RequestContext(on_tokens=self.take))
+
+    def targets(self, session: bytes) -> list[tuple[str, str]]:
+        return [(row["edge"], row["target_id"]) for row in self.whole.rows(SEGMENTS.format(session.hex()))]
 
 
 @pytest.fixture
-def site(start_mosquitto: StartBroker, tmp_path: object) -> Iterator[Site]:
+def site(start_mosquitto: StartBroker, tmp_path: Path) -> Iterator[Site]:
     with ExitStack() as stack:
-        site = Site(Whole(start_mosquitto(Broker(edges=EDGES)).port, tmp_path), stack)
-        for edge, target in zip(EDGES, TARGETS, strict=True):
+        site = Site(Whole(start_mosquitto(Broker(edges=tuple(EDGES))).port, tmp_path), stack)
+        for edge, target in EDGES.items():
             site.start(edge, target)
         yield site
 
 
-def test_a_request_does_not_go_on_with_another_target(site: Site, drafters: Callable[[str], LlamaCppDrafter]) -> None:
-    written: list[int] = []
-    killed: list[str] = []
+Load = Callable[[str], LlamaCppDrafter]
 
-    def take(tokens: Sequence[int]) -> None:
-        written.extend(tokens)
-        if len(written) >= KILLED_AT and not killed:
-            killed.append(site.kill_serving())
 
-    drafter = drafters("Q4_0")
-    with site.whole.device(drafter, offline_s=5.0) as device:
-        until(lambda: len(device.edges.online()) == len(EDGES), patience_s=PATIENCE_S)
-        request = GenerateRequest(
-            prompt_ids(drafter)[0], policy=GREEDY, max_new_tokens=LENGTH, outages=device.settings.outages()
-        )
-        with pytest.raises(EdgeUnavailable):
-            device.agent.generate(request, RequestContext(on_tokens=take))
+def test_a_request_whose_edge_is_killed_waits_for_the_same_target(site: Site, drafters: Load) -> None:
+    with site.whole.device(drafters("Q4_0")) as device:
+        before = site.states(device)
+        assert before["edge-1"].target_id != before["edge-2"].target_id
+        site.then = lambda: site.start(site.killed, EDGES[site.killed])
+        done = site.generate(device, Outages(policy=OfflinePolicy.WAIT))
+        for edge in site.edges.values():
+            edge.end()  # so that its log is complete
+    identity = before[site.killed].target_id
+    assert (done.unverified, done.target_id and done.target_id.hex()) == (0, identity)
+    assert set(site.targets(done.session)) == {(site.killed, identity)}
+    assert TokenOrigin.OTHER_TARGET not in site.origins
+
+
+@pytest.mark.parametrize("renamed", [False, True], ids=["elsewhere", "another file under its name"])
+def test_a_request_does_not_go_on_with_another_target(renamed: bool, site: Site, drafters: Load) -> None:
+    with site.whole.device(drafters("Q4_0")) as device:
+        site.states(device)
+        if renamed:
+            site.then = lambda: site.start(site.killed, EDGES[other_than(site.killed)])
+        with pytest.raises(EdgeUnavailable) as unavailable:
+            site.generate(device, FAIL)
+    assert unavailable.value.code == "other_target"
+    assert KILLED_AT <= len(site.written) < LENGTH
+
+
+def test_a_request_goes_on_with_another_target_if_the_application_allows_it(site: Site, drafters: Load) -> None:
+    with site.whole.device(drafters("Q4_0")) as device:
+        before = site.states(device)
+        done = site.generate(device, Outages(policy=OfflinePolicy.OTHER_TARGET, after_s=1.0))
+        left = other_than(site.killed)
+        site.edges[left].end()
+    own = len(done.tokens) - done.unverified
+    assert 0 < own < len(done.tokens) == len(site.origins)
+    assert TokenOrigin.OTHER_TARGET not in site.origins[:own]
+    assert set(site.origins[own:]) == {TokenOrigin.OTHER_TARGET}
+    assert site.targets(done.session)[-1] == (left, before[left].target_id)
+    row = site.whole.rows(f"SELECT target_id, device_unverified FROM sessions WHERE session = '{done.session.hex()}'")
+    assert row == [{"target_id": before[site.killed].target_id, "device_unverified": done.unverified}]

@@ -32,7 +32,7 @@ from schemas.messages import Closed, Fault, Opened, SessionReply, Verdict
 from schemas.policy import Mode
 from schemas.reasons import Action, EndReason, FaultCode
 from schemas.topics import Topic, build
-from tests.support.drafts import arrived, draft, edge_session, open_message
+from tests.support.drafts import TOY, arrived, draft, edge_session, open_message
 from tests.support.memory_broker import MemoryBroker
 from tests.support.memory_fleet import EDGE, FLEET, TARGET, Clock, Sink
 from tests.support.memory_link import MemoryLink
@@ -43,13 +43,13 @@ def test_a_grant_names_the_session_and_its_limits() -> None:
     session = edge_session(attempt=3, resume=(4, 5), limits=limits)
     load = EdgeLoad(texts=2, text_ms=4.5, token_ms=1.25)
     exchange = Exchange()
-    replace(exchange.answers, target="t" * 5000, load=lambda: load).repeat_grant(session)
+    replace(exchange.answers, target=replace(TOY, name="t" * 5000), load=lambda: load).repeat_grant(session)
     granted = exchange.listen()[-1]
     assert isinstance(granted, Opened)
     assert (granted.session, granted.attempt, granted.handle, granted.position) == (b"session1", 3, 7, 2)
     assert (granted.max_new_tokens, granted.max_draft, granted.window, granted.lease_s) == (20, 4, 2, 60.0)
     assert granted.end_tokens == (0, 5, 9)
-    assert len(granted.target) == 200
+    assert (len(granted.target), granted.target_id) == (200, TOY.target_id)
     assert granted.load is not None
     assert (granted.load.texts, granted.load.text_ms, granted.load.token_ms) == (2, 4.5, 1.25)
 
@@ -120,7 +120,7 @@ class Exchange:
         figures = Figures(self.clock)
         self.answers = Responder(
             edge=EDGE,
-            target="toy-target",
+            target=replace(TOY, name="toy-target"),
             lease_s=60.0,
             publisher=Publisher(link, FLEET, figures),
             recorder=Recorder(self.sink, EDGE, self.clock.now),

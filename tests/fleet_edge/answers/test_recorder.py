@@ -9,7 +9,7 @@ from fleet_edge.store.records import CloseReported, EventLogged, RoundJudged
 from schemas.messages import Close
 from schemas.reasons import EndReason, Finish
 from tests.fleet_edge.store.samples import COUNTERS, START, after
-from tests.support.drafts import arrived, draft, edge_session, open_message
+from tests.support.drafts import TOY, arrived, draft, edge_session, open_message
 from tests.support.memory_fleet import Sink
 
 
@@ -77,7 +77,7 @@ def test_texts_written_without_an_edge_are_all_kept_those_over_the_rate_later(sc
 
 def test_a_flood_of_requests_for_samples_is_not_a_row_each_and_hides_no_round(scene: Scene) -> None:
     session = edge_session()
-    scene.recorder.record_open(session, open_message(), target="toy", size=100)
+    scene.recorder.record_open(session, open_message(), target=TOY, size=100)
     for number in range(100):
         tokens, tried = ((1,), None) if number == 99 else ((), 16)
         counts = (9,) * len(tokens)
@@ -90,7 +90,7 @@ def test_a_flood_of_requests_for_samples_is_not_a_row_each_and_hides_no_round(sc
 
 def test_of_drafts_that_are_hardly_ever_accepted_a_sample_is_logged(scene: Scene) -> None:
     session = edge_session()
-    scene.recorder.record_open(session, open_message(), target="toy", size=100)
+    scene.recorder.record_open(session, open_message(), target=TOY, size=100)
     for number in range(100):
         drafted = arrived(draft(round_=number, tokens=(1,), counts=(9,)), at=0.0)
         result = DraftResult(drafted, accepted=0, tested=1, token=None, p=None, finish=Finish.NO)

@@ -11,7 +11,8 @@ from schemas.messages import Draft
 from schemas.policy import Mode
 from schemas.reasons import FaultCode, Finish, RefusalCode
 from schemas.vocabulary import Vocabulary
-from tests.support.drafts import LIMITS, VOCABULARY, draft, open_message
+from tests.support.drafts import LIMITS, draft, open_message
+from tests.support.drafts import TOY as TARGET
 
 
 def test_counts_are_refused_in_coupled_mode() -> None:
@@ -42,7 +43,6 @@ def test_a_text_ends_by_token_or_length(tokens: tuple[int, ...], committed: int,
     assert LIMITS.finish(tokens, committed=committed) is finish
 
 
-TARGET = TargetInfo("toy", VOCABULARY, context=32, end_tokens=(0, 3)).identified(b"toy")
 TERMS = SessionOffer(max_draft=5, window=3, max_new_tokens=16)
 
 
