@@ -78,7 +78,8 @@ def edge_dashboard(settings: EdgeSettings) -> Iterator[Callable[[], str]]:
 def run_command(settings: EdgeSettings, *, events: EventStream) -> None:
     """Verify the drafts of a fleet until stopped. SIGTERM lets open sessions end first; SIGINT does not.
 
-    A second SIGTERM ends it at once. Open sessions then resume at another edge, or here when this one is back.
+    A second SIGTERM ends it at once. Open sessions then resume at another edge with the same target model, or here when
+    this one is back. SIGUSR1, before another target model is served, waits until all open sessions have ended.
     """
     write_log_as(settings.log_format, fleet=settings.fleet, edge=settings.edge)
     hold_back_repetition()

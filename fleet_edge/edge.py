@@ -69,6 +69,7 @@ class Edge:
         self._checked = False
         self._stop = threading.Event()
         self._drain = threading.Event()
+        self._whole_drain = threading.Event()
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
 
@@ -122,8 +123,9 @@ class Edge:
         """Load the target model, connect, and verify until stopped by `stop`, `drain` or a signal.
 
         On the main thread SIGTERM drains: open sessions may end first. SIGINT, or a second SIGTERM, ends at once. Open
-        sessions
-        then go on at another edge, or at this one once it is back.
+        sessions then go on at another edge with the same target model, or at this one once it is back. Before the
+        target model is exchanged, SIGUSR1 drains without a limit of time, so that they end with theirs; a SIGTERM then
+        limits it.
 
         Args:
             on_online: Called when the edge takes sessions.
@@ -145,13 +147,24 @@ class Edge:
         try:
             with self._signals():
                 on_online()
-                service.run(self._stop, drain=self._drain, on_step=on_step, on_end=on_end, on_drain=on_drain)
+                service.run(
+                    self._stop,
+                    drain=self._drain,
+                    whole_drain=self._whole_drain,
+                    on_step=on_step,
+                    on_end=on_end,
+                    on_drain=on_drain,
+                )
         finally:
             handed_over = self._end(service)
         return handed_over
 
-    def drain(self) -> None:
-        """Take no new sessions; end once the open ones have, or after `drain_s` seconds. Call it from any thread."""
+    def drain(self, *, whole: bool = False) -> None:
+        """Take no new sessions, and end once the open ones have, or after `drain_s` seconds. Call it from any thread.
+
+        With `whole` there is no limit of time: sessions end with the target model that they began with.
+        """
+        (self._whole_drain.set if whole else self._whole_drain.clear)()
         self._drain.set()
 
     def stop(self) -> None:
@@ -235,7 +248,7 @@ class Edge:
     def _verify(self, service: "EdgeService") -> None:
         try:
             try:
-                service.run(self._stop, drain=self._drain)
+                service.run(self._stop, drain=self._drain, whole_drain=self._whole_drain)
             finally:
                 self._end(service)
         except BaseException as error:  # noqa: BLE001 - raised again where the edge is left
@@ -255,9 +268,16 @@ class Edge:
 
         def obey() -> None:
             while number := arrived.get():
-                (self.drain if number == signal.SIGTERM and not self._drain.is_set() else self.stop)()
+                limited = self._drain.is_set() and not self._whole_drain.is_set()
+                if number == signal.SIGUSR1:
+                    self.drain(whole=not limited)
+                elif number == signal.SIGTERM and not limited:
+                    self.drain()
+                else:
+                    self.stop()
 
-        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+        obeyed = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+        before = {number: signal.signal(number, note) for number in obeyed}
         thread = threading.Thread(target=obey, name="signals", daemon=True)
         thread.start()
         try:

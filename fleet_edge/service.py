@@ -196,12 +196,17 @@ class EdgeService:
         stop: Event,
         *,
         drain: Event | None = None,
+        whole_drain: Event | None = None,
         on_step: Callable[[], None] = lambda: None,
         on_end: Callable[[], None] = lambda: None,
         on_drain: Callable[[int], None] = lambda _sessions: None,
     ) -> None:
-        """Verify until `stop`, or after `drain` until no session is open or `drain_s` has passed; see `Edge.run`."""
+        """Verify until `stop`, or after `drain` until no session is open or `drain_s` has passed; see `Edge.run`.
+
+        While `whole_drain` is set, the time does not pass, and `on_end` waits.
+        """
         deadline: float | None = None
+        reported = False
         while not stop.is_set():
             self.orchestrator.step(wait_s=_IDLE_S)
             on_step()
@@ -210,15 +215,19 @@ class EdgeService:
                 continue
             if deadline is None:
                 deadline = self.clock() + self.settings.drain_s
-                on_end()
                 self._take_no_opens()
                 self._announce(Presence.DRAINING)
                 _log.info("Draining: %d open sessions.", len(self.orchestrator.sessions))
                 self._life.draining(len(self.orchestrator.sessions))
                 on_drain(len(self.orchestrator.sessions))
+            if whole_drain is not None and whole_drain.is_set():
+                deadline = self.clock() + self.settings.drain_s
+            elif not reported:
+                on_end()
+                reported = True
             if not len(self.orchestrator.sessions) or self.clock() >= deadline:
                 break
-        if deadline is None:
+        if not reported:
             on_end()
 
     def stop(self) -> int:

@@ -114,7 +114,7 @@ def test_whoever_runs_it_hears_of_a_drain_and_of_what_was_handed_over(place: Pla
     assert told == [0]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 def test_on_the_main_thread_signals_end_it_and_are_given_back(place: Place, number: signal.Signals) -> None:
     before = signal.getsignal(number)
     with place.broker.running():

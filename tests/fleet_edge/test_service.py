@@ -14,7 +14,7 @@ from schemas.codec import encode_open
 from schemas.control import Presence
 from schemas.reasons import EndReason
 from schemas.topics import Topic, build
-from tests.support.memory_edges import LENGTH, POLICY, PROMPT, RunningEdge, Site, Writing, undisturbed
+from tests.support.memory_edges import DRAIN_S, LENGTH, POLICY, PROMPT, RunningEdge, Site, Writing, undisturbed
 from tests.support.memory_fleet import FLEET, terms
 from tests.support.memory_link import MemoryLink
 from tests.support.waiting import PATIENCE_S, until
@@ -48,6 +48,32 @@ def test_a_session_that_ends_within_the_drain_is_undisturbed(site: Site) -> None
     (segment,) = site.rows(SEGMENTS)
     assert (segment["reason"], segment["tokens"]) == ("length", LENGTH)
     assert site.rows("SELECT presence FROM edges") == [{"presence": "offline"}]
+
+
+def test_a_session_ends_with_its_target_however_long_that_takes_before_an_exchange(site: Site) -> None:
+    with site.edge() as edge, site.device() as device:
+
+        def exchange() -> None:
+            edge.whole_drain.set()
+            drain(site, edge)
+            edge.clock.seconds += 2 * DRAIN_S
+            for _ in range(2):  # the time limit is behind each step
+                edge.calls.clear()
+                until(lambda: edge.ended or "step" in edge.calls)
+
+        done = Writing(device, at=AT, disturb=exchange).finish()
+        edge.join()
+    assert (done.tokens, done.resumes, edge.handed_over) == (undisturbed(), 0, 0)
+
+
+def test_the_time_of_a_whole_drain_can_be_limited_after_all(site: Site) -> None:
+    with site.edge() as edge:
+        hold(site, edge)
+        edge.whole_drain.set()
+        drain(site, edge)
+        edge.whole_drain.clear()
+        edge.reach_the_deadline()
+    assert edge.handed_over == 1
 
 
 def test_without_another_edge_a_device_waits_until_this_one_is_back(site: Site) -> None:

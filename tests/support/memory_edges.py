@@ -43,6 +43,7 @@ class RunningEdge:
     service: EdgeService
     clock: Clock
     drain: threading.Event = field(default_factory=threading.Event)
+    whole_drain: threading.Event = field(default_factory=threading.Event)
     stop: threading.Event = field(default_factory=threading.Event)
     calls: list[str] = field(default_factory=list)
     drained: int | None = None
@@ -76,6 +77,7 @@ class RunningEdge:
             self.service.run(
                 self.stop,
                 drain=self.drain,
+                whole_drain=self.whole_drain,
                 on_step=lambda: self._call("step"),
                 on_end=lambda: self._call("end"),
                 on_drain=self._note_drain,
