@@ -88,6 +88,7 @@ class TurningPacing(FixedPacing):
 
 _FAULT_SHARE = 10
 _GREEDY_SHARE = 20
+_RESUMED_SHARE = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,8 +193,8 @@ class Variant:
         return FixedPacing(self.draft_length, self.ahead, self.edge_only)
 
     def share(self, sessions: int) -> int:
-        """Return how many of these sessions suffice: a fault shows sooner, and greedy outputs are all the same."""
-        share = _GREEDY_SHARE if self.greedy else 1
+        """Return how many of these suffice: faults show sooner, greedy outputs are all the same, resumes wait."""
+        share = _GREEDY_SHARE if self.greedy else _RESUMED_SHARE if self.two_targets else 1
         if self.sabotage is not Sabotage.NONE and self.tokens == LENGTH:
             share *= _FAULT_SHARE
         return max(1, sessions * LENGTH // self.tokens // share)

@@ -34,7 +34,7 @@ from tests.support.sabotage import Sabotage, at_the_edge
 from tests.support.toy_engines import ToyEngine, toy_draft, toy_verifier
 from tests.support.toy_pair import Languages
 
-_LOST: Final = 0.5
+_LOST: Final = 0.3
 """Share of drafts after the first token at which a forgetful edge loses the session."""
 
 

@@ -81,6 +81,6 @@ def test_the_proof_catches_faults(case: Variant, start_mosquitto: StartBroker) -
     assert case.sabotage is not Sabotage.NONE
     broker = start_mosquitto(Broker(fleet=FLEET, edges=EDGES))
     subtle = case.suffix or (case.blocks and case.sabotage is not Sabotage.RACE_FROM_P)
-    sessions = SUBTLE_FAULT_SESSIONS if subtle else FAULT_SESSIONS
+    sessions = SUBTLE_FAULT_SESSIONS if subtle else FAULT_SESSIONS // (4 if case.two_targets else 1)
     result = prove(case, port=broker.port, sessions=sessions, first_seed=99, devices=DEVICES)
     assert result.passed, result

@@ -226,7 +226,7 @@ def test_all_sessions_are_sorted_and_not_only_those_that_are_shown(tmp_path: Pat
     [
         ("devices --sort size", "--sort takes name, seen, sessions"),
         ("sessions --sort size", "--sort takes opened, tokens"),
-        ("usage --by country", "--by takes app, device, edge, model, label, not 'country'"),
+        ("usage --by country", "--by takes app, device, edge, model, target, label, not 'country'"),
         ("usage --by day", "for times see --per"),
         ("usage --per week", "--per takes hour, day or month, not 'week'"),
         ("usage --sort size", "--sort takes app, tokens"),
