@@ -458,8 +458,6 @@ class RetryState:
         self._track_absence()
         if self._waits or self.session.ended is not None:
             return math.inf
-        if self.outages.policy is OfflinePolicy.OTHER_TARGET and not self._others_serve:
-            return math.inf
         if self._absent_since < math.inf:
             return min(self._absent_since, self.availability.absent_since) + self.outages.absence_s
         return math.inf if self.held or not self._owed else self._silent_since + self._longest_silence_s
@@ -480,6 +478,8 @@ class RetryState:
     @property
     def _waits(self) -> bool:
         """Whether the request waits without a limit; only refusals that name a time still have one."""
+        if self.outages.policy is OfflinePolicy.OTHER_TARGET:
+            return not self._others_serve
         return self.outages.policy is OfflinePolicy.WAIT
 
     @property
