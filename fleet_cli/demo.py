@@ -9,7 +9,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -379,9 +379,11 @@ OpenAI clients: {api}/v1
 Dashboard: {dashboard}""",
         soft_wrap=True,
     )
-    while True:
-        fleet.check()
-        time.sleep(1.0)
+    with suppress(KeyboardInterrupt):  # the usual end, which is no error of `make demo`
+        while True:
+            fleet.check()
+            time.sleep(1.0)
+    fleet.console.print("The fleet ends.")
 
 
 def run_chat(device: str, arguments: Sequence[str]) -> int:

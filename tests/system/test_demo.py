@@ -94,7 +94,7 @@ def test_the_fleet_stays_up_for_applications_until_a_signal(
         said = "".join(lines)
         children = [int(pid) for pid in Path(f"/proc/{demo.pid}/task/{demo.pid}/children").read_text().split()]
         assert len(children) >= 4  # broker, edge, two devices
-        (curl,) = re.findall(r"^  (curl .*\\\n.*)$", said, re.MULTILINE)
+        (curl,) = re.findall(r"^  (curl (?:.*\n){2}.*)$", said, re.MULTILINE)
         reply = subprocess.run(curl, shell=True, capture_output=True, text=True, timeout=PATIENCE_S, check=True)
         assert json.loads(reply.stdout)["choices"][0]["message"]["content"]
         with Device.from_config(tmp_path / "device.toml") as device:
@@ -105,7 +105,7 @@ def test_the_fleet_stays_up_for_applications_until_a_signal(
     finally:
         demo.send_signal(number)
         _, errors = demo.communicate(timeout=PATIENCE_S)
-    assert demo.returncode == 130
+    assert demo.returncode == 0
     assert "Traceback" not in errors
     assert not [pid for pid in children if Path(f"/proc/{pid}").exists()]
     assert not (tmp_path / "device.toml").exists()
