@@ -13,6 +13,6 @@ def test_the_protocol_keeps_its_promises_in_some_runs() -> None:
     run_state_machine_as_test(ProtocolModel, settings=FEW)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_protocol_keeps_its_promises_in_many_runs() -> None:
     run_state_machine_as_test(ProtocolModel, settings=MANY)

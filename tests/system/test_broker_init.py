@@ -59,6 +59,7 @@ def run(command: list[str], folder: Path, typed: str = "") -> str:
     return out
 
 
+@pytest.mark.exhaustive
 def test_its_commands_run_as_printed(folder: Path) -> None:
     made = run(["fleet", "broker", "init", "own broker", "--devices", "2", *free_ports()], folder)
     commands = [shlex.split(line) for line in made.splitlines() if line.startswith("    ")]

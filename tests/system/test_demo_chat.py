@@ -25,4 +25,4 @@ def test_a_conversation_goes_through_broker_and_edge_and_remembers_what_was_said
         check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert re.search(r"tokens +\d+ (drafted and accepted|written by the edge)", done.stderr), done.stderr
+    assert re.search(r"tokens +\d+ (drafted and accepted|edge-only)", done.stderr), done.stderr

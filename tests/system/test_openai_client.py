@@ -185,7 +185,7 @@ def test_an_application_is_known_by_its_key_and_its_usage_is_in_the_log(tmp_path
     file = ApplicationsFile(tmp_path / "applications.json")
     key, digest = new_key()
     with file.changing() as applications:
-        applications.append(Application(name="alarms", sha256=digest, tokens_per_min=LENGTH + 4))
+        applications.append(Application(name="alarms", sha256=digest, tokens_per_min=1))
     with served_device(tmp_path, applications=file.path) as served:
         with pytest.raises(openai.AuthenticationError, match="app"):
             client_of(served, "wrong").models.list()
