@@ -10,6 +10,7 @@ from broker_config.broker import Broker
 from fleet_edge.alerts.alerts import Alerts
 from fleet_edge.session_log import SessionLog
 from tests.fleet_edge.alerts.test_delivery import Received, server
+from tests.fleet_edge.store.postgres import PostgresServer
 from tests.support.brokers import StartBroker
 from tests.support.offset_clock import VARIABLE, OffsetClock
 from tests.support.processes import BrokerClient, Program, scripted_edge
@@ -54,3 +55,22 @@ def test_a_killed_edge_is_an_alert_of_the_other(
         assert (notice["rule"], notice["severity"], notice["state"]) == ("edge-silent", "critical", "open")
         assert [each["subject"] for each in notice["alerts"]] == [killed]
         assert [each.subject for each in alerts.open()] == [killed]
+
+
+@pytest.mark.broker
+@pytest.mark.slow
+@pytest.mark.postgres
+def test_an_edge_with_a_wrong_clock_leaves_the_alerts_to_the_other(
+    start_mosquitto: StartBroker, postgres: PostgresServer, tmp_path: Path
+) -> None:
+    url, broker = postgres.database(), start_mosquitto(Broker(fleet=FLEET, edges=("edge-1", "edge-2")))
+    (tmp_path / "alerts.toml").write_text("hold_s = 0\n")
+    clocks = {"edge-1": tmp_path / "wrong", "edge-2": tmp_path / "right"}
+    OffsetClock(clocks["edge-1"]).set(400 * 86_400.0)
+    with ExitStack() as stack:
+        for name, clock in clocks.items():
+            stack.enter_context(edge(name, tmp_path, url=url, port=broker.port, clock=clock))
+        alerts = stack.enter_context(Alerts(url))
+        until(lambda: alerts.evaluation().recent)
+        assert alerts.evaluation().holder == "edge-2"
+        assert alerts.open() == []
