@@ -43,6 +43,11 @@ PIECE_S: Final = 0.1
 _POLL_S: Final = 1.0
 """Longest wait for messages during a step; its end wakes the thread earlier."""
 
+PROGRESS_S: Final = 3.0
+"""Wait for a verdict from which a device is notified how far its session is, and the interval between two messages."""
+
+_PROGRESS_LOOK_S: Final = 0.5
+
 _PAUSE_S: Final = 0.05
 """Interval of looking for a target model that is away."""
 
@@ -94,6 +99,7 @@ class Orchestrator:
     _held: dict[int, WorkResult] = field(default_factory=dict)  # by session, tokens that wait to be sent
     _step_s: float = 0.0  # duration of the last step
     _paused_until: float = -math.inf
+    _progress_at: float = -math.inf  # when to look at it next
 
     def step(self, *, wait_s: float = 0.0) -> bool:
         """Schedule, run and post-process one step; the next one runs while its verdicts are sent.
@@ -106,6 +112,7 @@ class Orchestrator:
         if self._running is None:
             return False
         results = self._finish(self._running)
+        self._report_progress()
         self._run(self._batch_at_once())
         self._send(results)
         return True
@@ -312,6 +319,18 @@ class Orchestrator:
                 self.answers.send_decoded(session, [each for each, _ in result.results], result.results[-1][1])
         except Exception:  # noqa: BLE001 - logged with its traceback
             self._answer(_without_verdict(work))
+
+    def _report_progress(self) -> None:
+        """Notify sessions that wait for long how far they are; after a step, so that an edge that hangs is silent."""
+        now = self.clock()
+        if now < self._progress_at:
+            return
+        self._progress_at = now + _PROGRESS_LOOK_S
+        for session, work in self.scheduler.progress(self.sessions):
+            is_long = now - work.since >= PROGRESS_S or work.left_s >= PROGRESS_S
+            if is_long and now - session.progress_at >= PROGRESS_S:
+                session.progress_at = now
+                self.answers.send_progress(session, work)
 
     # Receive
 

@@ -343,5 +343,32 @@ class Closed(_Message):
     reused: U32 | None = None
 
 
-SessionReply = Annotated[Opened | Refused | Closed | Fault, Field(discriminator="kind")]
+class Progress(_Message):
+    """How far the edge is with what a session waits for; sent while it computes and sends nothing else.
+
+    A device that receives it knows that the edge works, and waits on.
+
+    Attributes:
+        handle: Of the session.
+        computed: Tokens of the session that are computed.
+        tokens: Tokens of the session that are to be computed before its next verdict, those included.
+        ahead: Tokens of other sessions that are computed before.
+        tokens_per_s: Rate at which the edge computes them; None before it is measured.
+    """
+
+    kind: Literal["progress"] = "progress"
+    handle: U16
+    computed: Position
+    tokens: Position
+    ahead: U32
+    tokens_per_s: Annotated[float, Field(gt=0.0, allow_inf_nan=False, strict=True)] | None = None
+
+    @property
+    def left_s(self) -> float | None:
+        """Seconds until the session is computed; None if unknown."""
+        left = self.ahead + max(0, self.tokens - self.computed)
+        return None if self.tokens_per_s is None else left / self.tokens_per_s
+
+
+SessionReply = Annotated[Opened | Refused | Closed | Fault | Progress, Field(discriminator="kind")]
 """Messages on `down/session`."""

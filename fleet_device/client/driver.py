@@ -31,7 +31,7 @@ from fleet_device.session.states import SessionState
 from schemas.control import Presence
 from schemas.errors import FleetError
 from schemas.fields import MAX_CODE, MAX_SENTENCE
-from schemas.messages import Close, Closed, Draft, Fault, Opened, Refused
+from schemas.messages import Close, Closed, Draft, Fault, Opened, Progress, Refused
 from schemas.printable import printable_line
 from schemas.reasons import Action, EndReason
 from schemas.topics import Topic
@@ -160,6 +160,8 @@ class SessionDriver:
                 self._on_verdict(event)
             case Opened() | Refused() | Fault() | Closed():
                 self._on_reply(event)
+            case Progress() if self.session.opened is not None and event.handle == self.session.opened.handle:
+                self.retry.note_working(event)
             case EdgeStateChanged():
                 self._on_edge_state(event)
             case ConnectionChanged(up=True) if not self.retry.held:

@@ -14,7 +14,7 @@ from fleet_device.errors import EdgeUnavailable
 from schemas.codec import decode_reply, decode_verdict, encode_close, encode_draft, encode_open
 from schemas.control import EdgeState, Presence, decode_json
 from schemas.errors import CodecError, TopicError
-from schemas.messages import Close, Closed, Draft, Fault, Open, Opened, Refused, Verdict
+from schemas.messages import Close, Closed, Draft, Fault, Open, Opened, Progress, Refused, Verdict
 from schemas.topics import TREE, Topic, build, parse, wildcard
 
 # A fleet has a handful of edges; a client that may publish as one must not fill a device's memory.
@@ -43,6 +43,10 @@ class EdgePresences:
 
     def online(self) -> tuple[EdgeState, ...]:
         return tuple(state for state in self.known() if state.presence is Presence.ONLINE)
+
+    def loading(self) -> tuple[EdgeState, ...]:
+        """Return the edges that load their target model and will be online soon."""
+        return tuple(state for state in self.known() if state.loading)
 
     def serving(self, target_id: bytes | None) -> tuple[EdgeState, ...]:
         """Return the edges that are online with a target model; None for any."""
@@ -116,7 +120,18 @@ class Wake:
     """Wake the driver so that it checks for cancellation."""
 
 
-Event = ReceivedVerdict | Opened | Refused | Closed | Fault | EdgeStateChanged | ConnectionChanged | Undelivered | Wake
+Event = (
+    ReceivedVerdict
+    | Opened
+    | Refused
+    | Closed
+    | Fault
+    | Progress
+    | EdgeStateChanged
+    | ConnectionChanged
+    | Undelivered
+    | Wake
+)
 
 
 @dataclass(slots=True)

@@ -28,7 +28,7 @@ from fleet_device.session.machine import DeviceSession
 from fleet_device.session.states import SessionState
 from fleet_device.settings import INTERRUPTION_S, OfflinePolicy, Outages
 from schemas.control import EdgeState
-from schemas.messages import Fault, Refused
+from schemas.messages import Fault, Progress, Refused
 from schemas.reasons import FaultCode, RefusalCode
 
 _log = logging.getLogger(__name__)
@@ -196,6 +196,16 @@ class RetryBudget:
         return RetryBudget(min(self.resumes_left + tokens, _MAX_FRUITLESS))
 
 
+def progress_sentence(edge: str, progress: Progress) -> str:
+    """Return how far an edge is with what a request waits for, such as "edge-1: prompt 640 of 1,000, about 4 s."."""
+    parts = [f"prompt {progress.computed:,} of {progress.tokens:,}"]
+    if progress.ahead:
+        parts.append(f"{progress.ahead:,} tokens of other requests before it")
+    if (left_s := progress.left_s) is not None:
+        parts.append(f"about {max(1.0, left_s):.0f} s")
+    return f"{edge}: {', '.join(parts)}."
+
+
 @dataclass(slots=True)
 class RetryState:
     """All waits, retries and refusals of one request, and what follows from them.
@@ -225,6 +235,7 @@ class RetryState:
     _not_before: float = -math.inf  # nothing is sent until then
     _report_at: float = field(init=False)  # when to report why no tokens come
     _absent_since: float = math.inf  # this request has had no edge since then
+    _progress: Progress | None = None  # the latest that the edge has sent
     _next_edge_at: float = math.inf  # when the first of the edges that refused may be asked again
 
     def __post_init__(self) -> None:
@@ -263,6 +274,18 @@ class RetryState:
             self.budget = self.budget.renewed(tokens)
             self._next_edge_at = math.inf
             self.note_progress()
+
+    def note_working(self, progress: Progress) -> None:
+        """Wait on, because the edge computes what this request waits for; report how far it is."""
+        if self.phase is not RetryPhase.AWAITING or progress == self._progress:
+            return
+        self._progress = progress
+        self._sent_at = self._waiting_since = self.clock()
+        self._unanswered = 0
+        self.refusal = None
+        self.note_progress()
+        assert self._edge is not None
+        self.on_wait(progress_sentence(self._edge, progress))
 
     def note_progress(self) -> None:
         """Restart the wait that is reported: new tokens have arrived."""
@@ -553,7 +576,11 @@ class RetryState:
 
     def _track_absence(self) -> None:
         """Record since when this request has no edge, and restart the wait when it has one again."""
-        if self._absent():
+        if self._edge_loads:
+            # It takes what it takes; the edge reports when it is ready, or has failed.
+            self._absent_since = math.inf
+            self._waiting_since = max(self.clock(), self._not_before)
+        elif self._absent():
             self._absent_since = min(self._absent_since, self.clock())
         elif self._absent_since < math.inf:
             self._absent_since = math.inf
@@ -561,6 +588,13 @@ class RetryState:
             if self.budget.returns < _MAX_RETURNS:
                 self.budget.returns += 1
                 self._waiting_since = max(self.clock(), self._not_before)
+
+    @property
+    def _edge_loads(self) -> bool:
+        """Whether to wait for an edge that loads its target model, because nothing but an edge can continue."""
+        if self.phase is not RetryPhase.ASKING or not self.outbound.connected:
+            return False
+        return self.outages.policy is not OfflinePolicy.LOCAL and bool(self.availability.edges.loading())
 
     def _absent(self) -> bool:
         if not self.outbound.connected:

@@ -14,6 +14,7 @@ from dssd.distribution import Dist
 from dssd.downlink import FIRST_SAMPLES, FormName, choose_form
 from fleet_edge.answers.publisher import Publisher
 from fleet_edge.answers.recorder import EndCause, Recorder
+from fleet_edge.batching.scheduler import WorkInProgress
 from fleet_edge.errors import DraftFault, OpenRefused
 from fleet_edge.guard import DeviceGuard
 from fleet_edge.metrics import Figures
@@ -26,7 +27,7 @@ from fleet_edge.verifiers.contract import TargetInfo
 from schemas.codec import encode_verdict
 from schemas.downlink import DownlinkForm
 from schemas.fields import MAX_LABEL, MAX_SENTENCE, MAX_TOKENS, EdgeLoad, Logprobs, TokenLogprobs
-from schemas.messages import Close, Closed, Draft, Fault, Open, Opened, Refused, Verdict
+from schemas.messages import Close, Closed, Draft, Fault, Open, Opened, Progress, Refused, Verdict
 from schemas.reasons import Action, EndReason, FaultCode, Finish
 
 _MOST: Final = 128
@@ -142,6 +143,17 @@ class Responder:
         self.recorder.events.note(EventKind.REFUSED, reply.code, sentence, device, session=message.session)
 
     # Drafts
+
+    def send_progress(self, session: EdgeSession, work: WorkInProgress) -> None:
+        """Notify a device how far its session is. A lost message matters little: others follow."""
+        progress = Progress(
+            handle=session.handle,
+            computed=work.computed,
+            tokens=work.tokens,
+            ahead=work.ahead,
+            tokens_per_s=None if work.tokens_per_s is None else float(f"{work.tokens_per_s:.3g}"),
+        )
+        self.publisher.reply(session.device, progress, qos=0)
 
     def send_verdict(self, session: EdgeSession, result: DraftResult, timing: DraftTiming) -> None:
         form = None if result.p is None else self._choose_form(session, result.p)

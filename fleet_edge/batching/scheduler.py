@@ -45,6 +45,22 @@ class KvMemory:
         return self.computed + self.retained + self.free
 
 
+@dataclass(frozen=True, slots=True)
+class WorkInProgress:
+    """What a session waits for: as `schemas.messages.Progress`, and since when (monotonic seconds)."""
+
+    since: float
+    computed: int
+    tokens: int
+    ahead: int
+    tokens_per_s: float | None
+
+    @property
+    def left_s(self) -> float:
+        left = self.ahead + max(0, self.tokens - self.computed)
+        return left / self.tokens_per_s if left and self.tokens_per_s else 0.0
+
+
 class Scheduler:
     """Build batches, evict KV blocks, run the verifier and record step times.
 
@@ -235,6 +251,16 @@ class Scheduler:
     def on_block(self, session: EdgeSession, accepted: int) -> None:
         """Record what a rejected block has committed after all."""
         self._extra.count_drafts(session.device, computed=0, committed=accepted)
+
+    def progress(self, sessions: Iterable[EdgeSession]) -> list[tuple[EdgeSession, WorkInProgress]]:
+        """Return how far the sessions are that wait for a verdict, the longest wait first; call it between steps."""
+        found, ahead = list[tuple[EdgeSession, WorkInProgress]](), 0
+        waiting = [(session.ready.at, session) for session in sessions if session.ready is not None]
+        for since, session in sorted(waiting, key=lambda each: each[0]):
+            computed, tokens = self._verifier.reusable(session.handle), len(session.tokens)
+            found.append((session, WorkInProgress(since, computed, tokens, ahead, self._cost.prompt_tokens_per_s)))
+            ahead += max(0, tokens - computed)
+        return found
 
     def timing(self, work: WorkItem, arrived: ReceivedDraft, step: StepTimes) -> DraftTiming:
         chained = sum(len(each.draft.tokens) for each in work.chain if each is not arrived)

@@ -203,6 +203,11 @@ class StepCost:
         return int(min(most, seconds / max(self._prompt_token_s, _LEAST_TOKEN_S)))
 
     @property
+    def prompt_tokens_per_s(self) -> float | None:
+        """Rate of computing prompts; None before one was computed."""
+        return None if self._prompt_token_s is None else 1.0 / max(self._prompt_token_s, _LEAST_TOKEN_S)
+
+    @property
     def recent_s(self) -> float:
         """Duration of the latest steps with verification, smoothed; 0 before the first."""
         return self._recent_s

@@ -138,6 +138,7 @@ class EdgeSession:
     state: SessionState = SessionState.DRAFTING
     constraint: Constraint | None = None
     sent: int = 0
+    progress_at: float = -math.inf  # when its device was last notified of the progress
     draft_model: str = ""
     reported_load: EdgeLoad | None = None
     rejection: Rejection | None = None

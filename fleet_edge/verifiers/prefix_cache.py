@@ -279,6 +279,11 @@ class PrefixCache:
         self._index.insert(found.key, found.expected)
         return max(0, length - max(held.computed, held.reached))
 
+    def reusable(self, sequence: int) -> int:
+        """Return how many tokens of a sequence are computed, or can be reused."""
+        held = self._of(sequence)
+        return max(held.computed, self._longest(held)[0])
+
     def ahead(self, sequence: int, *, computing: Container[int], able: Container[int] = ()) -> tuple[int, int] | None:
         """Return an open sequence that is about to compute what this one needs, and the length of their common prefix.
 
