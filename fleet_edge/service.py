@@ -1,6 +1,7 @@
 """Edge service: assemble the parts, run them, and shut them down in order."""
 
 import logging
+import math
 import secrets
 import time
 from collections.abc import Callable
@@ -205,31 +206,28 @@ class EdgeService:
     ) -> None:
         """Verify until `stop`, or after `drain` until no session is open or `drain_s` has passed; see `Edge.run`.
 
-        While `whole_drain` is set, the time does not pass, and `on_end` waits.
+        While `whole_drain` is set, there is no limit of time, and `on_end` waits.
         """
-        deadline: float | None = None
-        reported = False
+        draining, deadline = False, math.inf
         while not stop.is_set():
             self.orchestrator.step(wait_s=_IDLE_S)
             on_step()
             if drain is None or not drain.is_set():
                 self._look_for_target()
                 continue
-            if deadline is None:
+            if deadline == math.inf and not (whole_drain is not None and whole_drain.is_set()):
                 deadline = self.clock() + self.settings.drain_s
+                on_end()
+            if not draining:
+                draining = True
                 self._take_no_opens()
                 self._announce(Presence.DRAINING)
                 _log.info("Draining: %d open sessions.", len(self.orchestrator.sessions))
                 self._life.draining(len(self.orchestrator.sessions))
                 on_drain(len(self.orchestrator.sessions))
-            if whole_drain is not None and whole_drain.is_set():
-                deadline = self.clock() + self.settings.drain_s
-            elif not reported:
-                on_end()
-                reported = True
             if not len(self.orchestrator.sessions) or self.clock() >= deadline:
                 break
-        if not reported:
+        if deadline == math.inf:
             on_end()
 
     def stop(self) -> int:

@@ -75,6 +75,7 @@ _TIMED: Final = frozenset({RefusalCode.QUOTA, RefusalCode.QUARANTINED})
 _ELSEWHERE: Final = _TIMED | {RefusalCode.BUSY}
 
 _MOST_EDGES: Final = 8  # asked in turn for what one of them refuses
+_TURNS: Final = 4  # of asking all for the one with the target: Opens of other devices disturb the rotation
 _WAIT_WITH_ALL_S: Final = 1.0  # an edge repeats once a second that the device as a whole is over its quota
 
 
@@ -385,7 +386,7 @@ class RetryState:
         retry_s = refused.retry_s
         if refused.code is RefusalCode.OTHER_TARGET:
             # The shared subscription rotates, so that another edge takes the next Open.
-            if self.budget.refusals <= min(len(self.availability.edges.online()), _MOST_EDGES):
+            if self.budget.refusals <= _TURNS * min(len(self.availability.edges.online()), _MOST_EDGES):
                 self.budget.refusals += 1
                 self.hold(0.0)
             return

@@ -72,6 +72,7 @@ def test_the_time_of_a_whole_drain_can_be_limited_after_all(site: Site) -> None:
         edge.whole_drain.set()
         drain(site, edge)
         edge.whole_drain.clear()
+        until(lambda: "end" in edge.calls)
         edge.reach_the_deadline()
     assert edge.handed_over == 1
 
