@@ -25,11 +25,11 @@ if TYPE_CHECKING:
         SessionRefused,
         TextCancelled,
     )
-    from fleet_device.requests.chat import ChatError
     from fleet_device.requests.generate import GeneratedText
     from fleet_device.requests.prompt import Prompt, TextOptions
     from fleet_device.requests.queue import AsyncTextStream, TextStream
     from fleet_device.requests.structured import ChatMessage, ToolCall
+    from fleet_device.requests.template import ChatError
     from fleet_device.session.sequence import TokenOrigin
     from fleet_device.settings import DeviceSettings
     from schemas.errors import FleetError
@@ -72,7 +72,7 @@ _MODULES = {
     "fleet_device.drafters.contract": "DrafterError",
     "fleet_device.errors": "DeviceClosed DeviceError EdgeUnavailable InvalidRequest PromptTooLong ProtocolViolation "
     "RequestTimeout SessionFailed SessionRefused TextCancelled",
-    "fleet_device.requests.chat": "ChatError",
+    "fleet_device.requests.template": "ChatError",
     "fleet_device.requests.generate": "GeneratedText",
     "fleet_device.requests.prompt": "Prompt TextOptions",
     "fleet_device.requests.queue": "AsyncTextStream TextStream",

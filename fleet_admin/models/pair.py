@@ -13,8 +13,8 @@ from fleet_common.checks import Check, CheckStatus
 from fleet_device.drafters.contract import DrafterError, ModelNotFound
 from fleet_device.drafters.model_file import GgufModel, hugging_face, locate_model
 from fleet_device.drafters.unlike import LEAST_OVERLAP, CommonTokens
-from fleet_device.requests.chat import ChatError, ChatTemplate
 from fleet_device.requests.structured import ChatMessage
+from fleet_device.requests.template import ChatError, ChatTemplate
 from fleet_edge.verifiers.blocks_engine import open_weights
 from fleet_edge.verifiers.contract import UnsupportedModel
 

@@ -16,7 +16,7 @@ from fleet_device.errors import (
     SessionRefused,
     TextCancelled,
 )
-from fleet_device.requests.chat import ChatError
+from fleet_device.requests.template import ChatError
 from schemas.reasons import RefusalCode
 
 # An edge or a broker that is away is usually back within seconds; OpenAI's clients obey this header.

@@ -1,89 +1,18 @@
-"""Chats: from messages to a prompt through the chat template in the model's file, history, and token reuse.
-
-A template is a program by the author of the file. It runs in Jinja's sandbox, sees only the messages and a few helpers,
-and its output is bounded.
-"""
+"""Chats: from messages to a prompt through the chat template in the model's file, history, and token reuse."""
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from itertools import accumulate
-from typing import Any, Final, NoReturn
+from typing import Final
 
-from jinja2 import TemplateError, nodes
-from jinja2.exceptions import SecurityError
-from jinja2.ext import Extension, LoopControlExtension
-from jinja2.parser import Parser
-from jinja2.runtime import Context
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-from fleet_device.drafters.contract import DrafterError, TextCodec
+from fleet_device.drafters.contract import TextCodec
 from fleet_device.errors import PromptTooLong
 from fleet_device.requests.structured import ChatMessage
+from fleet_device.requests.template import ChatError, ChatTemplate
 
-_MAX_TEMPLATE = 1 << 18
-_MAX_PROMPT = 1 << 22
-_MAX_REPEAT = 1 << 16
 _PRIVATE_USE = range(0xF0000, 0xFFFFE)
-
-
-class ChatError(DrafterError):
-    """The messages cannot be made into a prompt; one sentence for the user."""
-
-
-class _Refusal(Exception):  # noqa: N818
-    ...
-
-
-class ChatTemplate:
-    def __init__(
-        self, source: str, *, bos: str = "", eos: str = "", now: Callable[[], datetime] = datetime.now
-    ) -> None:
-        if len(source) > _MAX_TEMPLATE:
-            raise ChatError(f"The model's chat template has {len(source)} characters; refusing it.")
-        environment = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[LoopControlExtension, _Generation])
-        environment.globals = {
-            "namespace": environment.globals["namespace"],
-            "range": environment.globals["range"],
-            "dict": environment.globals["dict"],
-            "raise_exception": _refuse,
-            "strftime_now": lambda form: now().strftime(form),
-        }
-        self._names = {"bos_token": bos, "eos_token": eos}
-        try:
-            self._template = environment.from_string(source)
-        except (TemplateError, RecursionError, SyntaxError, ValueError, OverflowError, MemoryError) as error:
-            raise ChatError(f"The model's chat template cannot be read: {error}.") from error
-
-    def render(self, messages: Sequence[ChatMessage]) -> str:
-        """Return the prompt, up to where the assistant begins.
-
-        Raise ChatError if there are no messages, or the template fails or declines them.
-        """
-        if not messages:
-            raise ChatError("A chat needs at least one message.")
-        plain = [{"role": message.role, "content": message.content} for message in messages]
-        try:
-            return _bounded(self._template.generate(messages=plain, add_generation_prompt=True, **self._names))
-        except ChatError:
-            raise
-        except _Refusal as refusal:
-            raise ChatError(f"The model's chat template declines these messages: {refusal}.") from None
-        except Exception as error:  # a template may raise anything
-            raise ChatError(f"The model's chat template fails: {error}.") from error
-
-
-def _bounded(parts: Iterable[str]) -> str:
-    kept: list[str] = []
-    size = 0
-    for part in parts:
-        kept.append(part)
-        size += len(part)
-        if size > _MAX_PROMPT:
-            raise ChatError(f"The chat gives a prompt of more than {_MAX_PROMPT} characters.")
-    return "".join(kept)
 
 
 def encode_chat(codec: TextCodec, messages: Sequence[ChatMessage]) -> list[int]:
@@ -128,33 +57,6 @@ def _break(text: str, control: frozenset[str], mark: str) -> str:
         else character
         for place, character in enumerate(text)
     )
-
-
-def _refuse(sentence: str) -> NoReturn:
-    raise _Refusal(str(sentence).rstrip("."))
-
-
-class _Sandbox(ImmutableSandboxedEnvironment):
-    """Jinja's sandbox, which also limits the two operators that make something huge of something small."""
-
-    intercepted_binops = frozenset({"*", "**"})
-
-    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:  # noqa: ANN401 - Jinja's
-        for count, what in ((left, right), (right, left)):
-            repeats = isinstance(count, int) and isinstance(what, str | list | tuple)
-            if operator == "**" or (repeats and len(what) * count > _MAX_REPEAT):
-                raise SecurityError(f"the operator {operator} would make something huge")
-        return super().call_binop(context, operator, left, right)
-
-
-class _Generation(Extension):
-    """Read `{% generation %}`, which marks the assistant's words for training in some templates."""
-
-    tags = {"generation"}  # noqa: RUF012 - as the base class has it
-
-    def parse(self, parser: Parser) -> list[nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
 _FILLED, _OF = 3, 4

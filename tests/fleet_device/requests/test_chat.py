@@ -1,6 +1,5 @@
 import json
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -8,65 +7,14 @@ import pytest
 from fleet_device.api.requests import CompletionRequest, read_request
 from fleet_device.drafters.model_file import GgufModel
 from fleet_device.errors import PromptTooLong
-from fleet_device.requests import chat
-from fleet_device.requests.chat import ChatError, ChatHistory, ChatTemplate, ConversationCodec, encode_chat
+from fleet_device.requests.chat import ChatHistory, ConversationCodec, encode_chat
 from fleet_device.requests.structured import ChatMessage
+from fleet_device.requests.template import ChatError
 from tests.support.memory_device import settings
 from tests.support.prepared_models import prepared
-from tests.support.tiny_gguf import CHAT_TEMPLATE, END, tiny_gguf
+from tests.support.tiny_gguf import END, tiny_gguf
 
 HELLO = [ChatMessage("system", "Be brief."), ChatMessage("user", "Hello!")]
-
-
-def test_a_template_may_use_what_real_ones_use() -> None:
-    source = """{{ bos_token }}
-{%- set state = namespace(n=0) %}
-{%- for message in messages %}
-    {%- if loop.first %}{% continue %}{% endif %}
-    {%- set state.n = state.n + 1 %}
-    {%- generation %}[{{ message['content'] | trim }}]{% endgeneration %}
-{%- endfor %} {{ state.n }} {{ strftime_now('%Y') }}{{ eos_token }}{{ '=' * 3 }}"""
-    template = ChatTemplate(source, bos="<s>", eos="</s>", now=lambda: datetime(2024, 5, 1, tzinfo=UTC))
-    assert template.render(HELLO) == "<s>[Hello!] 1 2024</s>==="
-
-
-def test_an_error_raised_by_a_template_is_one_sentence() -> None:
-    template = ChatTemplate("{{ raise_exception('Roles must alternate.') }}")
-    with pytest.raises(ChatError, match="Roles"):
-        template.render(HELLO)
-
-
-@pytest.mark.parametrize(
-    "source",
-    [
-        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
-        "{{ messages.append(1) }}",
-        "{{ raise_exception.__globals__.os }}",
-        "{{ cycler.__init__.__globals__ }}",
-        "{{ 'a' * 10000000000 }}",
-        "{{ 10 ** 10 ** 10 }}",
-        "{{ [0] * 10000000000 }}",
-        "{{ range(10000000000) }}",
-        "{% for i in range(90000) %}{{ 'x' * 60000 }}{% endfor %}",
-        "{{ 1 // 0 }}",
-        "{{ missing.attribute }}",
-        "{% include '/etc/passwd' %}",
-    ],
-)
-def test_a_harmful_or_broken_template_ends_in_a_sentence(source: str) -> None:
-    with pytest.raises(ChatError, match="chat"):
-        ChatTemplate(source).render(HELLO)
-
-
-def test_a_template_may_not_write_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chat, "_MAX_PROMPT", 1000)
-    assert len(ChatTemplate("{% for i in range(100) %}0123456789{% endfor %}").render(HELLO)) == 1000
-    with pytest.raises(ChatError, match="1000"):
-        ChatTemplate("{% for i in range(101) %}0123456789{% endfor %}").render(HELLO)
-
-
-def test_a_message_is_data_not_a_template() -> None:
-    assert "{{ 7 * 7 }}" in ChatTemplate(CHAT_TEMPLATE).render([ChatMessage("user", "{{ 7 * 7 }}")])
 
 
 def test_a_chat_is_encoded_with_its_control_tokens(tmp_path: Path) -> None:

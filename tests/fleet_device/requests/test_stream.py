@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from fleet_device.errors import EdgeUnavailable, RequestTimeout, TextCancelled
-from fleet_device.requests.chat import ChatError
+from fleet_device.requests.template import ChatError
 from fleet_device.requests.generate import GenerateRequest, Piece
 from fleet_device.requests.queue import TextStream
 from schemas.policy import SamplingPolicy
