@@ -180,12 +180,11 @@ class ExtraWork:
         self._deficits = {key: used for key, used in left.items() if used > 0.0}
 
     def _begin_round(self) -> None:
-        """Let masks and forced rows of one of the served devices go on if those of all of them wait."""
-        used = [self._deficit(device, Extra.GRAMMAR) for device in self._served]
-        over = min(used, default=0.0) - self._burst_s(Extra.GRAMMAR)
-        if over > 0.0:
+        """Forgive the masks and forced rows that each of the served devices has used: no one waits for an equal."""
+        common = min((self._deficit(device, Extra.GRAMMAR) for device in self._served), default=0.0)
+        if common > 0.0:
             for key in [key for key in self._deficits if key[1] is Extra.GRAMMAR]:
-                self._deficits[key] = max(0.0, self._deficits[key] - over)
+                self._deficits[key] = max(0.0, self._deficits[key] - common)
 
 
 def _take_masks_s(session: EdgeSession) -> float:
