@@ -7,10 +7,10 @@ import pytest
 from fleet_device.api.requests import ChatRequest
 from fleet_device.drafters.llama_cpp import LlamaCppDrafter, LlamaCppSettings
 from fleet_device.errors import InvalidRequest, PromptTooLong
-from fleet_device.requests.template import ChatError
 from fleet_device.requests.generate import GenerateRequest, generate_text
 from fleet_device.requests.prompt import Prompt, TextOptions, prepare_request
 from fleet_device.requests.structured import ChatMessage
+from fleet_device.requests.template import ChatError
 from fleet_device.settings import DeviceSettings
 from schemas.policy import Grammar, Mode, SamplingPolicy
 from tests.support.memory_device import ScriptedAgent, TalkingDrafter, settings

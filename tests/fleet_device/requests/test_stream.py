@@ -4,9 +4,9 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from fleet_device.errors import EdgeUnavailable, RequestTimeout, TextCancelled
-from fleet_device.requests.template import ChatError
 from fleet_device.requests.generate import GenerateRequest, Piece
 from fleet_device.requests.queue import TextStream
+from fleet_device.requests.template import ChatError
 from schemas.policy import SamplingPolicy
 from schemas.reasons import EndReason
 from tests.fleet_device.requests.conftest import Make, gated, open_gate
