@@ -56,6 +56,7 @@ class Chromium(Closing):
         os.close(from_browser)
         self._answers: dict[int, Queue[dict[str, Any]]] = {}
         self._tabs: dict[str, Tab] = {}
+        self._contexts: list[str] = []
         self._number = 0
         self._lock = threading.Lock()
         self._reader = threading.Thread(target=self._listen, daemon=True)
@@ -63,6 +64,7 @@ class Chromium(Closing):
 
     def tab(self, *, width: int = 1280, height: int = 800, dark: bool = False) -> "Tab":
         context = self.call("Target.createBrowserContext")["browserContextId"]
+        self._contexts.append(context)
         target = self.call("Target.createTarget", url="about:blank", browserContextId=context)["targetId"]
         session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         tab = Tab(self, session)
@@ -75,6 +77,11 @@ class Chromium(Closing):
             features=[{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}],
         )
         return tab
+
+    def close_tabs(self) -> None:
+        while self._contexts:
+            self.call("Target.disposeBrowserContext", browserContextId=self._contexts.pop())
+        self._tabs.clear()
 
     def call(self, method: str, *, session: str | None = None, **parameters: Any) -> dict[str, Any]:
         """Call a method of the debugging protocol and return its result."""

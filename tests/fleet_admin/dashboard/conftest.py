@@ -145,11 +145,17 @@ def viewer(browsers: Callable[[], Browser]) -> Browser:
 
 
 @pytest.fixture(scope="session")
-def chromium() -> Iterator[Chromium]:
+def running_chromium() -> Iterator[Chromium]:
     if chromium_path() is None:
         missing("Chromium is not installed: apt install chromium.")
     with Chromium() as browser:
         yield browser
+
+
+@pytest.fixture
+def chromium(running_chromium: Chromium) -> Iterator[Chromium]:
+    yield running_chromium
+    running_chromium.close_tabs()
 
 
 @pytest.fixture
