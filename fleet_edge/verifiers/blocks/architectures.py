@@ -22,6 +22,9 @@ _GEMMA_27B_LAYERS: Final = 62
 _SMOLLM3_PATTERN: Final = 4
 """Every fourth layer of SmolLM3 has no rotary embedding."""
 _LOCAL_BASE: Final = 10_000.0
+_MOST_LAYERS: Final = 1 << 10
+_MOST_WIDTH: Final = 1 << 17
+"""Bounds of a GGUF's numbers, by which memory is taken: of hidden states, heads and the numbers of a head."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -95,6 +98,10 @@ def of_gguf(get: Callable[..., Any], vector: Callable[[str], npt.NDArray[np.floa
     if not isinstance(heads, int) or not isinstance(kv_heads, int):
         raise refusal(kind, "its layers differ in their number of heads")
     head_dim = int(of("attention.key_length", hidden // heads))
+    if not 0 < layers <= _MOST_LAYERS or not all(
+        0 < each <= _MOST_WIDTH for each in (hidden, heads, kv_heads, head_dim)
+    ):
+        raise ValueError("Its layers have impossible sizes.")
     if int(of("attention.value_length", head_dim)) != head_dim:
         raise refusal(kind, "its keys and values differ in size")
     if (experts > 0) != (kind == "qwen3moe"):
@@ -134,6 +141,8 @@ def _layers_of_gguf(
     """Return rotary embeddings and windows by layer, and the longest sequence for which they are constant."""
     context, original = int(of("context_length")), int(of("rope.scaling.original_context_length", 0))
     width, base = int(of("rope.dimension_count", head_dim)), float(of("rope.freq_base", 10_000.0))
+    if not 0 < width <= head_dim:
+        raise ValueError("Its rotary embedding has an impossible size.")
     scaling: dict[str, Any] = {
         "rope_type": str(of("rope.scaling.type", "none")),
         "factor": float(of("rope.scaling.factor", 1.0)),

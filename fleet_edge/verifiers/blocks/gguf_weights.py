@@ -118,7 +118,7 @@ def _geometry(path: Path, header: GgufHeader, vector: Callable[[str], npt.NDArra
 
     try:
         return of_gguf(get, vector)
-    except (ValueError, KeyError, TypeError, ZeroDivisionError, AttributeError) as error:
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise UnsupportedModel(str(damaged(path))) from error
 
 

@@ -155,3 +155,16 @@ def test_a_file_in_parts_is_read_whole(tmp_path: Path) -> None:
     parts[1].unlink()
     with pytest.raises(UnsupportedModel, match="missing"):
         GgufWeights(parts[0])
+
+
+@pytest.mark.parametrize("number", [0, 1 << 31, (1 << 32) - 1])
+@pytest.mark.parametrize("key", ["block_count", "embedding_length", "attention.head_count"])
+def test_impossible_sizes_are_refused_before_memory_is_taken(key: str, number: int, tmp_path: Path) -> None:
+    path = _write(tmp_path / "model.gguf", "llama", {})
+    name = f"llama.{key}".encode()
+    content = bytearray(path.read_bytes())
+    place = content.index(name) + len(name) + 4  # behind the type
+    content[place : place + 4] = number.to_bytes(4, "little")
+    path.write_bytes(content)
+    with pytest.raises(UnsupportedModel, match="damaged"):
+        GgufWeights(path)
