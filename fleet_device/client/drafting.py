@@ -36,6 +36,7 @@ class SessionPacing:
     _piece_at: float | None = None  # when the last piece of edge-only decoding arrived
     _repeated: set[int] = field(default_factory=set)  # rounds with suffix drafts
     _draft_ms: float = 0.0  # the session's count at the beginning of the draft
+    _caught_up: bool = False  # the draft's first token includes reading what the edge has decoded
     _opening_until: float = -math.inf  # when the first verdict arrived: steps before it may have computed the prompt
 
     def plan(self) -> Plan:
@@ -61,9 +62,13 @@ class SessionPacing:
 
     def begin(self) -> None:
         """Begin a draft; discard the one in progress."""
-        self._draft_ms = self.session.counters.draft_ms
+        self._draft_ms, self._caught_up = self.session.counters.draft_ms, False
         if self.source is not None:
             self.source.caught_up_s()
+
+    def note_catch_up(self) -> None:
+        """Leave the draft's first token out of the time of drafting: it includes reading what the edge has decoded."""
+        self._draft_ms, self._caught_up = self.session.counters.draft_ms, True
 
     def send(self, *, ahead: bool) -> Draft:
         """Send the draft in progress; with `ahead`, announce another before the verdict, if there is room."""
@@ -72,6 +77,9 @@ class SessionPacing:
         if self.source is not None:
             # Reading tokens that the draft model has not drafted does not count as drafting time.
             draft_s = max(0.0, draft_s - self.source.caught_up_s())
+        if self._caught_up:
+            others = len(self.session.chances) - 1
+            draft_s *= (others + 1) / others if others > 0 else math.nan  # unknown
         draft = self.session.send(more=ahead and self.session.may_draft_ahead, at=self.clock(), draft_s=draft_s)
         if self.source is not None and self.source.repeats:
             self._repeated.add(draft.round)
@@ -171,11 +179,14 @@ class Drafting:
         if self._plan.edge_only:
             self._requested, self._plan = self._plan.tokens, None
             return self.pacing.request_edge_only(self._requested)
+        first = self._behind
         if self._behind:
             self._behind = False
             self.drafts.rewind()
         # Tokens that a grammar forces are drafted even where the pacing wants no more.
         if self.drafts.draft(self._plan.tokens if self.pacing.goes_on(self._plan) else 0):
+            if first:
+                self.pacing.note_catch_up()
             return None
         draft = self.pacing.send(ahead=self._plan.ahead)
         self._plan = None

@@ -1,3 +1,4 @@
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -8,7 +9,7 @@ import pytest
 from dssd.distribution import Dist, Ids
 from fleet_common.grammar.compiler import GrammarCompiler
 from fleet_common.grammar.process import GrammarTokenizer
-from fleet_device.client.drafting import DraftConstraint, DraftSequence, SessionPacing
+from fleet_device.client.drafting import DraftConstraint, Drafting, DraftSequence, SessionPacing
 from fleet_device.drafters.contract import Prospect, restrict
 from fleet_device.drafters.suffix import SuffixDrafter
 from fleet_device.drafters.suffix_index import History
@@ -423,3 +424,19 @@ def test_where_earlier_text_promises_something_it_is_weighed_and_counted_apart()
     scene.judge(scene.send(more=False), 1)
     assert (counters.suffix_drafted, counters.drafted, counters.tested) == (1, 3, 3)
     assert [outcome.repeats for outcome in scene.pupil.outcomes] == [True, False]
+
+
+@pytest.mark.parametrize("tokens", [1, 3])
+def test_reading_what_the_edge_has_decoded_is_not_counted_as_slow_drafting(tokens: int) -> None:
+    scene = PacingScene()
+    fleet, drafts = scene.session, DraftSequence(scene.session, scene.drafter, lambda: scene.now)
+    drafting = Drafting(fleet, drafts, scene.pacing, _plan=Plan(tokens), _behind=True)
+    sent = None
+    for number in range(tokens + 1):
+        # The first token waits for the draft model, which reads all that the edge has decoded.
+        fleet.counters.draft_ms += 0.0 if number == tokens else 500.0 if number == 0 else 10.0
+        sent = drafting.step()
+    assert sent is not None
+    scene.judge(sent, 0)
+    (outcome,) = scene.pupil.outcomes
+    assert math.isnan(outcome.token_s) if tokens == 1 else outcome.token_s == pytest.approx(0.01)
