@@ -27,7 +27,7 @@ from fleet_common.identity.certificates import (
 )
 from fleet_common.identity.enforcement import BrokerAccess
 from fleet_common.identity.files import PUBLIC, make_folder, write_atomically
-from schemas.names import probe_name
+from schemas.names import is_probe, probe_name
 
 AUTHORITY: Final = Path("authority")
 BROKER_NAME: Final = "broker"
@@ -69,7 +69,7 @@ def make_local_broker(
     for name, role in roles:
         issue(authority, name, role=role, folder=directory / IDENTITIES)
     for name, role in roles:
-        if role in SETTINGS_KEY:
+        if role in SETTINGS_KEY and not is_probe(name):  # a self-test takes the settings of its edge
             _write_settings(directory, broker, name, role)
     # The port that devices cannot fill: a revocation must get through.
     access = BrokerAccess(host=HOSTS[0], port=broker.edge_port, pid_file=directory / PID_FILE)

@@ -8,7 +8,7 @@
     ├── SessionRefused          the edge refused the Open, or to continue
     ├── SessionFailed           the session has failed
     ├── InvalidRequest          a prompt or an option that cannot be used
-    ├── PromptTooLong           the draft model has no room for it
+    ├── PromptTooLong           a chat's context has no room for it
     ├── RequestQueueFull        too many requests are waiting
     ├── RequestTimeout          it was not complete in time
     ├── TextCancelled           cancelled before its end

@@ -143,7 +143,7 @@ class DeviceSettings(Settings):
     threads: int = setting(1, "Threads of llama.cpp.", ge=1, le=1024)
     context: int = setting(
         2048,
-        "Maximum tokens of prompt and output; fewer if memory is short.",
+        "Maximum tokens that the draft model holds; fewer if memory is short. Longer requests go on edge-only.",
         unit="tokens",
         rare=True,
         ge=16,

@@ -183,7 +183,7 @@ class Agent:
         self._unconfirmed = UnconfirmedCloses(self._outbound.close)
         self._availability = EdgeAvailability(self.clock, self.inbox.edges)
         further = [Lane(drafter, pacing, self.inbox.another()) for drafter, pacing in self.further]
-        drafter = NoDrafter(self.drafter.vocabulary, self.drafter.codec, context=self.drafter.context)
+        drafter = NoDrafter(self.drafter.vocabulary, self.drafter.codec)
         edge_only = FixedPacing(EDGE_ONLY_TOKENS, edge_only=True)
         further += [
             Lane(drafter.another(), edge_only, self.inbox.another(), edge_only=True) for _ in range(self.edge_only)
@@ -212,19 +212,20 @@ class Agent:
         """
         context = context or RequestContext()
         requested_at = self.clock()
+        outgrows = len(request.prompt) >= self.drafter.context
         # One that may have to go on alone cannot do so without a draft model.
-        needs_model = not self.edge_only_allowed or request.outages.policy is OfflinePolicy.LOCAL
+        needs_model = not outgrows and (not self.edge_only_allowed or request.outages.policy is OfflinePolicy.LOCAL)
         with (
             self._lanes.acquire(
                 request.prompt,
                 drafts=needs_model,
                 cancellation=context.cancellation,
-                edge_only=request.edge_only,
+                edge_only=request.edge_only or outgrows,
             ) as lane,
             lane.inbox.reading(),
         ):
             context.on_turn(self.clock() - requested_at)
-            drafter = lane.drafter
+            drafter = NoDrafter(self.drafter.vocabulary, self.drafter.codec) if outgrows else lane.drafter
             try:
                 require_tokens(request.prompt, drafter.vocabulary)
             except DrafterError as error:
@@ -246,8 +247,9 @@ class Agent:
             self._availability.check_refusal(self.retry_policy.open_s)
             session = DeviceSession(opening, window=self.window)
             pacing = self.pacing if lane.pacing is None else lane.pacing
-            if request.edge_only:
-                pacing = FixedPacing(EDGE_ONLY_TOKENS, edge_only=True, reason="The request says so.")
+            if request.edge_only or outgrows:
+                why = "The prompt is longer than the draft model's context." if outgrows else "The request says so."
+                pacing = FixedPacing(EDGE_ONLY_TOKENS, edge_only=True, reason=why)
             outbound = replace(self._outbound, inbox=lane.inbox, padding=self.padding)
             retry = RetryState(self.retry_policy, session, outbound, self._availability, outages, context.on_wait)
             if (left_s := self._availability.refused_s) > 0.0:

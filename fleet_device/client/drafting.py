@@ -13,7 +13,7 @@ from fleet_common.grammar.errors import GrammarError, GrammarLost
 from fleet_common.grammar.process import GrammarMatcher
 from fleet_device.drafters.contract import Drafter, DraftsConstrained, restrict
 from fleet_device.drafters.suffix import SuffixDrafter
-from fleet_device.pacing.contract import DraftOutcome, Pacing, Plan, ReportedLoad, RoundTrips
+from fleet_device.pacing.contract import EDGE_ONLY_TOKENS, DraftOutcome, Pacing, Plan, ReportedLoad, RoundTrips
 from fleet_device.session.machine import DeviceSession
 from fleet_device.session.sequence import DecidedDraft, VerdictEffect
 from schemas import fields
@@ -172,8 +172,7 @@ class Drafting:
     def step(self) -> Draft | None:
         """Draft a token; return what to send if there is nothing more to draft."""
         if self._plan is None:
-            self._catch_up()
-            self._plan = self.pacing.plan()
+            self._plan = self._next_plan()
         if self._plan.edge_only and self.session.unanswered():
             self._plan = Plan(0)  # the draft that the last one announced; edge-only decoding starts after its verdict
         if self._plan.edge_only:
@@ -202,8 +201,7 @@ class Drafting:
         """Return the request that the edge decodes on, or stops, well before it reaches its limit."""
         if self.session.edge_only_left * 2 > self._requested:
             return None
-        self._catch_up()
-        plan = self.pacing.plan()
+        plan = self._next_plan()
         self._requested = plan.tokens if plan.edge_only else 0
         return self.pacing.request_edge_only(self._requested)
 
@@ -214,6 +212,12 @@ class Drafting:
         """Begin again behind the committed tokens."""
         self._plan, self._behind = None, False
         self.drafts.rewind()
+
+    def _next_plan(self) -> Plan:
+        if self.drafts.full:
+            return Plan(EDGE_ONLY_TOKENS, edge_only=True)
+        self._catch_up()
+        return self.pacing.plan()
 
     def _catch_up(self) -> None:
         """Show a suffix drafter what the edge has decoded, since its matches decide on the plan."""
@@ -251,6 +255,11 @@ class DraftSequence:
         """The suffix drafter, if that is what drafts."""
         return self.drafter if isinstance(self.drafter, SuffixDrafter) else None
 
+    @property
+    def full(self) -> bool:
+        """Whether the request has outgrown the draft model's context."""
+        return len(self.session.request.prompt) + self.session.position >= self.drafter.context
+
     def draft(self, limit: int) -> bool:
         """Draft one token; return False if the draft is long enough, the context full, or there is no proposal.
 
@@ -260,7 +269,7 @@ class DraftSequence:
         if constraint is not None and self._draft_forced(constraint):
             return True
         most = limit if constraint is None else limit + session.forced
-        if not session.room(most) or len(session.request.prompt) + session.position >= drafter.context:
+        if not session.room(most) or self.full:
             return False
         started = self.clock()
         policy = session.request.policy
@@ -297,7 +306,7 @@ class DraftSequence:
     def _draft_forced(self, constraint: "DraftConstraint") -> bool:
         """Draft the token that must come next, if that is certain and the draft has room."""
         session, drafter = self.session, self.drafter
-        if not session.room(MAX_DRAFT) or len(session.request.prompt) + session.position >= drafter.context:
+        if not session.room(MAX_DRAFT) or self.full:
             return False
         started = self.clock()
         token = constraint.forced(session.ahead)

@@ -269,8 +269,8 @@ class SessionDriver:
         token = self.drafting.drafts.generate_alone()
         if token is None:
             raise EdgeUnavailable(
-                f"{self._local_cause} The drafter {drafter.name!r} cannot go on alone: it has no "
-                "model; set drafter = 'llama.cpp', or offline = 'wait'."
+                f"{self._local_cause} The drafter {drafter.name!r} cannot go on alone: it has no model, or the prompt "
+                "is longer than its context; set drafter = 'llama.cpp' with a larger context, or offline = 'wait'."
             )
         if session.ended is None and session.sequence.unverified % _KEPT_EVERY == 1:
             self.on_local(self.closing.unfinished())

@@ -29,6 +29,7 @@ from fleet_device.drafters.contract import (
 from fleet_device.drafters.model_file import GgufModel, locate_model
 from fleet_device.drafters.suffix_index import LONGEST, History, Match, SuffixIndex
 from fleet_device.settings import DeviceSettings
+from schemas.fields import MAX_TOKENS
 from schemas.policy import SamplingPolicy
 from schemas.vocabulary import Vocabulary
 
@@ -367,7 +368,7 @@ def _mean(mean: float, value: float) -> float:
 def load(settings: DeviceSettings) -> SuffixDrafter:
     """Load the vocabulary that the settings name; raise DrafterError."""
     model = GgufModel(locate_model(settings.model, folder=settings.models_dir).path, vocabulary_only=True)
-    return SuffixDrafter(None, vocabulary=model.vocabulary, codec=model, context=settings.context, history=History())
+    return SuffixDrafter(None, vocabulary=model.vocabulary, codec=model, context=MAX_TOKENS, history=History())
 
 
 def with_suffix(model: Drafter) -> Drafter:

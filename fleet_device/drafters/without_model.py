@@ -10,6 +10,7 @@ from fleet_common.grammar.process import GrammarTokenizer
 from fleet_device.drafters.contract import DrafterError, TextCodec, require_tokens
 from fleet_device.drafters.model_file import GgufModel, locate_model
 from fleet_device.settings import DeviceSettings
+from schemas.fields import MAX_TOKENS
 from schemas.policy import SamplingPolicy
 from schemas.vocabulary import Vocabulary
 
@@ -37,10 +38,13 @@ class WithoutWeights:
 
 
 class NoDrafter(WithoutWeights):
-    """A `Drafter` that never has a proposal, for a device that uses only edge-only decoding."""
+    """A `Drafter` that never has a proposal, for edge-only decoding; the target's context alone limits a request."""
 
     name = "none"
     _length = 0
+
+    def __init__(self, vocabulary: Vocabulary, codec: TextCodec, *, context: int = MAX_TOKENS) -> None:
+        super().__init__(vocabulary, codec, context=context)
 
     def reset(self, tokens: Sequence[int]) -> None:
         require_tokens(tokens, self.vocabulary)
@@ -64,7 +68,7 @@ class NoDrafter(WithoutWeights):
 def load_none(settings: DeviceSettings) -> NoDrafter:
     """Load the vocabulary of the model file that the settings name; raise DrafterError."""
     model = GgufModel(locate_model(settings.model, folder=settings.models_dir).path, vocabulary_only=True)
-    return NoDrafter(model.vocabulary, model, context=settings.context)
+    return NoDrafter(model.vocabulary, model)
 
 
 class LogitsScript(Protocol):

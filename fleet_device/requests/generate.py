@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, replace
 from typing import Final, Protocol
 
 from fleet_device.drafters.contract import Drafter, TextCodec
-from fleet_device.errors import PromptTooLong
 from fleet_device.pacing.contract import Choice, RoundTrips
 from fleet_device.requests.structured import ToolCall, ToolOffer
 from fleet_device.session.sequence import CommittedTokens, TokenOrigin
@@ -245,27 +244,15 @@ class GeneratedText:
 def generate_text(
     agent: TextGenerator, drafter: Drafter, request: GenerateRequest, context: RequestContext | None = None
 ) -> GeneratedText:
-    """Run a request and return its result; it ends early where the draft model's context is full.
-
-    Raise PromptTooLong if the context has no room for the prompt and a token.
-    """
+    """Run a request and return its result."""
     context = context or RequestContext()
-    room = drafter.context - len(request.prompt)
-    if room < 1:
-        raise PromptTooLong(
-            f"The prompt has {len(request.prompt)} tokens; the draft model holds {drafter.context} with the output. "
-            "Shorten it, or raise the setting 'context'."
-        )
     text = _GrowingText(drafter.codec, request.stop, prompt=len(request.prompt))
 
     def on_tokens(tokens: CommittedTokens) -> bool:
         context.on_piece(text.feed(tokens))
         return text.stops.found
 
-    generation = agent.generate(
-        replace(request, max_new_tokens=min(request.max_new_tokens, room)),
-        replace(context, on_tokens=on_tokens),
-    )
+    generation = agent.generate(request, replace(context, on_tokens=on_tokens))
     if rest := text.finish():
         context.on_piece(Piece(rest, 0, verified=text.verified, prompt=len(request.prompt)))
     if text.stops.found:

@@ -57,12 +57,12 @@ def test_no_secret_is_open_to_others(made: Path) -> None:
     assert {stat.S_IMODE(key.stat().st_mode) for key in keys} == {0o600}
 
 
-def test_every_edge_device_and_probe_has_settings_that_can_be_read(made: Path, tmp_path: Path) -> None:
+def test_every_edge_and_device_has_settings_that_can_be_read(made: Path, tmp_path: Path) -> None:
     odd = tmp_path / 'a "folder" of ours'
     make_local_broker(odd, fleet="home", edges=["edge-1", "north"], devices=["device-1"], port=18_886)
     for folder, edges, devices in (
-        (made, ["edge-1"], ["device-1", "device-2", "probe-edge-1"]),
-        (odd, ["edge-1", "north"], ["device-1", "probe-edge-1", "probe-north"]),
+        (made, ["edge-1"], ["device-1", "device-2"]),
+        (odd, ["edge-1", "north"], ["device-1"]),
     ):
         assert sorted(path.stem for path in (folder / "settings").glob("*.toml")) == sorted([*edges, *devices])
         for name in (*edges, *devices):

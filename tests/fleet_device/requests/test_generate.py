@@ -3,7 +3,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fleet_device.drafters.without_model import WordCodec
-from fleet_device.errors import PromptTooLong
 from fleet_device.requests.generate import (
     GeneratedText,
     GenerateRequest,
@@ -67,19 +66,6 @@ def test_a_text_ends_at_its_stop_string_however_many_tokens_arrive_with_it(batch
 def test_what_waits_for_a_stop_string_that_never_comes_is_given_out_at_the_end() -> None:
     text, pieces = generated(ScriptedAgent(), stop=("t3 x",))
     assert text.text == "".join(piece.text for piece in pieces) == "t1 t2 t3 "
-
-
-def test_a_text_is_no_longer_than_the_draft_model_can_hold() -> None:
-    agent = ScriptedAgent()
-    generate_text(agent, TalkingDrafter(context=8), request(prompt=5, limit=10))
-    assert agent.asked[0]["max_new_tokens"] == 3
-
-
-def test_a_prompt_that_leaves_no_room_is_refused_before_any_session() -> None:
-    agent = ScriptedAgent()
-    with pytest.raises(PromptTooLong, match="Shorten"):
-        generate_text(agent, TalkingDrafter(context=8), request(prompt=8))
-    assert not agent.asked
 
 
 class HalfCharacters(WordCodec):

@@ -6,7 +6,7 @@ import pytest
 
 from fleet_device.api.requests import ChatRequest
 from fleet_device.drafters.llama_cpp import LlamaCppDrafter, LlamaCppSettings
-from fleet_device.errors import InvalidRequest, PromptTooLong
+from fleet_device.errors import InvalidRequest
 from fleet_device.requests.generate import GenerateRequest, generate_text
 from fleet_device.requests.prompt import Prompt, TextOptions, prepare_request
 from fleet_device.requests.structured import ChatMessage
@@ -181,10 +181,8 @@ def test_no_size_of_prompt_and_context_breaks_a_device(tmp_path: Path, context: 
         prompts = ("th e" * (length // 4) + "x" * (length % 4), [3 + index % 200 for index in range(length)])
         for prompt, raw in ((prompts[0], True), (prompts[0], False), (prompts[1], True)):
             request = prepare_request(prompt, DeviceSettings(), raw=raw, max_new_tokens=most).encode(drafter.codec)
-            if len(request.prompt) >= context:
-                with pytest.raises(PromptTooLong, match="'context'"):
-                    generate_text(agent, drafter, request)
-            else:
+            generate_text(agent, drafter, request)
+            if len(request.prompt) < context:
                 drafter.reset(request.prompt)
                 drafter.next(POLICY)
     drafter.reset([3])
