@@ -6,6 +6,7 @@ a suite compares, in which units, and how long it takes. A suite of several part
 
 import importlib
 import importlib.util
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any, Final
@@ -57,6 +58,7 @@ _PACKAGES: Final = ("torch", "llama_cpp", "psutil", "scipy", "jsonschema", "matp
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    os.environ.setdefault("FLEET_EDGE_KV_KEPT", "off")  # a run must not find what another has computed
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in {"-h", "--help"}:
         _list()

@@ -445,6 +445,7 @@ def demo_command(
             where = ["--host", at.host, "--port", str(at.port)]
             _prose(console, f"Broker: {name_of(at)}. Loading the target model {target} …")
             edge = ["--fleet", fleet, "--edge", EDGE, *where, "--target", target, "--engine", engine]
+            edge += ["--kv-kept", "off"]  # nothing stays behind in the machine's shared memory
             device = [
                 "--fleet", fleet, *where, "--model", model, "--models-dir", str(models_dir), "--offline", "wait",
                 "--max-new-tokens", str(max_new_tokens),
