@@ -5,9 +5,11 @@ import ctypes
 import fcntl
 import logging
 import os
+import resource
 import secrets
 import socket
 import stat
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -107,6 +109,20 @@ def _glibc_function(name: str, *arguments: type) -> Callable[..., int] | None:
         return None
     found.argtypes, found.restype = arguments, ctypes.c_int
     return found
+
+
+def limit_memory(bytes_more: int) -> None:
+    """Limit what this process may allocate in addition, without a core dump; files that are mapped do not count."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[5])  # as RLIMIT_DATA counts
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    limit = pages * os.sysconf("SC_PAGESIZE") + bytes_more
+    resource.setrlimit(resource.RLIMIT_DATA, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
+
+
+def python_path() -> str:
+    """Return the PYTHONPATH of a child, started with `-P`, that finds the same modules as this process."""
+    return os.pathsep.join(place or str(Path.cwd()) for place in sys.path)
 
 
 # As sd_watchdog_enabled(3) advises: twice in the time after which systemd kills.

@@ -192,7 +192,7 @@ class FairLock:
             self._taken = False
 
 
-_MAGIC: Final = b"GGUF"
+GGUF_MAGIC: Final = b"GGUF"
 _GUESSED: Final = 1024  # llama.cpp's bit for a file type that the file does not state
 _METADATA_BYTES: Final = 128
 _FLOAT16: Final = 2
@@ -395,12 +395,12 @@ class GgufFile:
     def _require_gguf(self, path: Path) -> None:
         try:
             with path.open("rb") as file:
-                magic = file.read(len(_MAGIC))
+                magic = file.read(len(GGUF_MAGIC))
         except FileNotFoundError:
             raise self.error(
                 f"The model file {path} does not exist; check the configuration key {self.key!r}."
             ) from None
         except OSError as error:
             raise self.error(f"The model file {path} cannot be read: {error.strerror or error}.") from error
-        if magic != _MAGIC:
+        if magic != GGUF_MAGIC:
             raise self.error(f"{path} is not a GGUF file; convert the model, or fetch one that is.")

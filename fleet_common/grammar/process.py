@@ -16,7 +16,6 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import InitVar, dataclass, field
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -32,6 +31,7 @@ from fleet_common.grammar.errors import (
     unusable,
 )
 from fleet_common.grammar.worker import COMPILED, MAX_PACKET, OP, REPLY, Op, Status
+from fleet_common.host import python_path
 from schemas.policy import Grammar
 
 _BEFORE: Final = "\x02"
@@ -365,14 +365,12 @@ def _start(tokenizer: GrammarTokenizer, link: socket.socket) -> "subprocess.Pope
         raise GrammarUnavailable(
             "Grammars need the package llguidance, which is not installed; install it: pip install llguidance."
         )
-    # The same modules as in this process, and none from the current folder (-P).
-    places = os.pathsep.join(place or str(Path.cwd()) for place in sys.path)
     process = subprocess.Popen(
         [sys.executable, "-P", "-m", _PROGRAM, str(link.fileno())],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,  # messages about hostile grammars do not belong in the log
-        env=os.environ | {"PYTHONPATH": places, "MALLOC_ARENA_MAX": "1"},
+        env=os.environ | {"PYTHONPATH": python_path(), "MALLOC_ARENA_MAX": "1"},
         pass_fds=[link.fileno()],
         start_new_session=True,
     )

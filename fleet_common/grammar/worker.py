@@ -24,6 +24,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
+from fleet_common.host import limit_memory
+
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLParserLimits, LLTokenizer
     from llguidance._lib import JsonCompileOptions
@@ -226,7 +228,8 @@ def _compile(link: socket.socket, vocabulary: NativeVocabulary) -> None:
     """Compile the grammar that comes first, then fork a process for each group of generations."""
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(str(_BAD_FIRST), encoding="ascii")
-    memory = _limit_memory()
+    limit_memory(_MEMORY_BYTES + _STACK_BYTES)
+    memory = Memory()
     vocabulary.encoder.ask = functools.partial(_ask, link)
     link.send(REPLY.pack(Status.DONE, 0, 0))
     kind, _, text = link.recv(MAX_PACKET).partition(b"\0")
@@ -269,7 +272,8 @@ class Follower:
     def __init__(self, link: socket.socket, first: "LLMatcher", encoder: Encoder) -> None:
         self._link = link
         self._first = first
-        self._memory = _limit_memory()
+        limit_memory(_MEMORY_BYTES + _STACK_BYTES)
+        self._memory = Memory()
         self._matchers: dict[int, tuple[LLMatcher, list[int], int]] = {}  # with tokens and kilobytes
         encoder.ask = functools.partial(_ask, link)
 
@@ -338,14 +342,6 @@ class Memory:
     def used_kb(self) -> int:
         fields = os.pread(self._file, 100, 0).split()
         return max(0, (int(fields[1]) - int(fields[2])) * _PAGE_KB - self._before_kb)
-
-
-def _limit_memory() -> Memory:
-    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[5])  # as RLIMIT_DATA counts
-    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    limit = pages * resource.getpagesize() + _MEMORY_BYTES + _STACK_BYTES
-    resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
-    return Memory()
 
 
 def _ask(link: socket.socket, text: str) -> list[int]:

@@ -22,6 +22,7 @@ import numpy as np
 from dssd.distribution import Dist, Ids, shape
 from fleet_common.host import available_memory
 from fleet_common.llama import FairLock, give_back_mapped, library, native_reason
+from fleet_common.llama_trial import require_trial
 from fleet_device.drafters.contract import DrafterError, common_prefix, require_tokens
 from fleet_device.drafters.model_file import (
     GgufModel,
@@ -440,6 +441,7 @@ class LlamaCppDrafter:
 def load(settings: DeviceSettings) -> LlamaCppDrafter:
     """Load the draft model that the settings name; raise DrafterError."""
     located = locate_model(settings.model, folder=settings.models_dir)
+    require_trial(located.path, error=DrafterError)
     if settings.memory_mb == AUTO:
         budget = automatic_budget(available_memory(), located.path.stat().st_size) if not settings.gpu_layers else None
     else:

@@ -16,9 +16,9 @@ import weakref
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import datetime
-from pathlib import Path
 from typing import Any, Final
 
+from fleet_common.host import python_path
 from fleet_device.drafters.contract import DrafterError
 from fleet_device.requests.structured import ChatMessage
 
@@ -131,14 +131,12 @@ class _Worker:
 
 
 def _start() -> "subprocess.Popen[bytes]":
-    # The same modules as in this process, and none from the current folder (-P).
-    places = os.pathsep.join(place or str(Path.cwd()) for place in sys.path)
     return subprocess.Popen(
         [sys.executable, "-P", "-m", _PROGRAM, str(_CPU_S), str(_MEMORY_MB)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
-        env=os.environ | {"PYTHONPATH": places},
+        env=os.environ | {"PYTHONPATH": python_path()},
         start_new_session=True,
     )
 

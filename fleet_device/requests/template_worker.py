@@ -6,13 +6,10 @@ process one of memory.
 
 import functools
 import json
-import os
-import resource
 import signal
 import sys
 from collections.abc import Iterable
 from datetime import datetime
-from pathlib import Path
 from typing import Any, Final, NoReturn
 
 from jinja2 import Template, TemplateError, nodes
@@ -21,6 +18,8 @@ from jinja2.ext import Extension, LoopControlExtension
 from jinja2.parser import Parser
 from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from fleet_common.host import limit_memory
 
 _MAX_REPEAT: Final = 1 << 16
 _MAX_REASON: Final = 300
@@ -39,7 +38,7 @@ class _TooLong(Exception):  # noqa: N818
 def main() -> None:
     """Answer requests on standard input until it ends; the arguments are seconds and megabytes."""
     cpu_s, memory_mb = float(sys.argv[1]), int(sys.argv[2])
-    _limit_memory(memory_mb << 20)
+    limit_memory(memory_mb << 20)
     for line in sys.stdin.buffer:
         signal.setitimer(signal.ITIMER_PROF, cpu_s)  # the signal ends the process
         reply = json.dumps(_reply(json.loads(line)))
@@ -117,14 +116,6 @@ class _Generation(Extension):
     def parse(self, parser: Parser) -> list[nodes.Node]:
         next(parser.stream)
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-def _limit_memory(bytes_more: int) -> None:
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[5])  # as RLIMIT_DATA counts
-    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    limit = pages * os.sysconf("SC_PAGESIZE") + bytes_more
-    resource.setrlimit(resource.RLIMIT_DATA, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from fleet_common.extras import install_command
 from fleet_common.grammar.process import GrammarTokenizer
+from fleet_common.llama_trial import require_trial
 from fleet_edge.settings import EdgeSettings
 from fleet_edge.verifiers.contract import (
     CapacityExceeded,
@@ -430,6 +431,7 @@ def check(settings: EdgeSettings) -> None:
 
 def load(settings: EdgeSettings) -> Verifier:
     check(settings)
+    require_trial(Path(settings.target).expanduser(), error=VerifierError)
     target = open_target(Path(settings.target), gpu_layers=settings.gpu_layers)
     return LlamaCppVerifier(
         target,
