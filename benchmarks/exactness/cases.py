@@ -196,7 +196,7 @@ class Variant:
         """Return how many of these suffice: faults show sooner, greedy outputs are all the same, resumes wait."""
         share = _GREEDY_SHARE if self.greedy else _RESUMED_SHARE if self.two_targets else 1
         if self.sabotage is not Sabotage.NONE and self.tokens == LENGTH:
-            share *= _FAULT_SHARE
+            share *= _FAULT_SHARE // 2 if self.suffix else _FAULT_SHARE  # half of its drafts have the mistake
         return max(1, sessions * LENGTH // self.tokens // share)
 
 

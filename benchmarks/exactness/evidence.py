@@ -36,15 +36,21 @@ class Evidence:
         joint: Chi-square of the joint distribution of the first tokens.
         score: Score test of all tokens, directed at small mistakes.
         dependence: Correlation of outputs of neighbouring seeds, and of successive ones of a device.
+        impossible: Outputs with a token that is impossible there, each of which is a p-value of 0.
     """
 
     joint: float | None
     score: float | None
     dependence: float | None
+    impossible: int = 0
+
+    @property
+    def p_values(self) -> dict[str, float | None]:
+        return {"joint": self.joint, "score": self.score, "dependence": self.dependence}
 
     @property
     def follows(self) -> bool:
-        return all(value is None or value > ALARM for value in (self.joint, self.score, self.dependence))
+        return all(value is None or value > ALARM for value in self.p_values.values())
 
 
 @dataclass(slots=True)
@@ -97,8 +103,10 @@ def evidence(case: Variant, tally: Tally) -> Evidence:
     expected, score, places = Expectation(case), ScoreTest(), {token: n for n, token in enumerate(case.pair.target.ids)}
     counts = np.zeros((len(places),) * LENGTH, dtype=np.int64)
     scored: dict[int, Scored] = {}
+    impossible = 0
     for seed, text in tally.texts.items():
         scored[seed] = _add(score, expected, text)
+        impossible += len(scored[seed]) < len(text)
         head = [places[token] for token, _ in text[:LENGTH]]
         counts[(*head, *[head[-1]] * (LENGTH - len(head)))] += 1
     neighbours = {(seed, seed + 1) for seed in tally.texts if seed + 1 in tally.texts}
@@ -108,6 +116,7 @@ def evidence(case: Variant, tally: Tally) -> Evidence:
         joint=joint if joint < 1.0 else None,  # only one outcome, or none that is expected often enough
         score=score.p_value(),
         dependence=dependence([(scored[one], scored[other]) for one, other in neighbours | successive]),
+        impossible=impossible,
     )
 
 

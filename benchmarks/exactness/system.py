@@ -7,7 +7,8 @@ devices choose, block verification, a draft model of another vocabulary or nearl
 positions up to 1,500, grammars, and with the transformer in llama.cpp, in blocks of 8 and 4 bits (whose rows are then
 computed alone), and at inference servers that answer as vLLM and SGLang do. Three tests compare the outputs: chi-square
 of the joint distribution of three tokens, a score test that finds mistakes of two percent, and one for dependence
-between sessions. Then they must find planted faults. Takes two hours; with `--only blocks`, some minutes.
+between sessions. Then they must find planted faults; of too few sessions, it says the chance that they find one. Takes
+two hours; with `--only blocks`, some minutes.
 """
 
 import argparse
@@ -21,6 +22,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from benchmarks.exactness.cases import CASES, FAULTS, Variant
+from benchmarks.exactness.chances import FOUND, chance, sessions_for
 from benchmarks.exactness.evidence import Evidence, evidence
 from benchmarks.exactness.history import append
 from benchmarks.harness import Bench, Report, commit, number_of
@@ -44,8 +46,16 @@ class CaseResult:
     wall_s: float
 
     @property
-    def passed(self) -> bool:
-        return self.evidence.follows == (self.case.sabotage is Sabotage.NONE)
+    def passed(self) -> bool | None:
+        """Whether it is as it should be; None if a mistake was not found, nor to be expected of so few sessions."""
+        if self.evidence.follows == (self.case.sabotage is Sabotage.NONE):
+            return True
+        return None if self.chance < FOUND else False
+
+    @property
+    def chance(self) -> float:
+        """The chance that as many sessions show the mistake; 1 without one."""
+        return 1.0 if self.case.sabotage is Sabotage.NONE else chance(self.case, self.sessions)
 
     def json(self) -> dict[str, Any]:
         case = asdict(self.case)
@@ -55,9 +65,11 @@ class CaseResult:
             **case,
             "first_seed": self.first_seed,
             "sessions": self.sessions,
-            "p_values": asdict(self.evidence),
+            "p_values": self.evidence.p_values,
+            "impossible": self.evidence.impossible,
             "acceptance": self.acceptance,
             "wall_s": self.wall_s,
+            "chance": self.chance,
             "passed": self.passed,
         }
 
@@ -153,15 +165,22 @@ def run(bench: Bench) -> Report:
             if options.history and case.sabotage is Sabotage.NONE:
                 append(options.history, [{"at": time.strftime("%F"), "commit": commit(), **result.json()}])
             print(_line(result), flush=True)
-    wrong = [f"{result.case.name}: NOT as it should be." for result in results if not result.passed]
+    for result in results:
+        if result.passed is None:
+            print(
+                f"{result.case.name}: not found, nor to be expected: {result.sessions:,} sessions find it with a "
+                f"chance of {result.chance:.2g}, {sessions_for(result.case):,} with {FOUND:g}."
+            )
+    wrong = [f"{result.case.name}: NOT as it should be." for result in results if result.passed is False]
     return Report([result.json() for result in results], wrong=wrong)
 
 
 def _line(result: CaseResult) -> str:
     verdict = "follows the target" if result.evidence.follows else "does not follow the target"
-    mark = "ok " if result.passed else "BAD"
+    mark = {True: "ok ", False: "BAD", None: "few"}[result.passed]
     values = "  ".join(
-        f"{name} {'-' if value is None else format(value, '.3g'):<9}" for name, value in asdict(result.evidence).items()
+        f"{name} {'-' if value is None else format(value, '.3g'):<9}"
+        for name, value in result.evidence.p_values.items()
     )
     return (
         f"{mark} {result.case.name:<46} {result.sessions:>7} sessions  p-values: {values} "

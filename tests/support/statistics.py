@@ -32,6 +32,13 @@ def p_value(counts: NDArray[np.int64], law: NDArray[np.float64]) -> float:
     return float(stats.chisquare(observed, wanted * observed.sum() / wanted.sum()).pvalue)
 
 
+def degrees(law: NDArray[np.float64], number: int) -> int:
+    """Return the degrees of freedom of `p_value` for a number of draws."""
+    expected = law / law.sum() * number
+    large = expected >= 5.0
+    return max(0, int(large.sum()) + bool(expected[~large].sum() >= 5.0) - 1)
+
+
 def total_variation(counts: NDArray[np.int64], law: NDArray[np.float64]) -> float:
     return float(np.abs(counts / counts.sum() - law / law.sum()).sum() / 2)
 
