@@ -24,7 +24,12 @@ _SMOLLM3_PATTERN: Final = 4
 _LOCAL_BASE: Final = 10_000.0
 _MOST_LAYERS: Final = 1 << 10
 _MOST_WIDTH: Final = 1 << 17
-"""Bounds of a GGUF's numbers, by which memory is taken: of hidden states, heads and the numbers of a head."""
+_MOST_CONTEXT: Final = 1 << 22
+"""Bounds of a GGUF's numbers, by which memory is taken: widths are those of hidden states, heads, a head's numbers and
+feed-forward layers."""
+
+_NORMALIZED_HEADS: Final = ("qwen3", "qwen3moe", "gemma3")
+"""Architectures that normalize the queries and keys of each head."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -98,10 +103,13 @@ def of_gguf(get: Callable[..., Any], vector: Callable[[str], npt.NDArray[np.floa
     if not isinstance(heads, int) or not isinstance(kv_heads, int):
         raise refusal(kind, "its layers differ in their number of heads")
     head_dim = int(of("attention.key_length", hidden // heads))
-    if not 0 < layers <= _MOST_LAYERS or not all(
-        0 < each <= _MOST_WIDTH for each in (hidden, heads, kv_heads, head_dim)
-    ):
+    inner = int(of("expert_feed_forward_length") if experts else of("feed_forward_length"))
+    used = int(of("expert_used_count", 0))
+    widths = (hidden, heads, kv_heads, head_dim, inner)
+    if not 0 < layers <= _MOST_LAYERS or not all(0 < each <= _MOST_WIDTH for each in widths) or heads % kv_heads:
         raise ValueError("Its layers have impossible sizes.")
+    if experts and not 0 < used <= experts:
+        raise ValueError("It uses an impossible number of experts.")
     if int(of("attention.value_length", head_dim)) != head_dim:
         raise refusal(kind, "its keys and values differ in size")
     if (experts > 0) != (kind == "qwen3moe"):
@@ -112,7 +120,7 @@ def of_gguf(get: Callable[..., Any], vector: Callable[[str], npt.NDArray[np.floa
         kind=kind,
         layers=layers,
         hidden=hidden,
-        inner=int(of("expert_feed_forward_length") if experts else of("feed_forward_length")),
+        inner=inner,
         heads=heads,
         kv_heads=kv_heads,
         head_dim=head_dim,
@@ -127,7 +135,7 @@ def of_gguf(get: Callable[..., Any], vector: Callable[[str], npt.NDArray[np.floa
         gelu=kind == "gemma3",
         neighbours=kind in ("llama", "smollm3"),
         experts=experts,
-        experts_used=int(of("expert_used_count", 0)),
+        experts_used=used,
     )
 
 
@@ -141,7 +149,7 @@ def _layers_of_gguf(
     """Return rotary embeddings and windows by layer, and the longest sequence for which they are constant."""
     context, original = int(of("context_length")), int(of("rope.scaling.original_context_length", 0))
     width, base = int(of("rope.dimension_count", head_dim)), float(of("rope.freq_base", 10_000.0))
-    if not 0 < width <= head_dim:
+    if not 0 < width <= head_dim or not 0 < context <= _MOST_CONTEXT:
         raise ValueError("Its rotary embedding has an impossible size.")
     scaling: dict[str, Any] = {
         "rope_type": str(of("rope.scaling.type", "none")),
@@ -159,6 +167,8 @@ def _layers_of_gguf(
     rope = _rope(kind, base, width, scaling)
     if factors is not None:
         rope = Rope(rope.frequencies / factors, rope.scale)
+    if rope.frequencies.shape != (-(-width // 2),):
+        raise ValueError("The factors of its rotary embedding have another size.")
     window = int(of("attention.sliding_window", 0)) if kind in ("gemma3", "phi3") else 0
     if kind == "gemma3":
         local = _rope(kind, float(of("rope.freq_base_swa", _LOCAL_BASE)), width, {})
@@ -166,6 +176,65 @@ def _layers_of_gguf(
         return [rope if each else local for each in whole], [0 if each else window for each in whole], context
     skipped = _SMOLLM3_PATTERN if kind == "smollm3" else layers + 1
     return [None if (layer + 1) % skipped == 0 else rope for layer in range(layers)], [window] * layers, context
+
+
+def unfit_tensor(its: Geometry, shape: Callable[[str], tuple[int, ...] | None]) -> str | None:
+    """Return the name of a tensor that is missing, or has not the shape that the geometry demands; None if all fit.
+
+    `shape(name)` returns the shape of a tensor by its name in a GGUF, None if there is none.
+    """
+    expected: dict[str, tuple[int, ...]] = {
+        "token_embd.weight": (its.rows, its.hidden),
+        "output_norm.weight": (its.hidden,),
+    }
+    if shape("output.weight") is not None:
+        expected["output.weight"] = (its.rows, its.hidden)
+    for number in range(its.layers):
+        at = f"blk.{number}."
+        names = [name for name in _OPTIONAL if shape(f"{at}{name}.weight") is not None]
+        vectors, products = _of_layer(its, names)
+        expected |= {f"{at}{name}.weight": each for name, each in vectors.items()}
+        for together in products:
+            expected |= {f"{at}{name}.weight": each for name, each in together.items()}
+            if any(shape(f"{at}{name}.bias") is not None for name in together):
+                expected |= {f"{at}{name}.bias": each[:1] for name, each in together.items()}
+    return next((name for name, each in expected.items() if shape(name) != each), None)
+
+
+_Shapes = dict[str, tuple[int, ...]]
+_OPTIONAL: Final = ("attn_q_norm", "attn_k_norm", "attn_qkv", "ffn_gate")
+
+
+def _of_layer(its: Geometry, optional: Sequence[str]) -> tuple[_Shapes, list[_Shapes]]:
+    """Return the shapes of a layer's vectors and router, and of its products, together those that share their inputs.
+
+    `optional` are the names of `_OPTIONAL` that the layer has.
+    """
+    vectors: _Shapes = {"attn_norm": (its.hidden,), "ffn_norm": (its.hidden,)}
+    if its.kind == "gemma3":
+        vectors |= {"post_attention_norm": (its.hidden,), "post_ffw_norm": (its.hidden,)}
+    vectors |= {
+        name: (its.head_dim,)
+        for name in ("attn_q_norm", "attn_k_norm")
+        if its.kind in _NORMALIZED_HEADS or name in optional
+    }
+    queries, keys = its.heads * its.head_dim, its.kv_heads * its.head_dim
+    if "attn_qkv" in optional:
+        attention: _Shapes = {"attn_qkv": (queries + 2 * keys, its.hidden)}
+    else:
+        attention = {"attn_q": (queries, its.hidden), "attn_k": (keys, its.hidden), "attn_v": (keys, its.hidden)}
+    up, down = (its.inner, its.hidden), (its.hidden, its.inner)
+    if its.experts:
+        vectors["ffn_gate_inp"] = its.experts, its.hidden
+        feed: list[_Shapes] = [
+            {"ffn_gate_exps": (its.experts, *up), "ffn_up_exps": (its.experts, *up)},
+            {"ffn_down_exps": (its.experts, *down)},
+        ]
+    elif "ffn_gate" in optional:
+        feed = [{"ffn_gate": up, "ffn_up": up}, {"ffn_down": down}]
+    else:
+        feed = [{"ffn_up": (2 * its.inner, its.hidden)}, {"ffn_down": down}]
+    return vectors, [attention, {"attn_output": (its.hidden, queries)}, *feed]
 
 
 def of_config(config: Mapping[str, Any], generation: Mapping[str, Any]) -> Geometry:

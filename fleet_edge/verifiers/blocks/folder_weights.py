@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from fleet_edge.verifiers.blocks.architectures import Geometry, of_config
+from fleet_edge.verifiers.blocks.architectures import Geometry, of_config, unfit_tensor
 from fleet_edge.verifiers.contract import UnsupportedModel
 from fleet_edge.verifiers.safetensors import folder_tensors
 
@@ -89,6 +89,20 @@ class FolderWeights:
     def __contains__(self, name: str) -> bool:
         return self._name(name) in self._tensors and not (self._tied and name == "output.weight")
 
+    def require_shapes(self) -> None:
+        unfit = unfit_tensor(self.geometry, self._shape)
+        if unfit is not None:
+            raise damaged(self._folder)
+
+    def _shape(self, name: str) -> tuple[int, ...] | None:
+        if not name.endswith("_exps.weight"):
+            return tuple(self._tensors[self._name(name)].shape) if name in self else None
+        experts = range(self.geometry.experts)
+        found = [self._tensors.get(self._name_of_expert(name, expert)) for expert in experts]
+        shapes = {None if each is None else tuple(each.shape) for each in found}
+        one = shapes.pop()
+        return None if shapes or one is None else (len(experts), *one)
+
     def vector(self, name: str) -> npt.NDArray[np.float32] | None:
         """Return a tensor in float32; None if there is none. Norms of Gemma have one added, as a GGUF has them."""
         if name not in self:
@@ -103,12 +117,7 @@ class FolderWeights:
 
     def pack_expert(self, names: Sequence[str], expert: int) -> "list[Weights]":
         """Return one expert's matrices, quantized and packed, as one weight."""
-        found = []
-        for name in names:
-            block, _, rest = name.partition(".ffn")
-            own = _EXPERTS[f"ffn{rest.removesuffix('.weight')}"]
-            found.append(f"layers.{block.removeprefix('blk.')}.mlp.experts.{expert}.{own}.weight")
-        return self._pack(found)
+        return self._pack([self._name_of_expert(name, expert) for name in names])
 
     def _pack(self, names: Sequence[str]) -> "list[Weights]":
         from fleet_edge.verifiers.blocks.weights import pack_floats  # noqa: PLC0415 - to check a folder needs no numba
@@ -128,6 +137,11 @@ class FolderWeights:
         own, kind = parts[-2], parts[-1]
         names = _NAMES | {"gemma3": _OF_GEMMA, "phi3": _OF_PHI}.get(self.geometry.kind, {})
         return f"{block}{names.get(own, own)}.{kind}"
+
+    def _name_of_expert(self, name: str, expert: int) -> str:
+        block, _, rest = name.partition(".ffn")
+        own = _EXPERTS[f"ffn{rest.removesuffix('.weight')}"]
+        return f"layers.{block.removeprefix('blk.')}.mlp.experts.{expert}.{own}.weight"
 
     def _read(self, name: str) -> npt.NDArray[Any]:
         """Return a tensor as the file has it, bfloat16 as uint16."""

@@ -11,7 +11,7 @@ from gguf import GGMLQuantizationType
 from gguf.quants import dequantize
 
 from fleet_common.gguf_files import GgufHeader, GgufUnreadable, Tensor, damaged, read_header
-from fleet_edge.verifiers.blocks.architectures import Geometry, of_gguf
+from fleet_edge.verifiers.blocks.architectures import Geometry, of_gguf, unfit_tensor
 from fleet_edge.verifiers.contract import UnsupportedModel
 
 if TYPE_CHECKING:
@@ -60,12 +60,21 @@ class GgufWeights:
     def __contains__(self, name: str) -> bool:
         return name in self._tensors
 
+    def require_shapes(self) -> None:
+        unfit = unfit_tensor(self.geometry, lambda name: self._tensors[name].shape if name in self._tensors else None)
+        if unfit is not None:
+            self._tensor(unfit)  # which may be missing
+            raise UnsupportedModel(str(damaged(self._path)))
+
     def vector(self, name: str) -> npt.NDArray[np.float32] | None:
         """Return a tensor in float32, for norms, biases and routers; None if there is none."""
         if name not in self._tensors:
             return None
         tensor = self._tensors[name]
-        floats = dequantize(_read(tensor).reshape(*tensor.shape[:-1], -1), tensor.kind)
+        try:
+            floats = dequantize(_read(tensor).reshape(*tensor.shape[:-1], -1), tensor.kind)
+        except NotImplementedError as error:  # a kind of integers
+            raise UnsupportedModel(str(damaged(self._path))) from error
         return np.asarray(floats, np.float32).reshape(tensor.shape)
 
     def pack(self, names: Sequence[str], *, orders: Sequence[npt.NDArray[np.intp] | None] = ()) -> "list[Weights]":
@@ -118,7 +127,7 @@ def _geometry(path: Path, header: GgufHeader, vector: Callable[[str], npt.NDArra
 
     try:
         return of_gguf(get, vector)
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, LookupError, MemoryError, TypeError, ValueError) as error:
         raise UnsupportedModel(str(damaged(path))) from error
 
 

@@ -34,6 +34,9 @@ class WeightFile(Protocol):
 
     def __contains__(self, name: str) -> bool: ...
 
+    def require_shapes(self) -> None:
+        """Raise `UnsupportedModel` if a tensor is missing, or does not fit the geometry."""
+
     def vector(self, name: str) -> npt.NDArray[np.float32] | None: ...
 
     def pack(self, names: Sequence[str], *, orders: Sequence[npt.NDArray[np.intp] | None] = ()) -> list[Weights]: ...
@@ -143,6 +146,7 @@ class Model:
         self.geometry = its = file.geometry
         if its.hidden % BLOCK or its.inner % BLOCK or its.heads * its.head_dim % BLOCK or its.head_dim % 4:
             raise refusal(its.kind, f"a width of it is no multiple of {BLOCK}")
+        file.require_shapes()
         self._threads = min(threads, numba.config.NUMBA_NUM_THREADS)
         self._loops = loops(parallel=self._threads > 1)
         self._workspace = Workspace()

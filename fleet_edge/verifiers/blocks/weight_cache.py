@@ -76,6 +76,9 @@ class CachedWeights:
     def __contains__(self, name: str) -> bool:
         return name in self._file
 
+    def require_shapes(self) -> None:
+        self._file.require_shapes()
+
     def vector(self, name: str) -> npt.NDArray[np.float32] | None:
         return self._file.vector(name)
 

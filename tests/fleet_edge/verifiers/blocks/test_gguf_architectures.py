@@ -1,5 +1,6 @@
 """GGUF files of each architecture against llama.cpp, on small random models."""
 
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -45,30 +46,43 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 class _Writer:
-    def __init__(self, file: gguf.GGUFWriter) -> None:
+    def __init__(self, file: gguf.GGUFWriter, changed: Mapping[str, tuple[int, ...] | None]) -> None:
         self.file = file
+        self._changed = changed
         self._random = np.random.default_rng(11)
 
-    def weight(self, name: str, *shape: int) -> None:
-        floats = self._random.normal(0, 1.5 / shape[-1] ** 0.5, shape).astype(np.float32)
-        packed = gguf.quants.quantize(floats, GGMLQuantizationType.Q8_0)
-        self.file.add_tensor(f"{name}.weight", packed, raw_dtype=GGMLQuantizationType.Q8_0)
+    def weight(self, name: str, *planned: int) -> None:
+        shape = self._changed.get(f"{name}.weight", planned)
+        if shape is not None:
+            floats = self._random.normal(0, 1.5 / shape[-1] ** 0.5, shape).astype(np.float32)
+            packed = gguf.quants.quantize(floats, GGMLQuantizationType.Q8_0)
+            self.file.add_tensor(f"{name}.weight", packed, raw_dtype=GGMLQuantizationType.Q8_0)
 
     def vector(self, name: str, size: int, middle: float = 1.0) -> None:
-        self.file.add_tensor(name, self._random.normal(middle, 0.3, size).astype(np.float32))
+        shape = self._changed.get(name, (size,))
+        if shape is not None:
+            self.file.add_tensor(name, self._random.normal(middle, 0.3, shape).astype(np.float32))
 
     def router(self, name: str) -> None:
         floats = self._random.normal(0, 1, (EXPERTS, HIDDEN)).astype(np.float32)
         self.file.add_tensor(f"{name}.weight", floats)
 
 
-def _write(path: Path, kind: str, own: Mapping[str, Any], *, split: int = 0) -> Path:
+def _write(
+    path: Path,
+    kind: str,
+    own: Mapping[str, Any],
+    *,
+    split: int = 0,
+    changed: Mapping[str, tuple[int, ...] | None] | None = None,
+) -> Path:
+    """Write a model; `changed` has other shapes for tensors, None to leave one out."""
     dim, rows = own.get("dim", HIDDEN // HEADS), tiny_rows()
     file = new_gguf(
         path, kind, layers=LAYERS, width=HIDDEN, inner=INNER, heads=HEADS, kv_heads=KV_HEADS, dim=dim, rows=rows,
         split=split,
     )  # fmt: skip
-    writer = _Writer(file)
+    writer = _Writer(file, changed or {})
     for key, value in {"rope.dimension_count": dim, **own}.items():
         if "." in key or key.startswith("expert"):
             add = {int: file.add_uint32, float: file.add_float32, str: file.add_string}[type(value)]
@@ -157,8 +171,13 @@ def test_a_file_in_parts_is_read_whole(tmp_path: Path) -> None:
         GgufWeights(parts[0])
 
 
-@pytest.mark.parametrize("number", [0, 1 << 31, (1 << 32) - 1])
-@pytest.mark.parametrize("key", ["block_count", "embedding_length", "attention.head_count"])
+_SIZES = ("block_count", "embedding_length", "feed_forward_length", "attention.head_count", "context_length")
+
+
+@pytest.mark.parametrize(
+    ("key", "number"),
+    [*itertools.product(_SIZES, [0, 1 << 31, (1 << 32) - 1]), ("attention.head_count_kv", 3)],
+)
 def test_impossible_sizes_are_refused_before_memory_is_taken(key: str, number: int, tmp_path: Path) -> None:
     path = _write(tmp_path / "model.gguf", "llama", {})
     name = f"llama.{key}".encode()
@@ -168,3 +187,37 @@ def test_impossible_sizes_are_refused_before_memory_is_taken(key: str, number: i
     path.write_bytes(content)
     with pytest.raises(UnsupportedModel, match="damaged"):
         GgufWeights(path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "changed"),
+    [
+        ("llama", {"blk.0.attn_q.weight": (HIDDEN,)}),
+        ("llama", {"blk.3.attn_k.weight": (KV_HEADS * HIDDEN // HEADS - 1, HIDDEN)}),
+        ("llama", {"blk.6.ffn_down.weight": (HIDDEN, INNER // 3)}),
+        ("llama", {"blk.2.attn_norm.weight": (HIDDEN - 1,)}),
+        ("llama", {"blk.2.attn_norm.weight": None}),
+        ("llama 3", {"rope_freqs.weight": (3,)}),
+        ("qwen2", {"blk.1.attn_k.bias": None}),
+        ("qwen2", {"blk.1.attn_k.bias": (1,)}),
+        ("qwen3", {"blk.1.attn_q_norm.weight": None}),
+        ("phi3", {"blk.1.attn_qkv.weight": (HIDDEN, HIDDEN)}),
+        ("qwen3moe", {"blk.1.ffn_up_exps.weight": (EXPERTS - 1, EXPERT_INNER, HIDDEN)}),
+    ],
+)
+def test_tensors_that_do_not_fit_are_refused_before_they_are_loaded(
+    kind: str, changed: dict[str, tuple[int, ...] | None], tmp_path: Path
+) -> None:
+    path = _write(tmp_path / "model.gguf", *ARCHITECTURES[kind], changed=changed)
+    with pytest.raises(UnsupportedModel):
+        Model(GgufWeights(path), threads=1)
+
+
+def test_a_norm_of_integers_is_refused(tmp_path: Path) -> None:
+    path = _write(tmp_path / "model.gguf", "llama", {})
+    content = bytearray(path.read_bytes())
+    place = content.index(b"output_norm.weight") + len("output_norm.weight") + 4 + 8  # behind its dimension
+    content[place : place + 4] = int(GGMLQuantizationType.I32).to_bytes(4, "little")
+    path.write_bytes(content)
+    with pytest.raises(UnsupportedModel, match="damaged"):
+        Model(GgufWeights(path), threads=1)
