@@ -1,5 +1,6 @@
 """Each architecture against transformers in float32, on small random models."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from fleet_edge.verifiers.blocks.folder_weights import FolderWeights
 from fleet_edge.verifiers.blocks.kv import ProcessMemory
 from fleet_edge.verifiers.blocks.model import Model
 from fleet_edge.verifiers.blocks.verifier import BlocksVerifier
-from fleet_edge.verifiers.contract import Item, TargetInfo
+from fleet_edge.verifiers.contract import Item, TargetInfo, UnsupportedModel
 from schemas.vocabulary import Vocabulary
 from tests.fleet_edge.verifiers.oracle import CONTEXT, VOCABULARY, random_model
 
@@ -111,3 +112,15 @@ def test_logits_are_those_of_transformers_up_to_8_bit_rounding(name: str, tmp_pa
     print(name, off)
     # Rounding to 8 bits gives 0.02 to 0.04 in these narrow models, the smallest of 18 planted mistakes 0.056.
     assert off < 0.045
+
+
+@pytest.mark.parametrize(
+    ("name", "key"), [("llama", "intermediate_size"), ("qwen2", "vocab_size"), ("qwen3moe", "moe_intermediate_size")]
+)
+def test_a_config_that_does_not_fit_the_weights_is_refused(name: str, key: str, tmp_path: Path) -> None:
+    _model(name).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config[key] += 32
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UnsupportedModel, match="damaged"):
+        _verifier(tmp_path)
