@@ -1,5 +1,6 @@
 import json
 import random
+import sqlite3
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -18,6 +19,7 @@ from benchmarks.hostile.messages import (
     DEFAULT_POLICY,
     HostileSessions,
 )
+from benchmarks.hostile.meters import rows_beside
 from benchmarks.hostile.suite import AttackResult, wrong_with
 from fleet_common.mqtt.link import Message
 from fleet_edge.store.records import EventLogged
@@ -254,3 +256,19 @@ def test_requests_of_an_attacker_are_decoded_by_the_edge(monkeypatch: pytest.Mon
     attacker = Attacker(there, random.Random(1), running=lambda: next(ticks) < 20, clock=lambda: next(ticks) / 1000)
     long_opens(attacker, sessions=2, length=length)
     assert attacker.verdicts >= 2, attacker.sent
+
+
+def test_rows_of_honest_work_do_not_count_as_an_attackers(tmp_path: Path) -> None:
+    database = tmp_path / "log.sqlite3"
+    with sqlite3.connect(database) as connection:
+        connection.executescript(
+            """
+            CREATE TABLE sessions (session, device); CREATE TABLE rounds (session); CREATE TABLE events (device);
+            CREATE TABLE distributions (edge);
+            INSERT INTO sessions VALUES ('a', 'honest'), ('b', 'hostile');
+            INSERT INTO rounds VALUES ('a'), ('a'), ('b'), ('unknown');
+            INSERT INTO events VALUES ('honest'), ('hostile'), (NULL);
+            INSERT INTO distributions VALUES ('edge-1'), ('edge-1');
+            """
+        )
+    assert rows_beside(database, ["honest"]) == 5
