@@ -31,6 +31,7 @@ SUITES: Final[dict[str, tuple[str, str]]] = {
     "tools": ("tools", "Calls of functions in cases of BFCL: those that parse, are valid, and are right."),
     "serving": ("serving", "Speed of a fleet and of llama.cpp's server, as the load generator guidellm sees it."),
     "large": ("large.suite", "A 7B target on this machine, devices of several speeds, and llama.cpp's server."),
+    "restarts": ("large.restarts", "A 7B target: long prompts at once, and an edge that is killed."),
     "machines": ("machines", "Devices up to which drafts pay, by machine and target: computed, not measured."),
     "pacing": ("pacing", "Tokens per second under plans that devices choose, and under fixed ones."),
     "engines steps": ("engines.steps", "A step of each verifier, over that of the raw engine under it."),

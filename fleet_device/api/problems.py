@@ -31,6 +31,7 @@ _THE_APPLICATIONS: Final[Mapping[RefusalCode, str]] = {
     RefusalCode.LOGPROBS: "logprobs",
     RefusalCode.GRAMMAR: "grammar",
 }
+_TOO_LONG: Final = "context_length_exceeded"  # OpenAI's code
 _PASSING: Final = frozenset({RefusalCode.BUSY, RefusalCode.DRAINING})
 _OF_THE_DEVICE: Final = frozenset({RefusalCode.QUOTA, RefusalCode.QUARANTINED})
 _LONGEST_RETRY_S: Final = 86_400
@@ -76,7 +77,7 @@ def problem_of(error: Exception, *, prompt: str = "prompt", grammar: str = "gram
         case SessionRefused():
             problem = _refused(error, {"prompt": prompt, "grammar": grammar})
         case PromptTooLong():
-            problem = ApiProblem(400, str(error), code="context_length_exceeded", param=prompt)
+            problem = ApiProblem(400, str(error), code=_TOO_LONG, param=prompt)
         case RequestQueueFull():
             problem = _later(429, str(error), code="queue_full", seconds=error.retry_after_s)
         case EdgeUnavailable() | TextCancelled():
@@ -101,7 +102,8 @@ def _refused(error: SessionRefused, fields: Mapping[str, str]) -> ApiProblem:
         return _later(503, str(error), code=error.code.value, seconds=seconds)
     if error.code in _THE_APPLICATIONS:
         param = _THE_APPLICATIONS[error.code]
-        return ApiProblem(400, str(error), code=error.code.value, param=fields.get(param, param))
+        code = _TOO_LONG if error.code is RefusalCode.PROMPT_TOO_LONG else error.code.value
+        return ApiProblem(400, str(error), code=code, param=fields.get(param, param))
     if error.code in _OF_THE_DEVICE and error.retry_s is not None:
         return _later(_TOO_MANY, str(error), code=error.code.value, seconds=_whole(error.retry_s))
     if error.code is RefusalCode.QUOTA:  # a limit that no device may exceed

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from fleet_edge.verifiers.blocks.architectures import Geometry
     from fleet_edge.verifiers.blocks.folder_weights import FolderWeights
     from fleet_edge.verifiers.blocks.gguf_weights import GgufWeights
-    from fleet_edge.verifiers.blocks.kv import Memory
+    from fleet_edge.verifiers.blocks.kv import PageMemory
     from fleet_edge.verifiers.contract import TargetInfo
 
 _FILES: Final = ("*.safetensors", "*.json")
@@ -117,7 +117,7 @@ def load(settings: EdgeSettings) -> Verifier:
     return Loaded(model, info, memory, keep_s=_KEEP_S, threads=threads)
 
 
-def _memory(settings: EdgeSettings, geometry: "Geometry", info: "TargetInfo", identity: str) -> "Memory":
+def _memory(settings: EdgeSettings, geometry: "Geometry", info: "TargetInfo", identity: str) -> "PageMemory":
     """Return the memory for keys and values; one that survives the process where it is wanted and possible."""
     from fleet_edge.verifiers.blocks.kv import ProcessMemory, page_bytes  # noqa: PLC0415 - likewise
     from fleet_edge.verifiers.blocks.page_file import PageFile  # noqa: PLC0415

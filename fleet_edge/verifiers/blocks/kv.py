@@ -32,7 +32,7 @@ def page_bytes(layers: int, kv_heads: int, dim: int) -> int:
     return PAGE * 2 * layers * kv_heads * dim * _NUMBER_BYTES
 
 
-class Memory(Protocol):
+class PageMemory(Protocol):
     """Memory of pages: `keys` and `values` as `Pages` has them."""
 
     keys: Halves
@@ -74,7 +74,7 @@ class Pages:
         values: Likewise, `[pages, layers, kv_heads, PAGE, dim]`.
     """
 
-    def __init__(self, memory: Memory) -> None:
+    def __init__(self, memory: PageMemory) -> None:
         self._memory = memory
         self.keys, self.values = memory.keys, memory.values
         self.count = len(self.keys)

@@ -51,7 +51,7 @@ _FIRST: Final = bytes(_HASH_BYTES)
 
 
 @dataclass(frozen=True, slots=True)
-class KeptSequence:
+class KeptPages:
     """Whole pages of tokens that an earlier process computed, and the device that they belong to."""
 
     owner: str
@@ -61,7 +61,7 @@ class KeptSequence:
 
 
 class PageFile:
-    """`Memory` of pages in a file, which one process uses at a time."""
+    """`PageMemory` in a file, which one process uses at a time."""
 
     def __init__(self, path: Path, identity: str, *, layers: int, kv_heads: int, dim: int, count: int) -> None:
         """Open or make the file, and lock it.
@@ -124,7 +124,7 @@ class PageFile:
     def note_use(self, pages: Iterable[int]) -> None:
         self._records["used_at"][list(pages)] = time.time()
 
-    def sequences(self, *, vocabulary: int, keep_s: float, threads: int) -> list[KeptSequence]:
+    def sequences(self, *, vocabulary: int, keep_s: float, threads: int) -> list[KeptPages]:
         """Return the sequences that can be taken over, the least recently used first; forget all other pages."""
         records = self._records
         now = time.time()
@@ -139,7 +139,7 @@ class PageFile:
             if int(place) not in taken:
                 records[place] = np.zeros(1, _RECORD)[0]
         found = [
-            KeptSequence(
+            KeptPages(
                 bytes(records[chain[-1]]["owner"]).rstrip(b"\0").decode(errors="replace"),
                 array("i", records["tokens"][chain].reshape(-1).tobytes()),
                 chain,

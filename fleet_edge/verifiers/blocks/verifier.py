@@ -10,7 +10,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from fleet_edge.verifiers.blocks.kv import PAGE, Memory, Pages, ProcessMemory
+from fleet_edge.verifiers.blocks.kv import PAGE, PageMemory, Pages, ProcessMemory
 from fleet_edge.verifiers.blocks.model import Model, Part
 from fleet_edge.verifiers.blocks.page_file import PageFile
 from fleet_edge.verifiers.contract import CapacityExceeded, Item, KeptPrefix, TableVerifier, TargetInfo, VerifierError
@@ -28,7 +28,7 @@ class BlocksVerifier(TableVerifier):
     """`Verifier` over a loaded model."""
 
     def __init__(
-        self, model: Model, info: TargetInfo, memory: Memory, *, keep_s: float = 0.0, threads: int = 1
+        self, model: Model, info: TargetInfo, memory: PageMemory, *, keep_s: float = 0.0, threads: int = 1
     ) -> None:
         """Prepare a model to be served.
 

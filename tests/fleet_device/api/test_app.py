@@ -119,7 +119,7 @@ def test_parameters_reach_the_agent_and_the_settings_fill_in_the_rest(make: Make
     ("failure", "status", "code"),
     [
         (EdgeUnavailable("No edge."), 503, "edge_unavailable"),
-        (SessionRefused(RefusalCode.PROMPT_TOO_LONG, "Too long."), 400, "prompt-too-long"),
+        (SessionRefused(RefusalCode.PROMPT_TOO_LONG, "Too long."), 400, "context_length_exceeded"),
         (SessionRefused(RefusalCode.BUSY, "Busy."), 503, "busy"),
         (SessionRefused(RefusalCode.VOCABULARY, "Other family."), 502, "vocabulary-mismatch"),
         (SessionRefused(RefusalCode.OTHER, "A newer edge's reason."), 502, "other"),
@@ -168,17 +168,6 @@ def test_a_failure_in_a_stream_is_an_event_and_no_done_follows(make: Make) -> No
     *_, last, empty = response.text.split("\n\n")
     assert '"message":"Lost."' in last
     assert empty == ""
-
-
-def test_a_prompt_that_the_draft_model_cannot_hold_is_the_applications_fault(make: Make) -> None:
-    app, _ = make()
-    long = "t1 " * 64
-    for response, field in [
-        (complete(app, prompt=long), "prompt"),
-        (chat(app, messages=[{"role": "user", "content": long}]), "messages"),
-    ]:
-        assert response.status_code == 400
-        assert (error(response)["code"], error(response)["param"]) == ("context_length_exceeded", field)
 
 
 def test_without_broker_or_edge_the_answer_is_503_at_once(make: Make) -> None:

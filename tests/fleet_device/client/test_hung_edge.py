@@ -23,7 +23,7 @@ def accept(message: Open, draft: Draft) -> Answers:
 
 class Pair:
     def __init__(self, *, pacing: FixedPacing = PACINGS[0], both: bool = True) -> None:
-        self.device = LoneDevice(pacing=pacing)
+        self.device = LoneDevice(pacing=pacing, context=8192)
         self.turns: Iterator[int] = iter(range(1000))
         self.hung: set[str] = set()
         self.hangs_after = 0  # verdicts of the first edge, before it hangs

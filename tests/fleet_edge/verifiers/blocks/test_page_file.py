@@ -14,7 +14,7 @@ import pytest
 from fleet_edge.settings import EdgeSettings, KeptIn, PrefixSharing
 from fleet_edge.verifiers import blocks_engine
 from fleet_edge.verifiers.blocks.kv import PAGE, Pages
-from fleet_edge.verifiers.blocks.page_file import KeptSequence, PageFile
+from fleet_edge.verifiers.blocks.page_file import KeptPages, PageFile
 from fleet_edge.verifiers.contract import Item, Verifier
 from fleet_edge.verifiers.prefix_cache import PrefixCache
 from tests.fleet_edge.verifiers.oracle import VOCABULARY, tiny_target_gguf
@@ -29,7 +29,7 @@ def _open(path: Path, identity: str = "model", **more: int) -> PageFile:
     return PageFile(path, identity, **SHAPE, **{"count": COUNT} | more)
 
 
-def _kept(file: PageFile, *, keep_s: float = DAY_S) -> list[KeptSequence]:
+def _kept(file: PageFile, *, keep_s: float = DAY_S) -> list[KeptPages]:
     return file.sequences(vocabulary=SIZE, keep_s=keep_s, threads=2)
 
 
@@ -64,7 +64,7 @@ class Sequences:
         del self.tokens[sequence]
 
 
-def _content(file: PageFile, kept: KeptSequence) -> list[int]:
+def _content(file: PageFile, kept: KeptPages) -> list[int]:
     return [int(file.keys[kept.pages[at // PAGE], 0, 0, 0, at % PAGE]) for at in range(len(kept.tokens))]
 
 

@@ -1,0 +1,162 @@
+"""Long prompts at once, and an edge that is killed, with a target of a real size (seconds).
+
+Devices without a draft model send unlike prompts at once; each reports how long its first token took, and how often the
+edge has said how far it is. Then all ask again, the edge is killed (SIGKILL) in the middle of their outputs, and
+started again at once. Outputs must be those of an undisturbed run; the time to the next token is that of the start, if
+nothing but a page is computed again. The target has random weights in the shape of Qwen2.5, as in `large`. At 7b with
+the defaults it takes four minutes, of which the first start packs the weights.
+"""
+
+import argparse
+import contextlib
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from benchmarks.harness import MODELS, Bench, Report, at_most, number_of, say, table
+from benchmarks.large.models import FILES, FIRST, SHAPES, make
+from benchmarks.processes import Cores
+from fleet_device import Device
+from tests.support.processes import Program
+
+_NEXT_S: Final = 7.0
+_WARM_S: Final = 5.0
+_UNDER_WAY_S: Final = 0.3
+_PIECES: Final = 4  # of each output, after which the edge is killed
+_START_S: Final = 900.0
+_VOCABULARY: Final = 40_000  # of prompts
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--shape", choices=SHAPES, default="7b", help="(default: %(default)s)")
+    parser.add_argument("--file", choices=FILES, default="Q4_0", help="(default: %(default)s)")
+    parser.add_argument("--cache", type=Path, default=MODELS.parent / "random", help="of models (default: %(default)s)")
+    parser.add_argument("--devices", type=number_of(int, 1), default=4, help="(default: %(default)s)")
+    parser.add_argument("--prompt", type=number_of(int, 1), default=1000, help="tokens (default: %(default)s)")
+    parser.add_argument("--tokens", type=number_of(int, 16), default=48, help="of an output (default: %(default)s)")
+
+
+@dataclass(slots=True)
+class _Output:
+    """An output with the times of its pieces (monotonic seconds), and messages of progress."""
+
+    began: float
+    tokens: tuple[int, ...] = ()
+    times: list[float] = field(default_factory=list)
+    progress: list[str] = field(default_factory=list)
+
+    def after(self, moment: float) -> float:
+        """Return the seconds from a moment to the next piece that was not under way then."""
+        return next(at for at in self.times if at > moment + _UNDER_WAY_S) - moment
+
+
+def run(bench: Bench) -> Report:
+    options = bench.options
+    cores = bench.cores.edge | bench.cores.others
+    bench.cores = Cores(cores, cores)
+    target = make(options.cache, options.shape, options.file, vocabulary=bench.model("Q4_0.gguf"))
+    with bench.broker() as broker, contextlib.ExitStack() as stack:
+        start = _starter(bench, broker.port, target)
+        edge, _ = start()
+
+        def end() -> None:
+            edge.end()
+
+        stack.callback(end)
+        time.sleep(_keeping_s(target))  # the packed weights are written meanwhile
+        edge.end()
+        edge, warm_s = start()
+        devices = [stack.enter_context(_device(bench, broker.port, target, n)) for n in range(options.devices)]
+        say(f"{options.devices} prompts of {options.prompt} tokens at once")
+        first = _ask_all(devices, options, lambda _outputs: None)
+        wanted = _ask_all(devices, options, lambda _outputs: None)
+        killed_at = 0.0
+
+        def kill(outputs: Sequence[_Output]) -> None:
+            nonlocal edge, killed_at
+            while any(len(each.times) < _PIECES for each in outputs):
+                time.sleep(0.02)
+            edge.kill()
+            killed_at = time.monotonic()
+            say("The edge is killed, and started again")
+            edge, _ = start()
+
+        again = _ask_all(devices, options, kill)
+    rows = [
+        {
+            "device": number,
+            "first_token_s": one.times[0] - one.began,
+            "progress": len(one.progress),
+            "next_token_s": after.after(killed_at),
+            "same": after.tokens == undisturbed.tokens,
+        }
+        for number, (one, undisturbed, after) in enumerate(zip(first, wanted, again, strict=True))
+    ]
+    table(
+        rows,
+        {"device": "d", "first_token_s": ".1f", "progress": "d", "next_token_s": ".1f", "same": ""},
+        title=f"{options.shape} {options.file}, {options.devices} prompts of {options.prompt} tokens",
+    )
+    print(f"Start from kept weights: {warm_s:.1f} s.")
+    wrong = [
+        f"The output of device {row['device']} is another one after the restart." for row in rows if not row["same"]
+    ]
+    goals = [
+        at_most("start from kept weights, s", warm_s, _WARM_S),
+        at_most("next token after a kill, s", max(float(row["next_token_s"]) for row in rows), _NEXT_S),
+    ]
+    return Report(rows, goals, wrong=wrong, more={"warm_s": warm_s})
+
+
+def _starter(bench: Bench, port: int, target: Path) -> Callable[[], tuple[Program, float]]:
+    """Return a function that starts the one edge, and returns it and the seconds until it is online."""
+    folder = bench.new_folder()
+    words = ["edge", "run", "--events", "--fleet", bench.fleet, "--port", str(port), "--target", str(target)]
+    words += ["--db", f"sqlite:///{folder}/log.sqlite3", "--spool", f"{folder}/spool"]
+    kept = {"FLEET_EDGE_KV_KEPT": "memory"}
+
+    def start() -> tuple[Program, float]:
+        began = time.monotonic()
+        edge = Program("fleet_cli.main", words, cores=bench.cores.edge, log=folder / "edge", environment=kept)
+        edge.wait_for('"online"', timeout_s=_START_S)
+        return edge, time.monotonic() - began
+
+    return start
+
+
+def _keeping_s(target: Path) -> float:
+    """Return a time in which a slow disk takes the packed weights."""
+    return 5.0 + target.stat().st_size / 100e6
+
+
+@contextlib.contextmanager
+def _device(bench: Bench, port: int, target: Path, number: int) -> Iterator[Device]:
+    settings: dict[str, Any] = {"fleet": bench.fleet, "broker": {"host": "127.0.0.1", "port": port}}
+    with Device.from_config(device=f"device-{number}", model=str(target), drafter="none", **settings) as device:
+        yield device
+
+
+def _ask_all(
+    devices: Sequence[Device], options: argparse.Namespace, meanwhile: Callable[[Sequence[_Output]], None]
+) -> list[_Output]:
+    outputs = [_Output(time.monotonic()) for _ in devices]
+
+    def ask(number: int) -> None:
+        draw, output = random.Random(number), outputs[number]
+        prompt = [draw.randrange(FIRST, _VOCABULARY) for _ in range(options.prompt)]
+        stream = devices[number].stream(prompt, max_new_tokens=options.tokens, temperature=0.0)
+        stream.on_wait = output.progress.append
+        for piece in stream:
+            output.times += [time.monotonic()] if piece else []
+        output.tokens = stream.result().tokens
+
+    with ThreadPoolExecutor(len(devices)) as pool:
+        asked = [pool.submit(ask, number) for number in range(len(devices))]
+        meanwhile(outputs)
+        for each in asked:
+            each.result()
+    return outputs
