@@ -345,7 +345,8 @@ def disagreements(database: Path, tally: FaultTally) -> list[str]:
 
     What a device has ended must be in the log with its reason and its number of tokens. Other sessions in the log must
     be marked incomplete, and there may be no more of them than failed requests and killed processes. A device that was
-    killed may have ended its last request and not reported it: then the log has all tokens of that. Where a device and
+    killed may have ended its last request and not reported it: then the log has all tokens of that. Or it has ended one
+    whose Close no edge had confirmed, which it repeats until it is killed: then its lease ends it. Where a device and
     its edge were killed, a session may still be open: only housekeeping ends it, hours later.
     """
     with contextlib.closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as connection:
@@ -355,8 +356,12 @@ def disagreements(database: Path, tally: FaultTally) -> list[str]:
 
 
 def _of_ended(logged: dict[str, tuple[object, ...]], tally: FaultTally) -> Iterator[str]:
+    unconfirmed = Counter(tally.killed)
     for session, text in tally.texts.items():
         row = logged.get(session)
+        if unconfirmed[text.device] and row == (text.device, "lost", text.tokens, None):
+            unconfirmed[text.device] -= 1
+            continue
         if row is None:
             if text.tokens:  # one that was cancelled before an edge took it leaves no row
                 yield f"{session} of {text.device} is not in the log; it has {text.tokens} tokens"

@@ -63,6 +63,15 @@ def test_a_session_that_ended_otherwise_than_at_its_device_is_told(tmp_path: Pat
     assert sentence.startswith("one: ")
 
 
+@pytest.mark.parametrize(("tokens", "agrees"), [(40, True), (39, False)])
+def test_a_killed_device_may_leave_one_close_that_no_edge_has_confirmed(
+    tmp_path: Path, tokens: int, agrees: bool
+) -> None:
+    database = log(tmp_path, ("one", "device-1", "lost", tokens, None))
+    assert (disagreements(database, tally(killed=["device-1"])) == []) is agrees
+    assert disagreements(database, tally(killed=["device-2"]))
+
+
 def test_a_text_that_is_not_in_the_log_is_told(tmp_path: Path) -> None:
     (sentence,) = disagreements(log(tmp_path), tally())
     assert "log" in sentence
