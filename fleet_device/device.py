@@ -218,7 +218,6 @@ class Device(_AnyDevice):
             SessionRefused: The edge refused the request; `code` says why.
             SessionFailed: The session failed.
             ProtocolViolation: The edge answered something that no correct edge answers.
-            PromptTooLong: The draft model has no room for the prompt.
             ChatError: The draft model has no chat template (`raw=True` needs none), or it declines the messages.
             DrafterError: The draft model failed.
             DeviceClosed: The device is not open.

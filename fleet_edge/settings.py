@@ -192,7 +192,7 @@ class EdgeSettings(Settings):
     )
     kv_kept: KeptIn = setting(
         KeptIn.MEMORY,
-        "Where keys and values of `blocks` survive a restart for up to a day, so that running requests go on without "
+        "Where keys and values of `blocks` survive a restart, at most a day, so that running requests go on without "
         "being computed again: shared `memory`, `disk` (also after a power cut), or `off`.",
         rare=True,
     )

@@ -85,10 +85,10 @@ def read_log_time(engine: Engine, *, now: datetime) -> LogTime:
     awake = len(points) == 1 or now - points[-2] < _AWAKE
     if latest is not None and (ahead := BEGINNING + timedelta(minutes=latest)) - now > CLOCKS_DIFFER:
         return LogTime(at, awake, f"{_says(now)} and the log has records of {_time(ahead)}; {_SET}")
-    told = [(begin, end) for begin, end in gaps if end - begin > _LONG or now - end < CLOCKS_DIFFER]
-    if not told:
+    reported = [(begin, end) for begin, end in gaps if end - begin > _LONG or now - end < CLOCKS_DIFFER]
+    if not reported:
         return LogTime(at, awake)
-    begin, end = told[-1]
+    begin, end = reported[-1]
     doubt = (
         f"{_says(now)} and the log has no records between {_time(begin)} and {_time(end)}; if edges ran then, {_SET} "
         f"Until {_time(end + _SETTLED)} that time does not count as passed when old rows are deleted."

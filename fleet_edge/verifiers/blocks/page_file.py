@@ -9,7 +9,8 @@ A page is recorded once all of its tokens are computed, and its record is erased
 is taken only if its record and its content are undamaged, and those of all pages before it. As rows do not depend on
 the batch, it has the same bits as if it were computed again.
 
-The file holds what people wrote: only its owner may read it, and it is erased after a time, or by a command.
+The file holds what people wrote: only its owner may read it. A start erases what was not used for a time, and a command
+deletes it.
 """
 
 import fcntl
