@@ -340,7 +340,10 @@ fleet device generate --device gateway-7 --drafter suffix --max-new-tokens 8 "He
 fleet admin label gateway-7 --add hall_a
 (umask 077; echo "correct horse battery staple" > /tmp/password)
 fleet admin user add setup --role operator --password-file /tmp/password
-until fleet admin alerts --all --json | grep -q '"id"'; do sleep 1; done  # the edge evaluates them
+fleet device run --device gateway-6 --drafter suffix --api-listen '' &
+timeout 120 bash -c 'until fleet admin devices --json | grep -q gateway-6; do sleep 1; done'
+kill -9 $!  # an alert: a device that ends in order is none
+timeout 120 bash -c 'until fleet admin alerts --all --json | grep -q "\"id\""; do sleep 1; done'  # the edge evaluates them
 session=$(fleet admin sessions --json | grep -o '"session": "[^"]*' | head -1)
 printf '{"SESSION": "%s"}' "${session##*\"}" >&3
 """
