@@ -342,8 +342,8 @@ fleet admin label gateway-7 --add hall_a
 fleet admin user add setup --role operator --password-file /tmp/password
 fleet device run --device gateway-6 --drafter suffix --api-listen '' &
 timeout 120 bash -c 'until fleet admin devices --json | grep -q gateway-6; do sleep 1; done'
-kill -9 $!  # an alert: a device that ends in order is none
-timeout 120 bash -c 'until fleet admin alerts --all --json | grep -q "\"id\""; do sleep 1; done'  # the edge evaluates them
+kill -9 $!  # the edge makes an alert of it; a device that ends in order is none
+timeout 120 bash -c 'until fleet admin alerts --all --json | grep -q "\"id\""; do sleep 1; done'
 session=$(fleet admin sessions --json | grep -o '"session": "[^"]*' | head -1)
 printf '{"SESSION": "%s"}' "${session##*\"}" >&3
 """
