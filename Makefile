@@ -2,9 +2,9 @@
 PYTHON ?= python3
 export PYTHON
 
-# Twice as many processes as cores: a third of the time the tests wait. Those that share what is costly to set up stay in one
-# process (xdist_group).
-PARALLEL ?= -n $(shell echo $$((2 * $$(nproc) < 12 ? 2 * $$(nproc) : 12))) --dist loadgroup
+# Twice as many processes as cores, because many tests wait. Those that share what is costly to set up stay in one process
+# (xdist_group). tests/conftest.py orders them, so that what takes long begins first.
+PARALLEL ?= -n $(shell echo $$((2 * $$(nproc) < 12 ? 2 * $$(nproc) : 12))) --dist loadgroup --no-loadscope-reorder
 # What Python compiles is kept for later runs, whatever the environment says: half a minute of `make check`.
 unexport PYTHONDONTWRITEBYTECODE
 FAST := not (broker or models or postgres or root or slow or exhaustive)

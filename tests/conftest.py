@@ -34,6 +34,7 @@ settings.register_profile("fleet", deadline=None, suppress_health_check=[HealthC
 settings.load_profile("fleet")
 
 _REAL_MODELS = {"verifier", "oracle", "drafters"}
+_LONG = ("exhaustive", "root", "broker", "models", "postgres", "slow")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -70,17 +71,29 @@ def forced_dtype(pytestconfig: pytest.Config) -> str | None:
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_collection_modifyitems(items: list[Any]) -> Iterator[None]:
-    """Run the tests that load real models, or compile the loops of the engine blocks, in one worker each."""
+    """Group what is costly to load, and begin with what takes long, so that no worker has it left at the end."""
     for item in items:
         if "/verifiers/blocks/" in item.nodeid or "[blocks" in item.nodeid:
             item.add_marker(pytest.mark.xdist_group("blocks"))
         if _REAL_MODELS & set(getattr(item, "fixturenames", ())) and item.get_closest_marker("models"):
             item.add_marker(pytest.mark.xdist_group("models"))
+    if os.environ.get("PYTEST_XDIST_WORKER"):
+        items.sort(key=_place)
     yield
     for item in items:
         # xdist 3.8 gives the groups of tests to an attribute that pytest 9.2 no longer reads.
         if getattr(item, "_nodeid", item.nodeid) != item.nodeid:
             item._id = type(item._id).parse(item._nodeid)
+
+
+def _place(item: Any) -> tuple[float, bool, bool]:
+    """Sort by own time limit, then groups, then what waits for processes: fast tests fill the gaps at the end."""
+    limit = item.get_closest_marker("timeout")
+    return (
+        -max(600, limit.args[0] if limit else 0),
+        item.get_closest_marker("xdist_group") is None,
+        not any(item.get_closest_marker(name) for name in _LONG),
+    )
 
 
 def pytest_collection_finish() -> None:

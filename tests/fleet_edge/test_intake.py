@@ -86,7 +86,6 @@ def test_devices_take_turns_whatever_one_of_them_has_sent() -> None:
     assert received("honest") in inbox.take(timeout_s=0.0, most=20)
 
 
-@pytest.mark.timeout(20)
 def test_whoever_waits_for_something_else_too_is_woken(inbox: IntakeQueue) -> None:
     inbox.wake()
     assert inbox.take(timeout_s=1e6) == []

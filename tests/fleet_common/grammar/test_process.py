@@ -101,7 +101,7 @@ def test_a_stack_overflow_ends_only_the_grammars_process(process: GrammarProcess
     assert process.compile(SMALL, SMALL.text).usable
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(120)
 def test_a_grammar_that_compiles_for_minutes_is_given_up(process: GrammarProcess) -> None:
     endless = lark_chain(1800, '{}+ "a"')
     with pytest.raises(GrammarKilled):
