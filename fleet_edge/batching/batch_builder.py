@@ -27,6 +27,11 @@ from fleet_edge.verifiers.prefix_cache import LEAST_REUSED, PrefixCache
 _LEAST_CHUNK: Final = 16
 """Prompt tokens in a step that has any, even on a slow edge: fewer cost nearly as much."""
 
+_SHORT_S: Final = 1.0
+"""Duration of a prompt that is not spread over steps to spare those who are served meanwhile."""
+
+_SHORT_FIRST: Final = 4.0
+"""How much longer than it takes itself a prompt may wait for shorter ones that arrive later."""
 
 _MOST_SCORED: Final = 64
 """Rows of logits of prompts in a step: they take memory, and delay the drafts that arrive meanwhile."""
@@ -94,6 +99,7 @@ class BatchBuilder:
         # ready.
         near = [session for session in due if self._backlog(session) < LEAST_REUSED]
         far = [session for session in due if self._backlog(session) >= LEAST_REUSED]
+        far.sort(key=lambda session: self._urgency(session, evicted=bool(evicted)))
         at_once = [session for session in behind if not self.extra.waits(session.device, Extra.PROMPTS, self.now)]
         left = self.budget.tokens
         most = max(_LEAST_CHUNK, self.cost.prompt_tokens(self.prompts_s, left))
@@ -101,6 +107,8 @@ class BatchBuilder:
         left -= self._verifications(near, left - reserved)
         others = bool(self.batch.verifications) or self.gap_s < math.inf
         chunk = min(left, most, self.budget.prefill_chunk if others else left)
+        if others and (prompts := (*far, *at_once)):
+            chunk = min(chunk, self._beside(prompts))
         chunk -= self._verifications(far, chunk)
         chunk -= self._prefills(at_once, chunk)
         first = {session.handle for session in at_once}
@@ -110,6 +118,31 @@ class BatchBuilder:
             chunk -= self._verifications(may_wait, chunk, background=True)
             self._prefills(rest, chunk, background=True)
         return self.batch
+
+    def _urgency(self, session: EdgeSession, *, evicted: bool) -> tuple[bool, float]:
+        """Return the place of a prompt whose draft waits: by its arrival, and by what is left of it.
+
+        So short ones go first, and a long one waits for later ones no longer than a multiple of what it takes itself.
+        After evictions those with computed tokens come before, as in `build`.
+        """
+        assert session.ready is not None
+        left_s = self._backlog(session) * (self.cost.prompt_token_s or 0.0)
+        return evicted and not self.cache.computed(session.handle), session.ready.at + _SHORT_FIRST * left_s
+
+    def _beside(self, prompts: Collection[EdgeSession]) -> int:
+        """Return how many tokens of prompts to compute while others are verified or expected.
+
+        Short prompts are computed at once. Each device with a long one lengthens the step by a step without prompts: so
+        one prompt at most doubles the time between two tokens of the others, however fast the edge is.
+        """
+        if not self.cost.plain_s:
+            return self.budget.prefill_chunk
+        backlogs = {session.handle: self._backlog(session) for session in prompts}
+        most = self.cost.prompt_tokens(_SHORT_S, 1 << 20)
+        short = sum(tokens for tokens in backlogs.values() if tokens <= most)
+        devices = {session.device for session in prompts if backlogs[session.handle] > most}
+        least = 1 if self.batch.verifications else _LEAST_CHUNK
+        return max(least, short + self.cost.prompt_tokens(len(devices) * self.cost.plain_s, self.budget.prefill_chunk))
 
     def _background_tokens(self, most: int, devices: Collection[str]) -> int:
         """Return how many tokens of background work of these devices delay nobody for long; 0 if too few for a step."""

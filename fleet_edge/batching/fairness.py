@@ -16,11 +16,11 @@ from fleet_edge.batching.steps import StepReport
 from fleet_edge.sessions.grammars import MAX_FORCED
 from fleet_edge.sessions.machine import EdgeSession
 
-_SHARE: Final = 0.2
-"""Share of the computing time for the prompts of a device; and of the rest for the other extra work of all devices.
+_PROMPT_SHARE: Final = 1.0 / 3.0
+"""Share of the computing time for the prompts of all devices; more if their equal parts are more."""
 
-Masks of a schema take 1 to 3 % of a step of 40 ms.
-"""
+_SHARE: Final = 0.2
+"""Share of the rest for the other extra work of all devices. Masks of a schema take 1 to 3 % of a step of 40 ms."""
 
 _BURST_S: Final = 0.25
 _BURST_STEPS: Final = 2.0
@@ -75,7 +75,8 @@ class ExtraWork:
     A device has a deficit for each kind of extra work: what it has used and not paid back. Work waits while its deficit
     is above a burst. Each step pays back:
 
-    - of prompts, a device's equal part of the step, since devices need prompts as they need tokens;
+    - of prompts, a device's part of their share, or its equal part of the step, since devices need prompts as they
+      need tokens;
     - of the rest, one share for all devices together, by deficit round robin (Shreedhar and Varghese, 1995).
     """
 
@@ -91,14 +92,15 @@ class ExtraWork:
         masks_s = [_take_masks_s(work.session) for work in works]
         token_s = max(0.0, seconds - sum(masks_s)) / max(1, report.batch.tokens)
         self._row_s = min(token_s, cost.token_s or token_s)
+        prompt_s = min(token_s, cost.prompt_token_s or token_s)  # a step without prompts takes its time anyway
         self._active_s = max(_ACTIVE_S, _ACTIVE_STEPS * seconds)
         self.note_served((work.session.device for work in report.batch.verifications), now)
         if any(not work.background for work in works):
-            self._pay_back(seconds, prompts_s=token_s * report.batch.prefilled)
+            self._pay_back(seconds, prompts_s=prompt_s * report.batch.prefilled)
         extra_s = 0.0
         for work, masks in zip(works, masks_s, strict=True):
             device = work.session.device
-            prompts_s = token_s * work.prefilled
+            prompts_s = prompt_s * work.prefilled
             grammar_s = masks + (self._row_s * work.speculated if work.session.constraint is not None else 0.0)
             extra_s += prompts_s + grammar_s
             if work.background:
@@ -169,7 +171,7 @@ class ExtraWork:
         """Reduce the deficits after a step, of which prompts took a part."""
         prompts = {key: used for key, used in self._deficits.items() if key[1] is Extra.PROMPTS}
         devices = self._served.keys() | {device for device, _ in prompts}
-        part = min(_SHARE, 1.0 / max(1, len(devices)))
+        part = max(_PROMPT_SHARE / max(1, len(prompts)), min(_PROMPT_SHARE, 1.0 / max(1, len(devices))))
         left = {key: used - part * seconds for key, used in prompts.items()}
         budget_s = _SHARE * (seconds - prompts_s)
         others = sorted(self._deficits.keys() - prompts.keys(), key=self._deficits.__getitem__)

@@ -255,10 +255,11 @@ class Scheduler:
     def progress(self, sessions: Iterable[EdgeSession]) -> list[tuple[EdgeSession, WorkInProgress]]:
         """Return how far the sessions are that wait for a verdict, the longest wait first; call it between steps."""
         found, ahead = list[tuple[EdgeSession, WorkInProgress]](), 0
+        rate = None if self._cost.prompt_token_s is None else 1.0 / self._cost.prompt_token_s
         waiting = [(session.ready.at, session) for session in sessions if session.ready is not None]
         for since, session in sorted(waiting, key=lambda each: each[0]):
             computed, tokens = self._verifier.reusable(session.handle), len(session.tokens)
-            found.append((session, WorkInProgress(since, computed, tokens, ahead, self._cost.prompt_tokens_per_s)))
+            found.append((session, WorkInProgress(since, computed, tokens, ahead, rate)))
             ahead += max(0, tokens - computed)
         return found
 

@@ -65,6 +65,12 @@ _FIRST_PROMPT: Final = 16
 
 _LEAST_TOKEN_S: Final = 1e-9
 
+_ROUNDING: Final = 1e-3
+"""So that a measured time of a token has room for that token."""
+
+_LEAST_OF_MEAN: Final = 0.5
+"""Least time of a prompt token, of the mean token in its step: the other tokens may take less than they did."""
+
 
 @dataclass(frozen=True, slots=True)
 class StepParts:
@@ -155,6 +161,7 @@ class StepCost:
     _alike: dict[int, _Steps] = field(default_factory=dict)  # by the load, doubled from one to the next
     _load: int = 0  # of the latest step
     _prompt_token_s: float | None = None
+    _plain_s: float | None = None
     _recent_s: float = 0.0
 
     def on_step(self, report: StepReport) -> None:
@@ -164,8 +171,11 @@ class StepCost:
         works, drafting_s = report.batch.works, report.times.drafting_s
         seconds = report.times.seconds - drafting_s
         if report.batch.prefilled:
-            self.add_prompts(seconds, tokens=report.batch.tokens)
+            self.add_prompts(
+                seconds, tokens=report.batch.prefilled, others=report.batch.tokens - report.batch.prefilled
+            )
             return
+        self._plain_s = _smoothed(self._plain_s, seconds)
         least = self.least if any(work.item.stable for work in works) else 1
         self.add_step(
             seconds,
@@ -192,20 +202,27 @@ class StepCost:
         for steps in (self._all, alike, self._verifying) if verifies else (self._all, alike):
             steps.add(seconds, texts=texts, further=further)
 
-    def add_prompts(self, seconds: float, *, tokens: int) -> None:
-        """Count a step with prompt tokens; `tokens` are all tokens in it."""
+    def add_prompts(self, seconds: float, *, tokens: int, others: int = 0) -> None:
+        """Count a step with prompt tokens, next to `others`, which take as long as a step without prompts."""
         self._wrote = False
-        self._prompt_token_s = _smoothed(self._prompt_token_s, seconds / tokens)
+        mean_s = seconds / (tokens + others)
+        latest_s = max((seconds - self.plain_s) / tokens, _LEAST_OF_MEAN * mean_s) if others else mean_s
+        self._prompt_token_s = _smoothed(self._prompt_token_s, min(latest_s, mean_s))
 
     def prompt_tokens(self, seconds: float, most: int) -> int:
         if self._prompt_token_s is None:
             return min(most, _FIRST_PROMPT)
-        return int(min(most, seconds / max(self._prompt_token_s, _LEAST_TOKEN_S)))
+        return int(min(most, seconds / max(self._prompt_token_s, _LEAST_TOKEN_S) + _ROUNDING))
 
     @property
-    def prompt_tokens_per_s(self) -> float | None:
-        """Rate of computing prompts; None before one was computed."""
-        return None if self._prompt_token_s is None else 1.0 / max(self._prompt_token_s, _LEAST_TOKEN_S)
+    def prompt_token_s(self) -> float | None:
+        """Seconds of a prompt token; None before one was computed."""
+        return None if self._prompt_token_s is None else max(self._prompt_token_s, _LEAST_TOKEN_S)
+
+    @property
+    def plain_s(self) -> float:
+        """Duration of a step without prompts, smoothed; 0 before the first."""
+        return self._plain_s or 0.0
 
     @property
     def recent_s(self) -> float:
