@@ -35,7 +35,6 @@ SUITES: Final[dict[str, tuple[str, str]]] = {
     "machines": ("machines", "Devices up to which drafts pay, by machine and target: computed, not measured."),
     "pacing": ("pacing", "Tokens per second under plans that devices choose, and under fixed ones."),
     "engines steps": ("engines.steps", "A step of each verifier, over that of the raw engine under it."),
-    "engines blocks": ("engines.blocks", "Tokens of a round with drafts verified as blocks, and token by token."),
     "engines vocabulary": ("engines.vocabulary", "What 152,064 tokens cost at either end, next to the models."),
     "overhead verdicts": ("overhead.verdicts", "Time of a verdict, verdicts per second, processor time of each."),
     "applications conversation": ("applications.conversation", "Tokens that each turn computes, at both ends."),

@@ -14,8 +14,7 @@ Random numbers are a hash of (seed, position, purpose, index), without state. A 
 another batch shape finds the same number for the same decision. The hash chains the finaliser of SplitMix64 (Steele,
 Lea, Flood, OOPSLA 2014) over the four words; each step is a bijection of 64 bits. The purpose separates the domains, so
 that two decisions never share a number. Using a position's numbers again after a rejection is sound: whether position t
-is drafted again depends on the numbers of earlier positions only. That is not so in block verification: see
-`dssd.block`.
+is drafted again depends on the numbers of earlier positions only.
 """
 
 from dataclasses import dataclass
@@ -197,11 +196,11 @@ class Proposal:
     forced: bool = False
 
 
-def propose(q: Dist, *, policy: SamplingPolicy, position: int, index: int = 0) -> Proposal:
-    """Draw a draft token; in block verification `position` is the block's start and `index` the token's place in it."""
+def propose(q: Dist, *, policy: SamplingPolicy, position: int) -> Proposal:
+    """Draw a draft token."""
     if policy.mode is Mode.COUPLED:
         token = coupled_token(q, policy.seed, position)
         return Proposal(token, chance=q.probability(token))
     quantized = quantize(q)
-    token, count = draw_draft(quantized, random_uniform(policy.seed, position, Purpose.DRAFT, index))
+    token, count = draw_draft(quantized, random_uniform(policy.seed, position, Purpose.DRAFT))
     return Proposal(token, count, quantized, q.probability(token))

@@ -3,13 +3,11 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dssd.block import RejectedBlock, reject_block
 from dssd.distribution import Dist, largest
 from dssd.sampling import Purpose, accepts, coupled_token, draw, random_uniform
 from schemas.fields import LEAST_LOGPROB, TokenLogprobs
@@ -27,8 +25,7 @@ class Judgement:
         accepted: Number of accepted tokens.
         rejected: Whether the next token was rejected, which discards the rest of the draft.
         token: Token that the edge drew after the accepted ones: the bonus token, or in coupled mode the correction.
-        p: The target's distribution at a rejection in residual mode, from which the device draws; or in block
-            verification the rejected block, of which the device decides how many tokens are accepted.
+        p: The target's distribution at a rejection in residual mode, from which the device draws.
         logprobs: Log-probabilities of the accepted tokens, `token` and the rejection, if requested.
         forced: Indices, among the accepted tokens and `token`, of those that a grammar forced.
     """
@@ -36,7 +33,7 @@ class Judgement:
     accepted: int
     rejected: bool
     token: int | None = None
-    p: Dist | RejectedBlock | None = None
+    p: Dist | None = None
     logprobs: tuple[TokenLogprobs, ...] = ()
     forced: tuple[int, ...] = ()
 
@@ -69,32 +66,6 @@ def judge(
     if not bonus:
         return Judgement(len(tokens), rejected=False)
     return Judgement(len(tokens), rejected=False, token=_own(row(len(tokens)), policy, base + len(tokens)))
-
-
-def judge_blocks(
-    row: Callable[[int], Dist],
-    tokens: Sequence[int],
-    counts: Sequence[int],
-    *,
-    lengths: Sequence[int],
-    policy: SamplingPolicy,
-    base: int,
-    bonus: bool,
-) -> Judgement:
-    """Verify drafts of these lengths, each as a block. Other parameters as of `judge`; `accepted` are whole blocks."""
-    begin = 0
-    for length in lengths:
-        end, first = begin + length, partial(_row_behind, row, begin)
-        block = reject_block(first, tokens[begin:end], counts[begin:end], seed=policy.seed, start=base + begin)
-        if block is not None:
-            return Judgement(begin, rejected=True, p=block)
-        begin = end
-    token = _own(row(begin), policy, base + begin) if bonus else None
-    return Judgement(begin, rejected=False, token=token)
-
-
-def _row_behind(row: Callable[[int], Dist], begin: int, offset: int) -> Dist:
-    return row(begin + offset)
 
 
 def decode(row: Callable[[int], Dist], speculated: Sequence[int], *, policy: SamplingPolicy, base: int) -> Judgement:

@@ -70,9 +70,7 @@ def assemble(
         guard,
         SharedQuarantines(guard, settings.edge, now),
         clock,
-        offer=SessionOffer(
-            settings.max_draft, settings.window, settings.max_new_tokens, blocks=settings.verifies_blocks
-        ),
+        offer=SessionOffer(settings.max_draft, settings.window, settings.max_new_tokens),
         grammars=_grammars(settings, verifier, inbox.put),
     )
     link.screen(guard.accepts)

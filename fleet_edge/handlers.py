@@ -12,7 +12,7 @@ from fleet_edge.errors import DraftFault, OpenRefused
 from fleet_edge.guard import DeviceGuard, OverQuota, QuarantineBegun, SharedQuarantines
 from fleet_edge.intake import Malformed, ReceivedMessage
 from fleet_edge.sessions.admission import SessionLimits, SessionOffer, grant
-from fleet_edge.sessions.drafts import BlockVerdict, ReceivedDraft
+from fleet_edge.sessions.drafts import ReceivedDraft
 from fleet_edge.sessions.grammars import Constraint, Grammars, PreparedGrammar
 from fleet_edge.sessions.machine import EdgeSession
 from fleet_edge.sessions.table import SessionTable
@@ -204,11 +204,7 @@ class MessageHandlers:
                 "fewer tokens at each position, or shorten the prompt.",
             )
         self.guard.admit_open(device, message)
-        return replace(
-            limits,
-            max_draft=self.scheduler.longest_draft(device, limits.max_draft),
-            blocks=limits.blocks and self.answers.can_send_rows(limits.max_draft, top_k=message.policy.top_k),
-        )
+        return replace(limits, max_draft=self.scheduler.longest_draft(device, limits.max_draft))
 
     def _draft(self, device: str, draft: Draft, arrival: ReceivedMessage) -> None:
         session = None
@@ -220,7 +216,6 @@ class MessageHandlers:
         except DraftFault as error:
             self.answers.send_fault(device, error, session=session, draft=draft)
             return
-        self._count_block(session, receipt.block)
         self.scheduler.on_draft(session, at=arrival.at)
         if receipt.written:
             self.answers.send_missing(session)
@@ -228,12 +223,6 @@ class MessageHandlers:
             self.answers.repeat_verdict(session, draft, receipt.repeat)
         elif receipt.request:
             self.answers.send_samples(session, arrived)
-
-    def _count_block(self, session: EdgeSession, block: BlockVerdict | None) -> None:
-        """Count a rejected block once its device has decided how many of its tokens are accepted."""
-        if block is not None:
-            self.answers.count_block(session, block)
-            self.scheduler.on_block(session, block.result.accepted)
 
     def _close(self, device: str, message: Close) -> None:
         session = self.sessions.by_name(device, message.session)
@@ -251,7 +240,7 @@ class MessageHandlers:
         if session is None:
             self.answers.confirm_unknown_end(device, message)  # a repeat, or an edge that has restarted
             return
-        self._count_block(session, session.close(message))
+        session.close(message)
         self.answers.confirm_end(session, message.reason, message=message)
         self._forget(session)
 

@@ -365,7 +365,6 @@ def _case(work: WorkItem) -> Case:
         logprobs=session.logprobs,
         constraint=session.constraint,
         text=() if session.constraint is None else session.text,
-        blocks=tuple(len(draft.tokens) for draft in drafts) if session.limits.blocks else None,
     )
 
 

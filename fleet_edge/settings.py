@@ -155,11 +155,6 @@ class EdgeSettings(Settings):
     )
     spool: Path = setting(Path("fleet-spool"), "Folder for records while the database is unavailable.")
     form: FormName = setting(FormName.AUTO, "Form in which the target distribution is sent after a rejection.")
-    blocks: bool = setting(
-        False,  # noqa: FBT003 - a default
-        "Verify drafts as blocks if `form` is `auto` or `samples`: more of long ones is accepted, for larger verdicts.",
-        rare=True,
-    )
     padding: int = setting(
         0,
         "Pad verdicts to a multiple of this size, so that sizes reveal less; 0 is off.",
@@ -229,7 +224,3 @@ class EdgeSettings(Settings):
     @classmethod
     def _number(cls, bits: object) -> object:
         return int(bits) if isinstance(bits, str) and bits.isdecimal() else bits  # a flag, or a variable
-
-    @property
-    def verifies_blocks(self) -> bool:
-        return self.blocks and self.form in (FormName.AUTO, FormName.SAMPLES)

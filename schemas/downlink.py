@@ -3,7 +3,7 @@
 A form is a class that defines its wire format; `dssd.downlink` makes it from p and draws from it.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, Final, Literal, Self, get_args
@@ -13,16 +13,12 @@ from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, model_v
 from pydantic_core import CoreSchema, core_schema
 
 from schemas.cbor import pack_ids, pack_probabilities
-from schemas.fields import MAX_DRAFT, MAX_VOCABULARY, TokenId
+from schemas.fields import MAX_VOCABULARY, TokenId
 from schemas.reasons import UNKNOWN_NUMBERS
 
 MAX_SAMPLES = 1024
 
 Probability = Annotated[float, Field(gt=0.0, le=1.0 + 1e-6, allow_inf_nan=False, strict=True)]
-
-
-RowSize = Annotated[int, Field(ge=1, le=MAX_VOCABULARY, strict=True)]
-Bound = Annotated[float, Field(ge=0.0, le=1.0 + 1e-6, allow_inf_nan=False, strict=True)]
 
 
 class _Form(BaseModel):
@@ -63,15 +59,11 @@ class Sparse(_Form):
     def _consistent(self) -> Self:
         if len(self.ids) != len(self.probs):
             raise ValueError("ids and probabilities differ in number")
-        _check_row(self.ids, self.probs)
+        if len(set(self.ids)) != len(self.ids):
+            raise ValueError("a token id occurs twice")
+        if abs(sum(self.probs) - 1.0) > 1e-3:  # noqa: PLR2004 - float32 rounding stays far below
+            raise ValueError("the probabilities do not sum to 1")
         return self
-
-
-def _check_row(ids: Sequence[int], probs: Sequence[float]) -> None:
-    if len(set(ids)) != len(ids):
-        raise ValueError("a token id occurs twice")
-    if abs(sum(probs) - 1.0) > 1e-3:  # noqa: PLR2004 - float32 rounding stays far below
-        raise ValueError("the probabilities do not sum to 1")
 
 
 class Samples(_Form):
@@ -124,64 +116,6 @@ class Dense(_Form):
         return self
 
 
-class Tries(_Form):
-    """Tries of block verification; the device takes the first with a draft probability below its bound.
-
-    Attributes:
-        heads: Number of draft tokens that each try accepts.
-        ids: The correction after them.
-        bounds: Bound on the draft probability of the correction there.
-    """
-
-    number = 4
-    wire = MappingProxyType({"heads": bytes, "ids": pack_ids, "bounds": pack_probabilities})
-    described = "[4, bytes of accepted tokens, ids, bounds]"
-
-    kind: Literal["tries"] = "tries"
-    heads: Annotated[bytes, Field(min_length=1, max_length=MAX_SAMPLES, strict=True)]
-    ids: Annotated[tuple[TokenId, ...], Field(max_length=MAX_SAMPLES, fail_fast=True)]
-    bounds: Annotated[tuple[Bound, ...], Field(fail_fast=True)]
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        if not len(self.heads) == len(self.ids) == len(self.bounds):
-            raise ValueError("accepted tokens, ids and bounds differ in number")
-        return self
-
-
-class Rows(_Form):
-    """What is left of the race of a rejected block after its tries; the device draws how it ends.
-
-    Attributes:
-        reached: P after 0, 1, 2, … tokens of the block.
-        sizes: Number of tokens with a probability after as many tokens of the block.
-        ids: These tokens, distinct in each row, the rows one after another.
-        probs: Their probabilities; those of a row sum to 1 up to float32 rounding.
-    """
-
-    number = 5
-    wire = MappingProxyType(
-        {"reached": pack_probabilities, "sizes": pack_ids, "ids": pack_ids, "probs": pack_probabilities}
-    )
-    described = "[5, P after 0, 1, 2, … tokens, tokens in each row, ids, probabilities]"
-
-    kind: Literal["rows"] = "rows"
-    reached: Annotated[tuple[Bound, ...], Field(fail_fast=True)]
-    sizes: Annotated[tuple[RowSize, ...], Field(min_length=1, max_length=MAX_DRAFT, fail_fast=True)]
-    ids: Annotated[tuple[TokenId, ...], Field(fail_fast=True)]
-    probs: Annotated[tuple[Probability, ...], Field(fail_fast=True)]
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        if len(self.reached) != len(self.sizes) or not len(self.ids) == len(self.probs) == sum(self.sizes):
-            raise ValueError("the rows differ in number from what they hold")
-        begin = 0
-        for size in self.sizes:
-            _check_row(self.ids[begin : begin + size], self.probs[begin : begin + size])
-            begin += size
-        return self
-
-
 @dataclass(frozen=True, slots=True)
 class UnknownForm:
     """A form of a newer release. It cannot be used here, so the session fails and says why."""
@@ -194,7 +128,7 @@ class UnknownForm:
         return core_schema.is_instance_schema(cls)
 
 
-DownlinkForm = Annotated[Sparse | Samples | Dense | Tries | Rows, Field(discriminator="kind")]
+DownlinkForm = Annotated[Sparse | Samples | Dense, Field(discriminator="kind")]
 
 FORMS: Final[tuple[type[_Form], ...]] = get_args(get_args(DownlinkForm)[0])
 """All forms, in order of preference at equal size."""

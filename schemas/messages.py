@@ -74,7 +74,6 @@ class Open(_Message):
         logprobs: Requests the target's log-probabilities of all tokens, and of this number of most likely tokens at
             each position.
         app: Application of the device that the request is for, for the log.
-        blocks: Requests block verification.
         echo: Requests the log-probabilities of the prompt's tokens too, like `logprobs`. They come with the first
             tokens of edge-only decoding.
     """
@@ -93,7 +92,6 @@ class Open(_Message):
     target_id: TargetId | None = None
     logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS, strict=True)] | None = None
     app: AppName | None = None
-    blocks: Annotated[bool, Field(strict=True)] | None = None
     echo: Annotated[bool, Field(strict=True)] | None = None
 
 
@@ -115,7 +113,6 @@ class Opened(_Message):
         end_tokens: Ids that end the generation.
         logprobs: As requested; None if the edge sends no log-probabilities.
         load: Load of the edge, and durations of its steps.
-        blocks: Whether drafts are verified as blocks; None is false.
     """
 
     kind: Literal["opened"] = "opened"
@@ -133,7 +130,6 @@ class Opened(_Message):
     end_tokens: Annotated[tuple[TokenId, ...], Field(fail_fast=True)]
     logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS, strict=True)] | None = None
     load: EdgeLoad | None = None
-    blocks: Annotated[bool, Field(strict=True)] | None = None
 
 
 class Refused(_Message):
@@ -199,9 +195,9 @@ class Verdict(_Message):
     Attributes:
         handle: From the draft.
         round: From the draft; no round is used twice, so the epoch is not repeated.
-        accepted: Number of accepted tokens; 0 if `next` has tries, which then say it.
+        accepted: Number of accepted tokens.
         next: The token after them (bonus token, or the target's own token in coupled mode); or p at the rejected
-            position, from which the device draws; or the tries of a rejected block; or None if nothing is needed.
+            position, from which the device draws; or None if nothing is needed.
         finish: Whether the generation ends here.
         queue_ms: From arrival to the step that verified it, or to the answer if there was nothing to verify; without
             the time for computing the session's own prompt or recomputing its tokens.

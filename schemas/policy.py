@@ -113,11 +113,6 @@ class SamplingPolicy(BaseModel):
         return self.temperature == 0.0
 
     @property
-    def gains_from_blocks(self) -> bool:
-        """Whether block verification accepts more, and its rows of p, all of them, are shaped cheaply."""
-        return self.mode is Mode.RESIDUAL and not self.greedy and self.top_k > 0 and self.grammar is None
-
-    @property
     def repeats(self) -> bool:
         """Whether the same seed gives the same text, however it is drafted."""
         return self.mode is Mode.COUPLED or self.greedy

@@ -11,12 +11,11 @@ from typing import Any
 import cbor2
 import numpy as np
 
-from dssd.block import choose_try, end_race, reach, reject_block
 from dssd.distribution import Dist, QuantizedDist, draw_draft, quantize, shape
 from dssd.downlink import correct, dense, samples, sparse
 from dssd.sampling import Purpose, accepts, coupled_token, gumbel, random_uniform, residual
 from dssd.verification import judge
-from schemas.downlink import DownlinkForm, Rows, Tries, pack_form
+from schemas.downlink import DownlinkForm, pack_form
 from schemas.policy import Mode, SamplingPolicy
 from schemas.vocabulary import EMPTY_DIGEST, Vocabulary, extend_digest, token_strings
 
@@ -159,41 +158,6 @@ def corrections() -> Iterator[dict[str, Any]]:
     }
 
 
-def blocks() -> Iterator[dict[str, Any]]:
-    """Draft tokens in block verification: `index` is the token's place in the block."""
-    for seed in SEEDS:
-        for index in (0, 1, 2):
-            uniform = random_uniform(seed, 4, Purpose.DRAFT, index)
-            token, count = draw_draft(quantized(*Q), uniform)
-            given = {"seed": seed, "start": 4, "index": index, "q_ids": Q[0], "counts": Q[1]}
-            yield {**given, "uniform": uniform, "token": token, "count": count}
-
-
-def choices() -> Iterator[dict[str, Any]]:
-    """What a device takes of tries: q of each token of the block is the same. `taken` of null: the race goes on."""
-    for heads, ids, bounds in (
-        ((2, 2, 1), (0, 3, 7), (0.4, 0.3, 0.1)),
-        ((2, 1, 0), (0, 3, 3), (0.5, 0.3, 0.4)),
-        ((1, 0), (0, 9), (0.4, 0.2)),
-    ):
-        tries = Tries(heads=bytes(heads), ids=ids, bounds=bounds)
-        wire = cbor2.dumps(pack_form(tries)).hex()
-        yield {"form": wire, "q_ids": Q[0], "counts": Q[1], "taken": choose_try(tries, [quantized(*Q)] * 3)}
-
-
-def race_ends() -> Iterator[dict[str, Any]]:
-    """How a device ends a race. Every row of p is the same, and so is every q; `taken` is drawn."""
-    for seed in SEEDS:
-        for reached in ((1.0, 0.5, 0.25), (1.0, 1.0, 0.0625), (1.0,)):
-            number = len(reached)
-            rows = Rows(
-                reached=reached, sizes=(len(P[0]),) * number, ids=tuple(P[0]) * number, probs=tuple(P[1]) * number
-            )
-            wire = cbor2.dumps(pack_form(rows)).hex()
-            taken = end_race(rows, [quantized(*Q)] * 3, seed=seed, start=4)
-            yield {"seed": seed, "start": 4, "form": wire, "q_ids": Q[0], "counts": Q[1], "taken": taken}
-
-
 def couplings() -> Iterator[dict[str, Any]]:
     """Tokens in coupled mode: drafted from q, or the target's own from p."""
     for seed in SEEDS:
@@ -243,27 +207,6 @@ def draws() -> Iterator[dict[str, Any]]:
     for seed in SEEDS:
         found = samples(dist(*P), policy=policy(seed=seed), position=4, start=2, number=5)
         yield {"seed": seed, "position": 4, "ids": P[0], "probs": P[1], "start": 2, "samples": list(found.ids)}
-
-
-BLOCK = ([3, 0, 0], [20_000, 30_000, 30_000])
-
-
-def races() -> Iterator[dict[str, Any]]:
-    """Drafts verified as blocks. Every row of p is the same. `reached` is P; without `heads`, all is accepted."""
-    for seed in SEEDS:
-        for tokens, counts in (BLOCK, ([3, 9, 3], [20_000, 15_536, 20_000])):
-            given = {"seed": seed, "start": 4, "ids": P[0], "probs": P[1], "tokens": tokens, "counts": counts}
-            _, reached = reach(lambda _row: dist(*P), tokens, counts)
-            block = reject_block(lambda _row: dist(*P), tokens, counts, seed=seed, start=4)
-            tries = {} if block is None else block.tries(6).model_dump()
-            heads = [*tries.pop("heads")] if tries else None
-            yield {
-                **given,
-                "reached": reached,
-                "heads": heads,
-                "tries": tries.get("ids"),
-                "bounds": tries.get("bounds"),
-            }
 
 
 # Digests and fingerprints
@@ -344,8 +287,8 @@ def diagnostic(wire: bytes) -> str:
 FILES = {
     "random-numbers.json": (uniforms, noises),
     "distributions.json": (shapes, quantizations),
-    "device.json": (drafts, corrections, couplings, blocks, choices, race_ends),
-    "edge.json": (acceptances, judgements, draws, races),
+    "device.json": (drafts, corrections, couplings),
+    "edge.json": (acceptances, judgements, draws),
     "identity.json": (digests, vocabularies),
     "messages.json": (messages, words, bounds),
 }

@@ -104,7 +104,6 @@ class Variant:
         stops: Whether a draft ends after a token of which the draft model was unsure.
         suffix: Whether suffix drafts alternate with those of the draft model.
         constrained: Whether requests have a grammar.
-        blocks: Whether the edge verifies drafts as blocks.
         edge_draft: Whether the edge has a draft model for edge-only decoding.
         two_targets: Whether edges lose sessions in the middle, and another edge, with another target, takes Opens too.
         sabotage: The planted fault.
@@ -122,7 +121,6 @@ class Variant:
     engine: ToyEngine = ToyEngine.SCRIPTED
     greedy: bool = False
     constrained: bool = False
-    blocks: bool = False
     edge_draft: bool = False
     two_targets: bool = False
     sabotage: Sabotage = Sabotage.NONE
@@ -137,7 +135,6 @@ class Variant:
         ahead = f" stopped{ahead}" if self.stops else ahead
         ahead = f"{ahead} two-targets" if self.two_targets else ahead
         ahead = f" suffix{ahead}" if self.suffix else ahead
-        form = f"{form} blocks" if self.blocks else form
         languages = "" if self.languages is Languages.STANDARD else f" {self.languages.value}"
         greedy = " greedy" if self.greedy else ""
         greedy = f"{greedy} grammar" if self.constrained else greedy
@@ -159,16 +156,15 @@ class Variant:
         """Return the policy of a seed."""
         top_k = None
         if self.languages in {Languages.NEAR, Languages.WIDE, Languages.ENDLESS}:
-            # Nothing is cut; but blocks are for a bounded support, and sorting a wide vocabulary takes long.
-            top_k = NEAR_SIZE if self.blocks or self.languages is Languages.WIDE else 0
+            # Nothing is cut; but sorting a wide vocabulary takes long.
+            top_k = NEAR_SIZE if self.languages is Languages.WIDE else 0
         return partial(policy, self.mode, greedy=self.greedy, grammar=self.grammar, top_k=top_k)
 
     @property
     def verified_exactly(self) -> bool:
         """Whether the probabilities that draft tokens are accepted are known exactly."""
         exact = self.engine in (ToyEngine.SCRIPTED, *_SERVERS)  # other rows are rounded
-        unknown = self.blocks and (self.ahead or self.draft_length is None)  # where a block begins is not recorded
-        return exact and not (unknown or self.suffix or self.languages is Languages.UNLIKE)
+        return exact and not (self.suffix or self.languages is Languages.UNLIKE)
 
     @property
     def joint(self) -> Law:
@@ -215,7 +211,6 @@ _ENGINES = (
 )
 _SERVERS = (ToyEngine.VLLM, ToyEngine.SGLANG)
 _NEAR = Variant(Mode.RESIDUAL, FormName.AUTO, 8, languages=Languages.NEAR, tokens=LONG)
-_BLOCKS = Variant(Mode.RESIDUAL, FormName.AUTO, 3, blocks=True)
 
 CASES = (
     *(Variant(mode, form, 2) for mode, form in _WAYS),
@@ -241,19 +236,10 @@ CASES = (
     *(Variant(mode, FormName.AUTO, length, edge_only=True, constrained=True) for length in (3, None) for mode in Mode),
     Variant(Mode.RESIDUAL, FormName.AUTO, None, constrained=True),
     Variant(Mode.RESIDUAL, FormName.AUTO, 2, greedy=True, constrained=True),
-    *(replace(_BLOCKS, draft_length=length) for length in (3, None)),
-    replace(_BLOCKS, draft_length=2, ahead=True),
-    replace(_BLOCKS, draft_length=None, edge_only=True),
-    replace(_BLOCKS, stops=True),
-    replace(_BLOCKS, suffix=True),
-    replace(_BLOCKS, languages=Languages.UNLIKE),
-    replace(_BLOCKS, engine=ToyEngine.LLAMA_CPP),
     *(replace(_NEAR, mode=mode, form=form) for mode, form in ((Mode.RESIDUAL, FormName.AUTO), *_WAYS)),
     replace(_NEAR, draft_length=4, ahead=True),
-    replace(_NEAR, blocks=True),
     *(replace(_NEAR, mode=mode, form=form, languages=Languages.WIDE) for mode, form in _WAYS),
     *(replace(_NEAR, mode=mode, languages=Languages.ENDLESS, tokens=LATE) for mode in Mode),
-    replace(_NEAR, blocks=True, languages=Languages.ENDLESS, tokens=LATE),
     Variant(Mode.COUPLED, FormName.AUTO, None, edge_only=True, languages=Languages.ENDLESS, tokens=LATE),
     *(
         replace(_NEAR, mode=mode, draft_length=length, edge_only=True, edge_draft=True)
@@ -265,17 +251,12 @@ CASES = (
 
 FAULTS = (
     *(
-        replace(_BLOCKS, sabotage=sabotage)
-        for sabotage in (Sabotage.UNCAPPED, Sabotage.EVERY_TRY, Sabotage.NUMBERS_REUSED)
-    ),
-    *(
         Variant(Mode.RESIDUAL, form, 2, sabotage=sabotage)
         for form in (FormName.SPARSE, FormName.SAMPLES)
         for sabotage in (Sabotage.INVERTED, Sabotage.MISREPORTED, Sabotage.NO_RESIDUAL, Sabotage.UNSHAPED)
     ),
     *(Variant(mode, FormName.AUTO, 2, sabotage=Sabotage.NUCLEUS_SHORT) for mode in Mode),
     *(replace(_NEAR, sabotage=sabotage) for sabotage in (Sabotage.ACCEPTANCE_LOW, Sabotage.REPORTED_HIGH)),
-    *(replace(_NEAR, blocks=True, sabotage=sabotage) for sabotage in (Sabotage.RACE_FROM_P, Sabotage.RACE_STOPPED)),
     Variant(Mode.RESIDUAL, FormName.AUTO, 2, sabotage=Sabotage.CORRECTED_FROM_P),
     *(Variant(mode, FormName.AUTO, 2, sabotage=Sabotage.SEEDS_SHARED) for mode in Mode),
     Variant(Mode.RESIDUAL, FormName.AUTO, 2, edge_only=True, sabotage=Sabotage.UNSHAPED),

@@ -58,34 +58,32 @@ class Expectation:
     """What may become of each token of a case, from the languages and the reference of shaping alone."""
 
     case: Variant
-    _known: dict[tuple[Hashable, float | None], Outcomes] = field(default_factory=dict)
+    _known: dict[tuple[Hashable, bool], Outcomes] = field(default_factory=dict)
     _pair: ToyPair = field(init=False)
     _prompt: tuple[int, ...] = field(init=False)
 
     def __post_init__(self) -> None:
         self._pair, self._prompt = self.case.pair, self.case.prompt
 
-    def outcomes(self, text: Sequence[int], *, reach: float | None) -> Outcomes:
+    def outcomes(self, text: Sequence[int], *, tested: bool) -> Outcomes:
         """Return the outcomes of the token after a text.
 
         Args:
             text: The tokens before it.
-            reach: None if no draft token was verified there. Of a draft that is verified as a block, P after as many of
-                its tokens as the text ends with: given that they are accepted, the next one is with min(q / P, p).
+            tested: Whether a draft token was verified there.
         """
         prefix = (*self._prompt, *text)
         state = self._pair.target.state(prefix) if self.case.grammar is None else prefix
-        found = self._known.get((state, reach))
+        found = self._known.get((state, tested))
         if found is None:
             p, q = self.rows(text)
-            if reach is None:
+            if not tested:
                 found = untested(p, q)
             elif self.case.mode is Mode.COUPLED:
                 found = coupled(p, q)
             else:
-                found = residual(p, {token: prob / reach for token, prob in q.items()})
-            if reach in (None, 1.0):  # others rarely repeat
-                self._known[state, reach] = found
+                found = residual(p, q)
+            self._known[state, tested] = found
         return found
 
     def rows(self, text: Sequence[int]) -> tuple[dict[int, float], dict[int, float]]:
@@ -122,18 +120,13 @@ def evidence(case: Variant, tally: Tally) -> Evidence:
 
 def _add(score: ScoreTest, expected: Expectation, text: OriginatedText) -> Scored:
     scored: list[tuple[float, float]] = []
-    tokens, case, reach = [token for token, _ in text], expected.case, 1.0
+    tokens, case = [token for token, _ in text], expected.case
     for place, (token, origin) in enumerate(text):
         corrected = CORRECTED.get(origin) if case.verified_exactly else None
-        outcomes = expected.outcomes(tokens[:place], reach=None if corrected is None else reach)
+        outcomes = expected.outcomes(tokens[:place], tested=corrected is not None)
         score.add(outcomes, (token, corrected))
         if (token, corrected) not in outcomes.scores:
             break
         scores = outcomes.scores[token, corrected]
         scored.append((float(scores[LOG_P]), float(outcomes.covariance[LOG_P, LOG_P])))
-        if case.blocks and corrected is False:
-            p, q = expected.rows(tokens[:place])
-            reach = min(1.0, reach * p[token] / q[token])
-        else:
-            reach = 1.0  # a block begins behind a correction or a bonus token
     return scored

@@ -70,7 +70,7 @@ class Simulation:
         # A state is a phase of the language and the token before.
         texts = [[*[0] * phase, last] for phase in range(target.period) for last in range(target.size)]
         self._rows = np.array([[self._dense(part) for part in expected.rows(text)] for text in texts])
-        self._laws = [[expected.outcomes(text, reach=reach) for text in texts] for reach in (None, 1.0)]
+        self._laws = [[expected.outcomes(text, tested=tested) for text in texts] for tested in (False, True)]
         self._phases = target.period
 
     def p_values(self, sessions: int, mistake: Mapping[str, float], random: np.random.Generator) -> tuple[float, float]:

@@ -3,7 +3,7 @@
 The distributions of a toy target and draft are known: of a Markov language in closed form, of a transformer of one
 layer computed apart in float64, both shaped by plain Python that shares no code with the product. Many sessions run
 through the real device, link, broker and edge, for each mode, each downlink form, drafting ahead, draft lengths that
-devices choose, block verification, a draft model of another vocabulary or nearly the target, ids above 65,535,
+devices choose, a draft model of another vocabulary or nearly the target, ids above 65,535,
 positions up to 1,500, grammars, and with the transformer in llama.cpp, in blocks of 8 and 4 bits (whose rows are then
 computed alone), and at inference servers that answer as vLLM and SGLang do. Three tests compare the outputs: chi-square
 of the joint distribution of three tokens, a score test that finds mistakes of two percent, and one for dependence
@@ -120,7 +120,7 @@ def _edges(case: Variant) -> list[list[str]]:
     words = [
         "--form", case.form.value, "--engine", case.engine.value, "--languages", case.languages.value,
         "--sabotage", case.sabotage.value,
-        *(["--blocks"] if case.blocks else []), *(["--drafts"] if case.edge_draft else []),
+        *(["--drafts"] if case.edge_draft else []),
     ]  # fmt: skip
     if not case.two_targets:
         return [words]

@@ -130,8 +130,6 @@ class DeviceSession:
         self.sequence.most, self.sequence.end_tokens = opened.max_new_tokens, opened.end_tokens
         self._epoch, self._first = 0, True
         self._heard = False
-        if opened.blocks and not self.request.blocks:
-            raise ProtocolViolation("The edge grants block verification, which was not asked for.")
         if self.request.logprobs is not None and opened.logprobs is None:
             raise SessionRefused(
                 RefusalCode.LOGPROBS,
@@ -223,8 +221,7 @@ class DeviceSession:
 
     def propose(self, q: Dist) -> int:
         """Draw the next draft token from the drafter's distribution."""
-        index = len(self._drafts.building) if self._blocks else 0
-        proposal = propose(q, policy=self.request.policy, position=self.position - index, index=index)
+        proposal = propose(q, policy=self.request.policy, position=self.position)
         self._drafts.building.append(proposal)
         return proposal.token
 
@@ -356,11 +353,6 @@ class DeviceSession:
 
     # Private
 
-    @property
-    def _blocks(self) -> bool:
-        """Whether the edge verifies drafts as blocks."""
-        return self.opened is not None and bool(self.opened.blocks)
-
     def _let_go(self) -> None:
         self.opened = self._asking = None
         self._drafts.void()
@@ -384,16 +376,11 @@ class DeviceSession:
             self._drafts.void()
             self._epoch += 1
             self._move(SessionEvent.REJECTED)
-            if self._blocks:
-                if head:
-                    raise ProtocolViolation("The edge has decided how many tokens of a block are accepted.")
-                self._rejection = Rejection(decided.sent.proposals, position=len(self.committed), block=decided)
-                return self._correct(decided)
         self.sequence.commit(head)
         self.counters.note_draft(len(decided.draft.tokens), accepted=len(head))
         valid = len(self.committed)
         if rejected is not None:
-            self._rejection = Rejection((rejected,), position=valid)
+            self._rejection = Rejection(rejected, position=valid)
             effect = self._correct(decided)
             logprobs = self._logprobs(decided.logprobs()[: len(head)], head) + effect.logprobs
             return VerdictEffect(
@@ -458,26 +445,20 @@ class DeviceSession:
     def _correct(self, decided: DecidedDraft) -> VerdictEffect:
         verdict, rejection, valid = decided.verdict, self._rejection, len(self.committed)
         assert rejection is not None
-        found = rejection.correction(verdict.next, policy=self.request.policy)
-        if found is None:
+        token = rejection.correction(verdict.next, policy=self.request.policy)
+        if token is None:
             rejection.note_request()
             request = self._message(base=valid, digest=self.sequence.digest, tried=rejection.tried)
             self._drafts.add(request)
-            # Of a block nothing is decided yet.
-            return VerdictEffect(valid=valid, request=request, decided=decided if rejection.block is None else None)
-        accepted, token = found
+            return VerdictEffect(valid=valid, request=request, decided=decided)
         logprobs = self._correction_logprobs(decided, rejection, token)
         if rejection.device_draws:
             self._fix = token
         self._rejection = None
         self._move(SessionEvent.CORRECTED)
-        if rejection.block is not None:
-            decided = rejection.block.with_accepted(accepted)
-            self.counters.note_draft(len(decided.draft.tokens), accepted=accepted)
-        new = (*(each.token for each in rejection.proposals[:accepted]), token)
-        self.sequence.commit(new)
+        self.sequence.commit((token,))
         self._finish(verdict.finish)
-        return VerdictEffect(new, valid + accepted, token, decided=decided, logprobs=logprobs)
+        return VerdictEffect((token,), valid, token, decided=decided, logprobs=logprobs)
 
     def _logprobs(self, rows: tuple[TokenLogprobs, ...], tokens: Sequence[int]) -> tuple[TokenLogprobs, ...]:
         """Return the log-probabilities, none if none were requested; ProtocolViolation if they differ in number."""

@@ -10,12 +10,10 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Final
 
-from dssd.block import choose_try, end_race
-from dssd.distribution import QuantizedDist
 from dssd.downlink import correct
 from dssd.sampling import Proposal
 from fleet_device.errors import ProtocolViolation, SessionFailed, SessionRefused
-from schemas.downlink import DownlinkForm, Rows, Samples, Tries, UnknownForm
+from schemas.downlink import DownlinkForm, Samples, UnknownForm
 from schemas.fields import MAX_LABEL, MAX_TOKENS, TokenLogprobs
 from schemas.messages import Draft, Open, Verdict
 from schemas.policy import SamplingPolicy
@@ -56,7 +54,6 @@ def session_request(
         max_new_tokens=max_new_tokens,
         logprobs=logprobs,
         app=app,
-        blocks=True if policy.gains_from_blocks and logprobs is None else None,
         echo=echo or None,
     )
 
@@ -197,10 +194,6 @@ class DecidedDraft:
         accepted = self.verdict.accepted
         return self.sent.proposals[accepted] if accepted < len(self.draft.tokens) else None
 
-    def with_accepted(self, accepted: int) -> "DecidedDraft":
-        """Return the draft of a rejected block, once it is known how many of its tokens are accepted."""
-        return replace(self, verdict=self.verdict.model_copy(update={"accepted": accepted}))
-
     def logprobs(self) -> tuple[TokenLogprobs, ...]:
         return () if self.verdict.logprobs is None else self.verdict.logprobs.tokens()
 
@@ -311,24 +304,17 @@ almost never gets a third."""
 
 @dataclass(slots=True)
 class Rejection:
-    """A rejection whose correction is not drawn yet; `tried` samples or tries have failed so far.
+    """A rejected proposal whose correction is not drawn yet; `tried` samples have failed so far."""
 
-    Attributes:
-        proposals: The rejected one; in block verification those of the whole block.
-        position: Of the first of them.
-        block: The block's draft and verdict; None where tokens are verified one by one.
-    """
-
-    proposals: tuple[Proposal, ...]
+    proposal: Proposal
     position: int
-    block: DecidedDraft | None = None
     tried: int = 0
     _requests: int = 0
 
     @property
     def device_draws(self) -> bool:
         """Whether the device draws the correction, so that the edge has to be informed of it."""
-        return self.proposals[0].quantized is not None
+        return self.proposal.quantized is not None
 
     def note_request(self) -> None:
         """Count a request for more samples; raise SessionFailed after too many.
@@ -342,14 +328,12 @@ class Rejection:
                 "retry with another seed, or have the edge send another downlink form."
             )
 
-    def correction(
-        self, following: int | DownlinkForm | UnknownForm | None, *, policy: SamplingPolicy
-    ) -> tuple[int, int] | None:
-        """Return the number of proposals that are accepted after all, and the token behind them; None for more samples.
+    def correction(self, following: int | DownlinkForm | UnknownForm | None, *, policy: SamplingPolicy) -> int | None:
+        """Return the token in place of the proposal; None if more samples are needed.
 
         The token may be outside the vocabulary. Raise ProtocolViolation if nothing can be drawn from `following`.
         """
-        quantized = self.proposals[0].quantized
+        quantized = self.proposal.quantized
         if following is None:
             raise ProtocolViolation("The edge rejected a token and sent no correction for it.")
         if isinstance(following, UnknownForm):
@@ -360,7 +344,7 @@ class Rejection:
         if quantized is None:
             if not isinstance(following, int):
                 raise ProtocolViolation("In coupled mode a correction is a token.")
-            return 0, following
+            return following
         if isinstance(following, int):
             raise ProtocolViolation("In residual mode a correction is drawn by the device.")
         # Each index is one draw: to use some again, or to skip some, would change the distribution.
@@ -368,29 +352,11 @@ class Rejection:
             raise ProtocolViolation(
                 f"The edge sent samples from {following.start} on, the device has tried {self.tried}."
             )
-        if isinstance(following, Tries) and self.tried:
-            raise ProtocolViolation("The edge sent tries again where the rest of the race is due.")
-        found = self._found(following, quantized, policy)
-        if found is None:
-            assert isinstance(following, Samples | Tries)
+        token = correct(following, quantized, policy=policy, position=self.position)
+        if token is None:
+            assert isinstance(following, Samples)
             self.tried += len(following.ids)
-        return found
-
-    def _found(
-        self, following: DownlinkForm, quantized: QuantizedDist, policy: SamplingPolicy
-    ) -> tuple[int, int] | None:
-        if isinstance(following, Tries | Rows) is (self.block is None):
-            raise ProtocolViolation("The edge verifies in another way than it has granted.")
-        if not isinstance(following, Tries | Rows):
-            token = correct(following, quantized, policy=policy, position=self.position)
-            return None if token is None else (0, token)
-        most = max(following.heads) if isinstance(following, Tries) else len(following.sizes) - 1
-        if most >= len(self.proposals):
-            raise ProtocolViolation("The edge accepts more tokens than were drafted.")
-        drafted = [each.quantized for each in self.proposals if each.quantized is not None]
-        if isinstance(following, Tries):
-            return choose_try(following, drafted)
-        return end_race(following, drafted, seed=policy.seed, start=self.position)
+        return token
 
 
 _MOST_EARLY: Final = 64

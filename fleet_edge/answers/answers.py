@@ -9,16 +9,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from dssd.block import RejectedBlock
 from dssd.distribution import Dist
-from dssd.downlink import FIRST_SAMPLES, FormName, choose_form
+from dssd.downlink import FormName, choose_form
 from fleet_edge.answers.publisher import Publisher
 from fleet_edge.answers.recorder import EndCause, Recorder
 from fleet_edge.batching.scheduler import WorkInProgress
 from fleet_edge.errors import DraftFault, OpenRefused
 from fleet_edge.guard import DeviceGuard
 from fleet_edge.metrics import Figures
-from fleet_edge.sessions.drafts import BlockVerdict, DraftResult, DraftTiming, ReceivedDraft
+from fleet_edge.sessions.drafts import DraftResult, DraftTiming, ReceivedDraft
 from fleet_edge.sessions.machine import DecodeRequest, EdgeSession
 from fleet_edge.sessions.statistics import AcceptanceByModel
 from fleet_edge.store.event_codes import EventKind
@@ -72,7 +71,6 @@ _VERDICT_BYTES: Final = 256
 _ID_BYTES, _FLOAT_BYTES = 4, 4
 
 _TOKEN: Final = "token"  # noqa: S105 - how the log calls a verdict's `next` that is no form of p
-_TRIES: Final = "tries"
 _WRITTEN: Final = "written"
 _AGAIN: Final = "again"
 _NOTHING: Final = "none"
@@ -129,7 +127,6 @@ class Responder:
             end_tokens=tuple(sorted(session.limits.end_tokens)),
             logprobs=session.logprobs,
             load=session.reported_load,
-            blocks=session.limits.blocks or None,
         )
         self.publisher.reply(session.device, granted)
 
@@ -158,10 +155,10 @@ class Responder:
     def send_verdict(self, session: EdgeSession, result: DraftResult, timing: DraftTiming) -> None:
         form = None if result.p is None else self._choose_form(session, result.p)
         payload = self._answer(session, result, form, timing)
-        if result.undecided:
-            session.note_block(timing, size=len(payload))
-        else:
-            self._count(session, result, timing)
+        self.guard.spend(session.device, len(result.tokens))
+        session.times.add_tokens(committed=session.committed, at=self.clock())
+        self.figures.on_verdict(session, result, timing)
+        self.acceptance.count(session.draft_model, session.device, tested=result.tested, accepted=result.accepted)
         self.publisher.verdict(session.device, payload, form=_kind(result, form) or _NOTHING)
         if session.recent.collapsed:
             sentence = (
@@ -171,17 +168,6 @@ class Responder:
             self.recorder.events.note(
                 EventKind.ACCEPTANCE, "acceptance-collapsed", sentence, session.device, session=session.session
             )
-
-    def count_block(self, session: EdgeSession, block: BlockVerdict) -> None:
-        """Count and record a rejected block, now that its device has decided on it."""
-        self._count(session, block.result, block.timing)
-        self.recorder.record_verdict(session, block.result, block.timing, form=_TRIES, downlink_bytes=block.size)
-
-    def _count(self, session: EdgeSession, result: DraftResult, timing: DraftTiming) -> None:
-        self.guard.spend(session.device, len(result.tokens))
-        session.times.add_tokens(committed=session.committed, at=self.clock())
-        self.figures.on_verdict(session, result, timing)
-        self.acceptance.count(session.draft_model, session.device, tested=result.tested, accepted=result.accepted)
 
     def send_decoded(self, session: EdgeSession, results: Sequence[DraftResult], timing: DraftTiming) -> None:
         """Send new tokens of edge-only decoding, with others that were not sent yet."""
@@ -333,8 +319,7 @@ class Responder:
         timing.add_to(session.counters)
         session.counters.rounds += 1
         session.counters.downlink_bytes += len(payload)
-        if not result.undecided or draft.tried is not None:
-            self.recorder.record_verdict(session, result, timing, form=_kind(result, form), downlink_bytes=len(payload))
+        self.recorder.record_verdict(session, result, timing, form=_kind(result, form), downlink_bytes=len(payload))
         return payload
 
     def _encode(
@@ -419,20 +404,13 @@ class Responder:
         each = _FLOAT_BYTES + (_ID_BYTES + _FLOAT_BYTES) * most
         return (number + 1) * each + _ID_BYTES <= self.publisher.max_verdict_bytes - _VERDICT_BYTES
 
-    def can_send_rows(self, number: int, *, top_k: int) -> bool:
-        """Whether what ends the race of a rejected block fits in a verdict: without it the race might not end."""
-        return number * (top_k * (_ID_BYTES + _FLOAT_BYTES) + _ID_BYTES + _FLOAT_BYTES) <= self.publisher.max_form_bytes
-
-    def _choose_form(self, session: EdgeSession, p: Dist | RejectedBlock, *, tried: int = 0) -> DownlinkForm:
+    def _choose_form(self, session: EdgeSession, p: Dist, *, tried: int = 0) -> DownlinkForm:
         max_bytes = self.publisher.max_form_bytes - (session.limits.max_draft + 1) * session.logprobs_bytes
-        size = session.limits.vocabulary
-        if isinstance(p, RejectedBlock):
-            return p.remainder() if tried else p.tries(FIRST_SAMPLES)
         return choose_form(
             p,
             policy=session.policy,
             position=session.committed,
-            vocabulary_size=size,
+            vocabulary_size=session.limits.vocabulary,
             max_bytes=max_bytes,
             form=self.form,
             tried=tried,

@@ -15,14 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dssd.distribution import Dist, shape
-from dssd.verification import (
-    Judgement,
-    decode,
-    judge,
-    judge_blocks,
-    logprobs_of_rejection,
-    logprobs_of_token,
-)
+from dssd.verification import Judgement, decode, judge, logprobs_of_rejection, logprobs_of_token
 from fleet_edge.batching.shaping import RowGroup, ShapedRows, shape_rows
 from fleet_edge.sessions.grammars import Constraint
 from fleet_edge.verifiers.contract import Logits
@@ -37,9 +30,9 @@ class Case:
     """One session's drafts to decide on: the parameters of `dssd.verification.judge`, or of `decode`.
 
     `tokens` is the draft after position `base`, or speculated tokens in edge-only decoding (`written`). `counts` are
-    draft probabilities in 1/65,536; None in coupled mode. In block verification, `blocks` are the drafts' lengths.
-    `logprobs` top log-probabilities are reported at each position. `text`, the tokens before the draft, is only needed
-    with a grammar. Of `scored` tokens, those of a prompt, only the log-probabilities are wanted.
+    draft probabilities in 1/65,536; None in coupled mode. `logprobs` top log-probabilities are reported at each
+    position. `text`, the tokens before the draft, is only needed with a grammar. Of `scored` tokens, those of a prompt,
+    only the log-probabilities are wanted.
     """
 
     tokens: tuple[int, ...]
@@ -51,7 +44,6 @@ class Case:
     logprobs: int | None = None
     constraint: Constraint | None = None
     text: tuple[int, ...] = ()
-    blocks: tuple[int, ...] | None = None
     scored: bool = False
 
     @property
@@ -146,7 +138,7 @@ def _with_logprobs(
         found = [logprobs_of_token(row_at(start + place), token, most=most) for place, token in enumerate(tokens)]
     except ValueError:
         return None
-    if isinstance(judgement.p, Dist):
+    if judgement.p is not None:
         row = row_at(start + judgement.accepted)
         found.append(logprobs_of_rejection(row, judgement.p, policy=case.policy, most=most))
     return replace(judgement, logprobs=tuple(found))
@@ -174,16 +166,6 @@ def _decide(case: Case, at: Callable[[int], Dist]) -> Judgement | None:
     try:
         if case.written:
             judgement = decode(at, case.tokens, policy=case.policy, base=case.base)
-        elif case.blocks is not None and case.counts is not None:
-            judgement = judge_blocks(
-                at,
-                case.tokens,
-                case.counts,
-                lengths=case.blocks,
-                policy=case.policy,
-                base=case.base,
-                bonus=case.bonus,
-            )
         else:
             judgement = judge(at, case.tokens, case.counts, policy=case.policy, base=case.base, bonus=case.bonus)
     except ValueError:

@@ -248,10 +248,6 @@ class Scheduler:
         computed = work.item.rows - work.speculated
         self._extra.count_drafts(work.session.device, computed=computed, committed=committed)
 
-    def on_block(self, session: EdgeSession, accepted: int) -> None:
-        """Record what a rejected block has committed after all."""
-        self._extra.count_drafts(session.device, computed=0, committed=accepted)
-
     def progress(self, sessions: Iterable[EdgeSession]) -> list[tuple[EdgeSession, WorkInProgress]]:
         """Return how far the sessions are that wait for a verdict, the longest wait first; call it between steps."""
         found, ahead = list[tuple[EdgeSession, WorkInProgress]](), 0

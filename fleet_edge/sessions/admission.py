@@ -12,17 +12,13 @@ from schemas.reasons import Action, FaultCode, Finish, RefusalCode
 
 @dataclass(frozen=True, slots=True)
 class SessionLimits:
-    """Limits granted to a session.
-
-    `window` counts drafts in flight; `blocks` is block verification.
-    """
+    """Limits granted to a session; `window` counts drafts in flight."""
 
     max_new_tokens: int
     max_draft: int
     window: int
     vocabulary: int
     end_tokens: frozenset[int]
-    blocks: bool = False
 
     def ends(self, tokens: Sequence[int]) -> bool:
         return bool(tokens) and tokens[-1] in self.end_tokens
@@ -66,12 +62,11 @@ class SessionLimits:
 
 @dataclass(frozen=True, slots=True)
 class SessionOffer:
-    """What this edge offers to every session: tokens in a draft, drafts in flight, tokens, and block verification."""
+    """What this edge offers to every session: tokens in a draft, drafts in flight, and tokens."""
 
     max_draft: int = 16
     window: int = 4
     max_new_tokens: int = 4096
-    blocks: bool = False
 
 
 def grant(message: Open, *, target: TargetInfo, offer: SessionOffer) -> SessionLimits:
@@ -127,7 +122,6 @@ def grant(message: Open, *, target: TargetInfo, offer: SessionOffer) -> SessionL
         window=offer.window,
         vocabulary=target.vocabulary.size,
         end_tokens=frozenset(target.end_tokens),
-        blocks=bool(offer.blocks and message.blocks and message.policy.gains_from_blocks and message.logprobs is None),
     )
 
 

@@ -2,10 +2,9 @@
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Final
 
-from dssd.block import RejectedBlock
 from dssd.distribution import Dist
 from dssd.verification import Judgement
 from fleet_edge.counters import SegmentCounters
@@ -130,15 +129,14 @@ class DraftResult:
     """One draft's part of a judgement.
 
     `tested` tokens were decided on; after the accepted ones comes `token`, drawn by the edge, or at a rejection the
-    target distribution `p`. Of a rejected block nothing is decided yet. `logprobs` are those of `tokens` and of the
-    rejection, if requested.
+    target distribution `p`. `logprobs` are those of `tokens` and of the rejection, if requested.
     """
 
     arrived: ReceivedDraft
     accepted: int
     tested: int
     token: int | None
-    p: Dist | RejectedBlock | None
+    p: Dist | None
     finish: Finish
     logprobs: tuple[TokenLogprobs, ...] = ()
 
@@ -150,15 +148,6 @@ class DraftResult:
     @property
     def rejected(self) -> bool:
         return self.p is not None or self.tested > self.accepted
-
-    @property
-    def undecided(self) -> bool:
-        """Whether the device has to say how many tokens are accepted."""
-        return isinstance(self.p, RejectedBlock)
-
-    def decided(self, accepted: int) -> "DraftResult":
-        """Return the result for counters, once the device has said how many tokens of the block are accepted."""
-        return replace(self, accepted=accepted, tested=accepted + 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,51 +173,19 @@ class DraftTiming:
         counters.batch_sum += self.batch
 
 
-@dataclass(frozen=True, slots=True)
-class BlockVerdict:
-    """Result of a rejected block, which counts once the device has reported how many of its tokens are accepted.
-
-    `timing` and `size` (bytes) are those of the verdict that was sent.
-    """
-
-    result: DraftResult
-    timing: DraftTiming = DraftTiming()
-    size: int = 0
-
-    def decided(self, accepted: int) -> "BlockVerdict":
-        return replace(self, result=self.result.decided(accepted))
-
-
 @dataclass(slots=True)
 class Rejection:
-    """A rejected draft token, or a rejected block, whose correction the device draws.
+    """A rejected draft token whose correction the device draws.
 
     Attributes:
-        p: Target distribution at the rejected position, or that of each position of the block.
+        p: Target distribution at the rejected position.
         logprobs: Log-probabilities of the correction, as far as the edge knows them.
         requests: Number of requests for further samples.
     """
 
-    p: Dist | RejectedBlock
+    p: Dist
     logprobs: tuple[TokenLogprobs, ...] = ()
-    block: BlockVerdict | None = None
     requests: int = 0
-
-    @property
-    def most_tokens(self) -> int:
-        """Most tokens that the device may commit in place of the rejection."""
-        return 1 if self.block is None else 1 + len(self.block.result.arrived.draft.tokens)
-
-    def corrected(self, fix: int, extra: int) -> tuple[int, ...]:
-        """Return the tokens that a device commits: `extra` in all, as far as the block has them, the last one `fix`."""
-        drafted = () if self.block is None else self.block.result.arrived.draft.tokens
-        return (*drafted[: max(0, extra - 1)], fix)
-
-    def offers(self, new: Sequence[int]) -> bool:
-        """Return whether the device may have drawn the last of these tokens, after the others."""
-        if isinstance(self.p, RejectedBlock):
-            return self.p.offers(len(new) - 1, new[-1])
-        return self.p.probability(new[-1]) > 0.0
 
 
 def split_judgement(
@@ -254,8 +211,7 @@ def split_judgement(
         finish = limits.finish(new, committed=committed)
         rows = judgement.logprobs[used : used + len(new) + (p is not None)]
         used += len(rows)
-        tested = len(head) + (rejected and not isinstance(p, RejectedBlock))
-        settled.append(DraftResult(arrived, len(head), tested, token, p, finish, rows))
+        settled.append(DraftResult(arrived, len(head), len(head) + rejected, token, p, finish, rows))
         if rejected or finish is not Finish.NO:
             break
     return settled

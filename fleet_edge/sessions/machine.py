@@ -11,15 +11,12 @@ from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from typing import Final
 
-from dssd.block import RejectedBlock
 from dssd.verification import Judgement
 from fleet_edge.counters import SegmentCounters
 from fleet_edge.errors import DraftFault, tokens_differ
 from fleet_edge.sessions.admission import SessionLimits
 from fleet_edge.sessions.drafts import (
-    BlockVerdict,
     DraftResult,
-    DraftTiming,
     ReceivedDraft,
     Rejection,
     Rounds,
@@ -97,14 +94,12 @@ class DraftReceipt:
     """What to send at once when a draft arrives: nothing if it waits for verification or is void.
 
     `repeat` is the verdict already given; `request` asks for samples of the last rejection, answered from memory;
-    `written` asks for edge-only decoding that is already done. `block` is a rejected block on which the device has
-    decided.
+    `written` asks for edge-only decoding that is already done.
     """
 
     repeat: bytes | None = None
     request: bool = False
     written: bool = False
-    block: BlockVerdict | None = None
 
 
 @dataclass(slots=True)
@@ -184,7 +179,7 @@ class EdgeSession:
     @property
     def longest_committed(self) -> int:
         """Most tokens that the device may have: it may have corrected a rejection without saying so yet."""
-        return self.committed + (0 if self.rejection is None else self.rejection.most_tokens)
+        return self.committed + (self.rejection is not None)
 
     @property
     def logprobs_bytes(self) -> int:
@@ -223,11 +218,11 @@ class EdgeSession:
         if draft.tried is not None:
             return self._admit_request(draft)
         self._check_place(draft)
-        block = self._correct(draft.fix, draft.base)
+        self._correct(draft.fix)
         self._move(SessionEvent.DRAFT)
         self.decode = None
         self._waiting.add(arrived)
-        return DraftReceipt(block=block)
+        return DraftReceipt()
 
     def remember(self, round_: int, payload: bytes) -> None:
         """Keep a verdict's bytes for repeats."""
@@ -291,7 +286,9 @@ class EdgeSession:
             self._extend(part.tokens)
             self.token_logprobs.extend(part.logprobs[: len(part.tokens)])
             self.counters.tokens += len(part.tokens)
-            self._count_tested(part.tested, accepted=part.accepted)
+            self.counters.tested += part.tested
+            self.counters.accepted += part.accepted
+            self.recent.count(tested=part.tested, accepted=part.accepted)
             if part.rejected:
                 self._reject(part)
             if part.finish is not Finish.NO:
@@ -349,18 +346,11 @@ class EdgeSession:
         first = len(self.token_logprobs) - (self.committed - position)
         return tuple(self.token_logprobs[first : first + number])
 
-    def note_block(self, timing: DraftTiming, *, size: int) -> None:
-        """Record the time and the size of the verdict that was sent on a rejected block."""
-        if self.rejection is not None and self.rejection.block is not None:
-            self.rejection.block = replace(self.rejection.block, timing=timing, size=size)
-
-    def close(self, message: Close) -> BlockVerdict | None:
-        """Commit the device's last correction if no draft carried it, and end; return as `_correct` does."""
-        new = self._corrected(message.fix, message.tokens)
-        may = self._may_follow(new) and message.tokens == self.committed + len(new)
-        block = self._correct(message.fix, message.tokens) if may else None
+    def close(self, message: Close) -> None:
+        """Commit the device's last correction if no draft carried it, and end."""
+        if message.fix is not None and self._may_follow(message.fix) and message.tokens == self.committed + 1:
+            self._correct(message.fix)
         self._move(SessionEvent.ENDED)
-        return block
 
     def fail(self, fault: DraftFault) -> None:
         self.failure = fault
@@ -379,53 +369,36 @@ class EdgeSession:
 
     def _check_prefix(self, draft: Draft) -> None:
         """Compare position and digest, including a correction."""
-        new = self._corrected(draft.fix, draft.base)
+        new = () if draft.fix is None else (draft.fix,)
         if new and self.rejection is None:
             raise tokens_differ("The draft corrects a position that was not rejected.")
         if draft.base != self.committed + len(new) or draft.digest != extend_digest(self._digest, new):
             raise tokens_differ("The draft starts from other tokens than the edge has.")
-        if self.rejection is not None and not new:
+        if self.rejection is not None and draft.fix is None:
             raise tokens_differ("The draft lacks the correction of the rejected position.")
-        if new and not self._may_follow(new):
+        if draft.fix is not None and not self._may_follow(draft.fix):
             raise tokens_differ("The correction is a token that the edge has not offered.")
 
-    def _corrected(self, fix: int | None, length: int) -> tuple[int, ...]:
-        """Return what a device of `length` tokens has committed since the rejection: the correction ends it."""
-        if fix is None:
-            return ()
-        return (fix,) if self.rejection is None else self.rejection.corrected(fix, length - self.committed)
+    def _may_follow(self, fix: int) -> bool:
+        """Return whether the device may have drawn this token in place of the rejected one."""
+        return self.rejection is not None and self.rejection.p.probability(fix) > 0.0
 
-    def _may_follow(self, new: Sequence[int]) -> bool:
-        return self.rejection is not None and bool(new) and self.rejection.offers(new)
-
-    def _correct(self, fix: int | None, length: int) -> BlockVerdict | None:
-        """Commit what a device has committed since the rejection; return the block on which that decides."""
-        new, rejection = self._corrected(fix, length), self.rejection
-        if not new or rejection is None:
-            return None
+    def _correct(self, fix: int | None) -> None:
+        """Commit the device's correction of the rejected position."""
+        rejection = self.rejection
+        if fix is None or rejection is None:
+            return
         self.rejection = None
         self._move(SessionEvent.CORRECTED)
-        self._extend(new)
+        self._extend((fix,))
         # The device's own correction: it already has these log-probabilities.
         self.token_logprobs.extend(rejection.logprobs)
-        self.counters.tokens += len(new)
-        if rejection.block is None:
-            return None
-        block = rejection.block.decided(len(new) - 1)
-        self._count_tested(block.result.tested, accepted=block.result.accepted)
-        return block
-
-    def _count_tested(self, tested: int, *, accepted: int) -> None:
-        self.counters.tested += tested
-        self.counters.accepted += accepted
-        self.recent.count(tested=tested, accepted=accepted)
+        self.counters.tokens += 1
 
     def _admit_request(self, draft: Draft) -> DraftReceipt:
         rejection = self.rejection
         if rejection is None or draft.base != self.committed:
             raise tokens_differ("Samples are requested, but nothing was rejected.")
-        if isinstance(rejection.p, RejectedBlock) and draft.tried != len(rejection.p.offered):
-            raise tokens_differ("The rest of a race is requested, but not after the tries that were sent.")
         rejection.requests += 1
         if rejection.requests > _SAMPLE_REQUESTS:
             raise DraftFault(
@@ -444,10 +417,9 @@ class EdgeSession:
             return DraftReceipt()
         if draft.epoch > self._epoch:
             raise tokens_differ("The request's epoch is ahead of the edge's.")
-        block = None
         if self.rejection is not None:
             self._check_prefix(draft)
-            block = self._correct(draft.fix, draft.base)
+            self._correct(draft.fix)
         elif draft.base > self.committed or draft.digest != self._digest_at(draft.base):
             raise tokens_differ("The request for edge-only decoding starts from other tokens than the edge has.")
         self._move(SessionEvent.DECODING_REQUESTED)
@@ -459,7 +431,7 @@ class EdgeSession:
             draft, until=until, sent=draft.base, due_at=arrived.at, sent_at=sent_at, size=arrived.size
         )
         # Otherwise missing tokens are sent with the next ones.
-        return DraftReceipt(written=self.finished or self.committed >= until, block=block)
+        return DraftReceipt(written=self.finished or self.committed >= until)
 
     def _digest_at(self, position: int) -> int:
         if position == self.committed:
@@ -477,6 +449,5 @@ class EdgeSession:
         self._epoch += 1
         self._waiting.void()
         if part.p is not None:  # otherwise the edge has drawn the correction
-            block = BlockVerdict(part) if part.undecided else None
             self._move(SessionEvent.REJECTED)
-            self.rejection = Rejection(part.p, part.logprobs[len(part.tokens) :], block)
+            self.rejection = Rejection(part.p, part.logprobs[len(part.tokens) :])

@@ -264,7 +264,7 @@ class RoundView:
         batch: Sessions verified in the same step, this one included.
         uplink_bytes: Payload of the draft.
         downlink_bytes: Payload of the verdict.
-        form: Form of `next` in the verdict: `token`, `sparse`, `samples`, `dense`, `tries`, `rows`, None for nothing;
+        form: Form of `next` in the verdict: `token`, `sparse`, `samples`, `dense`, None for nothing;
             `written` with edge-only decoding.
         queue_ms: From arrival to the step, less `prefill_ms`.
         compute_ms: Duration of the step.

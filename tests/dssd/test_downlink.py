@@ -5,7 +5,7 @@ import pytest
 from dssd.distribution import Dist, point_mass, quantize
 from dssd.downlink import FIRST_SAMPLES, FormName, choose_form, correct, dense, entry_bytes, samples, sparse
 from schemas.codec import encode_verdict
-from schemas.downlink import FORMS, MAX_SAMPLES, Dense, DownlinkForm, Rows, Samples, Sparse, Tries, pack_form
+from schemas.downlink import FORMS, MAX_SAMPLES, Dense, DownlinkForm, Samples, Sparse, pack_form
 from schemas.messages import Verdict
 from schemas.policy import SamplingPolicy
 from tests.support.statistics import ALARM, p_value
@@ -140,7 +140,7 @@ def test_sparse_and_dense_carry_p_bit_by_bit() -> None:
 
 
 def test_every_form_on_the_wire_has_a_rule_and_a_name_in_the_settings() -> None:
-    kinds = [form.model_fields["kind"].default for form in FORMS if form not in (Tries, Rows)]  # these are no form of p
+    kinds = [form.model_fields["kind"].default for form in FORMS]
     assert [form.value for form in FormName] == ["auto", *kinds]
     assert len({form.number for form in FORMS}) == len(FORMS)
 

@@ -61,7 +61,6 @@ def scene(seed: int, *, faults: bool) -> Scene:
             "max_draft": 8,
             "step_tokens": rng.choice((4, 16, 512)),
             "prefill_chunk": 2,
-            "blocks": rng.random() < 0.5,
         },
     )
     devices = [

@@ -157,7 +157,6 @@ class ModelDevice:
                 assert session.any_target, "committed tokens of a request come from two targets"
                 assert verified is not None, "tokens of another target are not marked"
                 assert verified <= len(text.replay.text), "tokens of another target are not marked"
-            text.replay.blocks = bool(opened.blocks)
             text.replay.take(effect)
         session.effects.clear()
         assert session.committed == text.replay.text, "tokens were committed that no verdict has given"

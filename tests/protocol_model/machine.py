@@ -103,7 +103,6 @@ class ProtocolModel(RuleBasedStateMachine):
     @initialize(
         window=st.sampled_from((4, 2, 1)),
         form=st.sampled_from(FormName),
-        blocks=st.booleans(),
         kv_tokens=st.sampled_from((1 << 20, 60)),
         packet=st.sampled_from((1 << 20, 540)),
         step_tokens=st.sampled_from((512, 16, 4)),
@@ -124,7 +123,6 @@ class ProtocolModel(RuleBasedStateMachine):
         *,
         window: int = 4,
         form: FormName = FormName.AUTO,
-        blocks: bool = True,
         kv_tokens: int = 1 << 20,
         packet: int = 1 << 20,
         step_tokens: int = 512,
@@ -137,7 +135,6 @@ class ProtocolModel(RuleBasedStateMachine):
             "window": window,
             "max_draft": 4,
             "form": form,
-            "blocks": blocks,
             "step_tokens": step_tokens,
             "prefill_chunk": 2,
             "lease_s": LEASE_S,

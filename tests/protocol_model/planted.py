@@ -7,9 +7,8 @@ from enum import StrEnum
 from typing import Any, Final
 from unittest.mock import patch
 
-from dssd.distribution import QuantizedDist
 from fleet_device.session.machine import DeviceSession
-from fleet_device.session.sequence import DraftsInFlight, EdgeOnlyDecoding, Rejection, TokenSequence
+from fleet_device.session.sequence import DraftsInFlight, EdgeOnlyDecoding, TokenSequence
 from fleet_edge import handlers
 from fleet_edge.answers.answers import Responder
 from fleet_edge.handlers import MessageHandlers
@@ -17,9 +16,7 @@ from fleet_edge.sessions.admission import SessionLimits
 from fleet_edge.sessions.drafts import ReceivedDraft, Rounds
 from fleet_edge.sessions.machine import EdgeSession
 from fleet_edge.sessions.table import SessionTable
-from schemas.downlink import Tries
 from schemas.messages import Draft, Open, Verdict
-from schemas.policy import SamplingPolicy
 from schemas.reasons import FaultCode
 
 
@@ -37,7 +34,6 @@ class Planted(StrEnum):
         STALE: The device accepts verdicts of any handle: of other sessions and of edges that it has left.
         RESUME: The device omits the last token when it resumes.
         FIX: The device draws a correction and does not send it to the edge.
-        LAST: Of the tries of a rejected block that pass, the device takes the last.
         OWNER: The edge finds a session by its name alone, whichever device asks.
         GAP: The device appends edge-only tokens without checking their position.
         REPEATS_STRUCK: The edge counts a repeated draft against its device.
@@ -56,7 +52,6 @@ class Planted(StrEnum):
     STALE = "stale"
     RESUME = "resume"
     FIX = "fix"
-    LAST = "last"
     OWNER = "owner"
     GAP = "gap"
     REPEATS_STRUCK = "repeats-struck"
@@ -107,13 +102,6 @@ def _send_without_fix(self: DeviceSession, **options: Any) -> Draft:
     return _send(self, **options)
 
 
-def _found_last(self: Rejection, following: Any, quantized: QuantizedDist, policy: SamplingPolicy) -> Any:
-    if isinstance(following, Tries):
-        backwards = {name: getattr(following, name)[::-1] for name in ("heads", "ids", "bounds")}
-        following = following.model_copy(update=backwards)
-    return _found(self, following, quantized, policy)
-
-
 def _by_name_alone(self: SessionTable, device: str, session: bytes) -> EdgeSession | None:
     del device
     return next((each for each in self if each.session == session), None)
@@ -139,7 +127,6 @@ def _close_and_keep(self: MessageHandlers, session: EdgeSession) -> None:
 
 _MALFORMED: Final = FaultCode.MALFORMED
 _admit, _on_verdict, _open = EdgeSession.admit, DeviceSession.on_verdict, DeviceSession.open
-_found = Rejection._found
 _send, _again = DeviceSession.send, Responder.repeat_verdict
 _apply_edge_only = DeviceSession._apply_edge_only
 _grant = handlers.grant
@@ -159,7 +146,6 @@ _REPLACED: Final[dict[Planted, tuple[tuple[Any, str, Any], ...]]] = {
     Planted.STALE: ((DeviceSession, "on_verdict", _on_any_verdict),),
     Planted.RESUME: ((DeviceSession, "open", _resume_short),),
     Planted.FIX: ((DeviceSession, "send", _send_without_fix),),
-    Planted.LAST: ((Rejection, "_found", _found_last),),
     Planted.OWNER: ((SessionTable, "by_name", _by_name_alone),),
     Planted.GAP: ((DeviceSession, "_apply_edge_only", _apply_anywhere),),
     Planted.FOREIGN: ((handlers, "grant", _grant_any),),

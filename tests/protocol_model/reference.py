@@ -2,13 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
 
-from dssd.block import RejectedBlock, choose_try, end_race
 from dssd.distribution import Dist, QuantizedDist, quantize, shape
-from dssd.downlink import FIRST_SAMPLES, FormName, choose_form, correct
+from dssd.downlink import FormName, choose_form, correct
 from dssd.sampling import propose
-from dssd.verification import judge, judge_blocks
+from dssd.verification import judge
 from fleet_device.session.sequence import DecidedDraft, VerdictEffect
 from schemas.downlink import Dense, Samples, Sparse
 from schemas.messages import Draft, Open, Verdict
@@ -24,7 +22,6 @@ class Replay:
     """Replays verdicts through `dssd`; fails at the first difference.
 
     Attributes:
-        blocks: Whether the edge verifies blocks.
         target: The target of the edge that has sent the verdict.
         first: The target that the text began with.
         mixed: Whether another one has continued it.
@@ -32,7 +29,6 @@ class Replay:
 
     request: Open
     text: list[int] = field(default_factory=list)
-    blocks: bool = False
     target: MarkovScript = TARGET
     first: MarkovScript | None = None
     mixed: bool = False
@@ -56,9 +52,6 @@ class Replay:
         if effect.edge_only:
             self._written(effect.tokens)
             return
-        if self.blocks and effect.request is not None:
-            assert decided is None
-            return  # the tries so far come again below
         assert decided is not None
         draft = decided.draft
         assert draft.base == len(self.text), "a draft was decided on that stands on another text"
@@ -99,7 +92,7 @@ class Replay:
         self._rejected = None
         end = draft.base + len(draft.tokens)
         ended = draft.tokens[-1:] == (END,)
-        judgement = (partial(judge_blocks, lengths=(len(draft.tokens),)) if self.blocks else judge)(
+        judgement = judge(
             lambda offset: self._row((*self.text, *draft.tokens[:offset])),
             draft.tokens,
             draft.counts,
@@ -108,13 +101,6 @@ class Replay:
             bonus=not draft.more and end < self.request.max_new_tokens and not ended,
         )
         head = draft.tokens[: judgement.accepted]
-        if isinstance(judgement.p, RejectedBlock):
-            drafted = self._drafted(draft)
-            found = choose_try(judgement.p.tries(FIRST_SAMPLES), drafted)
-            if found is None:
-                found = end_race(judgement.p.remainder(), drafted, seed=policy.seed, start=draft.base)
-            assert verdict.accepted == found[0], (verdict, found)
-            return (*draft.tokens[: found[0]], found[1])
         assert verdict.accepted == judgement.accepted, (verdict, judgement)
         if judgement.p is not None:
             position = draft.base + judgement.accepted
@@ -132,17 +118,9 @@ class Replay:
         for offset, token in enumerate(draft.tokens):
             prefix = (*self.request.prompt, *self.text, *draft.tokens[:offset])
             q = shape(DRAFT.logits(prefix), policy)
-            place = {"position": draft.base, "index": offset} if self.blocks else {"position": draft.base + offset}
-            proposal = propose(q, policy=policy, **place)
+            proposal = propose(q, policy=policy, position=draft.base + offset)
             assert proposal.token == token
             assert draft.counts is None or draft.counts[offset] == proposal.count
-
-    def _drafted(self, draft: Draft) -> list[QuantizedDist]:
-        prefix = (*self.request.prompt, *self.text)
-        return [
-            quantize(shape(DRAFT.logits((*prefix, *draft.tokens[:offset])), self.request.policy))
-            for offset in range(len(draft.tokens))
-        ]
 
     def _corrected(self, verdict: Verdict, *, position: int | None = None) -> tuple[int, ...]:
         """Draw the correction of the last rejection, and check the edge's message against it."""

@@ -10,7 +10,7 @@ from tests.protocol_model.test_protocol_model import MANY
 
 # Faults need not be minimized. A run ends at the first one; with 400 examples, two of six seeds missed the rarest.
 FIRST = settings(MANY, max_examples=2_400, phases=(Phase.generate,), report_multiple_bugs=False)
-RARE = {Planted.LAST, Planted.EPOCH}  # found after thousands of steps
+RARE = {Planted.EPOCH}  # found after thousands of steps
 # Too rare to be found at random.
 LATE = {
     Planted.HANDLE: (Topic.DRAFT, 1),

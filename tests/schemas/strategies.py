@@ -4,7 +4,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from schemas.downlink import Dense, Rows, Samples, Sparse, Tries
+from schemas.downlink import Dense, Samples, Sparse
 from schemas.fields import MAX_DRAFT, MAX_VOCABULARY, MAX_WINDOW, EdgeLoad, Logprobs
 from schemas.messages import Close, Closed, Draft, Fault, Open, Opened, Refused, Verdict
 from schemas.policy import Mode, SamplingPolicy
@@ -72,26 +72,6 @@ def sample_forms(draw: st.DrawFn) -> Samples:
 
 
 @st.composite
-def tries(draw: st.DrawFn) -> Tries:
-    ids = draw(st.lists(TOKEN, min_size=1, max_size=40))
-    heads = draw(st.binary(min_size=len(ids), max_size=len(ids)))
-    bounds = draw(st.lists(st.floats(0, 1, width=32), min_size=len(ids), max_size=len(ids)))
-    return Tries(heads=heads, ids=tuple(ids), bounds=tuple(bounds))
-
-
-@st.composite
-def rows(draw: st.DrawFn) -> Rows:
-    whole = draw(st.lists(sparse_forms(), min_size=1, max_size=8))
-    reached = draw(st.lists(st.floats(0, 1, width=32), min_size=len(whole), max_size=len(whole)))
-    return Rows(
-        reached=tuple(reached),
-        sizes=tuple(len(row.ids) for row in whole),
-        ids=tuple(token for row in whole for token in row.ids),
-        probs=tuple(prob for row in whole for prob in row.probs),
-    )
-
-
-@st.composite
 def dense_forms(draw: st.DrawFn) -> Dense:
     size = 1 << draw(st.integers(1, 6))
     return Dense(probs=(b"\x00\x00\x00\x00" * (size - 1)) + b"\x00\x00\x80\x3f")
@@ -138,7 +118,7 @@ def verdicts() -> st.SearchStrategy[Verdict]:
         handle=U16,
         round=U32,
         accepted=st.integers(0, MAX_DRAFT),
-        next=st.none() | TOKEN | sparse_forms() | sample_forms() | tries() | rows() | dense_forms(),
+        next=st.none() | TOKEN | sparse_forms() | sample_forms() | dense_forms(),
         finish=st.sampled_from(Finish),
         queue_ms=times,
         compute_ms=times,

@@ -1,7 +1,5 @@
 """Planted faults that a proof of exactness must find: each is a mistake of published code."""
 
-import itertools
-import operator
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -12,10 +10,9 @@ from unittest.mock import patch
 
 import numpy as np
 
-from dssd.block import RejectedBlock, end_race, reach
 from dssd.distribution import TOTAL, Dist, QuantizedDist, quantize, shape
 from dssd.downlink import correct
-from dssd.sampling import Proposal, Purpose, draw, propose, random_uniform
+from dssd.sampling import Proposal, Purpose, propose, random_uniform
 from dssd.verification import Judgement, decode
 from fleet_device.client.agent import Agent
 from fleet_device.client.drafting import DraftSequence
@@ -26,7 +23,7 @@ from fleet_edge.batching.judging import Case
 from fleet_edge.batching.shaping import ShapedRows, shape_rows
 from fleet_edge.sessions.grammars import Constraint
 from fleet_edge.verifiers.contract import Item, TargetInfo, Verifier
-from schemas.downlink import DownlinkForm, Rows, Tries
+from schemas.downlink import DownlinkForm
 from schemas.policy import SamplingPolicy
 from tests.support.toy_pair import TEMPERATURE, ToyPair
 
@@ -39,7 +36,6 @@ class Sabotage(StrEnum):
     GUESS_KEPT = "guess-kept"
     GUESS_LIKELIEST = "guess-likeliest"
     GUESS_SHIFTED = "guess-shifted"
-    EVERY_TRY = "every-try"
     INVERTED = "inverted"
     LIKELIEST = "likeliest"
     MASKED_HALF = "masked-half"
@@ -49,15 +45,11 @@ class Sabotage(StrEnum):
     NO_RESIDUAL = "no-residual"
     NOT_RENORMALISED = "not-renormalised"
     NUCLEUS_SHORT = "nucleus-short"
-    NUMBERS_REUSED = "numbers-reused"
-    RACE_FROM_P = "race-from-p"
-    RACE_STOPPED = "race-stopped"
     REPORTED_HIGH = "reported-high"
     SEEDS_SHARED = "seeds-shared"
     SHIFTED = "shifted"
     TARGETS_ALIKE = "targets-alike"
     TEMPERED_TWICE = "tempered-twice"
-    UNCAPPED = "uncapped"
     UNMAPPED = "unmapped"
     UNSHAPED = "unshaped"
     WITHHELD = "withheld"
@@ -89,8 +81,8 @@ def _correct_without_residual(
     return correct(form, nothing, policy=policy, position=position)
 
 
-def _propose_misreported(q: Dist, *, policy: SamplingPolicy, position: int, index: int = 0) -> Proposal:
-    proposal = propose(q, policy=policy, position=position, index=index)
+def _propose_misreported(q: Dist, *, policy: SamplingPolicy, position: int) -> Proposal:
+    proposal = propose(q, policy=policy, position=position)
     if proposal.quantized is None:
         return proposal
     flat = quantize(Dist(q.ids, np.full(len(q), 1.0 / len(q))))
@@ -104,8 +96,8 @@ def _correct_sometimes_from_p(
     return (_correct_without_residual if wrong else correct)(form, quantized, policy=policy, position=position)
 
 
-def _propose_high(q: Dist, *, policy: SamplingPolicy, position: int, index: int = 0) -> Proposal:
-    proposal = propose(q, policy=policy, position=position, index=index)
+def _propose_high(q: Dist, *, policy: SamplingPolicy, position: int) -> Proposal:
+    proposal = propose(q, policy=policy, position=position)
     if proposal.count is None:
         return proposal
     return replace(proposal, count=min(TOTAL, round(proposal.count * (1.0 + SMALL))))
@@ -119,52 +111,14 @@ def _generate_in_pairs(self: Agent, request: GenerateRequest, context: RequestCo
 _generate: Final = Agent.generate
 
 
-def _propose_by_position(q: Dist, *, policy: SamplingPolicy, position: int, index: int = 0) -> Proposal:
-    return propose(q, policy=policy, position=position + index)
-
-
-def _uniform_for_all_blocks(seed: int, _start: int, purpose: Purpose, index: int = 0) -> float:
-    return random_uniform(seed, 0, purpose, index)
-
-
-def _end_race_from_p(rows: Rows, drafted: Sequence[QuantizedDist], *, seed: int, start: int) -> tuple[int, int]:
-    head, _ = end_race(rows, drafted, seed=seed, start=start)
-    begin = sum(rows.sizes[:head])
-    kept = slice(begin, begin + rows.sizes[head])
-    p = Dist(np.array(rows.ids[kept], dtype=np.int64), np.array(rows.probs[kept]))
-    return head, draw(p, random_uniform(seed, start, Purpose.RESIDUAL, head))
-
-
-def _uniform_that_stops_races(seed: int, start: int, purpose: Purpose, index: int = 0) -> float:
-    return 0.0 if purpose is Purpose.THIN else random_uniform(seed, start, purpose, index)
-
-
-def _reach_uncapped(
-    row: Callable[[int], Dist], tokens: Sequence[int], counts: Sequence[int]
-) -> tuple[list[Dist], list[float]]:
-    rows, _ = reach(row, tokens, counts)
-    ratios = [p.probability(token) * TOTAL / count for p, token, count in zip(rows, tokens, counts, strict=False)]
-    return rows, [min(1.0, product) for product in itertools.accumulate([1.0, *ratios], operator.mul)]
-
-
-def _tries_against_p(self: RejectedBlock, number: int) -> Tries:
-    rows = list(self.rows)
-    tries = _tries(self, number)
-    bounds = tuple(rows[head].probability(token) for head, token in zip(tries.heads, tries.ids, strict=True))
-    return tries.model_copy(update={"bounds": bounds})
-
-
-_tries: Final = RejectedBlock.tries
-
-
 def _restrict_without_renormalising(common: CommonTokens, dist: Dist) -> Dist | None:
     ids = common.to_target[dist.ids]
     kept = ids >= 0
     return Dist(ids[kept], dist.probs[kept]) if kept.any() else None
 
 
-def _propose_not_renormalised(q: Dist, *, policy: SamplingPolicy, position: int, index: int = 0) -> Proposal:
-    proposal = propose(q, policy=policy, position=position, index=index)  # draws as from what is whole
+def _propose_not_renormalised(q: Dist, *, policy: SamplingPolicy, position: int) -> Proposal:
+    proposal = propose(q, policy=policy, position=position)  # draws as from what is whole
     if proposal.quantized is None:
         return proposal
     scaled = np.maximum(1, (proposal.quantized.counts * q.probs.sum()).astype(np.int64))
@@ -172,8 +126,8 @@ def _propose_not_renormalised(q: Dist, *, policy: SamplingPolicy, position: int,
     return Proposal(proposal.token, reported.count(proposal.token), reported)
 
 
-def _propose_unmapped(q: Dist, *, policy: SamplingPolicy, position: int, index: int = 0) -> Proposal:
-    proposal = propose(q, policy=policy, position=position, index=index)
+def _propose_unmapped(q: Dist, *, policy: SamplingPolicy, position: int) -> Proposal:
+    proposal = propose(q, policy=policy, position=position)
     if proposal.quantized is None:
         return proposal
     own = {word: token for token, word in enumerate(ToyPair.unlike().draft_words)}
@@ -344,9 +298,6 @@ def _shift_rows(engine: type[Verifier], stack: ExitStack) -> None:
 _AT_THE_EDGE: Final[dict[Sabotage, tuple[str, Callable[..., Any]]]] = {
     Sabotage.INVERTED: ("dssd.verification.accepts", _accept_inverted),
     Sabotage.ACCEPTANCE_LOW: ("dssd.verification.accepts", _accept_low),
-    Sabotage.UNCAPPED: ("dssd.block.reach", _reach_uncapped),
-    Sabotage.EVERY_TRY: ("dssd.block.RejectedBlock.tries", _tries_against_p),
-    Sabotage.NUMBERS_REUSED: ("dssd.block.random_uniform", _uniform_for_all_blocks),
     Sabotage.UNSHAPED: ("fleet_edge.orchestrator._case", _case_unshaped),
     Sabotage.NUCLEUS_SHORT: ("fleet_edge.batching.judging.shape_rows", _shape_rows_short),
     Sabotage.GUESS_KEPT: ("fleet_edge.batching.judging.decode", _write_keeping),
@@ -381,7 +332,6 @@ def at_the_edge(kind: Sabotage, stack: ExitStack) -> None:
 _AT_THE_DEVICE: Final[dict[Sabotage, dict[str, Callable[..., Any]]]] = {
     Sabotage.MISREPORTED: {"fleet_device.session.machine.propose": _propose_misreported},
     Sabotage.REPORTED_HIGH: {"fleet_device.session.machine.propose": _propose_high},
-    Sabotage.NUMBERS_REUSED: {"fleet_device.session.machine.propose": _propose_by_position},
     Sabotage.UNMAPPED: {"fleet_device.session.machine.propose": _propose_unmapped},
     Sabotage.NOT_RENORMALISED: {
         "fleet_device.drafters.unlike.CommonTokens.restrict": _restrict_without_renormalising,
@@ -395,8 +345,6 @@ _AT_THE_DEVICE: Final[dict[Sabotage, dict[str, Callable[..., Any]]]] = {
         "dssd.distribution.shape": _shape_short,
     },
     Sabotage.NO_RESIDUAL: {"fleet_device.session.sequence.correct": _correct_without_residual},
-    Sabotage.RACE_FROM_P: {"fleet_device.session.sequence.end_race": _end_race_from_p},
-    Sabotage.RACE_STOPPED: {"dssd.block.random_uniform": _uniform_that_stops_races},
     Sabotage.CORRECTED_FROM_P: {"fleet_device.session.sequence.correct": _correct_sometimes_from_p},
     Sabotage.SEEDS_SHARED: {"fleet_device.client.agent.Agent.generate": _generate_in_pairs},
 }

@@ -84,7 +84,6 @@ def main() -> None:
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--fleet", required=True)
     parser.add_argument("--form", type=FormName, default=FormName.AUTO)
-    parser.add_argument("--blocks", action="store_true", help="verify drafts as blocks")
     parser.add_argument("--engine", type=ToyEngine, default=ToyEngine.SCRIPTED)
     parser.add_argument("--languages", type=Languages, default=Languages.STANDARD)
     parser.add_argument("--drafts", action="store_true", help="draft for edge-only decoding, all lengths in turn")
@@ -98,7 +97,6 @@ def main() -> None:
         edge=arguments.edge,
         broker=BrokerSettings(port=arguments.port),
         form=arguments.form,
-        blocks=arguments.blocks,
         quotas=NO_QUOTAS,
     )
     stop = threading.Event()

@@ -34,10 +34,7 @@ IN_SMALL = {
     "residual auto llama.cpp",
     "coupled vllm",
     "coupled 4-bit",
-    "residual auto blocks ahead",
-    "residual auto blocks fault:every-try",
     "residual sparse grammar",
-    "residual auto blocks near",
     "residual sparse wide",
     "residual edge-only edge-draft near",
     "coupled edge-only edge-draft fault:guess-likeliest",
@@ -80,7 +77,6 @@ def test_texts_follow_the_target(case: Variant, start_mosquitto: StartBroker) ->
 def test_the_proof_catches_faults(case: Variant, start_mosquitto: StartBroker) -> None:
     assert case.sabotage is not Sabotage.NONE
     broker = start_mosquitto(Broker(fleet=FLEET, edges=EDGES))
-    subtle = case.suffix or (case.blocks and case.sabotage is not Sabotage.RACE_FROM_P)
-    sessions = SUBTLE_FAULT_SESSIONS if subtle else FAULT_SESSIONS // (4 if case.two_targets else 1)
+    sessions = SUBTLE_FAULT_SESSIONS if case.suffix else FAULT_SESSIONS // (4 if case.two_targets else 1)
     result = prove(case, port=broker.port, sessions=sessions, first_seed=99, devices=DEVICES)
     assert result.passed, result

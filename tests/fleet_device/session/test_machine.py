@@ -9,7 +9,7 @@ from dssd.distribution import Dist, point_mass
 from fleet_device.errors import ProtocolViolation
 from fleet_device.session.machine import DeviceSession
 from fleet_device.session.sequence import VerdictEffect, session_request
-from schemas.downlink import Dense, Rows, Samples, Sparse, Tries
+from schemas.downlink import Dense, Samples, Sparse
 from schemas.messages import Closed, Open, Opened, Verdict
 from schemas.policy import Mode, SamplingPolicy
 from schemas.reasons import EndReason, Finish
@@ -381,98 +381,3 @@ def test_whatever_an_edge_answers_nothing_but_a_violation_is_raised(mode: Mode, 
         return
     assert all(token < 10 for token in session.committed)
     assert session.sequence.digest == extend_digest(EMPTY_DIGEST, session.committed)
-
-
-# Block verification
-
-
-def tries(*found: tuple[int, int]) -> Tries:
-    """Return tries that pass where the draft was certain of another token; each has accepted tokens and correction."""
-    heads, ids = zip(*found, strict=True)
-    return Tries(heads=bytes(heads), ids=ids, bounds=(0.5,) * len(found))
-
-
-def rows(*each: dict[int, float]) -> Rows:
-    return Rows(
-        reached=(1.0,) * len(each),
-        sizes=tuple(map(len, each)),
-        ids=tuple(token for row in each for token in row),
-        probs=tuple(prob for row in each for prob in row.values()),
-    )
-
-
-def test_of_a_rejected_block_the_device_decides_how_many_tokens_are_accepted() -> None:
-    session = session_of(blocks=True)
-    round_ = drafted(session, 4, 5, 6)
-    (effect,) = session.on_verdict(verdict(round_, 0, tries((2, 6), (1, 7), (0, 8))))
-    assert (effect.tokens, effect.valid, effect.correction) == ((4, 7), 1, 7)
-    assert effect.decided is not None
-    assert effect.decided.verdict.accepted == 1
-    assert (session.counters.tested, session.counters.accepted) == (2, 1)
-    draft = session.send()
-    assert (draft.fix, draft.base, draft.epoch, draft.digest) == (7, 2, 1, extend_digest(EMPTY_DIGEST, (4, 7)))
-
-
-def test_a_race_that_goes_on_is_ended_by_the_device() -> None:
-    session = session_of(blocks=True)
-    (effect,) = session.on_verdict(verdict(drafted(session, 4, 5, more=True), 0, tries((1, 5), (0, 4))))
-    assert (effect.tokens, effect.decided, session.committed) == ((), None, [])
-    assert effect.request is not None
-    assert (effect.request.tried, effect.request.base, effect.request.epoch) == (2, 0, 1)
-    (effect,) = session.on_verdict(verdict(effect.request.round, 0, rows({9: 1.0})))
-    assert (effect.tokens, session.committed, session.counters.tested) == ((9,), [9], 1)
-
-
-def test_numbers_of_rejected_positions_are_not_used_again() -> None:
-    drawn = []
-    for blocks in (False, True):
-        session = session_of(blocks=blocks, max_draft=12)
-        many = Dist(np.arange(10), np.full(10, 0.1))
-        first = [session.propose(many) for _ in range(10)]
-        correction = tries((0, 1)) if blocks else P
-        session.on_verdict(verdict(session.send().round, 0, correction))
-        drawn.append((first[1:], [session.propose(many) for _ in range(9)]))
-    assert drawn[0][0] == drawn[0][1]
-    assert drawn[1][0] != drawn[1][1]
-
-
-def test_tries_do_not_follow_tries() -> None:
-    session = session_of(blocks=True)
-    (effect,) = session.on_verdict(verdict(drafted(session, 4, 5), 0, tries((1, 5))))
-    assert effect.request is not None
-    with pytest.raises(ProtocolViolation):
-        session.on_verdict(verdict(effect.request.round, 0, tries((0, 9))))
-
-
-@pytest.mark.parametrize(
-    ("blocks", "accepted", "following"),
-    [
-        (True, 1, tries((1, 7))),
-        (True, 0, tries((2, 7))),
-        (True, 0, P),
-        (True, 0, 7),
-        (False, 0, tries((0, 7))),
-        (True, 0, rows({7: 1.0}, {7: 1.0}, {7: 1.0})),
-        (False, 0, rows({7: 1.0})),
-    ],
-    ids=[
-        "decided",
-        "longer than the draft",
-        "p",
-        "a token",
-        "not granted",
-        "rows beyond the draft",
-        "rows not granted",
-    ],
-)
-def test_a_verdict_on_a_block_that_no_edge_gives_ends_the_session(blocks: bool, accepted: int, following: Any) -> None:
-    session = session_of(blocks=blocks)
-    with pytest.raises(ProtocolViolation):
-        session.on_verdict(verdict(drafted(session, 4, 5), accepted, following))
-
-
-def test_blocks_are_asked_for_where_they_gain() -> None:
-    assert terms().blocks
-    assert terms(mode=Mode.COUPLED).blocks is None
-    with pytest.raises(ProtocolViolation, match="not asked for"):
-        session_of(mode=Mode.COUPLED, blocks=True)

@@ -151,7 +151,7 @@ def policy(mode: Mode = Mode.RESIDUAL) -> SamplingPolicy:
 
 
 def rejection(mode: Mode = Mode.RESIDUAL) -> Rejection:
-    return Rejection((propose(point_mass(4), policy=policy(mode), position=3),), position=3)
+    return Rejection(propose(point_mass(4), policy=policy(mode), position=3), position=3)
 
 
 def samples(start: int, *ids: int) -> Samples:
@@ -163,7 +163,7 @@ def test_samples_are_tried_in_their_order_until_one_passes() -> None:
     rejected = rejection()
     assert rejected.correction(samples(0, 4, 4, 4), policy=policy()) is None
     assert rejected.tried == 3
-    assert rejected.correction(samples(3, 4, 7, 8), policy=policy()) == (0, 7)
+    assert rejected.correction(samples(3, 4, 7, 8), policy=policy()) == 7
 
 
 @pytest.mark.parametrize("start", [0, 2, 4])

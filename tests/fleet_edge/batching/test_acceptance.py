@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from dssd.block import RejectedBlock, choose_try, end_race
 from dssd.distribution import Dist, shape
 from dssd.sampling import Proposal, coupled_token, propose
 from fleet_edge.batching.judging import Case, judge_batch
@@ -26,7 +25,7 @@ SIZE, LENGTH = 12, 8
 PAIRS, DRAFTS = 20, 100
 NEAR = 0.03
 """Spread of the draft model's logits around the target's."""
-WAYS = ("residual", "blocks", "coupled", "edge-only")
+WAYS = ("residual", "coupled", "edge-only")
 MISTAKE = 1.02
 
 
@@ -47,7 +46,7 @@ def languages() -> tuple[Float, Float]:
 
 @cache
 def expected(way: str) -> list[list[dict[int, float]]]:
-    """Return the probability that each token is accepted, or in blocks its ratio p / q, by pair and position."""
+    """Return the probability that each token is accepted, by pair and position."""
     found = []
     for target, draft in zip(*languages(), strict=True):
         rows = []
@@ -57,8 +56,7 @@ def expected(way: str) -> list[list[dict[int, float]]]:
                 both = coupled(p, q).probs
                 rows.append({token: both.get((token, False), 0.0) / prob for token, prob in q.items()})
             else:
-                ratios = {token: p[token] * TOTAL / count for token, count in quantized(q).items()}
-                rows.append(ratios if way == "blocks" else {key: min(1.0, ratio) for key, ratio in ratios.items()})
+                rows.append({token: min(1.0, p[token] * TOTAL / count) for token, count in quantized(q).items()})
         found.append(rows)
     return found
 
@@ -75,15 +73,13 @@ def drafted(way: str) -> list[list[Proposal]]:
         its, rows = policy(way, seed), draft_models()[seed % PAIRS]
         if way == "edge-only":
             drafts.append([Proposal(coupled_token(q, seed, place)) for place, q in enumerate(rows)])
-        elif way == "blocks":
-            drafts.append([propose(q, policy=its, position=0, index=place) for place, q in enumerate(rows)])
         else:
             drafts.append([propose(q, policy=its, position=place) for place, q in enumerate(rows)])
     return drafts
 
 
 def accepted(way: str, drafts: Sequence[Sequence[Proposal]], *, mistake: float, from_place: int) -> list[int]:
-    """Return how many tokens of each draft the edge accepts, with its device in blocks.
+    """Return how many tokens of each draft the edge accepts.
 
     With a mistake, the target's rows make the drafted tokens as much more probable from a position on.
     """
@@ -95,16 +91,11 @@ def accepted(way: str, drafts: Sequence[Sequence[Proposal]], *, mistake: float, 
         logits.append(rows)
         tokens = tuple(each.token for each in draft)
         counts = None if way in {"coupled", "edge-only"} else tuple(each.count or 0 for each in draft)
-        blocks, written = (LENGTH,) if way == "blocks" else None, way == "edge-only"
-        cases.append(Case(tokens, counts, its, 0, bonus=True, written=written, blocks=blocks))
+        cases.append(Case(tokens, counts, its, 0, bonus=True, written=way == "edge-only"))
     found = []
-    for draft, case, judged in zip(drafts, cases, judge_batch(np.concatenate(logits), cases), strict=True):
+    for judged in judge_batch(np.concatenate(logits), cases):
         assert judged is not None
-        head = judged.accepted
-        if isinstance(block := judged.p, RejectedBlock):
-            q = [each.quantized for each in draft if each.quantized is not None]
-            head, _ = choose_try(block.tries(16), q) or end_race(block.remainder(), q, seed=case.policy.seed, start=0)
-        found.append(head)
+        found.append(judged.accepted)
     return found
 
 
@@ -113,15 +104,10 @@ def excesses(way: str, *, mistake: float = 1.0, from_place: int = 0) -> Float:
     drafts = drafted(way)
     excess = np.zeros((len(drafts), LENGTH))
     for number, head in enumerate(accepted(way, drafts, mistake=mistake, from_place=from_place)):
-        reached = 1.0
         for place, (token, probs) in enumerate(
             zip((each.token for each in drafts[number]), expected(way)[number % PAIRS], strict=True)
         ):
-            if way == "blocks":
-                # Given the first tokens, all of them are accepted with probability `reached`.
-                reached = min(1.0, reached * probs[token])
-                excess[number, place] = (head > place) - reached
-            elif head >= place:
+            if head >= place:
                 excess[number, place] = (head > place) - probs[token]
     return excess
 

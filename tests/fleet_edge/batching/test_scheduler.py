@@ -288,20 +288,6 @@ def test_what_a_step_brings_is_not_taken_for_what_the_next_one_brings() -> None:
     assert edge.scheduler.load().writing_ms == pytest.approx(50.0)
 
 
-def test_a_block_that_is_decided_after_an_edge_only_step_does_not_count_as_its_tokens() -> None:
-    edge = Edge()
-    texts = [edge.session(device=f"device-{number}") for number in range(2)]
-    chain = (arrived(draft((), counted=False, write=9)),)
-    for _ in range(50):
-        works = [WorkItem(text, Item(text.handle, (1,), 1), chain) for text in texts]
-        edge.scheduler.on_step(StepReport(Batch(works), StepTimes(edge.now, edge.now + 0.05, sessions=2)))
-        for work in works:
-            edge.scheduler.on_commit(work, committed=1)
-        edge.scheduler.on_block(texts[0], 7)
-        edge.now += 0.05
-    assert edge.scheduler.load().writing_ms == pytest.approx(50.0)
-
-
 def test_drafts_that_are_never_accepted_wait_for_others() -> None:
     edge = Edge()
     honest = edge.drafting(at=1.0, device="honest")

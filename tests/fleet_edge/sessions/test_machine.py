@@ -1,7 +1,6 @@
 import numpy as np
 import pytest
 
-from dssd.block import RejectedBlock
 from dssd.distribution import Dist
 from dssd.verification import Judgement
 from fleet_edge.errors import DraftFault
@@ -429,71 +428,3 @@ def test_a_request_for_another_text_is_refused(base: int, epoch: int) -> None:
     wrong = Draft(handle=3, round=2, epoch=0, base=1, digest=1, write=3)
     with pytest.raises(DraftFault, match="other tokens"):
         session.admit(ReceivedDraft(wrong, at=0.0))
-
-
-# Block verification
-
-
-def after_rejected_block() -> EdgeSession:
-    """Return a session whose draft (4, 5, 7) was rejected as a block; of its tokens 0 to 2 may be accepted."""
-    session = edge_session()
-    admitted(session, draft((4, 5, 7)))
-    block = RejectedBlock([P] * 3, [1.0, 0.5, 0.5], seed=1, start=0)
-    (settled,) = judged(session, Judgement(0, rejected=True, p=block))
-    assert (settled.accepted, settled.tested, settled.rejected, settled.undecided) == (0, 0, True, True)
-    block.offered += [(2, 6), (2, 4), (0, 6)]
-    session.note_block(TIMING, size=300)
-    return session
-
-
-@pytest.mark.parametrize("head", [(), (4, 5)], ids=str)
-def test_a_rejected_block_waits_for_what_the_device_takes_of_it(head: tuple[int, ...]) -> None:
-    session = after_rejected_block()
-    assert (session.tokens, session.ready, session.longest_committed) == ([1, 2, 3], None, 4)
-    (receipt,) = admitted(session, draft((7,), text=(*head, 6), fix=6, round_=1, epoch=1))
-    assert receipt.block is not None
-    assert (receipt.block.result.accepted, receipt.block.result.tested) == (len(head), len(head) + 1)
-    assert (receipt.block.timing, receipt.block.size) == (TIMING, 300)
-    assert session.tokens == [1, 2, 3, *head, 6]
-    counters = session.counters
-    assert (counters.tokens, counters.accepted, counters.tested) == (len(head) + 1, len(head), len(head) + 1)
-    assert session.ready is not None
-
-
-@pytest.mark.parametrize(
-    ("text", "fix"),
-    [((4, 6), 6), ((4, 5, 9), 9), ((4, 5, 7, 6), 6), ((), None)],
-    ids=["never offered", "another token", "the whole block", "no correction"],
-)
-def test_what_no_try_has_offered_is_refused(text: tuple[int, ...], fix: int | None) -> None:
-    session = after_rejected_block()
-    fault = fault_of(session, draft((), text=text, fix=fix, round_=1, epoch=1))
-    assert (fault.code, fault.action) == (FaultCode.TOKENS_DIFFER, Action.RESUME)
-
-
-def test_after_the_rest_of_a_race_any_token_of_its_rows_may_follow() -> None:
-    session = after_rejected_block()
-    assert session.rejection is not None
-    assert isinstance(session.rejection.p, RejectedBlock)
-    session.rejection.p.remainder()
-    likely = int(P.ids[0])
-    (receipt,) = admitted(session, draft((7,), text=(4, likely), fix=likely, round_=1, epoch=1))
-    assert receipt.block is not None
-    assert receipt.block.result.accepted == 1
-
-
-def test_the_rest_of_a_race_is_asked_for_after_all_tries() -> None:
-    session = after_rejected_block()
-    assert admitted(session, draft((), round_=1, epoch=1, counted=False, tried=3)) == [DraftReceipt(request=True)]
-    fault = fault_of(session, draft((), round_=2, epoch=1, counted=False, tried=2))
-    assert fault.code is FaultCode.TOKENS_DIFFER
-
-
-@pytest.mark.parametrize(
-    ("tokens", "fix", "kept"), [(3, 6, [4, 5, 6]), (2, 6, []), (3, 9, []), (9, 6, []), (0, None, [])]
-)
-def test_a_close_says_what_the_device_took_of_a_rejected_block(tokens: int, fix: int | None, kept: list[int]) -> None:
-    session = after_rejected_block()
-    block = session.close(close(tokens=tokens, fix=fix))
-    assert (None if block is None else block.result.accepted) == (2 if kept else None)
-    assert session.tokens == [1, 2, 3, *kept]
