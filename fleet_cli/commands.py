@@ -23,7 +23,6 @@ class CommandGroup:
 
 COMMANDS: Final = {
     "admin": CommandGroup("fleet_cli.admin", "admin", "Monitor and steer a fleet."),
-    "asyncapi": CommandGroup("fleet_cli.asyncapi", "dev", "Write the AsyncAPI document of all topics and messages."),
     "broker": CommandGroup("fleet_cli.broker", "demo", "Set up the broker and the fleet's identities."),
     "demo": CommandGroup("fleet_cli.demo", "demo", "Run a whole fleet on this machine."),
     "device": CommandGroup("fleet_cli.device", "device", "Run a device, or generate one output."),

@@ -27,14 +27,12 @@ class _Form(BaseModel):
     Attributes:
         number: First in the verdict's array; permanent.
         wire: Following fields in order, each with the function that packs it.
-        described: The array, for documentation.
     """
 
     model_config = ConfigDict(frozen=True)
 
     number: ClassVar[int]
     wire: ClassVar[Mapping[str, Callable[[Any], object]]]
-    described: ClassVar[str]
 
     kind: str
 
@@ -49,7 +47,6 @@ class Sparse(_Form):
 
     number = 1
     wire = MappingProxyType({"ids": pack_ids, "probs": pack_probabilities})
-    described = "[1, ids, probabilities]"
 
     kind: Literal["sparse"] = "sparse"
     ids: Annotated[tuple[TokenId, ...], Field(min_length=1, fail_fast=True)]
@@ -77,7 +74,6 @@ class Samples(_Form):
 
     number = 2
     wire = MappingProxyType({"start": int, "ids": pack_ids, "probs": pack_probabilities})
-    described = "[2, start, ids, probabilities]"
 
     kind: Literal["samples"] = "samples"
     start: Annotated[int, Field(ge=0, lt=1 << 20, strict=True)] = 0
@@ -100,7 +96,6 @@ class Dense(_Form):
 
     number = 3
     wire = MappingProxyType({"probs": bytes})
-    described = "[3, bytes of little-endian float32]"
 
     kind: Literal["dense"] = "dense"
     probs: Annotated[bytes, Field(min_length=8, max_length=4 * MAX_VOCABULARY, strict=True)]

@@ -9,11 +9,11 @@ import pytest
 
 from dssd.sampling import Purpose
 from schemas import codec, control
-from schemas.asyncapi import MESSAGES
 from schemas.policy import Mode, SamplingPolicy
 from schemas.reasons import Action, EndReason, FaultCode, RefusalCode
 from schemas.topics import TREE
 from scripts import vectors
+from tests.schemas.strategies import MESSAGES
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "docs" / "protocol.md").read_text(encoding="utf-8")
@@ -67,15 +67,14 @@ def section(title: str) -> str:
 def test_the_page_names_every_topic_and_every_field() -> None:
     for rule in TREE:
         assert re.sub(r"{(\w+)}", r"<\1>", rule.template) in section("Topics")
-    for models in MESSAGES.values():
-        for model in models:
-            way = "down" if model.__name__ in {"Opened", "Refused", "Verdict", "Fault", "Closed"} else "up"
-            control_message = issubclass(model, control.ControlMessage)
-            steering_message = model.__name__.endswith(("Settings", "Request", "Response"))
-            title = "Remote settings and commands" if steering_message else "States and telemetry"
-            text = section(title if control_message else f"{model.__name__}, {way}")
-            named = set(re.findall(r"\w+", text))
-            assert set(model.model_fields) <= named, (model.__name__, set(model.model_fields) - named)
+    for model in MESSAGES:
+        way = "down" if model.__name__ in {"Opened", "Refused", "Verdict", "Fault", "Closed"} else "up"
+        control_message = issubclass(model, control.ControlMessage)
+        steering_message = model.__name__.endswith(("Settings", "Request", "Response"))
+        title = "Remote settings and commands" if steering_message else "States and telemetry"
+        text = section(title if control_message else f"{model.__name__}, {way}")
+        named = set(re.findall(r"\w+", text))
+        assert set(model.model_fields) <= named, (model.__name__, set(model.model_fields) - named)
     assert set(SamplingPolicy.model_fields) <= set(re.findall(r"\w+", section("Open, up")))
     assert (
         f"[{', '.join(codec.VERDICT_LAYOUT)}]".replace(

@@ -1,15 +1,46 @@
 """Random valid messages."""
 
-from typing import Any
+from typing import Any, Final
 
 from hypothesis import strategies as st
+from pydantic import BaseModel
 
+from schemas.control import (
+    Alert,
+    CommandRequest,
+    CommandResponse,
+    DesiredSettings,
+    DeviceState,
+    EdgeState,
+    ReportedSettings,
+    Telemetry,
+)
 from schemas.downlink import Dense, Samples, Sparse
 from schemas.fields import MAX_DRAFT, MAX_VOCABULARY, MAX_WINDOW, EdgeLoad, Logprobs
 from schemas.messages import Close, Closed, Draft, Fault, Open, Opened, Refused, Verdict
 from schemas.policy import Mode, SamplingPolicy
 from schemas.reasons import Action, EndReason, FaultCode, Finish, RefusalCode
 from schemas.vocabulary import Vocabulary
+
+MESSAGES: Final[tuple[type[BaseModel], ...]] = (
+    DeviceState,
+    EdgeState,
+    Telemetry,
+    Alert,
+    DesiredSettings,
+    ReportedSettings,
+    CommandRequest,
+    CommandResponse,
+    Open,
+    Opened,
+    Refused,
+    Draft,
+    Verdict,
+    Fault,
+    Close,
+    Closed,
+)
+"""Messages of which `docs/vectors` has every kind."""
 
 U16 = st.integers(0, (1 << 16) - 1)
 U32 = st.integers(0, (1 << 32) - 1)

@@ -10,11 +10,13 @@ from hypothesis import strategies as st
 
 from fleet_common.mqtt.packets import publish_packet
 from schemas.codec import (
+    DRAFT_LAYOUT,
     MAX_CLOSE_BYTES,
     MAX_DRAFT_BYTES,
     MAX_OPEN_BYTES,
     MAX_REPLY_BYTES,
     MAX_VERDICT_BYTES,
+    VERDICT_LAYOUT,
     decode_close,
     decode_draft,
     decode_open,
@@ -28,7 +30,7 @@ from schemas.codec import (
 )
 from schemas.downlink import FORMS, Samples, Sparse, UnknownForm
 from schemas.errors import CodecError, MalformedMessage, MessageTooLarge
-from schemas.fields import MAX_DRAFT
+from schemas.fields import MAX_DRAFT, EdgeLoad, Logprobs
 from schemas.messages import Draft, Open, Verdict
 from schemas.policy import SamplingPolicy
 from schemas.reasons import Action, EndReason, FaultCode, Finish, RefusalCode
@@ -427,3 +429,33 @@ def test_a_draft_of_five_tokens_fits_into_a_packet_of_64_bytes() -> None:
     """At QoS 1, with a known topic alias and an expiry."""
     payload = encode_draft(worst_draft(residual=True))
     assert len(publish_packet("", payload, identifier=WORST, expiry_s=30, alias=1)) <= 64
+
+
+TOLD = Logprobs(own=(-0.5,), ids=(4, 5), values=(-0.5, -1.5))
+
+
+def test_the_layouts_are_those_of_the_encoded_arrays() -> None:
+    draft = Draft(handle=1, round=2, epoch=3, base=4, fix=5, tokens=(), counts=(), more=True, digest=6)
+    array = cbor2.loads(encode_draft(draft))
+    shown = dict(zip(DRAFT_LAYOUT, array, strict=False))
+    for field in ("handle", "round", "epoch", "base", "fix", "more", "digest"):
+        assert shown[field] == getattr(draft, field)
+    asking = Draft(handle=1, round=2, epoch=3, base=4, digest=6, tried=7)
+    assert dict(zip(DRAFT_LAYOUT, cbor2.loads(encode_draft(asking)), strict=False))["tried"] == 7
+    asking = Draft(handle=1, round=2, epoch=3, base=4, digest=6, write=8)
+    assert dict(zip(DRAFT_LAYOUT, cbor2.loads(encode_draft(asking)), strict=True))["write"] == 8
+    verdict = Verdict(handle=1, round=2, accepted=3, next=9, finish=Finish.LENGTH, queue_ms=0.5, compute_ms=0.25)
+    there = verdict.model_dump(exclude_none=True)
+    assert dict(zip(VERDICT_LAYOUT, cbor2.loads(encode_verdict(verdict)), strict=False)) == there
+    written = Verdict(
+        handle=1,
+        round=2,
+        accepted=0,
+        base=3,
+        written=(4,),
+        load=EdgeLoad(texts=7, writing_ms=12.0),
+        chained=8,
+        logprobs=TOLD,
+        prompt=TOLD,
+    )
+    assert dict(zip(VERDICT_LAYOUT, cbor2.loads(encode_verdict(written)), strict=True))["base"] == 3

@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from schemas import cbor, codec, control, downlink, fields, messages, policy, reasons, vocabulary
-from schemas.asyncapi import MESSAGES
 from schemas.control import (
     Alert,
     CommandRequest,
@@ -30,7 +29,7 @@ from schemas.control import (
     decode_json,
     encode_json,
 )
-from tests.schemas.strategies import opens
+from tests.schemas.strategies import MESSAGES, opens
 
 GOLDEN: Final = json.loads((Path(__file__).parents[2] / "docs" / "vectors" / "messages.json").read_text("utf-8"))
 CASES: Final = GOLDEN["messages"]["cases"]
@@ -87,7 +86,7 @@ def test_a_message_is_read_to_its_fields_and_written_byte_by_byte(message: dict[
 
 def test_every_kind_mode_form_and_end_is_there() -> None:
     found = [CODECS[message["reads"]][0](payload_of(message)) for message in CASES]
-    assert {type(message) for message in found} == {model for models in MESSAGES.values() for model in models}
+    assert {type(message) for message in found} == set(MESSAGES)
     opened = {(message.policy.mode, message.resume is None) for message in found if isinstance(message, messages.Open)}
     assert len(opened) == 4
     judged = [message for message in found if isinstance(message, messages.Verdict)]
