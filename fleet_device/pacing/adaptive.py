@@ -36,16 +36,23 @@ _FIRST_EDGE_ONLY_TOKENS: Final = 8
 """Number of the first edge-only requests and their tokens: output starts at once, and the rate of edge-only decoding
 becomes known."""
 
-_EXPLORE_EDGE_ONLY: Final = 4.0
-"""Edge-only requests between trials of drafting, where drafting may be as good."""
+_EXPLORATION: Final = 0.015
+"""Share of the time of edge-only decoding that trials of drafting may cost."""
 
-_LESS_OFTEN: Final = 1.5
-"""Factor on the interval of trials after one that has shown nothing better."""
+_FEWEST_BETWEEN: Final = 64
+"""Tokens of edge-only decoding between trials of drafting, at least."""
 
-_MOST_PATIENCE: Final = 24.0
+_COLD: Final = 4.0
+"""Factor by which the first drafts may be too slow: code is compiled, files are read, other devices start as well."""
+
+_STALE: Final = 0.25
+"""Weight, in measurements, of what a new trial of drafting replaces."""
 
 _TRIAL: Final = 3
-"""Drafts of a trial that may be better than edge-only decoding: one alone says little, and a change costs time."""
+"""Drafts of a trial while it promises more than edge-only decoding; one alone says little."""
+
+_TRIAL_TOKENS: Final = 2
+"""Draft length of a trial, at least: the first token includes reading what the edge has decoded, and is not timed."""
 
 _SURELY: Final = 1.07
 """Factor by which drafting must promise more than edge-only decoding: the first is estimated, the second measured, and
@@ -58,7 +65,7 @@ _STRETCH: Final = 2
 """Limit of a draft that may end early, as a multiple of the length that pays on average."""
 
 _LIKE: Final = 1.25
-"""Step times that differ by less are similar: few steps are no better known, and one more request makes as much."""
+"""Times that differ by less are similar: few steps are no better known, and one more request makes as much."""
 
 _INSTANT_S: Final = 1e-6
 
@@ -90,8 +97,9 @@ class AdaptivePacing:
     _longest: int = _FIRST  # of the last plan
     _window: int = 1
     _plans: int = 0
-    _untried: float = _EXPLORE_EDGE_ONLY / 2  # edge-only requests since drafts were tried
-    _patience: float = _EXPLORE_EDGE_ONLY  # edge-only requests between trials
+    _untried: float = 0.0  # tokens of edge-only decoding since drafts were tried
+    _cold: float = _COLD  # factor by which drafts may have been too slow
+    _tried_s: float = 0.0  # time of a token of edge-only decoding when drafts were tried
     _trying: int = 0  # drafts left of a trial
     _outcomes: int = 0
     _steady: int = 0  # plans since the choice between drafting and edge-only decoding has changed
@@ -251,23 +259,32 @@ class AdaptivePacing:
             return None
         stay = STAY if self._last is not None and self._last.edge_only else 1.0
         if WORTH * self._gain(best, conditions, fastest=fastest) > stay * _SURELY:
-            self._patience = _EXPLORE_EDGE_ONLY
             return None
-        # The estimate of drafting is old or based on few tokens. Try it again, less often the less it promises, since a
-        # change of plan costs round trips. An empty draft would teach nothing.
-        trial = best if best.tokens else replace(best, tokens=1)
-        if self._trying:
+        # The estimate of drafting is old or based on few tokens. An empty draft would teach nothing.
+        trial = replace(best, tokens=min(self._longest, max(_TRIAL_TOKENS, best.tokens)))
+        under = replace(conditions, acceptance=self._acceptance.hoped if self._load.shared is None else self._rate)
+        # What has sped up edge-only decoding since the last trial may have sped up drafting as well.
+        faster = self._tried_s / max(_INSTANT_S, self._edge_only_s())
+        if faster > _LIKE:
+            self._steady = 0
+        hoped = max(self._cold, faster) * self._gain(trial, under, fastest=fastest)
+        if self._trying and hoped > 1.0:
             self._trying -= 1
             return trial
-        self._untried += 1.0
-        under = replace(conditions, acceptance=self._acceptance.hoped if self._load.shared is None else self._rate)
-        hoped = self._gain(trial, under, fastest=fastest)
-        edge_only = self._go_edge_only()
-        if self._untried * hoped**4 < self._patience:
-            return edge_only
-        self._untried, self._patience = 0.0, min(_MOST_PATIENCE, _LESS_OFTEN * self._patience)
-        self._trying = _TRIAL - 1 if hoped > 1.0 else 0
+        self._trying = 0
+        self._untried += EDGE_ONLY_TOKENS / 2
+        if self._untried < max(_FEWEST_BETWEEN, self._cost(trial, under, hoped) / _EXPLORATION):
+            return self._go_edge_only()
+        self._untried, self._cold, self._trying = 0.0, 1.0, _TRIAL - 1
+        self._tried_s = self._edge_only_s()
+        self._times = {way: times.faded(_STALE) for way, times in self._times.items()}
         return trial
+
+    def _cost(self, trial: Plan, conditions: Conditions, gain: float) -> float:
+        """Return the tokens that edge-only decoding would yield in the time that a trial of this gain loses."""
+        committed, _ = conditions.cycle(trial)
+        change = conditions.beside_s / max(_INSTANT_S, self._edge_only_s())
+        return change + _TRIAL * committed * max(0.0, 1.0 / max(_INSTANT_S, gain) - 1.0)
 
     def _gain(self, plan: Plan, conditions: Conditions, *, fastest: float) -> float:
         """Return how many times the value of edge-only decoding a drafting plan has."""
@@ -337,6 +354,7 @@ class AdaptivePacing:
 
     def _begin_edge_only(self) -> None:
         """Let new measurements soon replace old expectations, of edge-only decoding and of later drafts."""
+        self._tried_s = self._edge_only_s()
         if measured := self._edge_only_token.at(0):
             self._edge_only_token = self._edge_only_token.faded(self._edge_only_s() / measured)
         self._edge_only_step = self._edge_only_step.faded(self._step_ratio())

@@ -301,9 +301,9 @@ class Trend:
         self._tokens_tokens = kept * self._tokens_tokens + tokens * tokens
         self._tokens_seconds = kept * self._tokens_seconds + tokens * seconds
 
-    def faded(self, factor: float = 1.0) -> "Trend":
+    def faded(self, factor: float = 1.0, *, weight: float = _FADED) -> "Trend":
         """Return a trend with the same expectation and little weight, so that new measurements replace it soon."""
-        left = min(1.0, _FADED / self._weight) if self.known else 0.0
+        left = min(1.0, weight / self._weight) if self.known else 0.0
         return Trend(
             left * self._weight,
             left * self._tokens,
@@ -378,8 +378,8 @@ class Times:
     queue: Trend = field(default_factory=Trend)
     compute: Trend = field(default_factory=Trend)
 
-    def faded(self) -> "Times":
-        return Times(self.token.faded(), self.beside.faded(), self.queue.faded(), self.compute.faded())
+    def faded(self, weight: float = _FADED) -> "Times":
+        return Times(*(trend.faded(weight=weight) for trend in (self.token, self.beside, self.queue, self.compute)))
 
     def choose(self, best: Callable[..., Trend], other: "Times") -> "Times":
         pairs = ((self.token, other.token), (self.beside, other.beside), (self.queue, other.queue))
