@@ -20,7 +20,6 @@ from fleet_common.host import Systemd, use_one_heap
 from fleet_common.logs import Event, EventStream, hold_back_repetition, write_log_as
 from fleet_common.mqtt.tls import certificate_name
 from fleet_common.settings import load_settings
-from fleet_device.checks.edge_check import EdgeCheck
 from fleet_edge.edge import Edge
 from fleet_edge.settings import EdgeSettings
 from fleet_edge.store.engine import parse_url, shown
@@ -147,6 +146,8 @@ def selftest_command(
     The edge continues its work. Exit code 0 if all is well, 1 if a check failed, 2 if the configuration is invalid.
     Over TLS it needs its own identity with the role device, given as --certificate and --key, and says how to make one.
     """
+    from fleet_device.checks.edge_check import EdgeCheck  # a device, which a start of an edge need not wait for
+
     name = probe or probe_name(settings.edge)
     _check_identity(name, settings)
     check_target_files(settings)  # before transformers is imported, which takes seconds

@@ -159,30 +159,31 @@ def _context(info: TargetInfo, pages: Pages) -> int:
     return context
 
 
-def run_trial(model: Model, info: TargetInfo) -> TargetInfo:
-    """Compute a fixed sequence; return the info with the identity that its rows give.
+class Trial:
+    """A fixed sequence, computed once as a whole, and once in pieces next to other sequences."""
 
-    It also says whether they are bit-identical however the sequence is split, alone and among others.
-    """
-    its = model.geometry
-    length = min(_CHECKED, info.context)
-    pages = ProcessMemory(layers=its.layers, kv_heads=its.kv_heads, dim=its.head_dim, count=4)
-    verifier = BlocksVerifier(model, replace(info, context=length), pages)
-    size = info.vocabulary.size
-    draw = random.Random(_SEED)  # noqa: S311 - no secret
-    mine, *others = (draw.choices(range(size), k=length) for _ in range(4))
-    for sequence in range(len(others) + 1):
-        verifier.open(sequence)
-    whole = verifier.score([Item(0, mine, length)]).copy()
-    verifier.truncate(0, 0)
-    pieces, begin, new = [], 0, 1
-    while begin < length:
-        piece = mine[begin : begin + new]
-        items = [Item(number, other[:new], 1) for number, other in enumerate(others, 1)]
-        found = verifier.score([*items, Item(0, piece, len(piece))])
-        pieces.append(found[len(items) :].copy())
-        for number in range(1, len(others) + 1):
-            verifier.truncate(number, 0)
-        begin, new = begin + len(piece), new % 5 + 1
-    repeat = np.array_equal(whole, np.concatenate(pieces))
-    return replace(info, batch_invariant=repeat).identified(whole.tobytes())
+    def __init__(self, model: Model, info: TargetInfo) -> None:
+        its = model.geometry
+        self._length = min(_CHECKED, info.context)
+        pages = ProcessMemory(layers=its.layers, kv_heads=its.kv_heads, dim=its.head_dim, count=4)
+        self._verifier = BlocksVerifier(model, replace(info, context=self._length), pages)
+        draw, size = random.Random(_SEED), info.vocabulary.size  # noqa: S311 - no secret
+        self._mine, *self._others = (draw.choices(range(size), k=self._length) for _ in range(4))
+        for sequence in range(len(self._others) + 1):
+            self._verifier.open(sequence)
+        self.rows = self._verifier.score([Item(0, self._mine, self._length)]).copy()
+
+    def repeats(self) -> bool:
+        """Return whether the rows are the same bits in pieces; as slow as eight steps."""
+        verifier, others = self._verifier, self._others
+        verifier.truncate(0, 0)
+        pieces, begin, new = [], 0, 1
+        while begin < self._length:
+            piece = self._mine[begin : begin + new]
+            items = [Item(number, other[:new], 1) for number, other in enumerate(others, 1)]
+            found = verifier.score([*items, Item(0, piece, len(piece))])
+            pieces.append(found[len(items) :].copy())
+            for number in range(1, len(others) + 1):
+                verifier.truncate(number, 0)
+            begin, new = begin + len(piece), new % 5 + 1
+        return np.array_equal(self.rows, np.concatenate(pieces))

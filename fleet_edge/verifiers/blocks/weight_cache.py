@@ -58,7 +58,11 @@ def fingerprint(files: Iterable[Path], *, bits: int) -> str:
 
 
 class CachedWeights:
-    """`WeightFile` over another one, whose packed weights are kept for later starts where that is possible."""
+    """`WeightFile` over another one, whose packed weights are kept for later starts where that is possible.
+
+    Attributes:
+        proof: What `keep` was given by the start that wrote the file.
+    """
 
     def __init__(self, file: WeightFile, path: Path, identity: str, *, threads: int) -> None:
         """Map the file `path` of an earlier start, if there is one with this identity (see `fingerprint`)."""
@@ -67,7 +71,7 @@ class CachedWeights:
         self._path = path
         self._identity = identity
         self._packed: Packed = {}
-        self._found = _read(path, identity, threads)
+        self._found, self.proof = _read(path, identity, threads)
 
     @property
     def is_mapped(self) -> bool:
@@ -94,37 +98,37 @@ class CachedWeights:
             found = self._packed[key] = pack()
         return found
 
-    def keep(self) -> None:
+    def keep(self, proof: str = "") -> None:
         """Write what was packed to the file; a failure costs later starts time only."""
         if not self._packed:
             return
         try:
-            _write(self._path, self._identity, self._found | self._packed)
+            _write(self._path, self._identity, self._found | self._packed, proof)
         except OSError as error:
             _log.warning("Packed weights cannot be kept, so that the next start packs them again: %s", error)
 
-    def keep_later(self) -> None:
+    def keep_later(self, proof: str) -> None:
         """Write the file on a thread that does not delay the start, nor the end of the process."""
-        threading.Thread(target=self.keep, name="keep-weights", daemon=True).start()
+        threading.Thread(target=self.keep, args=[proof], name="keep-weights", daemon=True).start()
 
 
-def _read(path: Path, wanted: str, threads: int) -> Packed:
-    """Return the weights of a file; none if it is missing, damaged, or of another source."""
+def _read(path: Path, wanted: str, threads: int) -> tuple[Packed, str]:
+    """Return the weights and the proof of a file; none if it is missing, damaged, or of another source."""
     try:
         with path.open("rb") as file:
             found = _mapped(file.fileno(), wanted, threads)
         os.utime(path)
     except FileNotFoundError:
-        return {}
+        return {}, ""
     except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
         _log.warning("The kept weights %s do not serve and are made again: %s", path, error)
         with suppress(OSError):
             path.unlink()
-        return {}
+        return {}, ""
     return found
 
 
-def _mapped(descriptor: int, wanted: str, threads: int) -> Packed:
+def _mapped(descriptor: int, wanted: str, threads: int) -> tuple[Packed, str]:
     size = os.fstat(descriptor).st_size
     # Private, since compiled loops take arrays that can be written to; nobody does, so all of it is shared.
     memory = mmap.mmap(descriptor, size, flags=mmap.MAP_PRIVATE | _MAP_NORESERVE)
@@ -147,10 +151,10 @@ def _mapped(descriptor: int, wanted: str, threads: int) -> Packed:
 
     with ThreadPoolExecutor(threads) as pool:
         waiting = {key: [pool.submit(weight, each) for each in its] for key, its in index["weights"].items()}
-        return {key: [each.result() for each in its] for key, its in waiting.items()}
+        return {key: [each.result() for each in its] for key, its in waiting.items()}, str(index["proof"])
 
 
-def _write(path: Path, identity: str, packed: Packed) -> None:
+def _write(path: Path, identity: str, packed: Packed, proof: str) -> None:
     for other in path.parent.iterdir():
         of_killed = other.suffix == _PART and other.stem.partition(".")[0] == path.stem
         if of_killed or other.stat().st_mtime < time.time() - _UNUSED_S:
@@ -168,7 +172,7 @@ def _write(path: Path, identity: str, packed: Packed) -> None:
                 index.setdefault(key, []).append(_described(each, file.tell()))
                 file.write(each.tiles.data)
                 file.write(bytes(_SPARE_BYTES))
-        content = json.dumps({"identity": identity, "weights": index}).encode()
+        content = json.dumps({"identity": identity, "proof": proof, "weights": index}).encode()
         file.write(content + _TRAILER.pack(_MAGIC, len(content), hashlib.sha256(content).digest()))
         file.flush()
         os.fsync(file.fileno())

@@ -9,11 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fleet_edge.verifiers.blocks import weight_cache
+from fleet_edge.settings import EdgeSettings
+from fleet_edge.verifiers import blocks_engine
+from fleet_edge.verifiers.blocks import compiler, weight_cache
 from fleet_edge.verifiers.blocks.gguf_weights import GgufWeights
 from fleet_edge.verifiers.blocks.kv import Pages, ProcessMemory
 from fleet_edge.verifiers.blocks.model import Model, Part
+from fleet_edge.verifiers.blocks.verifier import Trial
 from fleet_edge.verifiers.blocks.weight_cache import CachedWeights, fingerprint
+from fleet_edge.verifiers.contract import TargetInfo
 from tests.fleet_edge.verifiers.oracle import tiny_target_gguf
 
 
@@ -105,3 +109,55 @@ def test_files_of_killed_starts_and_those_not_read_for_a_month_are_deleted(gguf:
     os.utime(gguf, (2, 2))
     _loaded(gguf)
     assert list(_file(gguf).parent.iterdir()) == [_file(gguf)]
+
+
+# In the engine
+
+
+@pytest.fixture
+def load(gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., TargetInfo]:
+    """Load as an edge does, with a first start that has kept its weights."""
+    monkeypatch.setenv("CACHE_DIRECTORY", str(tmp_path))
+    monkeypatch.setattr(blocks_engine, "_MIN_KEPT_BYTES", 0)
+    monkeypatch.setattr(CachedWeights, "keep_later", CachedWeights.keep)
+
+    def loaded(**settings: object) -> TargetInfo:
+        given = {"target": str(gguf), "engine": "blocks", "kv_bytes": 1 << 20, "kv_kept": "off", "threads": 1}
+        return blocks_engine.load(EdgeSettings.model_validate(given | settings)).info
+
+    return loaded
+
+
+def _count_trials(monkeypatch: pytest.MonkeyPatch) -> list[Trial]:
+    trials, repeats = list[Trial](), Trial.repeats
+
+    def counted(trial: Trial) -> bool:
+        trials.append(trial)
+        return repeats(trial)
+
+    monkeypatch.setattr(Trial, "repeats", counted)
+    return trials
+
+
+def test_a_second_start_relies_on_the_trial_of_the_first(
+    load: Callable[..., TargetInfo], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trials = _count_trials(monkeypatch)
+    first = load()
+    assert (first.batch_invariant, len(trials)) == (True, 1)
+    assert load() == first
+    assert len(trials) == 1
+
+
+@pytest.mark.parametrize("changed", ["threads", "processor", "rows"])
+def test_a_trial_under_other_conditions_is_made_again(
+    load: Callable[..., TargetInfo], monkeypatch: pytest.MonkeyPatch, changed: str
+) -> None:
+    load()
+    trials = _count_trials(monkeypatch)
+    if changed == "processor":
+        monkeypatch.setattr(compiler, "processor_features", lambda: frozenset({"another"}))
+    if changed == "rows":
+        monkeypatch.setattr("fleet_edge.verifiers.blocks.verifier._SEED", 1)
+    load(threads=2 if changed == "threads" else 1)
+    assert len(trials) == 1
