@@ -37,6 +37,7 @@ _STYLES: Final[Mapping[TokenOrigin, str]] = {
     TokenOrigin.OTHER_TARGET: "\x1b[4;33m",  # yellow, underlined
     TokenOrigin.UNVERIFIED: "\x1b[4;31m",  # red, underlined
 }
+_THINKING: Final = "\x1b[2m"  # dim
 _MEANINGS: Final[Mapping[TokenOrigin, str]] = {
     TokenOrigin.DRAFTED: "drafted here and accepted",
     TokenOrigin.CORRECTED: "corrected by the edge",
@@ -60,9 +61,10 @@ class Painter:
 
     def paint(self, piece: Piece) -> str:
         """Return a piece without control characters; its colours end with it."""
+        thought = printable(piece.reasoning)
         if not self.colours or not piece.parts:
-            return printable(piece.text)
-        painted, style = [], ""
+            return thought + printable(piece.text)
+        painted, style = [f"{_THINKING}{thought}{_RESET}"] if thought else [], ""
         for part in piece.parts:
             if not part.text:
                 continue

@@ -47,6 +47,7 @@ from fleet_device.drafters.contract import DrafterError, TextCodec
 from fleet_device.errors import DeviceError, EdgeUnavailable, SessionRefused
 from fleet_device.requests.generate import GeneratedText, GenerateRequest, Piece
 from fleet_device.requests.queue import Delayed, Failed, Listener, Ticket
+from fleet_device.requests.thinking import marks_of
 from fleet_device.settings import DeviceSettings, OfflinePolicy
 from schemas.names import VERSION
 from schemas.policy import Grammar
@@ -218,8 +219,10 @@ class _Api:
     async def show(self, request: Request) -> Response:
         asked = read_request(OllamaShowRequest, await _body(request))
         self._check_model((asked.model or asked.name).removesuffix(":latest"))
+        template = self.backend.codec.chat_template
+        capabilities = ["completion", "tools", *(["thinking"] if template and marks_of(template) else [])]
         info = {"general.architecture": ANY_MODEL, f"{ANY_MODEL}.context_length": self.backend.context}
-        return JSONResponse({**self._ollama_facts(), "capabilities": ["completion", "tools"], "model_info": info})
+        return JSONResponse({**self._ollama_facts(), "capabilities": capabilities, "model_info": info})
 
     async def tokenize(self, request: Request) -> Response:
         asked, codec = read_request(TokenizeRequest, await _body(request)), self.backend.codec
@@ -325,8 +328,9 @@ class _Api:
             self.quotas.note(application, each)
             if isinstance(each, Failed):
                 each = replace(each, error=_problem(each.error, asked))
-            if isinstance(each, Piece) and not each.text and asked.most_logprobs is None and not asked.continuous_usage:
-                return  # without text there is nothing to send
+            silent = isinstance(each, Piece) and not each.text and not each.reasoning
+            if silent and asked.most_logprobs is None and not asked.continuous_usage:
+                return  # there is nothing to send
             loop.call_soon_threadsafe(events.put_nowait, (number, each))
 
         tickets: list[Ticket] = []

@@ -57,12 +57,14 @@ class OllamaMessage(_Lenient):
     content: str | None = None
     tool_calls: tuple[OllamaCall, ...] | None = None
     images: _Nothing = None
+    thinking: str | None = None
 
     def openai(self) -> dict[str, Any]:
         functions = [each.function for each in self.tool_calls or ()]
         calls = [{"function": {"name": each.name, "arguments": json.dumps(each.arguments)}} for each in functions]
         result = {"tool_call_id": ""} if self.role == "tool" else {}
-        return {"role": self.role, "content": self.content or "", "tool_calls": calls or None, **result}
+        said = {"role": self.role, "content": self.content or "", "tool_calls": calls or None, **result}
+        return said | ({"reasoning_content": self.thinking} if self.thinking else {})
 
 
 class OllamaRequest(BaseModel):
@@ -75,7 +77,7 @@ class OllamaRequest(BaseModel):
     format: Literal["", "json"] | dict[str, Any] | None = None
     options: OllamaOptions | None = None
     keep_alive: Any = None
-    think: Literal[False] | None = None
+    think: bool | Literal["low", "medium", "high"] | None = None
 
     @property
     def schema_of_answer(self) -> dict[str, Any] | None:
@@ -97,6 +99,9 @@ class OllamaRequest(BaseModel):
         schema = self.schema_of_answer
         if schema is not None:
             fields["response_format"] = {"type": "json_object", "schema": schema}
+        if self.think is not None:
+            effort = {True: "medium", False: "none"}.get(self.think, self.think)
+            fields["reasoning_effort"] = effort
         return validated(_AsChat, self.fields() | fields)
 
 
@@ -166,14 +171,17 @@ class OllamaReply:
 
     def whole(self, text: GeneratedText) -> dict[str, Any]:
         said: dict[str, Any] = {"content": text.text} if self.tools is None else self.tools.message(text.text)
-        return self._line(said["content"] or "", said.get("tool_calls")) | _ended(text)
+        return self._line(said["content"] or "", said.get("tool_calls"), text.reasoning) | _ended(text)
 
     def pieces(self, piece: Piece | None) -> list[dict[str, Any]]:
         """Return the lines of a piece; an empty one if nothing came, so that the connection is seen to be alive."""
         if piece is None:
             return [self._line("")]
+        lines = [self._line("", thinking=piece.reasoning)] if piece.reasoning else []
+        if lines and not piece.text:
+            return lines
         deltas = [{"content": piece.text}] if self.tools is None else self.tools.pieces(0, piece.text)
-        return [self._line(delta["content"]) for delta in deltas if "content" in delta]
+        return lines + [self._line(delta["content"]) for delta in deltas if "content" in delta]
 
     def last(self, text: GeneratedText) -> list[dict[str, Any]]:
         """Return the last lines, with all calls as a whole."""
@@ -181,10 +189,11 @@ class OllamaReply:
         calls = None if self.tools is None else self.tools.message(text.text).get("tool_calls")
         return [*rest, self._line("", calls) | _ended(text)]
 
-    def _line(self, text: str, calls: list[dict[str, Any]] | None = None) -> dict[str, Any]:
-        said: Mapping[str, Any] = {"response": text}
+    def _line(self, text: str, calls: list[dict[str, Any]] | None = None, thinking: str = "") -> dict[str, Any]:
+        thought = {"thinking": thinking} if thinking else {}
+        said: Mapping[str, Any] = {"response": text, **thought}
         if self.chat:
-            message = {"role": "assistant", "content": text}
+            message = {"role": "assistant", "content": text, **thought}
             said = {"message": message if calls is None else message | {"tool_calls": _calls(calls)}}
         return {"model": self.model, "created_at": self.created_at, **said, "done": False}
 

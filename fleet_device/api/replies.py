@@ -60,7 +60,7 @@ def usage_of(texts: Sequence[GeneratedText], *, prompts: int = 1) -> dict[str, A
         "completion_tokens_details": {
             "accepted_prediction_tokens": accepted,
             "rejected_prediction_tokens": tested - accepted,
-            "reasoning_tokens": 0,
+            "reasoning_tokens": sum(text.reasoning_tokens for text in texts),
             "audio_tokens": 0,
         },
         "fleet": {
@@ -146,6 +146,8 @@ class Reply:
             said: dict[str, Any] = {"content": text.text}
             if self.tools is not None:
                 said = self.tools.message(text.text)
+            if text.reasoning:
+                said["reasoning_content"] = text.reasoning
             content = (
                 {"message": {"role": "assistant", **said, "refusal": None, "annotations": []}}
                 if self.chat
@@ -178,11 +180,13 @@ class Reply:
         if self.spelling is not None and piece.parts:
             tokens = [(part.token, part.logprobs) for part in piece.parts]
             logprobs = self._logprobs(tokens, self.spelling, self._offsets.setdefault(number, Offsets()))
-        if self.tools is None:
-            deltas: Sequence[dict[str, Any] | str] = [{"content": piece.text} if self.chat else piece.text]
-        else:
-            # Log-probabilities come with the first chunk of a piece, even if the tool call has no delta yet.
-            deltas = self.tools.pieces(number, piece.text) or ([{}] if logprobs else [])
+        deltas: list[dict[str, Any] | str] = [{"reasoning_content": piece.reasoning}] if piece.reasoning else []
+        if self.tools is not None:
+            deltas += self.tools.pieces(number, piece.text)
+        elif piece.text or not deltas:
+            deltas.append({"content": piece.text} if self.chat else piece.text)
+        if logprobs and not deltas:  # they come with the first chunk of a piece, even if a tool call has no delta yet
+            deltas.append({})
         chunks = [self._chunk(delta, number) for delta in deltas]
         if logprobs is not None:
             chunks[0]["choices"][0]["logprobs"] = logprobs

@@ -15,9 +15,9 @@ from fleet_common.validation import field_at, plain_sentence
 from fleet_device.api.problems import ApiProblem, problem_of
 from fleet_device.drafters.contract import TextCodec
 from fleet_device.errors import InvalidRequest
-from fleet_device.requests.chat import encode_chat
+from fleet_device.requests.chat import chat_prompt
 from fleet_device.requests.generate import GenerateRequest
-from fleet_device.requests.prompt import LONGEST_STOP, MOST_STOPS, Prompt, prepare_request
+from fleet_device.requests.prompt import LONGEST_STOP, MOST_STOPS, Prompt, TextOptions, prepare_request
 from fleet_device.requests.structured import (
     MISSING,
     RequestMessage,
@@ -29,6 +29,7 @@ from fleet_device.requests.structured import (
     schema_grammar,
     unusable,
 )
+from fleet_device.requests.thinking import ReasoningEffort, TemplateOptions, TemplateVariables
 from fleet_device.settings import MAX_TEMPERATURE, DeviceSettings, OfflinePolicy
 from schemas.fields import MAX_TOKENS, MAX_TOP_LOGPROBS
 from schemas.policy import MAX_GRAMMAR_BYTES, MAX_SEED, Grammar, GrammarKind, Mode
@@ -40,7 +41,6 @@ NEUTRAL: Final[Mapping[str, tuple[Any, ...]]] = {
     "background": (False,),
     "bad_words": ([],),
     "best_of": (1,),
-    "chat_template_kwargs": ({},),
     "continue_final_message": (False,),
     "conversation": (),
     "echo": (False,),  # of other requests than those that have it
@@ -81,8 +81,7 @@ NEUTRAL: Final[Mapping[str, tuple[Any, ...]]] = {
 IGNORED: Final = frozenset(
     (
         "cache_prompt", "cache_salt", "ignore_eos", "metadata", "min_tokens", "prediction", "priority",
-        "prompt_cache_key", "prompt_cache_retention", "reasoning", "reasoning_effort", "request_id",
-        "safety_identifier", "user", "verbosity",
+        "prompt_cache_key", "prompt_cache_retention", "request_id", "safety_identifier", "user", "verbosity",
     )
 )  # fmt: skip
 """Parameters of OpenAI's, vLLM's and llama.cpp's clients that are ignored, because that does no harm."""
@@ -262,7 +261,11 @@ class TextRequest(GenerationRequest):
             offline=self.offline,
             grammar=self.text_grammar(),
             edge_only=bool(self.edge_only),
+            **self.template_options(),
         ).encode(codec)
+
+    def template_options(self) -> TextOptions:
+        return {}
 
     def text_grammar(self) -> Grammar | None:
         return self.grammar
@@ -299,6 +302,8 @@ class ChatRequest(TextRequest, ToolOptions):
     logprobs: Annotated[bool, Field(strict=True)] | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS, strict=True)] | None = None
     response_format: ResponseFormat | None = None
+    reasoning_effort: ReasoningEffort | None = None
+    chat_template_kwargs: TemplateVariables | None = None
 
     @model_validator(mode="after")
     def _one_grammar(self) -> Self:
@@ -338,6 +343,9 @@ class ChatRequest(TextRequest, ToolOptions):
     @property
     def token_limit(self) -> int | None:
         return self.max_completion_tokens or self.max_tokens
+
+    def template_options(self) -> TextOptions:
+        return {"reasoning_effort": self.reasoning_effort, "chat_template_kwargs": self.chat_template_kwargs}
 
     def text_prompt(self) -> Prompt:
         plain, offer = [each.plain() for each in self.messages], self.offer
@@ -383,6 +391,7 @@ class TokenizeRequest(StrictModel):
     model: str | None = None
     prompt: str | None = None
     messages: tuple[RequestMessage, ...] | None = None
+    chat_template_kwargs: TemplateVariables | None = None
     add_special_tokens: bool = True
     return_token_strs: bool | None = None
 
@@ -394,7 +403,8 @@ class TokenizeRequest(StrictModel):
 
     def tokens(self, codec: TextCodec) -> list[int]:
         if self.messages is not None:
-            return list(encode_chat(codec, [each.plain() for each in self.messages]))
+            options = TemplateOptions(variables=self.chat_template_kwargs or {})
+            return chat_prompt(codec, [each.plain() for each in self.messages], options).tokens
         tokens = codec.encode(self.prompt or "")
         return tokens if self.add_special_tokens else tokens[len(codec.encode("")) :]
 

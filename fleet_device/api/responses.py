@@ -35,6 +35,7 @@ from fleet_device.requests.structured import (
     ToolCalls,
     unusable,
 )
+from fleet_device.requests.thinking import ReasoningEffort, TemplateVariables
 from fleet_device.settings import DeviceSettings
 from schemas.fields import MAX_TOP_LOGPROBS
 from schemas.reasons import EndReason
@@ -59,6 +60,18 @@ class CallItem(_Item):
     arguments: str
 
 
+class ReasoningText(_Item):
+    type: Literal["reasoning_text"]
+    text: str
+
+
+class ReasoningItem(_Item):
+    """Thinking of an earlier answer; one without a text, as OpenAI's own models give it, has no effect."""
+
+    type: Literal["reasoning"]
+    content: tuple[ReasoningText, ...] | None = None
+
+
 class ResultItem(_Item):
     type: Literal["function_call_output"]
     call_id: str
@@ -72,10 +85,11 @@ def _kind(item: object) -> object:
 InputItem = Annotated[
     Annotated[MessageItem, Tag("message")]
     | Annotated[CallItem, Tag("function_call")]
-    | Annotated[ResultItem, Tag("function_call_output")],
+    | Annotated[ResultItem, Tag("function_call_output")]
+    | Annotated[ReasoningItem, Tag("reasoning")],
     Discriminator(_kind),
 ]
-_KINDS: Final = ("message", "function_call", "function_call_output")
+_KINDS: Final = ("message", "function_call", "function_call_output", "reasoning")
 
 
 def _items(given: object) -> object:
@@ -146,6 +160,14 @@ class TextField(StrictModel):
     verbosity: Any = None
 
 
+class ReasoningField(StrictModel):
+    """How long the model thinks. There are no summaries: the thinking itself is in the answer."""
+
+    effort: ReasoningEffort | None = None
+    summary: Any = None
+    generate_summary: Any = None
+
+
 class ResponsesRequest(GenerationRequest):
     """`POST /v1/responses`. The labels come back in the answer."""
 
@@ -158,6 +180,8 @@ class ResponsesRequest(GenerationRequest):
     instructions: str | None = None
     max_output_tokens: TokenLimit | None = None
     text: TextField | None = None
+    reasoning: ReasoningField | None = None
+    chat_template_kwargs: TemplateVariables | None = None
     tools: Annotated[tuple[FunctionTool, ...], Field(max_length=128, fail_fast=True)] | None = None
     tool_choice: Literal["none", "auto", "required"] | FunctionChoice | AllowedChoice | None = None
     parallel_tool_calls: Annotated[bool, Field(strict=True)] | None = None
@@ -181,24 +205,34 @@ class ResponsesRequest(GenerationRequest):
             parallel_tool_calls=self.parallel_tool_calls,
             logprobs=bool(self.include or self.top_logprobs),
             top_logprobs=self.top_logprobs,
+            reasoning_effort=self.reasoning and self.reasoning.effort,
+            chat_template_kwargs=self.chat_template_kwargs,
         )
 
     def _messages(self) -> tuple[RequestMessage, ...]:
         messages = [RequestMessage(role="system", content=self.instructions)] if self.instructions else []
+        thought: str | None = None
         for item in self.input:
             match item:
+                case ReasoningItem():
+                    thought = "".join(part.text for part in item.content or ()) or None
+                    continue
                 case MessageItem():
-                    messages.append(RequestMessage(role=item.role, content=item.content))
+                    reasoning = thought if item.role == "assistant" else None
+                    messages.append(RequestMessage(role=item.role, content=item.content, reasoning_content=reasoning))
                 case CallItem():
                     function = CalledFunction(name=item.name, arguments=item.arguments)
                     call = ToolCall(id=item.call_id, function=function)
                     before = messages[-1] if messages and messages[-1].role == "assistant" else None
                     if before is None:
-                        messages.append(RequestMessage(role="assistant", content="", tool_calls=(call,)))
+                        messages.append(
+                            RequestMessage(role="assistant", content="", tool_calls=(call,), reasoning_content=thought)
+                        )
                     else:  # a model may call several functions in one turn
                         messages[-1] = before.model_copy(update={"tool_calls": (*(before.tool_calls or ()), call)})
                 case ResultItem():
                     messages.append(RequestMessage(role="tool", content=item.output, tool_call_id=item.call_id))
+            thought = None
         return tuple(messages)
 
 
@@ -233,10 +267,14 @@ class ResponseReply:
 
     def whole(self, text: GeneratedText) -> dict[str, Any]:
         said: dict[str, Any] = {"content": text.text} if self.tools is None else self.tools.message(text.text)
+        items = [self._reasoning(text.reasoning)] if text.reasoning else []
         if calls := said.get("tool_calls"):
-            return self._ended(text, [self._call(place, call, **call["function"]) for place, call in enumerate(calls)])
+            called = [self._call(place, call, **call["function"]) for place, call in enumerate(calls)]
+            return self._ended(text, items + called)
+        if items and not text.text:  # cut within the thinking
+            return self._ended(text, items)
         logprobs = token_logprobs(spelled_tokens(text, self.spelling), self.spelling) if self.spelling else []
-        return self._ended(text, [self._message(said["content"], logprobs)])
+        return self._ended(text, [*items, self._message(said["content"], logprobs)])
 
     def first(self) -> list[bytes]:
         begun = self._head("in_progress") | {"output": [], "usage": None}
@@ -247,7 +285,11 @@ class ResponseReply:
             found = token_logprobs([(part.token, part.logprobs) for part in piece.parts], self.spelling)
             self._logprobs += found
             self._unsent += len(found)
-        deltas = [{"content": piece.text}] if self.tools is None else self.tools.pieces(0, piece.text)
+        deltas: list[dict[str, Any]] = [{"reasoning_content": piece.reasoning}] if piece.reasoning else []
+        if self.tools is not None:
+            deltas += self.tools.pieces(0, piece.text)
+        elif piece.text or not deltas:
+            deltas.append({"content": piece.text})
         return [sent for delta in deltas for sent in self._delta(delta)]
 
     def last(self, text: GeneratedText) -> list[bytes]:
@@ -274,9 +316,19 @@ class ResponseReply:
                     sent += self._end("completed")
                 sent += self._begin(self._call(call["index"], call, call["function"]["name"], ""))
             place = self._place
+        elif thought := delta.get("reasoning_content"):
+            kind, text = "response.reasoning_text.delta", thought
+            if not self._items:
+                sent += self._begin(self._reasoning(""))
+            place = self._part
         else:
             text = delta["content"]
-            if not self._items:
+            if self._items and self._items[-1]["type"] == "reasoning":
+                if not text:
+                    return []
+                sent += self._end("completed")
+                sent += self._begin(self._message(""))
+            elif not self._items:
                 sent += self._begin(self._message(""))
             place = self._part | {"logprobs": self._logprobs[len(self._logprobs) - self._unsent :]}
             self._unsent = 0 if text else self._unsent
@@ -289,26 +341,31 @@ class ResponseReply:
         empty = item | {"status": "in_progress"} | ({"content": []} if "content" in item else {})
         sent = [self._event("response.output_item.added", output_index=len(self._items) - 1, item=empty)]
         if "content" in item:
-            sent.append(self._event("response.content_part.added", **self._part, part=_part("")))
+            part = item["content"][0] | {"text": ""}
+            sent.append(self._event("response.content_part.added", **self._part, part=part))
         return sent
 
     def _finished(self) -> dict[str, Any]:
         """Return the last item with all of its text or arguments."""
-        if self._items[-1]["type"] == "function_call":
-            return self._items[-1] | {"arguments": self._grown}
+        match self._items[-1]["type"]:
+            case "function_call":
+                return self._items[-1] | {"arguments": self._grown}
+            case "reasoning":
+                return self._reasoning(self._grown)
         return self._message(self._grown, self._logprobs)
 
     def _end(self, status: str) -> list[bytes]:
         """Return the events that end the last item."""
         self._items[-1] = item = self._finished() | {"status": status}
         if item["type"] == "function_call":
-            done = self._place | {"name": item["name"], "arguments": self._grown}
-            sent = [self._event("response.function_call_arguments.done", **done)]
+            named = self._place | {"name": item["name"], "arguments": self._grown}
+            sent = [self._event("response.function_call_arguments.done", **named)]
         else:
-            sent = [
-                self._event("response.output_text.done", **self._part, text=self._grown, logprobs=self._logprobs),
-                self._event("response.content_part.done", **self._part, part=item["content"][0]),
-            ]
+            if item["type"] == "reasoning":
+                done = self._event("response.reasoning_text.done", **self._part, text=self._grown)
+            else:
+                done = self._event("response.output_text.done", **self._part, text=self._grown, logprobs=self._logprobs)
+            sent = [done, self._event("response.content_part.done", **self._part, part=item["content"][0])]
         return [*sent, self._event("response.output_item.done", output_index=len(self._items) - 1, item=item)]
 
     @property
@@ -323,6 +380,12 @@ class ResponseReply:
         return {
             "type": "message", "id": f"msg_{self.name}", "status": "completed", "role": "assistant",
             "content": [_part(text, logprobs)],
+        }  # fmt: skip
+
+    def _reasoning(self, text: str) -> dict[str, Any]:
+        return {
+            "type": "reasoning", "id": f"rs_{self.name}", "status": "completed", "summary": [],
+            "content": [{"type": "reasoning_text", "text": text}], "encrypted_content": None,
         }  # fmt: skip
 
     def _call(self, place: int, call: dict[str, Any], name: str, arguments: str) -> dict[str, Any]:
@@ -342,7 +405,7 @@ class ResponseReply:
                 "input_tokens": usage["prompt_tokens"],
                 "input_tokens_details": {"cached_tokens": usage["prompt_tokens_details"]["cached_tokens"]},
                 "output_tokens": usage["completion_tokens"],
-                "output_tokens_details": {"reasoning_tokens": 0},
+                "output_tokens_details": {"reasoning_tokens": text.reasoning_tokens},
                 "total_tokens": usage["total_tokens"],
                 "fleet": usage["fleet"],
             },
@@ -377,7 +440,7 @@ class ResponseReply:
             "tool_choice": choice if isinstance(choice, str) else choice.model_dump(),
             "parallel_tool_calls": asked.parallel_tool_calls is not False,
             "max_tool_calls": None,
-            "reasoning": None,
+            "reasoning": asked.reasoning and {"effort": asked.reasoning.effort, "summary": None},
             "truncation": "disabled",
             "previous_response_id": None,
             "store": False,

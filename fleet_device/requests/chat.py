@@ -1,46 +1,80 @@
 """Chats: from messages to a prompt through the chat template in the model's file, history, and token reuse."""
 
+import functools
+import json
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import astuple, dataclass
 from itertools import accumulate
-from typing import Final
+from typing import Any, Final
 
 from fleet_device.drafters.contract import TextCodec
 from fleet_device.errors import PromptTooLong
 from fleet_device.requests.structured import ChatMessage
 from fleet_device.requests.template import ChatError, ChatTemplate
+from fleet_device.requests.thinking import MARKS, TemplateOptions, Thinking, thinking_of
 
 _PRIVATE_USE = range(0xF0000, 0xFFFFE)
 
 
+@dataclass(frozen=True, slots=True)
+class ChatPrompt:
+    """The token ids of a chat, and the thinking with which the output may begin."""
+
+    tokens: list[int]
+    thinking: Thinking | None = None
+
+
 def encode_chat(codec: TextCodec, messages: Sequence[ChatMessage]) -> list[int]:
-    """Return the token ids of a chat; raise ChatError without a chat template, or if it fails or declines.
+    """Return the token ids of a chat, as `chat_prompt` does."""
+    return chat_prompt(codec, messages).tokens
 
-    Control tokens come from the template alone. What looks like one in a message is read as plain text, so that the
-    author of a user's message cannot write a system message.
+
+def chat_prompt(
+    codec: TextCodec, messages: Sequence[ChatMessage], options: TemplateOptions | None = None
+) -> ChatPrompt:
+    """Return the prompt of a chat; raise ChatError without a chat template, or if it fails or declines.
+
+    Control tokens come from the template alone. What looks like one in a message, or in a variable of the application,
+    is read as plain text, so that the author of a user's message cannot write a system message.
     """
-    template = _template_of(codec)
-    mark = _unused_character(messages)
-    control = frozenset(text for text in codec.control_texts if len(text) > 1)  # a single character cannot be broken
-    broken = [
-        ChatMessage(_break(message.role, control, mark), _break(message.content, control, mark)) for message in messages
-    ]
-    # Encode piece by piece: the only control tokens within a piece are the template's own.
-    return [token for piece in template.render(broken).split(mark) for token in codec.encode(piece, special=True)]
-
-
-def _template_of(codec: TextCodec) -> ChatTemplate:
     source = codec.chat_template
     if source is None:
         raise ChatError("The draft model has no chat template; send a plain prompt, or use an instruct model.")
-    return ChatTemplate(source, bos=codec.special_text("bos"), eos=codec.special_text("eos"))
+    template = ChatTemplate(source, bos=codec.special_text("bos"), eos=codec.special_text("eos"))
+    variables = (options or TemplateOptions()).of(source)
+    mark = _unused_character([*map(repr, messages), json.dumps(variables, ensure_ascii=False)])
+    control = frozenset(text for text in codec.control_texts if len(text) > 1)  # a single character cannot be broken
+    broken = [ChatMessage(*(_break(each, control, mark) for each in astuple(message))) for message in messages]
+    text = template.render(broken, _broken(variables, control, mark))
+    # Encode piece by piece: the only control tokens within a piece are the template's own.
+    tokens = [token for piece in text.split(mark) for token in codec.encode(piece, special=True)]
+    return ChatPrompt(tokens, thinking_of(source, text, _control_tokens(codec)))
 
 
-def _unused_character(messages: Sequence[ChatMessage]) -> str:
-    """Return a private-use character that no message contains; raise ChatError if there is none."""
-    used = {character for message in messages for character in message.role + message.content}
+@functools.lru_cache(maxsize=8)
+def _control_tokens(codec: TextCodec) -> tuple[tuple[str, int], ...]:
+    """Return the control tokens that marks of thinking are made of, with their ids."""
+    texts = [text for text in codec.control_texts if any(text in each.opening + each.closing for each in MARKS)]
+    read = {text: codec.encode(text, special=True) for text in texts}
+    return tuple((text, ids[0]) for text, ids in read.items() if len(ids) == 1 and not codec.piece(ids[0]))
+
+
+def _broken(value: Any, control: frozenset[str], mark: str) -> Any:  # noqa: ANN401 - JSON
+    match value:
+        case str():
+            return _break(value, control, mark)
+        case dict():
+            return {_break(key, control, mark): _broken(each, control, mark) for key, each in value.items()}
+        case list():
+            return [_broken(each, control, mark) for each in value]
+    return value
+
+
+def _unused_character(texts: Iterable[str]) -> str:
+    """Return a private-use character that no text contains; raise ChatError if there is none."""
+    used = set[str]().union(*texts)
     for code in _PRIVATE_USE:
         if (character := chr(code)) not in used:
             return character

@@ -2,14 +2,16 @@
 
 import codecs
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Final, Protocol
 
 from fleet_device.drafters.contract import Drafter, TextCodec
 from fleet_device.pacing.contract import Choice, RoundTrips
 from fleet_device.requests.structured import ToolCall, ToolOffer
+from fleet_device.requests.thinking import Thinking, ThinkingSplitter, overlap
 from fleet_device.session.sequence import CommittedTokens, TokenOrigin
 from fleet_device.session.states import SessionCounters
 from fleet_device.settings import Outages
@@ -29,6 +31,7 @@ class GenerateRequest:
         edge_only: Use edge-only decoding; otherwise the device may draft.
         offer: Functions whose calls `GeneratedText.tool_calls` has.
         echo: Whether the log-probabilities of the prompt are returned too; needs `logprobs` and `edge_only`.
+        thinking: The thinking with which the output may begin; None if all of it is the answer.
     """
 
     prompt: tuple[int, ...]
@@ -41,6 +44,7 @@ class GenerateRequest:
     edge_only: bool = False
     offer: ToolOffer | None = field(default=None, compare=False, repr=False)
     echo: bool = False
+    thinking: Thinking | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,18 +52,19 @@ class TokenText:
     """One token of a piece, with its log-probabilities if they were requested.
 
     `text` is empty if the token ends inside a character, or in a possible beginning of a stop string: the token that
-    decides on that adds the rest.
+    decides on that adds the rest. It is also empty for tokens of the thinking, whose text is `reasoning`.
     """
 
     token: int
     origin: TokenOrigin
     text: str
     logprobs: TokenLogprobs | None = None
+    reasoning: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """More of the output, with empty `text` if the tokens complete none yet.
+    """More of the output, with empty `text` if the tokens complete none yet; `reasoning` is more of the thinking.
 
     `parts` are the tokens, none where text that was held back is given out at the end. `verified` pieces follow the
     large model's distribution. `prompt` is the number of tokens of the prompt.
@@ -70,6 +75,7 @@ class Piece:
     parts: tuple[TokenText, ...] = field(default=(), compare=False)
     verified: bool = True
     prompt: int = field(default=0, compare=False)
+    reasoning: str = ""
 
 
 class Cancellation:
@@ -171,13 +177,14 @@ class GeneratedText:
     """The text of a finished request.
 
     Attributes:
-        text: Without the stop string that ended it.
+        text: The answer, without the stop string that ended it, and without the thinking before it.
         stopped: Whether a stop string ended it.
         generation: The session.
         origins: Origin of each token.
         logprobs: The large model's log-probabilities of each token and of the likeliest alternatives, before any
             shaping; None if they were not asked for.
         tool_calls: Calls of functions, their arguments as JSON; cut off if `reason` is `length`.
+        reasoning: The thinking before the answer, and `reasoning_tokens` their number, marks included.
     """
 
     request: GenerateRequest
@@ -187,6 +194,8 @@ class GeneratedText:
     origins: tuple[TokenOrigin, ...] = ()
     logprobs: tuple[TokenLogprobs, ...] | None = None
     tool_calls: tuple[ToolCall, ...] = ()
+    reasoning: str = ""
+    reasoning_tokens: int = 0
 
     def __repr__(self) -> str:
         text = self.text if len(self.text) <= _SHOWN else f"{self.text[: _SHOWN - 1]}…"
@@ -198,7 +207,7 @@ class GeneratedText:
     def without_output(self) -> "GeneratedText":
         """Return this as if no token had been requested."""
         generation = replace(self.generation, tokens=(), reason=EndReason.LENGTH)
-        return replace(self, text="", stopped=False, generation=generation, origins=(), logprobs=None, tool_calls=())
+        return GeneratedText(self.request, "", stopped=False, generation=generation)
 
     @property
     def reason(self) -> EndReason:
@@ -246,36 +255,48 @@ def generate_text(
 ) -> GeneratedText:
     """Run a request and return its result."""
     context = context or RequestContext()
-    text = _GrowingText(drafter.codec, request.stop, prompt=len(request.prompt))
+    text = _GrowingText(drafter.codec, request)
 
     def on_tokens(tokens: CommittedTokens) -> bool:
         context.on_piece(text.feed(tokens))
         return text.stops.found
 
     generation = agent.generate(request, replace(context, on_tokens=on_tokens))
-    if rest := text.finish():
-        context.on_piece(Piece(rest, 0, verified=text.verified, prompt=len(request.prompt)))
+    reasoning, rest = text.finish()
+    if reasoning or rest:
+        context.on_piece(Piece(rest, 0, verified=text.verified, prompt=len(request.prompt), reasoning=reasoning))
     if text.stops.found:
         generation = replace(generation, tokens=generation.tokens[: len(text.origins)])
     logprobs = None if request.logprobs is None else tuple(text.logprobs)
     whole = "".join(text.pieces)
     calls = () if request.offer is None else request.offer.read(whole)
-    return GeneratedText(request, whole, text.stops.found, generation, tuple(text.origins), logprobs, calls)
+    return GeneratedText(
+        request,
+        whole,
+        text.stops.found,
+        generation,
+        tuple(text.origins),
+        logprobs,
+        calls,
+        "".join(text.reasoning),
+        text.reasoning_tokens,
+    )
 
 
 class Detokenizer:
     """Incremental decoder.
 
-    Bytes that cannot become valid UTF-8 come out as U+FFFD, so that the text always goes on. The bytes of an incomplete
+    `control` are control tokens that have a text here. Bytes that cannot become valid UTF-8 come out as U+FFFD, so that the text always goes on. The bytes of an incomplete
     character are kept for the next tokens, and dropped at the end.
     """
 
-    def __init__(self, codec: TextCodec) -> None:
-        self._codec = codec
+    def __init__(self, codec: TextCodec, control: Mapping[int, bytes] = MappingProxyType({})) -> None:
+        self._codec, self._control = codec, control
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def feed(self, tokens: Iterable[int]) -> str:
-        return self._decoder.decode(b"".join(map(self._codec.piece, tokens)))
+        pieces = (self._control.get(token) or self._codec.piece(token) for token in tokens)
+        return self._decoder.decode(b"".join(pieces))
 
 
 class StopStrings:
@@ -297,7 +318,7 @@ class StopStrings:
         if starts:
             self.found, self._held = True, ""
             return text[: min(starts)]
-        held = max((_overlap(text, stop) for stop in self._stops), default=0)
+        held = max((overlap(text, stop) for stop in self._stops), default=0)
         keep = len(text) - held
         self._held = text[keep:]
         return text[:keep]
@@ -307,17 +328,14 @@ class StopStrings:
         return held
 
 
-def _overlap(text: str, stop: str) -> int:
-    for length in range(min(len(text), len(stop) - 1), 0, -1):
-        if text.endswith(stop[:length]):
-            return length
-    return 0
-
-
 class _GrowingText:
-    def __init__(self, codec: TextCodec, stop: Sequence[str], *, prompt: int) -> None:
-        self._stream, self.stops, self._prompt = Detokenizer(codec), StopStrings(stop), prompt
+    def __init__(self, codec: TextCodec, request: GenerateRequest) -> None:
+        self._stream = Detokenizer(codec, request.thinking.control if request.thinking else {})
+        self._splitter, self.stops = ThinkingSplitter(request.thinking), StopStrings(request.stop)
+        self._prompt = len(request.prompt)
         self.pieces: list[str] = []
+        self.reasoning: list[str] = []
+        self.reasoning_tokens = 0
         self.origins: list[TokenOrigin] = []
         self.logprobs: list[TokenLogprobs] = []
 
@@ -330,20 +348,27 @@ class _GrowingText:
         for token, origin, logprobs in zip(
             tokens.ids, tokens.origins, tokens.logprobs or (None,) * len(tokens.ids), strict=True
         ):
-            parts.append(TokenText(token, origin, self.stops.feed(self._stream.feed((token,))), logprobs))
+            reasoning, text = self._splitter.feed(self._stream.feed((token,)))
+            parts.append(TokenText(token, origin, self.stops.feed(text), logprobs, reasoning))
+            self.reasoning_tokens += self._splitter.thinks or bool(reasoning)
             if self.stops.found:
                 break
         self.origins += tokens.origins[: len(parts)]
         self.logprobs += tokens.logprobs[: len(parts)]
         text = "".join(part.text for part in parts)
-        piece = Piece(text, len(parts), tuple(parts), verified=self.verified, prompt=self._prompt)
+        reasoning = "".join(part.reasoning for part in parts)
+        piece = Piece(text, len(parts), tuple(parts), verified=self.verified, prompt=self._prompt, reasoning=reasoning)
         self.pieces.append(piece.text)
+        self.reasoning.append(piece.reasoning)
         return piece
 
     @property
     def verified(self) -> bool:
         return not self.origins or self.origins[-1].verified
 
-    def finish(self) -> str:
-        self.pieces.append(self.stops.finish())
-        return self.pieces[-1]
+    def finish(self) -> tuple[str, str]:
+        """Return what was held back of the thinking and of the answer."""
+        reasoning, text = self._splitter.finish()
+        self.reasoning.append(reasoning)
+        self.pieces.append(self.stops.feed(text) + self.stops.finish())
+        return reasoning, self.pieces[-1]

@@ -10,16 +10,17 @@ from pydantic import ConfigDict, Field, PlainValidator, ValidationError, create_
 from fleet_common.validation import field_at, plain_sentence
 from fleet_device.drafters.contract import TextCodec
 from fleet_device.errors import InvalidRequest
-from fleet_device.requests.chat import encode_chat
+from fleet_device.requests.chat import ChatPrompt, chat_prompt
 from fleet_device.requests.generate import GenerateRequest
 from fleet_device.requests.structured import ChatMessage, RequestMessage, ToolOffer, ToolOptions
+from fleet_device.requests.thinking import ReasoningEffort, TemplateOptions, TemplateVariables, after_thinking
 from fleet_device.settings import MAX_TEMPERATURE, DeviceSettings, OfflinePolicy
 from schemas.fields import MAX_TOKENS, MAX_TOP_LOGPROBS
-from schemas.policy import MAX_SEED, MAX_TOP_K, Grammar, Mode, SamplingPolicy
+from schemas.policy import MAX_GRAMMAR_BYTES, MAX_SEED, MAX_TOP_K, Grammar, GrammarKind, Mode, SamplingPolicy
 
 Prompt = str | Sequence[ChatMessage | Mapping[str, Any]] | Sequence[int]
 
-_Encode = Callable[[TextCodec], Sequence[int]]
+_Encode = Callable[[TextCodec], ChatPrompt]
 
 MOST_STOPS: Final = 4
 LONGEST_STOP: Final = 256
@@ -53,6 +54,8 @@ class TextOptions(TypedDict, total=False):
         tool_choice: Whether it may call one (`auto`, the default), must (`required`, or a function by name), or must
             not.
         parallel_tool_calls: Whether it may call several at once; True by default.
+        reasoning_effort: How long a model thinks, for chat templates that can set it; `none` turns thinking off.
+        chat_template_kwargs: Further variables of the chat template.
         edge_only: Let the edge decode alone; False, the default, lets this device draft.
         timeout: Seconds, with the time in the queue, after which the request is cancelled; none by default.
     """
@@ -71,6 +74,8 @@ class TextOptions(TypedDict, total=False):
     tools: Sequence[Mapping[str, Any]] | None
     tool_choice: Literal["none", "auto", "required"] | Mapping[str, Any] | None
     parallel_tool_calls: bool | None
+    reasoning_effort: ReasoningEffort | None
+    chat_template_kwargs: TemplateVariables | None
     edge_only: bool
     timeout: Annotated[float, Field(gt=0, le=TIMEOUT_MAX, strict=True)] | None
 
@@ -103,7 +108,8 @@ def prepare_request(prompt: Prompt, defaults: DeviceSettings, **options: Unpack[
         first = error.errors(include_url=False, include_input=False)[0]
         raise InvalidRequest(f"The option {first['loc'][0]!r} cannot be used: {plain_sentence(first)}.") from None
     offer = _offer(options)
-    encode = _encoder(prompt, offer, raw=options.get("raw", False))
+    template = TemplateOptions(chosen.get("reasoning_effort"), chosen.get("chat_template_kwargs", {}))
+    encode = _encoder(prompt, offer, template, raw=options.get("raw", False))
     policy = SamplingPolicy.model_validate(
         {**defaults.policy().model_dump(), **{name: chosen[name] for name in _SAMPLING if name in chosen}}
     )
@@ -118,8 +124,27 @@ def prepare_request(prompt: Prompt, defaults: DeviceSettings, **options: Unpack[
         outages = replace(outages, policy=OfflinePolicy.FAIL)
 
     def prepare(codec: TextCodec) -> GenerateRequest:
-        prompt, edge_only = tuple(encode(codec)), options.get("edge_only", False)
-        return GenerateRequest(prompt, policy, most, stop, logprobs, outages, edge_only=edge_only, offer=offer)
+        prompt, shaped = encode(codec), policy
+        own = offer is not None or (policy.grammar is not None and policy.grammar.kind is not GrammarKind.LARK)
+        if prompt.thinking is not None and policy.grammar is not None and own:
+            try:
+                shaped = policy.model_copy(update={"grammar": after_thinking(policy.grammar, prompt.thinking)})
+            except ValidationError:
+                raise InvalidRequest(
+                    f"With the thinking before the answer, the grammar has more than {MAX_GRAMMAR_BYTES} bytes; make it "
+                    "smaller, or send reasoning_effort 'none'."
+                ) from None
+        return GenerateRequest(
+            tuple(prompt.tokens),
+            shaped,
+            most,
+            stop,
+            logprobs,
+            outages,
+            edge_only=options.get("edge_only", False),
+            offer=offer,
+            thinking=prompt.thinking,
+        )
 
     return PreparedRequest(policy, prepare)
 
@@ -140,26 +165,26 @@ def _grammar_of(offer: ToolOffer, options: TextOptions) -> Grammar:
     return offer.grammar()
 
 
-def _encoder(prompt: object, offer: ToolOffer | None, *, raw: bool) -> _Encode:
+def _encoder(prompt: object, offer: ToolOffer | None, template: TemplateOptions, *, raw: bool) -> _Encode:
     if isinstance(prompt, str | Sequence) and not prompt:
         raise InvalidRequest("The prompt is empty; give some text, chat messages, or token ids.")
     if isinstance(prompt, str):
         if not raw:
-            return _chat_encoder([ChatMessage("user", prompt)], offer)
+            return _chat_encoder([ChatMessage("user", prompt)], offer, template)
         _check_chat(offer)
-        return lambda codec: codec.encode(prompt)
+        return lambda codec: ChatPrompt(codec.encode(prompt))
     if not isinstance(prompt, Sequence) or isinstance(prompt, bytes | bytearray):
         raise InvalidRequest(
             f"A prompt cannot be of the type {type(prompt).__name__!r}; give a text, chat messages, or token ids."
         )
     if all(isinstance(each, int) and not isinstance(each, bool) and each >= 0 for each in prompt):
-        ids = tuple(prompt)
+        ids = list(prompt)
         _check_chat(offer)
-        return lambda _codec: ids
+        return lambda _codec: ChatPrompt(ids)
     messages = [_message(each) for each in prompt]
     if not any(message.content for message in messages):
         raise InvalidRequest("There is no text in the chat messages; give some.")
-    return _chat_encoder(messages, offer)
+    return _chat_encoder(messages, offer, template)
 
 
 def _check_chat(offer: ToolOffer | None) -> None:
@@ -167,15 +192,15 @@ def _check_chat(offer: ToolOffer | None) -> None:
         raise InvalidRequest("The option 'tools' cannot be used: functions are described in a chat, so give one.")
 
 
-def _chat_encoder(messages: Sequence[ChatMessage], offer: ToolOffer | None) -> _Encode:
+def _chat_encoder(messages: Sequence[ChatMessage], offer: ToolOffer | None, template: TemplateOptions) -> _Encode:
     described = messages if offer is None else offer.chat(messages)
-    return lambda codec: encode_chat(codec, described)
+    return lambda codec: chat_prompt(codec, described, template)
 
 
 def _message(message: object) -> ChatMessage:
     """Return a message for a chat template; it is read as by the HTTP API, with tool calls and their results."""
     if isinstance(message, ChatMessage):
-        message = {"role": message.role, "content": message.content}
+        message = {"role": message.role, "content": message.content, "reasoning_content": message.reasoning or None}
     try:
         return RequestMessage.model_validate(dict(message) if isinstance(message, Mapping) else message).plain()
     except ValidationError as error:

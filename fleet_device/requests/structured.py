@@ -19,10 +19,11 @@ PLAIN_ROLES: Final = {"system": "system", "developer": "system", "user": "user",
 
 @dataclass(frozen=True, slots=True)
 class ChatMessage:
-    """Message as a chat template gets it."""
+    """Message as a chat template gets it; `reasoning` is the thinking before an answer."""
 
     role: str
     content: str
+    reasoning: str = ""
 
 
 NAME: Final = r"^[A-Za-z0-9_-]{1,64}$"
@@ -98,6 +99,7 @@ class RequestMessage(StrictModel):
     name: str | None = None
     tool_calls: tuple[ToolCall, ...] | None = None
     tool_call_id: str | None = None
+    reasoning_content: str | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -115,7 +117,7 @@ class RequestMessage(StrictModel):
             content = f"{content}\n{called}" if content else called
         if self.role == "tool":
             return ChatMessage("user", f"The function returned: {content}")
-        return ChatMessage(PLAIN_ROLES[self.role], content)
+        return ChatMessage(PLAIN_ROLES[self.role], content, self.reasoning_content or "")
 
     @model_validator(mode="before")
     @classmethod
@@ -125,6 +127,9 @@ class RequestMessage(StrictModel):
             return value
         if value.get("tool_calls") and value.get("content") is None:
             value = value | {"content": ""}
+        if "reasoning" in value:  # vLLM's newer name
+            value = {**value, "reasoning_content": value.get("reasoning_content") or value["reasoning"]}
+            del value["reasoning"]
         return {key: inner for key, inner in value.items() if key in cls.model_fields or inner not in (None, [])}
 
 

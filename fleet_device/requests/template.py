@@ -13,9 +13,10 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
+from types import MappingProxyType
 from typing import Any, Final
 
 from fleet_common.host import python_path
@@ -49,8 +50,8 @@ class ChatTemplate:
         self._names = {"bos_token": bos, "eos_token": eos}
         self._now = now
 
-    def render(self, messages: Sequence[ChatMessage]) -> str:
-        """Return the prompt, up to where the assistant begins.
+    def render(self, messages: Sequence[ChatMessage], variables: Mapping[str, Any] = MappingProxyType({})) -> str:
+        """Return the prompt, up to where the assistant begins; `variables` are further ones, as JSON has them.
 
         Raise ChatError if there are no messages, or the template cannot be read, fails, declines them, or takes too
         much time or memory.
@@ -58,7 +59,10 @@ class ChatTemplate:
         if not messages:
             raise ChatError("A chat needs at least one message.")
         plain = [{"role": message.role, "content": message.content} for message in messages]
-        names = {**self._names, "messages": plain, "add_generation_prompt": True}
+        for fields, message in zip(plain, messages, strict=True):
+            if message.reasoning:
+                fields["reasoning_content"] = message.reasoning
+        names = {**variables, **self._names, "messages": plain, "add_generation_prompt": True}
         request = {"source": self._source, "names": names, "now": self._now().isoformat(), "most": _MAX_PROMPT}
         match _worker.ask(request):
             case {"text": text}:
