@@ -194,6 +194,8 @@ class _Api:
         return await self._ollama(request, read_request(OllamaGenerateRequest, await _body(request)))
 
     async def _ollama(self, request: Request, asked: OllamaChatRequest | OllamaGenerateRequest) -> Response:
+        if asked.think and not self._thinks():
+            raise ApiProblem(400, "The model does not think; leave the parameter 'think' out.", param="think")
         openai = asked.openai()
         reply = OllamaReply(
             chat=isinstance(asked, OllamaChatRequest),
@@ -219,8 +221,7 @@ class _Api:
     async def show(self, request: Request) -> Response:
         asked = read_request(OllamaShowRequest, await _body(request))
         self._check_model((asked.model or asked.name).removesuffix(":latest"))
-        template = self.backend.codec.chat_template
-        capabilities = ["completion", "tools", *(["thinking"] if template and marks_of(template) else [])]
+        capabilities = ["completion", "tools", *(["thinking"] if self._thinks() else [])]
         info = {"general.architecture": ANY_MODEL, f"{ANY_MODEL}.context_length": self.backend.context}
         return JSONResponse({**self._ollama_facts(), "capabilities": capabilities, "model_info": info})
 
@@ -259,6 +260,10 @@ class _Api:
     def _check_model(self, name: str) -> None:
         if name != ANY_MODEL and name not in self.backend.targets():
             raise ApiProblem(404, f"There is no model {name[:100]!r} now.", code="model_not_found", param="model")
+
+    def _thinks(self) -> bool:
+        template = self.backend.codec.chat_template
+        return template is not None and marks_of(template) is not None
 
     def _ollama_facts(self) -> dict[str, Any]:
         details = {"format": "", "family": "", "parameter_size": ""}

@@ -100,8 +100,9 @@ class OllamaRequest(BaseModel):
         if schema is not None:
             fields["response_format"] = {"type": "json_object", "schema": schema}
         if self.think is not None:
-            effort = {True: "medium", False: "none"}.get(self.think, self.think)
-            fields["reasoning_effort"] = effort
+            fields["reasoning_effort"] = (
+                self.think if isinstance(self.think, str) else "medium" if self.think else "none"
+            )
         return validated(_AsChat, self.fields() | fields)
 
 

@@ -17,7 +17,7 @@ from fleet_device.drafters.contract import TextCodec
 from fleet_device.errors import InvalidRequest
 from fleet_device.requests.chat import chat_prompt
 from fleet_device.requests.generate import GenerateRequest
-from fleet_device.requests.prompt import LONGEST_STOP, MOST_STOPS, Prompt, TextOptions, prepare_request
+from fleet_device.requests.prompt import LONGEST_STOP, MOST_STOPS, Prompt, prepare_request
 from fleet_device.requests.structured import (
     MISSING,
     RequestMessage,
@@ -261,11 +261,17 @@ class TextRequest(GenerationRequest):
             offline=self.offline,
             grammar=self.text_grammar(),
             edge_only=bool(self.edge_only),
-            **self.template_options(),
+            reasoning_effort=self.effort,
+            chat_template_kwargs=self.template_variables,
         ).encode(codec)
 
-    def template_options(self) -> TextOptions:
-        return {}
+    @property
+    def effort(self) -> ReasoningEffort | None:
+        return None
+
+    @property
+    def template_variables(self) -> dict[str, Any] | None:
+        return None
 
     def text_grammar(self) -> Grammar | None:
         return self.grammar
@@ -344,8 +350,13 @@ class ChatRequest(TextRequest, ToolOptions):
     def token_limit(self) -> int | None:
         return self.max_completion_tokens or self.max_tokens
 
-    def template_options(self) -> TextOptions:
-        return {"reasoning_effort": self.reasoning_effort, "chat_template_kwargs": self.chat_template_kwargs}
+    @property
+    def effort(self) -> ReasoningEffort | None:
+        return self.reasoning_effort
+
+    @property
+    def template_variables(self) -> dict[str, Any] | None:
+        return self.chat_template_kwargs
 
     def text_prompt(self) -> Prompt:
         plain, offer = [each.plain() for each in self.messages], self.offer

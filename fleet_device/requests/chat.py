@@ -1,6 +1,5 @@
 """Chats: from messages to a prompt through the chat template in the model's file, history, and token reuse."""
 
-import functools
 import json
 import threading
 from collections import deque
@@ -31,8 +30,11 @@ def encode_chat(codec: TextCodec, messages: Sequence[ChatMessage]) -> list[int]:
     return chat_prompt(codec, messages).tokens
 
 
+_NO_OPTIONS: Final = TemplateOptions()
+
+
 def chat_prompt(
-    codec: TextCodec, messages: Sequence[ChatMessage], options: TemplateOptions | None = None
+    codec: TextCodec, messages: Sequence[ChatMessage], options: TemplateOptions = _NO_OPTIONS
 ) -> ChatPrompt:
     """Return the prompt of a chat; raise ChatError without a chat template, or if it fails or declines.
 
@@ -43,8 +45,9 @@ def chat_prompt(
     if source is None:
         raise ChatError("The draft model has no chat template; send a plain prompt, or use an instruct model.")
     template = ChatTemplate(source, bos=codec.special_text("bos"), eos=codec.special_text("eos"))
-    variables = (options or TemplateOptions()).of(source)
-    mark = _unused_character([*map(repr, messages), json.dumps(variables, ensure_ascii=False)])
+    variables = options.of(source)
+    texts = [each for message in messages for each in astuple(message)]
+    mark = _unused_character([*texts, json.dumps(variables, ensure_ascii=False)])
     control = frozenset(text for text in codec.control_texts if len(text) > 1)  # a single character cannot be broken
     broken = [ChatMessage(*(_break(each, control, mark) for each in astuple(message))) for message in messages]
     text = template.render(broken, _broken(variables, control, mark))
@@ -53,7 +56,6 @@ def chat_prompt(
     return ChatPrompt(tokens, thinking_of(source, text, _control_tokens(codec)))
 
 
-@functools.lru_cache(maxsize=8)
 def _control_tokens(codec: TextCodec) -> tuple[tuple[str, int], ...]:
     """Return the control tokens that marks of thinking are made of, with their ids."""
     texts = [text for text in codec.control_texts if any(text in each.opening + each.closing for each in MARKS)]
@@ -192,7 +194,7 @@ class ConversationCodec:
     def encode(self, text: str, *, special: bool = False) -> list[int]:
         """Return the token ids of a text; for a rendered chat that goes on, reuse the generated tokens."""
         with self._one:
-            if not special:
+            if not special or text in self.control_texts:
                 return self._codec.encode(text)
             known = next((each for each in self._written if self._goes_on(text, each.text)), _Written("", ()))
             tokens = [*known.tokens, *self._codec.encode(text[len(known.text) :], special=True)]

@@ -286,8 +286,8 @@ def generate_text(
 class Detokenizer:
     """Incremental decoder.
 
-    `control` are control tokens that have a text here. Bytes that cannot become valid UTF-8 come out as U+FFFD, so that the text always goes on. The bytes of an incomplete
-    character are kept for the next tokens, and dropped at the end.
+    Bytes that cannot become valid UTF-8 come out as U+FFFD, so that the text always goes on. The bytes of an incomplete
+    character are kept for the next tokens, and dropped at the end. `control` are control tokens with a text.
     """
 
     def __init__(self, codec: TextCodec, control: Mapping[int, bytes] = MappingProxyType({})) -> None:

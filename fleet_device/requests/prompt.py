@@ -131,8 +131,8 @@ def prepare_request(prompt: Prompt, defaults: DeviceSettings, **options: Unpack[
                 shaped = policy.model_copy(update={"grammar": after_thinking(policy.grammar, prompt.thinking)})
             except ValidationError:
                 raise InvalidRequest(
-                    f"With the thinking before the answer, the grammar has more than {MAX_GRAMMAR_BYTES} bytes; make it "
-                    "smaller, or send reasoning_effort 'none'."
+                    f"With the thinking before the answer, the grammar has more than {MAX_GRAMMAR_BYTES} bytes; make "
+                    "it smaller, or send reasoning_effort 'none'."
                 ) from None
         return GenerateRequest(
             tuple(prompt.tokens),
