@@ -27,6 +27,17 @@ _ALONE_AFTER_S: Final = 2.0
 """Shorter for the policy `local`, which has an alternative to waiting."""
 
 
+class ReasoningEffort(StrEnum):
+    """How long a model thinks, by OpenAI's names."""
+
+    NONE = "none"
+    MINIMAL = "minimal"
+    LOW = "low"
+    MEDIUM = "medium"
+    HIGH = "high"
+    XHIGH = "xhigh"
+
+
 class OfflinePolicy(StrEnum):
     FAIL = "fail"  # the request ends with an error
     WAIT = "wait"  # it continues when an edge is back
@@ -205,6 +216,11 @@ class DeviceSettings(Settings):
         unit="seconds",
         rare=True,
         gt=0,
+    )
+    reasoning_effort: ReasoningEffort | None = setting(
+        None,
+        "How long a model thinks whose chat template can set it; `none` turns thinking off. By default as the template "
+        "says.",
     )
     offline: OfflinePolicy = setting(
         OfflinePolicy.FAIL,

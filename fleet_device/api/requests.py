@@ -29,8 +29,8 @@ from fleet_device.requests.structured import (
     schema_grammar,
     unusable,
 )
-from fleet_device.requests.thinking import ReasoningEffort, TemplateOptions, TemplateVariables
-from fleet_device.settings import MAX_TEMPERATURE, DeviceSettings, OfflinePolicy
+from fleet_device.requests.thinking import TemplateOptions, TemplateVariables
+from fleet_device.settings import MAX_TEMPERATURE, DeviceSettings, OfflinePolicy, ReasoningEffort
 from schemas.fields import MAX_TOKENS, MAX_TOP_LOGPROBS
 from schemas.policy import MAX_GRAMMAR_BYTES, MAX_SEED, Grammar, GrammarKind, Mode
 

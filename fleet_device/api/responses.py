@@ -35,8 +35,8 @@ from fleet_device.requests.structured import (
     ToolCalls,
     unusable,
 )
-from fleet_device.requests.thinking import ReasoningEffort, TemplateVariables
-from fleet_device.settings import DeviceSettings
+from fleet_device.requests.thinking import TemplateVariables
+from fleet_device.settings import DeviceSettings, ReasoningEffort
 from schemas.fields import MAX_TOP_LOGPROBS
 from schemas.reasons import EndReason
 

@@ -13,8 +13,8 @@ from fleet_device.errors import InvalidRequest
 from fleet_device.requests.chat import ChatPrompt, chat_prompt
 from fleet_device.requests.generate import GenerateRequest
 from fleet_device.requests.structured import ChatMessage, RequestMessage, ToolOffer, ToolOptions
-from fleet_device.requests.thinking import ReasoningEffort, TemplateOptions, TemplateVariables, after_thinking
-from fleet_device.settings import MAX_TEMPERATURE, DeviceSettings, OfflinePolicy
+from fleet_device.requests.thinking import TemplateOptions, TemplateVariables, after_thinking
+from fleet_device.settings import MAX_TEMPERATURE, DeviceSettings, OfflinePolicy, ReasoningEffort
 from schemas.fields import MAX_TOKENS, MAX_TOP_LOGPROBS
 from schemas.policy import MAX_GRAMMAR_BYTES, MAX_SEED, MAX_TOP_K, Grammar, GrammarKind, Mode, SamplingPolicy
 
@@ -74,7 +74,7 @@ class TextOptions(TypedDict, total=False):
     tools: Sequence[Mapping[str, Any]] | None
     tool_choice: Literal["none", "auto", "required"] | Mapping[str, Any] | None
     parallel_tool_calls: bool | None
-    reasoning_effort: ReasoningEffort | None
+    reasoning_effort: ReasoningEffort | Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None
     chat_template_kwargs: TemplateVariables | None
     edge_only: bool
     timeout: Annotated[float, Field(gt=0, le=TIMEOUT_MAX, strict=True)] | None
@@ -108,7 +108,8 @@ def prepare_request(prompt: Prompt, defaults: DeviceSettings, **options: Unpack[
         first = error.errors(include_url=False, include_input=False)[0]
         raise InvalidRequest(f"The option {first['loc'][0]!r} cannot be used: {plain_sentence(first)}.") from None
     offer = _offer(options)
-    template = TemplateOptions(chosen.get("reasoning_effort"), chosen.get("chat_template_kwargs", {}))
+    effort = chosen.get("reasoning_effort", defaults.reasoning_effort)
+    template = TemplateOptions(effort and ReasoningEffort(effort), chosen.get("chat_template_kwargs", {}))
     encode = _encoder(prompt, offer, template, raw=options.get("raw", False))
     policy = SamplingPolicy.model_validate(
         {**defaults.policy().model_dump(), **{name: chosen[name] for name in _SAMPLING if name in chosen}}

@@ -5,14 +5,12 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final
 
 from pydantic import AfterValidator
 
+from fleet_device.settings import ReasoningEffort
 from schemas.policy import Grammar, GrammarKind
-
-ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
-"""How long a model thinks, as OpenAI names it; `none` turns thinking off where the template can."""
 
 _RESERVED: Final = frozenset({"messages", "tools", "documents", "add_generation_prompt", "bos_token", "eos_token"})
 
@@ -51,8 +49,8 @@ MARKS: Final = (
     ThinkingMarks("<|channel>thought\n", "<channel|>"),
     ThinkingMarks("<thinking>", "</thinking>"),
 )
-"""Marks of gpt-oss; Qwen, DeepSeek, GLM and most others; and of Seed-OSS, MiniMax, Mistral, Cohere, Apertus, Gemma 4 and
-Apriel, in this order."""
+"""Marks of gpt-oss; of Qwen, DeepSeek, GLM and most others; and of Seed-OSS, MiniMax, Mistral, Cohere, Apertus, Gemma 4
+and Apriel, in this order."""
 
 
 def marks_of(template: str) -> ThinkingMarks | None:
@@ -66,15 +64,14 @@ def template_variables(effort: ReasoningEffort | None, template: str) -> dict[st
     """Return the variables that turn thinking on or off in a template: each family of models has a word of its own."""
     if effort is None:
         return {}
-    on = effort != "none"
-    level: str = effort
-    if _CHANNELS_OF in template and effort in ("none", "minimal"):
-        level = "low"  # the least that gpt-oss has
+    on, level = effort is not ReasoningEffort.NONE, effort
+    if _CHANNELS_OF in template and effort in (ReasoningEffort.NONE, ReasoningEffort.MINIMAL):
+        level = ReasoningEffort.LOW  # the least that gpt-oss has
     return {
         "enable_thinking": on,
         "thinking": on,
         "thinking_mode": "enabled" if on else "disabled",
-        "reasoning_effort": level,
+        "reasoning_effort": level.value,
     }
 
 

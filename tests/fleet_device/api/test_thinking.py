@@ -10,7 +10,8 @@ from tests.support.letter_codec import LetterCodec
 from tests.support.memory_device import ScriptedAgent, ScriptedBackend
 
 TEMPLATE = (
-    "{% for m in messages %}{{ m.role }}:{% if m.reasoning_content %}<think>{{ m.reasoning_content }}</think>{% endif %}"
+    "{% for m in messages %}{{ m.role }}:"
+    "{% if m.reasoning_content %}<think>{{ m.reasoning_content }}</think>{% endif %}"
     "{{ m.content }};{% endfor %}{% if enable_thinking is defined and not enable_thinking %}<think></think>"
     "{% elif starts %}<think>{% endif %}{{ extra }}"
 )
@@ -87,7 +88,7 @@ def test_a_stop_string_counts_in_the_answer_alone(make: Make) -> None:
 # Responses
 
 
-def respond(app: Starlette, **fields: Any) -> Any:  # noqa: ANN401
+def respond(app: Starlette, **fields: Any) -> Any:
     return ask(app, "POST", "/v1/responses", body={"model": "fleet", "input": "Hi", **fields})
 
 
@@ -121,7 +122,7 @@ def test_a_streamed_response_ends_one_item_before_the_next(make: Make) -> None:
 # Ollama
 
 
-def ollama(app: Starlette, **fields: Any) -> Any:  # noqa: ANN401
+def ollama(app: Starlette, **fields: Any) -> Any:
     body = {"model": "fleet", "messages": [{"role": "user", "content": "Hi"}], **fields}
     return ask(app, "POST", "/api/chat", body=body)
 

@@ -18,6 +18,7 @@ from fleet_device.requests.thinking import (
     marks_of,
     thinking_of,
 )
+from fleet_device.settings import ReasoningEffort
 from schemas.policy import Grammar
 from tests.support.compiled_grammar import compile_grammar
 from tests.support.letter_codec import LetterCodec
@@ -86,11 +87,15 @@ def test_a_template_without_marks_does_not_think() -> None:
 
 def test_the_effort_sets_the_words_of_templates_and_applications_can_override_them() -> None:
     assert TemplateOptions().of("") == {}
-    off = TemplateOptions("none").of("enable_thinking")
+    off = TemplateOptions(ReasoningEffort.NONE).of("enable_thinking")
     assert (off["enable_thinking"], off["thinking"]) == (False, False)
-    assert TemplateOptions("high").of("")["reasoning_effort"] == "high"
-    assert TemplateOptions("none", {"enable_thinking": True, "x": 1}).of("") == {**off, "enable_thinking": True, "x": 1}
-    assert TemplateOptions("none").of("<|channel|>final<|message|>")["reasoning_effort"] == "low"
+    assert TemplateOptions(ReasoningEffort.HIGH).of("")["reasoning_effort"] == "high"
+    assert TemplateOptions(ReasoningEffort.NONE, {"enable_thinking": True, "x": 1}).of("") == {
+        **off,
+        "enable_thinking": True,
+        "x": 1,
+    }
+    assert TemplateOptions(ReasoningEffort.NONE).of("<|channel|>final<|message|>")["reasoning_effort"] == "low"
 
 
 @pytest.mark.parametrize("name", ["messages", "add_generation_prompt", "bos_token"])
