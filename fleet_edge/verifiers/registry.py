@@ -14,7 +14,7 @@ from typing import Final
 from fleet_common.host import NVIDIA_DRIVER
 from fleet_edge.settings import AUTO, VERIFIERS, EdgeSettings, KeptIn
 from fleet_edge.verifiers.contract import UnsupportedModel, Verifier, VerifierError
-from fleet_edge.verifiers.source import check_source, is_gguf
+from fleet_edge.verifiers.source import check_gguf_reader, check_source, is_gguf
 
 _log = logging.getLogger(__name__)
 
@@ -84,7 +84,7 @@ def _rule(settings: EdgeSettings) -> tuple[str, str]:
     """Return the engine that serves an existing target here, and the reason."""
     if settings.dtype != AUTO:
         return "torch", "dtype is a setting of torch"
-    if NVIDIA_DRIVER.exists() and find_spec("torch") is not None:
+    if NVIDIA_DRIVER.exists() and find_spec("torch") is not None and _transformers_reads(settings):
         return "torch", "there is a GPU"
     other, package = ("llama.cpp", "llama_cpp") if is_gguf(Path(settings.target).expanduser()) else ("torch", "torch")
     if find_spec("numba") is None:
@@ -101,6 +101,16 @@ def _rule(settings: EdgeSettings) -> tuple[str, str]:
             raise
         return other, str(error)
     return "blocks", "it serves this architecture on CPUs"
+
+
+def _transformers_reads(settings: EdgeSettings) -> bool:
+    path = Path(settings.target).expanduser()
+    if is_gguf(path):
+        try:
+            check_gguf_reader(path)
+        except UnsupportedModel:
+            return False
+    return True
 
 
 def _check(settings: EdgeSettings) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from fleet_common.extras import install_command
+from fleet_common.gguf_files import GgufUnreadable, read_header
 from fleet_common.host import available_memory
 from fleet_edge.verifiers.contract import UnsupportedModel, VerifierError
 
@@ -51,6 +52,34 @@ def check_gguf(path: Path) -> None:
     with path.open("rb") as file:
         if file.read(len(_GGUF_MAGIC)) != _GGUF_MAGIC:
             raise UnsupportedModel(f"The file {path} is not a GGUF; give a GGUF, a folder or a repository id.")
+
+
+_READ_BY_TRANSFORMERS: Final = ("llama", "qwen2", "gemma2", "gemma3")
+"""Architectures whose GGUFs transformers reads such that the output is the model's."""
+
+
+def check_gguf_reader(path: Path) -> None:
+    """Check that transformers reads a GGUF's model as it was trained; raises `UnsupportedModel`.
+
+    It leaves out what a GGUF has of scaled rotary embeddings, and fails at some models whose parts have sizes of their
+    own.
+    """
+    try:
+        header = read_header(path)
+    except GgufUnreadable as error:
+        raise UnsupportedModel(str(error)) from error
+    kind = str(header.metadata.get("general.architecture"))
+    scaling = str(header.metadata.get(f"{kind}.rope.scaling.type", "none"))
+    if kind not in _READ_BY_TRANSFORMERS or header.metadata.get(f"{kind}.expert_count", 0):
+        reason = f"transformers does not read this {kind} model from a GGUF"
+    elif scaling != "none" or "rope_freqs.weight" in header.tensors:
+        reason = "transformers does not read its scaled rotary embedding from a GGUF"
+    else:
+        return
+    raise UnsupportedModel(
+        f"The engine torch cannot serve {path.name}, because {reason}; set engine to blocks or llama.cpp, or target to "
+        "a folder or a repository id with the model's safetensors."
+    )
 
 
 def check_repository(name: str) -> None:

@@ -22,7 +22,14 @@ from fleet_common.hub import hub_access
 from fleet_edge.verifiers.contract import TargetInfo, UnsupportedModel, VerifierError
 from fleet_edge.verifiers.packed.attention import context_of
 from fleet_edge.verifiers.safetensors import folder_tensors
-from fleet_edge.verifiers.source import check_memory, check_source, is_gguf, target_name, weights_digest
+from fleet_edge.verifiers.source import (
+    check_gguf_reader,
+    check_memory,
+    check_source,
+    is_gguf,
+    target_name,
+    weights_digest,
+)
 from fleet_edge.verifiers.tokens import gguf_tokens, repository_tokens
 from schemas.vocabulary import Vocabulary, token_strings
 
@@ -188,13 +195,31 @@ class _FastGguf(gguf.GGUFReader):  # type: ignore[misc]
         super().__setattr__(name, np.asarray(value) if name == "data" else value)
 
 
+_LARGE_GEMMAS: Final = {"gemma2": 46, "gemma3": 62}
+"""Layers of the models of 27B, whose attention has a scale of its own."""
+
+
+def _attention_scale(path: Path) -> dict[str, float]:
+    """Return the scale that a GGUF of Gemma does not have, and for which transformers takes that of other sizes."""
+    metadata = read_header(path).metadata
+    kind = str(metadata.get("general.architecture"))
+    if kind not in _LARGE_GEMMAS:
+        return {}
+    if metadata[f"{kind}.block_count"] == _LARGE_GEMMAS[kind]:
+        return {
+            "query_pre_attn_scalar": metadata[f"{kind}.embedding_length"] // metadata[f"{kind}.attention.head_count"]
+        }
+    return {"query_pre_attn_scalar": metadata[f"{kind}.attention.key_length"]}
+
+
 def _from_gguf(path: Path, dtype: torch.dtype) -> tuple[Any, list[str]]:
+    check_gguf_reader(path)
     tokens = gguf_tokens(path)
     # transformers reads the file twice, and makes its table of names once for each module of the model.
     before = gguf.GGUFReader, gguf.get_tensor_name_map
     gguf.GGUFReader, gguf.get_tensor_name_map = _FastGguf, cache(gguf.get_tensor_name_map)
     try:
-        return _weights(str(path.parent), dtype, gguf_file=path.name), tokens
+        return _weights(str(path.parent), dtype, gguf_file=path.name, **_attention_scale(path)), tokens
     finally:
         gguf.GGUFReader, gguf.get_tensor_name_map = before
 

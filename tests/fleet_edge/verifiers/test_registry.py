@@ -68,6 +68,20 @@ def test_a_gguf_of_another_architecture_goes_to_llama_cpp(
         chosen(target)
 
 
+def test_a_gguf_that_transformers_misreads_stays_off_the_gpu(
+    tmp_path: Path, installed: set[str], driver: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_path: Path) -> None:
+        raise UnsupportedModel("It is misread.")
+
+    target = tiny_target_gguf(tmp_path / "tiny.gguf")
+    driver.touch()
+    assert "torch" in installed
+    assert chosen(target) == "torch"
+    monkeypatch.setattr(registry, "check_gguf_reader", refuse)
+    assert chosen(target) == "blocks"
+
+
 def test_a_processor_without_fast_products_goes_to_llama_cpp(
     tmp_path: Path, installed: set[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,6 +15,7 @@ from fleet_edge.verifiers.blocks.gguf_weights import GgufWeights
 from fleet_edge.verifiers.blocks.kv import Pages, ProcessMemory
 from fleet_edge.verifiers.blocks.model import Model, Part
 from fleet_edge.verifiers.contract import UnsupportedModel
+from fleet_edge.verifiers.source import check_gguf_reader
 from tests.support.tiny_gguf import new_gguf, tiny_rows, write_gguf
 
 llama_cpp = pytest.importorskip("llama_cpp")
@@ -88,7 +89,7 @@ def _write(
             add = {int: file.add_uint32, float: file.add_float32, str: file.add_string}[type(value)]
             add(f"{kind}.{key}", value)
     writer.weight("token_embd", len(rows), HIDDEN)
-    if kind != "gemma3":
+    if kind not in {"gemma2", "gemma3"}:
         writer.weight("output", len(rows), HIDDEN)
     writer.vector("output_norm.weight", HIDDEN)
     if own.get("rope_freqs"):
@@ -112,7 +113,7 @@ def _write_layer(writer: _Writer, kind: str, at: str, dim: int) -> None:
         feed = {"ffn_up": (2 * INNER, HIDDEN), "ffn_down": (HIDDEN, INNER)}
     if kind in {"qwen3", "qwen3moe", "gemma3"}:
         norms |= {"attn_q_norm": dim, "attn_k_norm": dim}
-    if kind == "gemma3":
+    if kind in {"gemma2", "gemma3"}:
         norms |= {"post_attention_norm": HIDDEN, "post_ffw_norm": HIDDEN}
     if kind == "qwen3moe":
         writer.router(f"{at}ffn_gate_inp")
@@ -156,6 +157,35 @@ def test_logits_are_those_of_llama_cpp_up_to_rounding(name: str, tmp_path: Path)
     print(name, off)
     # Rounding gives 0.02 to 0.065, the smallest of nine planted mistakes 0.12.
     assert off < 0.08
+
+
+_GEMMA2 = {"dim": 16, "attention.sliding_window": WINDOW, "attn_logit_softcapping": 5.0}
+_OF_TORCH: dict[str, tuple[str, dict[str, Any]]] = {
+    **ARCHITECTURES,
+    "gemma2": ("gemma2", _GEMMA2),
+    "mixtral": ("llama", {"expert_count": EXPERTS, "expert_used_count": 2}),
+}
+
+
+@pytest.mark.parametrize("name", _OF_TORCH)
+def test_torch_follows_llama_cpp_or_refuses_the_file(name: str, tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    from fleet_edge.verifiers.packed.target import load_target  # noqa: PLC0415 - needs torch
+
+    kind, own = _OF_TORCH[name]
+    path = _write(tmp_path / "model.gguf", kind, own)
+    try:
+        check_gguf_reader(path)
+    except UnsupportedModel:
+        assert name not in {"llama", "qwen2", "gemma2", "gemma3"}
+        with pytest.raises(UnsupportedModel, match="torch"):
+            load_target(path)
+        return
+    assert name in {"llama", "qwen2", "gemma2", "gemma3"}
+    with torch.no_grad():
+        found = load_target(path, dtype="float32").model(torch.tensor([TOKENS])).logits[0].numpy()
+    # Rounding by llama.cpp gives 0.04 to 0.1, a window that is one token off 0.2, another scale of the attention 0.5.
+    assert _distance(found, _logits_of_llama_cpp(path)) < 0.12
 
 
 def test_a_file_in_parts_is_read_whole(tmp_path: Path) -> None:
