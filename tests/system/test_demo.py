@@ -5,7 +5,9 @@ import signal
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,19 +33,68 @@ def models() -> list[str]:
     return ["--models-dir", str(target.parent.parent), "--target", str(target)]
 
 
+@dataclass
+class Demo:
+    """A demo that stays up, until a signal."""
+
+    process: "subprocess.Popen[str]"
+    folder: Path
+    said: str
+
+    def end(self, number: signal.Signals) -> str:
+        """Send a signal, wait for its end, and return its errors."""
+        self.process.send_signal(number)
+        return self.process.communicate(timeout=PATIENCE_S)[1]
+
+    @property
+    def children(self) -> list[int]:
+        own = self.process.pid
+        return [int(pid) for pid in Path(f"/proc/{own}/task/{own}/children").read_text().split()]
+
+
+@contextmanager
+def staying(folder: Path, arguments: Sequence[str]) -> Iterator[Demo]:
+    command = [*FLEET, "demo", *arguments, "--max-new-tokens", "20", "--db", _database(folder)]
+    process = subprocess.Popen(
+        [*command, "--json", "demo.json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=folder,
+        env={**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": str(Path.cwd())},
+    )  # fmt: skip
+    assert process.stdout is not None
+    lines = []
+    try:
+        for line in process.stdout:
+            lines.append(line)
+            if line.startswith("Dashboard:"):
+                break
+        yield Demo(process, folder, "".join(lines))
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            process.communicate(timeout=PATIENCE_S)
+
+
+def _database(folder: Path) -> str:
+    return f"sqlite:///{folder / 'fleet.sqlite3'}"
+
+
+@pytest.fixture(scope="module")
+def stays(tmp_path_factory: pytest.TempPathFactory, models: list[str]) -> Iterator[Demo]:
+    with staying(tmp_path_factory.mktemp("demo"), ["--devices", "2", "--broker", "embedded", *models]) as demo:
+        yield demo
+
+
 @pytest.fixture(scope="module", params=[pytest.param("mosquitto", marks=pytest.mark.exhaustive), "embedded"])
 def demo(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, models: list[str]) -> Any:
-    folder = tmp_path_factory.mktemp("demo")
-    db = f"sqlite:///{folder / 'fleet.sqlite3'}"
-    done = run(
-        [
-            "demo", "--once", "--devices", "2", "--max-new-tokens", "20", "--db", db, "--broker", request.param,
-            *models, "--json", str(folder / "demo.json"),
-        ]
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert "device-1" in done.stdout
-    return json.loads((folder / "demo.json").read_text()), db
+    """Return the report of a demo, and its database; that with mosquitto does not stay up."""
+    if request.param == "embedded":
+        folder = request.getfixturevalue("stays").folder
+    else:
+        folder = tmp_path_factory.mktemp("once")
+        options = ["--devices", "2", "--max-new-tokens", "20", "--db", _database(folder), "--broker", request.param]
+        done = run(["demo", "--once", *options, *models, "--json", str(folder / "demo.json")])
+        assert done.returncode == 0, done.stderr
+        assert "device-1" in done.stdout
+    return json.loads((folder / "demo.json").read_text()), _database(folder)
 
 
 def test_devices_answer_and_the_database_agrees(demo: Any) -> None:
@@ -75,40 +126,32 @@ def test_the_ways_to_generate_are_compared(demo: Any) -> None:
     assert comparison["reason"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.exhaustive)])
-def test_the_fleet_stays_up_for_applications_until_a_signal(
-    tmp_path: Path, models: list[str], number: signal.Signals
-) -> None:
-    command = [*FLEET, "demo", "--devices", "1", "--max-new-tokens", "8", "--db", "sqlite:///fleet.sqlite3", *models]
-    demo = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path,
-        env={**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": str(Path.cwd())},
-    )  # fmt: skip
-    try:
-        assert demo.stdout is not None
-        lines = []
-        for line in demo.stdout:
-            lines.append(line)
-            if line.startswith("Dashboard:"):
-                break
-        said = "".join(lines)
-        children = [int(pid) for pid in Path(f"/proc/{demo.pid}/task/{demo.pid}/children").read_text().split()]
-        assert len(children) >= 4  # broker, edge, two devices
-        (curl,) = re.findall(r"^  (curl (?:.*\n){2}.*)$", said, re.MULTILINE)
-        reply = subprocess.run(curl, shell=True, capture_output=True, text=True, timeout=PATIENCE_S, check=True)
-        assert json.loads(reply.stdout)["choices"][0]["message"]["content"]
-        with Device.from_config(tmp_path / "device.toml") as device:
-            assert device.generate("Why is the sky blue?", max_new_tokens=8).tokens
-        page = said.partition("Dashboard: ")[2].split()[0]
-        with urllib.request.urlopen(f"{page}login", timeout=PATIENCE_S) as login:
-            assert b"Log in" in login.read()
-    finally:
-        demo.send_signal(number)
-        _, errors = demo.communicate(timeout=PATIENCE_S)
-    assert demo.returncode == 0
+def test_it_stays_up_for_applications_until_ctrl_c(stays: Demo) -> None:
+    children = stays.children
+    assert len(children) >= 4  # edge, three devices
+    (curl,) = re.findall(r"^  (curl (?:.*\n){2}.*)$", stays.said, re.MULTILINE)
+    reply = subprocess.run(curl, shell=True, capture_output=True, text=True, timeout=PATIENCE_S, check=True)
+    assert json.loads(reply.stdout)["choices"][0]["message"]["content"]
+    with Device.from_config(stays.folder / "device.toml") as device:
+        assert device.generate("Why is the sky blue?", max_new_tokens=8).tokens
+    page = stays.said.partition("Dashboard: ")[2].split()[0]
+    with urllib.request.urlopen(f"{page}login", timeout=PATIENCE_S) as login:
+        assert b"Log in" in login.read()
+    check_end(stays, signal.SIGINT, children)
+
+
+@pytest.mark.exhaustive
+def test_it_stays_up_until_it_is_terminated(tmp_path: Path, models: list[str]) -> None:
+    with staying(tmp_path, ["--devices", "1", *models]) as demo:
+        check_end(demo, signal.SIGTERM, demo.children)
+
+
+def check_end(demo: Demo, number: signal.Signals, children: list[int]) -> None:
+    errors = demo.end(number)
+    assert demo.process.returncode == 0
     assert "Traceback" not in errors
     assert not [pid for pid in children if Path(f"/proc/{pid}").exists()]
-    assert not (tmp_path / "device.toml").exists()
+    assert not (demo.folder / "device.toml").exists()
 
 
 @pytest.mark.parametrize(
