@@ -43,6 +43,7 @@ from fleet_device.pacing.contract import EDGE_ONLY_TOKENS, FixedPacing, Pacing
 from schemas.errors import FleetError
 from schemas.names import VERSION
 from tests.support.local_broker import LocalBroker
+from tests.support.played_steps import CURVE
 from tests.support.processes import EDGE_PROGRAM, Program, edge_process, on_cores
 
 MODELS: Final = Path("models/smollm2-135m")
@@ -104,6 +105,8 @@ def run_suite(name: str, suite: Any, words: Sequence[str]) -> int:  # noqa: ANN4
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to FILE")
     suite.add_options(parser)
     options = parser.parse_args(words)
+    if getattr(options, "curve", None) is not None:
+        os.environ[CURVE] = str(options.curve.resolve())
     try:
         with _ending_cleanly(), tempfile.TemporaryDirectory(prefix="fleet-bench-") as folder:
             bench = Bench(options, Path(folder), fleet=name.replace(" ", "-"))
@@ -187,6 +190,12 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--engine", choices=("blocks", "llama.cpp"), default="blocks", help="(default: %(default)s)")
 
 
+def add_curve(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--curve", type=Path, metavar="FILE", help="play step times of another target, as in fleet_admin/curves"
+    )
+
+
 class Bench:
     def __init__(self, options: argparse.Namespace, folder: Path, *, fleet: str) -> None:
         self.options = options
@@ -215,6 +224,11 @@ class Bench:
         """The engine that the options name, as settings; llama.cpp in suites that have no such option."""
         return ENGINES[getattr(self.options, "engine", "llama.cpp")]
 
+    @property
+    def edge_program(self) -> str:
+        """The module that runs an edge; with `--curve`, one whose steps are played."""
+        return EDGE_PROGRAM if getattr(self.options, "curve", None) is None else "benchmarks.played_edge"
+
     def new_folder(self) -> Path:
         self._folders += 1
         folder = self.folder / str(self._folders)
@@ -227,7 +241,7 @@ class Bench:
 
     @contextmanager
     def edge(
-        self, port: int, target: Path, *, engine: str = "", module: str = EDGE_PROGRAM, **settings: object
+        self, port: int, target: Path, *, engine: str = "", module: str = "", **settings: object
     ) -> Iterator[ServedEdge]:
         """Run `fleet edge run` on the edge's cores, without quotas; on entry it is online."""
         folder = self.new_folder()
@@ -235,7 +249,9 @@ class Bench:
         log = f"sqlite:///{folder}/log.sqlite3"
         settings = {**chosen, "threads": len(self.cores.edge), **settings}
         given = {"fleet": self.fleet, "port": port, "target": target, "db": log, "spool": f"{folder}/spool"}
-        with edge_process(_flags(given | settings), module=module, cores=self.cores.edge) as process:
+        with edge_process(
+            _flags(given | settings), module=module or self.edge_program, cores=self.cores.edge
+        ) as process:
             yield ServedEdge(process.pid, log)
 
     @contextmanager

@@ -17,7 +17,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Final
 
-from benchmarks.harness import Bench, Report, add_engine, link_to, table
+from benchmarks.harness import Bench, Report, add_curve, add_engine, link_to, table
 from benchmarks.recordings import policy_of
 from benchmarks.systems import SYSTEMS
 from fleet_admin.models.prompts import built_in, some
@@ -82,6 +82,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tokens", type=int, default=48, help="of each text, at most (default: %(default)s)")
     parser.add_argument("--limit", type=float, default=6.0, metavar="S", help="a text ends there")
     parser.add_argument("--picture", type=Path, metavar="FILE", help="also draw the figures")
+    add_curve(parser)
 
 
 def run(bench: Bench) -> Report:

@@ -25,7 +25,19 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.harness import MODELS, Bench, Goal, Report, add_engine, at_least, free_address, number_of, say, table
+from benchmarks.harness import (
+    MODELS,
+    Bench,
+    Goal,
+    Report,
+    add_curve,
+    add_engine,
+    at_least,
+    free_address,
+    number_of,
+    say,
+    table,
+)
 from benchmarks.processes import BenchError, call, venv
 from tests.support.processes import on_cores
 from tests.support.relay import Relay
@@ -60,6 +72,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--reports", type=Path, default=MODELS.parent / "reports", help="of guidellm (default: %(default)s)"
     )
     add_engine(parser)
+    add_curve(parser)
 
 
 def run(bench: Bench) -> Report:

@@ -13,6 +13,7 @@ m sequences with r new tokens each, and P the time of a prompt.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Final
 
 from fleet_device.pacing.contract import Plan
@@ -21,6 +22,9 @@ from fleet_edge.batching.batch_builder import Budget
 from fleet_edge.session_log import SessionLog
 from fleet_edge.step_time import StepCurve
 from schemas.errors import FleetError
+
+LARGE_CURVE: Final = Path(__file__).parent / "curves" / "7b-two-cores.json"
+"""Step times of a 7B target, measured by `python -m benchmarks engines steps`; those of prompts from 92 tokens/s."""
 
 _SINCE: Final = "7d"
 _SESSIONS: Final = 2000

@@ -32,7 +32,7 @@ import psutil
 
 from benchmarks.capacity.service_level import LEVEL, Client, TimeWindow
 from benchmarks.capacity.serving import CELLS, KV_BYTES, CellTiming, Devices, record_residual, texts_of
-from benchmarks.harness import Bench, Report, add_engine, cpu_s, table
+from benchmarks.harness import Bench, Report, add_curve, add_engine, cpu_s, table
 from benchmarks.processes import BenchError, Cores
 from benchmarks.recordings import Recording, record
 from benchmarks.systems import DRAFT, SYSTEMS, System
@@ -179,6 +179,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--patience", type=float, default=8.0, metavar="S", help="for first tokens, and 0.3 a device (default: 8)"
     )
     parser.add_argument("--minutes", type=float, default=10.0, help="cells beyond are left out (default: 10)")
+    add_curve(parser)
 
 
 def run(bench: Bench) -> Report:

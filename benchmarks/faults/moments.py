@@ -23,7 +23,7 @@ import numpy as np
 
 from benchmarks.faults.fleet import EDGE, DisturbedFleet, disagreements
 from benchmarks.faults.writer import Load
-from benchmarks.harness import Bench, Report, number_of, say, table
+from benchmarks.harness import Bench, Report, add_curve, number_of, say, table
 from benchmarks.processes import BenchError
 from tests.support.relay import Relay
 
@@ -258,6 +258,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quick", action="store_true", help="shorten those that last 40 s and more")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--folder", type=Path, help="keep logs and databases there; must be empty or not there")
+    add_curve(parser)
 
 
 def run(bench: Bench) -> Report:

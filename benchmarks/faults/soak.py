@@ -23,7 +23,7 @@ from scipy.stats import theilslopes
 from benchmarks.faults.fleet import EDGE, DisturbedFleet, disagreements
 from benchmarks.faults.moments import FAULTS, Disturbance
 from benchmarks.faults.writer import Load
-from benchmarks.harness import Bench, Report, at_least, at_most, number_of, table
+from benchmarks.harness import Bench, Report, add_curve, at_least, at_most, number_of, table
 from benchmarks.processes import BenchError
 
 _MB: Final = 1e6
@@ -71,6 +71,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--structured", type=number_of(int, 1), metavar="N", help="end after N answers of JSON schemas")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--folder", type=Path, help="keep logs and databases there; must be empty or not there")
+    add_curve(parser)
 
 
 def run(bench: Bench) -> Report:

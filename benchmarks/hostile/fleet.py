@@ -16,7 +16,7 @@ from benchmarks.processes import BenchError, Cores
 from broker_config.site import make_local_broker
 from fleet_admin.models.prompts import PROMPTS
 from tests.support.local_broker import LocalBroker
-from tests.support.processes import BrokerClient, Program, edge_settings
+from tests.support.processes import EDGE_PROGRAM, BrokerClient, Program, edge_settings
 
 FLEET: Final = "home"
 EDGE: Final = "edge-1"
@@ -53,6 +53,7 @@ class Fleet:
     seed: int
     tokens: int
     json: bool = False
+    edge_program: str = EDGE_PROGRAM
     texts: list[list[int]] = field(default_factory=list)
     _runs: int = 0
     _language: Language | None = None
@@ -134,7 +135,7 @@ class Fleet:
         config.write_text(content, encoding="utf-8")
         module, arguments = "tests.support.scripted_edge_process", [str(config)]
         if self.target is not None:
-            module, arguments = "fleet_cli.main", ["edge", "run", "--events", "--config", str(config)]
+            module, arguments = self.edge_program, ["edge", "run", "--events", "--config", str(config)]
         elif self.json:
             arguments += ["--letters", "--step-ms", "30", "--token-ms", "2"]
         return Program(module, arguments, cores=self.cores.edge, log=folder / "edge.log")

@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.harness import Bench, Report, number_of, say, table
+from benchmarks.harness import Bench, Report, add_curve, number_of, say, table
 from benchmarks.hostile.attacks import ATTACKS, Attack
 from benchmarks.hostile.client import PATIENCE_S, HostileClient, KnownFleet, wait_for_answer
 from benchmarks.hostile.fleet import Fleet, Running
@@ -283,6 +283,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--scripted", action="store_true", help="a scripted target instead of the real one")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--folder", type=Path, help="keep logs, databases and results there")
+    add_curve(parser)
 
 
 def run(bench: Bench) -> Report:
@@ -302,6 +303,7 @@ def run(bench: Bench) -> Report:
         cores=bench.cores,
         seed=options.seed,
         tokens=options.tokens,
+        edge_program=bench.edge_program,
     )
     rows: list[dict[str, Any]] = []
     wrong: list[str] = []

@@ -21,9 +21,7 @@ from fleet_edge import edge
 from fleet_edge.settings import EdgeSettings
 from fleet_edge.step_time import read_curve
 from fleet_edge.verifiers.contract import Item, TargetInfo, TokenVerifier
-
-CURVE: Final = "PLAYED_CURVE"
-"""Environment variable with the path of the curve."""
+from tests.support.played_steps import CURVE, step_s
 
 _BUDGET: Final = 1 << 18
 _LOGIT: Final = 30.0
@@ -49,11 +47,7 @@ class PlayedVerifier(TokenVerifier):
         rows = self._rows[: len(chosen)]
         rows[:] = 0.0
         rows[np.arange(len(chosen)), chosen] = _LOGIT
-        prompts = sum(len(item.tokens) - item.rows for item in items)
-        verified = len(following)
-        tokens = len(chosen) / verified if verified else 0.0
-        taken = self._curve.step_ms(verified, tokens, prefill=prompts) / 1e3
-        time.sleep(max(0.0, taken - (time.perf_counter() - began)))
+        time.sleep(max(0.0, step_s(self._curve, items) - (time.perf_counter() - began)))
         return rows
 
 

@@ -30,9 +30,20 @@ from typing import Any, Final
 
 from benchmarks.bytes import TCP_IP_HEAD
 from benchmarks.fleet_load import FleetLoad, mean_pace
-from benchmarks.harness import MODELS, Bench, Goal, Report, at_least, edge_only_pacing, number_of, say, table, together
+from benchmarks.harness import (
+    MODELS,
+    Bench,
+    Goal,
+    Report,
+    add_curve,
+    at_least,
+    edge_only_pacing,
+    number_of,
+    say,
+    table,
+    together,
+)
 from benchmarks.large.models import FILES, FIRST, SHAPES, VOCABULARY, make, walk
-from benchmarks.large.played_edge import CURVE
 from benchmarks.processes import Cores, venv
 from benchmarks.serving import BUILD, SOURCE, build_server, llama_server
 from dssd.distribution import point_mass
@@ -94,7 +105,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=number_of(int, 1), default=2, help="(default: %(default)s)")
     parser.add_argument("--tokens", type=number_of(int, 8), default=64, help="of a text (default: %(default)s)")
     parser.add_argument("--threads", type=number_of(int, 1), default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--curve", type=Path, metavar="FILE", help="play these step times")
+    add_curve(parser)
     parser.add_argument("--servers", action="store_true", help="also measure llama.cpp's server")
     parser.add_argument("--tools", type=Path, default=MODELS.parent / "tools", help="(default: %(default)s)")
 
@@ -106,8 +117,6 @@ def run(bench: Bench) -> Report:
     os.sched_setaffinity(0, cores)
     vocabulary = bench.model("Q4_0.gguf")
     played = options.curve is not None
-    if played:
-        os.environ[CURVE] = str(options.curve.resolve())
     # Where steps are played, only the vocabulary counts.
     target = make(options.cache, "tiny" if played else options.shape, options.file, vocabulary=vocabulary)
     rows = _fleets(bench, target)

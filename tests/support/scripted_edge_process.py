@@ -19,6 +19,7 @@ from fleet_common.logs import Event, EventStream
 from fleet_edge.edge import Edge
 from fleet_edge.verifiers.contract import Item
 from tests.support.offset_clock import OffsetClock
+from tests.support.played_steps import curve_of_environment, play
 from tests.support.scripted_language import CONTEXT, LANGUAGE, LETTER_END, LETTER_WORDS, LETTERS
 from tests.support.scripted_verifier import ScriptedVerifier
 
@@ -57,6 +58,7 @@ def main() -> None:
     else:
         verifier = _TimedVerifier(LANGUAGE, LANGUAGE.words, **size)
     verifier.step_s, verifier.token_s = arguments.step_ms / 1e3, arguments.token_ms / 1e3
+    play(verifier, curve_of_environment())
     edge = Edge.from_config(arguments.config).settings
     events = EventStream(sys.stdout, outlives_reader=True)
 
