@@ -23,6 +23,7 @@ from rich.text import Text
 
 from broker_config.broker import Broker, toml_lines
 from broker_config.processes import ThrowAwayBroker
+from fleet_admin.advice import LARGE_CURVE, Workload, best_drafting, edge_only
 from fleet_admin.models.prompts import read_prompts
 from fleet_admin.models.smollm2 import DRAFTS, FAMILY, SHIPPED, TARGET, make_missing
 from fleet_cli.commands import program
@@ -44,6 +45,7 @@ from fleet_common.settings import load_settings
 from fleet_device.drafters.model_file import locate_model
 from fleet_device.settings import DeviceSettings
 from fleet_edge.settings import AUTO, EdgeSettings
+from fleet_edge.step_time import read_curve
 from schemas.policy import Mode, random_seed
 from schemas.printable import json_text, printable
 
@@ -61,6 +63,11 @@ _WARM_UP: Final = 12
 """Largest number of requests after which a device is compared although its choice is not settled."""
 
 _ROUNDS: Final = 2  # of the comparison
+
+_DRAFT_MS: Final = 15.0
+_ACCEPTANCE: Final = 0.8
+_ROUND_TRIP_MS: Final = 20.0
+"""Draft model and network assumed with a 7B target; those of the command that `large_target_lines` names."""
 
 _SHOWN: Final = 320  # characters of a text that grows
 
@@ -138,6 +145,33 @@ class InterruptedAnswer:
     identical: bool  # to the answer without the interruption
 
 
+@dataclass(frozen=True, slots=True)
+class ComputedRates:
+    """Tokens/s of one device with a 7B target, computed from measured step times."""
+
+    target: str
+    machine: str
+    edge_only: float
+    drafting: float
+
+
+def large_target() -> ComputedRates:
+    curve = read_curve(LARGE_CURVE)
+    workload = Workload(curve=curve, draft_s=_DRAFT_MS / 1e3, acceptance=_ACCEPTANCE, round_trip_s=_ROUND_TRIP_MS / 1e3)
+    rates = (edge_only(workload, 1), best_drafting(workload, 1))
+    return ComputedRates(curve.target, curve.machine, *(round(rate.tokens_per_s, 1) for rate in rates))
+
+
+def large_target_lines(found: ComputedRates) -> Sequence[str]:
+    assumed = f"--acceptance {_ACCEPTANCE:g} --token-ms {_DRAFT_MS:g} --round-trip {_ROUND_TRIP_MS:g}"
+    rates = (
+        f"Computed, not measured: with {found.target} on {found.machine}, the edge alone gives one device "
+        f"{found.edge_only:.1f} tokens/s, and drafting {found.drafting:.1f}, if a draft token takes {_DRAFT_MS:g} ms "
+        f"and {_ACCEPTANCE:.0%} are accepted."
+    )
+    return (rates, f'To measure it here: make bench ARGS="large --devices 1 {assumed}"')
+
+
 @dataclass(slots=True)
 class DemoReport:
     broker: str
@@ -146,6 +180,7 @@ class DemoReport:
     devices: list[dict[str, Any]] = field(default_factory=list)
     interruption: InterruptedAnswer | None = None
     comparisons: list[Comparison] = field(default_factory=list)
+    computed: ComputedRates = field(default_factory=large_target)
 
 
 def plan_of(summary: Mapping[str, Any]) -> str:
@@ -474,7 +509,11 @@ def demo_command(
                 name = f"a target of {TIMES} times its cost"
                 report.comparisons.append(compare(other, name, texts[0], choosing=names[0], drafting=drafting))
         console.print(comparison_table(report.comparisons), "", sep="\n")
-        _prose(console, *(f"With {each.target}: {each.reason}" for each in report.comparisons))
+        _prose(
+            console,
+            *(f"With {each.target}: {each.reason}" for each in report.comparisons),
+            *large_target_lines(report.computed),
+        )
         _write(report, json_file)
         if not once:
             write_device_file(Path("device.toml"), fleet, model, models_dir)
