@@ -15,13 +15,13 @@ T = TypeVar("T")
 
 Kind = Literal[
     "text", "sentence", "state", "id",
-    "count", "figure", "ratio", "money", "percent", "ms", "bytes", "days", "number",
+    "count", "figure", "ratio", "percent", "ms", "bytes", "days", "number",
     "moment", "day", "month", "ago",
 ]  # fmt: skip
 """How a value is shown. `number` is text that holds a number with its unit; the others are described by `shown`."""
 
 ABSENT: Final = "—"
-_NUMBERS: Final = frozenset({"count", "figure", "ratio", "money", "percent", "ms", "bytes", "days", "number"})
+_NUMBERS: Final = frozenset({"count", "figure", "ratio", "percent", "ms", "bytes", "days", "number"})
 _KILO: Final = 1000.0
 _LONG_MS: Final = 10_000.0
 _MINUTE_S: Final = 60
@@ -64,7 +64,7 @@ def in_order(rows: Sequence[T], column: Column[T], *, falling: bool) -> list[T]:
 def shown(value: Any, kind: Kind = "text", *, now: datetime | None = None) -> str:  # noqa: ANN401 - of all kinds
     """Return a value as people read it; None and empty text as a dash.
 
-    `count` is a whole number, `figure` has one digit after the point, `ratio` and `money` two; `percent` takes a share
+    `count` is a whole number, `figure` has one digit after the point, `ratio` two; `percent` takes a share
     from 0 to 1, `ms` milliseconds, `bytes` bytes and `days` days; `moment`, `day`, `month` and `ago` take aware times.
     `ago` is an age given `now`, otherwise a time.
     """
@@ -126,7 +126,6 @@ _FORMS: Final[Mapping[str, Callable[[Any], str]]] = {
     "count": lambda value: f"{value:,.0f}",
     "figure": lambda value: f"{value:,.2f}" if 0 < abs(value) < 1 else f"{value:,.1f}",
     "ratio": lambda value: f"{value:,.2f}",
-    "money": lambda value: f"{value:,.4f}" if 0 < value < 1 else f"{value:,.2f}",
     "percent": lambda value: f"{100 * value:.1f} %",
     "ms": _ms,
     "bytes": _bytes,

@@ -10,7 +10,6 @@ from schemas.names import model_name
 
 if TYPE_CHECKING:
     from fleet_admin.diagnosis import Conclusion, PartTime
-    from fleet_admin.settings import PriceList
     from fleet_admin.steering import DeviceSettingsView
     from fleet_admin.steering.rollout import UpdateView
     from fleet_edge.alerts.rules import AlertGroup
@@ -285,11 +284,10 @@ def edge_seconds(counted: "Tally") -> float | None:
     return counted.own_compute_ms / 1e3 or None
 
 
-def tally_columns(take: "Callable[[T], Tally]", prices: "PriceList | None" = None) -> list[Column[T]]:
-    """Return the columns of a `Tally`, which `take` returns of a row; with prices also the cost."""
+def tally_columns(take: "Callable[[T], Tally]") -> list[Column[T]]:
+    """Return the columns of a `Tally`, which `take` returns of a row."""
     return [
         Column("tokens", lambda row: take(row).tokens, "count", rank=0),
-        *([cost_column(take, prices)] if prices else ()),
         Column("sessions", lambda row: take(row).sessions, "count", rank=1),
         Column("tokens/s per session", lambda row: take(row).tokens_per_s, "figure", key="speed", rank=1),
         Column("acceptance", lambda row: take(row).acceptance, "percent", rank=1),
@@ -320,11 +318,6 @@ def tally_columns(take: "Callable[[T], Tally]", prices: "PriceList | None" = Non
         Column("down per token", lambda row: take(row).downlink_bytes_per_token, "bytes", rank=3),
         Column("prompt wait per round", lambda row: take(row).prefill_ms_per_round, "ms", key="prefill", rank=3),
     ]  # fmt: skip
-
-
-def cost_column(take: "Callable[[T], Tally]", prices: "PriceList") -> Column[T]:
-    return Column(f"cost ({prices.currency})", lambda row: prices.cost(take(row)), "money", key="cost", rank=0,
-                  meaning="By the prices of the settings.")  # fmt: skip
 
 
 _START_KINDS: "Final[Mapping[str, Kind]]" = {"hour": "moment", "day": "day", "month": "month"}

@@ -94,16 +94,12 @@ def table(title: str, prefix: str, fields: Iterable[SettingField]) -> str:
 
 
 def settings_page() -> str:
-    shared = {"broker", "prices"}
     sections = [
-        (title, f"`{model.variable_prefix}…`", [field for field in fields_of(model) if field.path[0] not in shared])
+        (title, f"`{model.variable_prefix}…`", [field for field in fields_of(model) if field.path[0] != "broker"])
         for title, model in MODELS.items()
     ]
-    broker, prices = ([field for field in fields_of(AdminSettings) if field.path[0] == name] for name in sorted(shared))
-    sections[3:3] = [
-        ("Broker, for all of them", "`FLEET_{DEVICE,EDGE,ADMIN,DASHBOARD,ALERTS}_…`", broker),
-        ("Prices, for administrator and dashboard", "`FLEET_{ADMIN,DASHBOARD}_…`", prices),
-    ]
+    broker = [field for field in fields_of(AdminSettings) if field.path[0] == "broker"]
+    sections.insert(3, ("Broker, for all of them", "`FLEET_{DEVICE,EDGE,ADMIN,DASHBOARD,ALERTS}_…`", broker))
     return SETTINGS_HEAD + "".join(table(*section) for section in sections)
 
 

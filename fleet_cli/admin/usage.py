@@ -12,13 +12,12 @@ import typer
 from fleet_admin.columns import ABSENT, Kind, in_order, shown, write_csv
 from fleet_admin.reports import start_column, tally_columns
 from fleet_cli.errors import CommandError
-from fleet_cli.options import DEFAULT_DB, AsJson, Database, Wide, load_profile, open_log
+from fleet_cli.options import DEFAULT_DB, AsJson, Database, Wide, open_log
 from fleet_cli.tables import Column, cell, print_json, print_table
 from fleet_common.validation import read_time
 from schemas.names import model_name
 
 if TYPE_CHECKING:
-    from fleet_admin.settings import PriceList
     from fleet_edge.session_log import SessionLog
     from fleet_edge.store.totals import Distribution
     from fleet_edge.store.views import Tally, UsageView
@@ -161,7 +160,6 @@ def usage(
         "since": None if since is None else _limits(since.strip(), now)[0],
         "until": None if until is None else _limits(until.strip(), now)[0],
     }
-    prices = load_profile().prices
     with open_log(db) as log:
         chosen = _labelled(log, device, label)
         found = [] if chosen == [] else _usage(log, names, per, **period, device=chosen, edge=edge)
@@ -170,11 +168,11 @@ def usage(
         elif not names and per and chosen is None:  # latencies are not known by device
             known = log.latencies_over_time(per, **period, edge=edge)
             found = [replace(row, latencies=known.get(row.start, {})) for row in found if row.start is not None]
-    columns = _columns(names, per, prices)
+    columns = _columns(names, per)
     found, empty = (found, _NOTHING) if sort is None else _sorted(found, columns, sort)
     found = found[:limit]
     if as_json:
-        print_json([_as_json(row, names, per, prices) for row in found])
+        print_json([_as_json(row, names, per) for row in found])
     elif as_csv:
         headings = [column.key for column in columns]
         write_csv(sys.stdout, headings, ([column.value(row) for column in columns] for row in found))
@@ -194,8 +192,8 @@ def _sorted(rows: Sequence[_Usage], columns: Sequence[Column[_Usage]], sort: str
     return in_order(enough, keys[sort], falling=False), f"No row has at least {_LEAST} {_LOWEST[sort]} in this period."
 
 
-def _columns(names: Sequence[str], per: str | None, prices: "PriceList") -> list[Column[_Usage]]:
-    counted: list[Column[_Usage]] = tally_columns(lambda row: row.counted, prices)
+def _columns(names: Sequence[str], per: str | None) -> list[Column[_Usage]]:
+    counted: list[Column[_Usage]] = tally_columns(lambda row: row.counted)
     columns: list[Column[_Usage]] = [
         *([start_column(per, lambda row: row.start)] if per else ()),
         *(Column(name, lambda row, place=place: row.names[place], rank=0) for place, name in enumerate(names)),  # type: ignore[misc]
@@ -216,11 +214,10 @@ def _columns(names: Sequence[str], per: str | None, prices: "PriceList") -> list
     return columns
 
 
-def _as_json(row: _Usage, names: Sequence[str], grain: str | None, prices: "PriceList") -> dict[str, object]:
+def _as_json(row: _Usage, names: Sequence[str], grain: str | None) -> dict[str, object]:
     return {
         **({grain: row.start} if grain else {}),
         **dict(zip(names, row.names, strict=True)),
-        **({"cost": prices.cost(row.counted)} if prices else {}),
         "counted": row.counted,
         **(
             {}

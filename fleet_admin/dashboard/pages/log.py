@@ -18,7 +18,6 @@ from fleet_admin.reports import (
     edge_seconds,
     tally_columns,
 )
-from fleet_admin.settings import PriceList
 from fleet_edge.alerts.alerts import MOST_OPEN
 from fleet_edge.alerts.rules import grouped
 from fleet_edge.store.views import AlertView, AuditView, UsageView
@@ -49,10 +48,10 @@ _LINKS: Final[Mapping[str, dict[str, Link[UsageView]]]] = {
 _TIME: Final[Column[UsageView]] = Column("time", lambda row: row.start, "moment", key="start", rank=0)
 
 
-def _usage_grid(by: str, prices: PriceList, *, by_time: bool = False) -> Grid[UsageView]:
+def _usage_grid(by: str, *, by_time: bool = False) -> Grid[UsageView]:
     columns: list[Column[UsageView]] = [
         Column(_BY[by][0], _NAMES[by], key="name", rank=0),
-        *tally_columns(lambda row: row.counted, prices),
+        *tally_columns(lambda row: row.counted),
     ]
     if by_time:
         return Grid((_TIME, *columns), sort="-start")
@@ -66,26 +65,23 @@ def show_usage(visit: Visit) -> Response:
     if by not in _BY:
         raise Problem(400, f"Usage is grouped by {', '.join(_BY)}.")
     log, since, dimensions = visit.services.log, line.begin, _BY[by][1]
-    prices = visit.services.settings.prices
     if visit.query("format") == "csv":
         by_time = visit.query("over") == "time"
         rows = log.usage(since=since, by=dimensions, grain=line.grain if by_time else None)
-        found = _usage_grid(by, prices, by_time=by_time).view(rows, visit.admission.query)
+        found = _usage_grid(by, by_time=by_time).view(rows, visit.admission.query)
         return csv_response("usage", found.headings, found.lines())
     drawn = partial(line.chart, {each.start: each for each in log.usage(since=since, grain=line.grain)}, sums=True)
     total = log.usage(since=since)
     return visit.page(
         "usage.html",
         title="Usage",
-        view=_usage_grid(by, prices).view(log.usage(since=since, by=dimensions), visit.admission.query),
+        view=_usage_grid(by).view(log.usage(since=since, by=dimensions), visit.admission.query),
         kinds=[(key, words) for key, (words, _) in _BY.items()],
         by=by,
         grain=line.grain,
         ranges=RANGES,
         range=line.range,
         total=total[0].counted if total else None,
-        cost=prices.cost(total[0].counted) if total and prices else None,
-        currency=prices.currency,
         edge_s=edge_seconds(total[0].counted) if total else None,
         charts={
             "Tokens": drawn({"tokens": lambda each: each.counted.tokens}),

@@ -3,7 +3,6 @@ import html
 import io
 import json
 import re
-from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -14,9 +13,8 @@ from starlette.testclient import TestClient
 
 from fleet_admin.dashboard.app import create_app
 from fleet_admin.dashboard.pages.sessions import bars
-from fleet_admin.dashboard.services import Services, open_services
+from fleet_admin.dashboard.services import open_services
 from fleet_admin.dashboard.settings import AccountRole, DashboardSettings
-from fleet_admin.settings import PriceList
 from fleet_edge.store.database import open_store
 from fleet_edge.store.records import Record, segment_number
 from fleet_edge.store.views import RoundView, SessionView
@@ -226,15 +224,6 @@ def test_usage_adds_up_by_what_is_asked_for(viewer: Browser) -> None:
     assert "edge-2" in viewer.get("/usage?by=edge&range=365d").text
     for query in ("by=secret", "range=9d", "by=device&sort=nothing"):
         assert viewer.get(f"/usage?{query}").status_code == 400
-
-
-def test_usage_has_a_cost_where_there_are_prices(make_services: Callable[..., Services]) -> None:
-    app = create_app(make_services(prices=PriceList(currency="CHF", million_tokens=1e6)))
-    browser = Browser(TestClient(app, base_url=BASE, follow_redirects=False))
-    assert browser.log_in("victor").status_code == 303
-    found = lines(browser, "/usage?by=device&format=csv")
-    assert [float(line["cost"]) for line in found] == [pytest.approx(float(line["tokens"])) for line in found]
-    assert "cost (CHF)" in browser.get("/usage").text
 
 
 def test_loads_are_drawn_over_time(viewer: Browser, url: str) -> None:

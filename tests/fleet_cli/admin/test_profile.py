@@ -1,5 +1,3 @@
-import csv
-import io
 from functools import partial
 from pathlib import Path
 
@@ -8,10 +6,7 @@ import pytest
 from fleet_admin.dashboard.settings import DashboardSettings
 from fleet_cli.errors import CommandError
 from fleet_edge.store.database import open_store
-from tests.fleet_edge.store import samples
 from tests.support.command import Run, as_json, refused
-
-PRICES = "[prices]\nmillion_tokens = 3.0\nmegabyte = 0.5\n"
 
 
 @pytest.fixture
@@ -53,7 +48,6 @@ def test_a_flag_and_a_variable_override_the_profile(
         ("fleet = ", "devices", "is not valid TOML"),
         ('host = "north"', "devices", "no setting of that name, maybe 'broker.host' is meant"),
         ("[broker]\nport = 0", "set draft_length=4 --all", "'broker.port' = 0"),
-        ("[prices]\nmegabyte = -1.0", "usage", "'prices.megabyte' = -1.0"),
         ('db = "mysql://north"', "devices", "The database 'mysql' is not supported"),
     ],
 )
@@ -64,20 +58,6 @@ def test_a_profile_that_cannot_be_used_is_one_sentence(
     file.write_text(content)
     assert sentence in refused(admin(*command.split()))
     assert file.read_text() == content
-
-
-def test_usage_costs_what_the_prices_say(admin: Run, file: Path, tmp_path: Path) -> None:
-    counted = {"tokens": 1_000_000, "uplink_bytes": 1_500_000, "downlink_bytes": 500_000}
-    steps = {"rounds": 1000, "compute_ms": 80_000.0, "batch_sum": 8000}  # 10 s of an edge for this session
-    with open_store(f"sqlite:///{tmp_path / 'fleet.sqlite3'}") as store:
-        store.apply([samples.opened(app="chat"), samples.progress(**counted, **steps)])
-    assert "cost" not in admin("usage")[1], "nothing costs anything without a price"
-    file.parent.mkdir(parents=True)
-    file.write_text(PRICES)
-    assert [each["cost"] for each in as_json(admin("usage", "--json"))] == [pytest.approx(3.0 + 1.0)]
-    assert "cost (EUR)" in admin("usage")[1]
-    rows = list(csv.DictReader(io.StringIO(admin("usage", "--csv")[1])))
-    assert [float(row["cost"]) for row in rows] == [pytest.approx(4.0)]
 
 
 def test_the_dashboard_serves_the_database_of_the_profile_or_the_variable(
