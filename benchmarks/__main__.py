@@ -50,7 +50,7 @@ SUITES: Final[dict[str, tuple[str, str]]] = {
     "administration log": ("administration.log", "A session log of a million sessions: questions, export, purge."),
     "administration observability": ("administration.observability", "Tokens per second with log, metrics, dashboard."),
     "administration steering": ("administration.steering", "How soon 100 devices report a setting."),
-    "remote": ("remote", "An edge over vLLM or SGLang: exactly the server's texts, and how fast."),
+    "remote": ("remote", "An edge over vLLM: exactly the server's texts, and how fast."),
 }
 """Module and summary of each part of each suite."""
 

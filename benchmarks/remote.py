@@ -1,4 +1,4 @@
-"""Remote: an edge over inference servers that run, vLLM or SGLang, next to what the servers do without it.
+"""Remote: an edge over inference servers (vLLM) that run, next to what the servers do without it.
 
 Exactness: greedy texts through broker, edge and devices are the server's own, token by token; texts of two tokens
 follow the distribution of the server's log-probabilities (chi-square), in both modes. Then the time of a step (ms)
@@ -35,7 +35,7 @@ from fleet_device.requests.structured import ChatMessage
 from fleet_edge.settings import EdgeSettings, InferenceServerSettings
 from fleet_edge.verifiers.contract import Item, RunsElsewhere, Verifier, VerifierError
 from fleet_edge.verifiers.registry import load_verifier
-from fleet_edge.verifiers.remote.loading import endpoint_url, key_headers, load_local
+from fleet_edge.verifiers.remote.local import endpoint_url, key_headers, load_local
 from schemas.policy import Mode, SamplingPolicy
 from tests.support.statistics import ALARM, p_value
 
@@ -43,10 +43,7 @@ _PREFIX: Final = "token_id:"
 
 
 class Oracle:
-    def __init__(
-        self, url: str, api: str, *, headers: Mapping[str, str], vocabulary: int, timeout_s: float = 300.0
-    ) -> None:
-        self._api = api
+    def __init__(self, url: str, *, headers: Mapping[str, str], vocabulary: int, timeout_s: float = 300.0) -> None:
         self._vocabulary = vocabulary
         self._http = httpx.Client(base_url=url, headers=dict(headers), timeout=timeout_s, trust_env=False)
         self._model = str(self._get("/v1/models")["data"][0]["id"])
@@ -56,27 +53,14 @@ class Oracle:
 
     def greedy(self, prompt: Sequence[int], length: int) -> tuple[int, ...]:
         """Have the server decode that many tokens greedily, in one request."""
-        if self._api == "sglang":
-            sampling = {"max_new_tokens": length, "temperature": 0, "ignore_eos": True}
-            answer = self._post("/generate", {"input_ids": list(prompt), "sampling_params": sampling})
-            return tuple(answer["output_ids"])
         answer = self._complete([list(prompt)], max_tokens=length, top=0)
         return tuple(map(_token, answer["choices"][0]["logprobs"]["tokens"]))
 
     def row(self, prefix: Sequence[int], top: int) -> NDArray[np.float64]:
         """Return `[vocabulary]`: the log-probabilities after a prefix; of all but the `top` largest, minus infinity."""
-        if self._api == "sglang":
-            body = {
-                "input_ids": list(prefix), "sampling_params": {"max_new_tokens": 1, "temperature": 0},
-                "return_logprob": True, "logprob_start_len": -1, "top_logprobs_num": top,
-            }  # fmt: skip
-            entries = {
-                token: value for value, token, _ in self._post("/generate", body)["meta_info"]["output_top_logprobs"][0]
-            }
-        else:
-            answer = self._complete([list(prefix)], max_tokens=1, top=top)
-            (named,) = answer["choices"][0]["logprobs"]["top_logprobs"]
-            entries = {_token(name): value for name, value in named.items()}
+        answer = self._complete([list(prefix)], max_tokens=1, top=top)
+        (named,) = answer["choices"][0]["logprobs"]["top_logprobs"]
+        entries = {_token(name): value for name, value in named.items()}
         row = np.full(self._vocabulary, -np.inf)
         for token, value in entries.items():
             row[token] = value
@@ -266,7 +250,6 @@ _DRAFT: Final = 4
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--endpoint", required=True, help="address of the server")
-    parser.add_argument("--api", choices=("vllm", "sglang"), default="vllm")
     parser.add_argument("--api-key-file", type=Path)
     parser.add_argument("--target", type=Path, default=MODELS / "target", help="folder or GGUF with the tokenizer")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the servers")
@@ -300,7 +283,7 @@ def _check(bench: Bench) -> tuple[list[dict[str, Any]], list[str]]:
         prompts = [encode_chat(codec, [ChatMessage("user", text)]) for text in PROMPTS]
         story = codec.encode("Once upon a time there was a")
     url, headers = endpoint_url(options.endpoint), key_headers(options.api_key_file)
-    oracle = Oracle(url, options.api, headers=headers, vocabulary=len(local.strings))
+    oracle = Oracle(url, headers=headers, vocabulary=len(local.strings))
     ends, top = local.end_tokens, options.top_logprobs
     with closing(oracle), _fleet(bench) as devices:
         greedy = check_greedy(devices, oracle, prompts, length=options.length, dtype=options.dtype, ends=ends)
@@ -324,7 +307,7 @@ def _check(bench: Bench) -> tuple[list[dict[str, Any]], list[str]]:
 
 def _settings(options: argparse.Namespace) -> dict[str, Any]:
     """Return the edge's settings of its servers."""
-    names = ("api", "endpoint", "top_logprobs", "request_s", "api_key_file")
+    names = ("endpoint", "top_logprobs", "request_s", "api_key_file")
     return {name: getattr(options, name) for name in names if getattr(options, name) is not None}
 
 
@@ -345,7 +328,7 @@ def _time(bench: Bench) -> list[dict[str, Any]]:
     options = bench.options
     remote = InferenceServerSettings.model_validate(_settings(options))
     verifiers: dict[str, Verifier] = {
-        options.api: load_verifier(EdgeSettings(engine="remote", target=str(options.target), remote=remote)),
+        "vllm": load_verifier(EdgeSettings(engine="remote", target=str(options.target), remote=remote)),
         "llama.cpp": load_verifier(EdgeSettings(engine="llama.cpp", target=str(options.gguf))),
     }
     sizes = {"sequences": options.sessions, "tokens": options.tokens, "context": options.context}

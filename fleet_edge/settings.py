@@ -53,13 +53,12 @@ class KeptIn(StrEnum):
 
 
 class InferenceServerSettings(BaseModel, extra="forbid", allow_inf_nan=False):
-    """Inference server that computes the target model; read where the setting `engine` is `remote`."""
+    """Inference server (vLLM) that computes the target model; read where the setting `engine` is `remote`."""
 
     endpoint: str = setting(
         "",
-        "Address of the inference server, or of a router or load balancer in front of several: `http://10.0.0.5:8000`.",
+        "Address of the inference server (vLLM), or of a router or load balancer in front of several: `http://10.0.0.5:8000`.",
     )
-    api: Literal["vllm", "sglang"] = setting("vllm", "Kind of the inference server.")
     api_key_file: Path | None = setting(
         None, "File with the API key of the inference server; only its owner may read it."
     )

@@ -163,7 +163,7 @@ class Variant:
     @property
     def verified_exactly(self) -> bool:
         """Whether the probabilities that draft tokens are accepted are known exactly."""
-        exact = self.engine in (ToyEngine.SCRIPTED, *_SERVERS)  # other rows are rounded
+        exact = self.engine in (ToyEngine.SCRIPTED, ToyEngine.VLLM)  # other rows are rounded
         return exact and not (self.suffix or self.languages is Languages.UNLIKE)
 
     @property
@@ -207,9 +207,7 @@ _ENGINES = (
     ToyEngine.EIGHT_BITS,
     ToyEngine.FOUR_BITS,
     ToyEngine.VLLM,
-    ToyEngine.SGLANG,
 )
-_SERVERS = (ToyEngine.VLLM, ToyEngine.SGLANG)
 _NEAR = Variant(Mode.RESIDUAL, FormName.AUTO, 8, languages=Languages.NEAR, tokens=LONG)
 
 CASES = (
@@ -279,8 +277,7 @@ FAULTS = (
         for mode in Mode
     ),
     *(
-        Variant(Mode.RESIDUAL, FormName.AUTO, 2, engine=engine, sabotage=sabotage)
-        for engine in _SERVERS
+        Variant(Mode.RESIDUAL, FormName.AUTO, 2, engine=ToyEngine.VLLM, sabotage=sabotage)
         for sabotage in (Sabotage.TEMPERED_TWICE, Sabotage.CUT_SHORT)
     ),
     Variant(Mode.COUPLED, FormName.AUTO, 2, engine=ToyEngine.VLLM, sabotage=Sabotage.TEMPERED_TWICE),

@@ -122,7 +122,7 @@ def _check(settings: EdgeSettings) -> None:
 def check_target_files(settings: EdgeSettings) -> None:
     """Check that the files with the target's tokens exist; raises `VerifierError`."""
     if settings.engine == "remote":
-        from fleet_edge.verifiers.remote.loading import check_local  # noqa: PLC0415 - only with this engine
+        from fleet_edge.verifiers.remote.local import check_local  # noqa: PLC0415 - only with this engine
 
         check_local(settings.target)
     else:
@@ -136,7 +136,7 @@ def read_target_tokens(settings: EdgeSettings) -> list[str]:
     """
     check_target_files(settings)
     if settings.engine == "remote":
-        from fleet_edge.verifiers.remote.loading import load_local  # noqa: PLC0415
+        from fleet_edge.verifiers.remote.local import load_local  # noqa: PLC0415
 
         return load_local(settings.target).strings
     from fleet_edge.verifiers.tokens import target_tokens  # noqa: PLC0415 - reads GGUFs

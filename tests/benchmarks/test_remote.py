@@ -18,16 +18,10 @@ PROMPT = [3, 4]
 Draw = Callable[[Sequence[int], SamplingPolicy, np.random.Generator], int]
 
 
-def server(api: str) -> InferenceServer:
-    return InferenceServer(
-        ScriptedVerifier(SCRIPT, SCRIPT.words, context=200), SCRIPT.words, api=api, max_model_len=200
-    )
-
-
-@pytest.fixture(params=["vllm", "sglang"])
-def oracle(request: pytest.FixtureRequest) -> Iterator[Oracle]:
-    with server(request.param) as one:
-        asked = Oracle(one.url, request.param, headers={}, vocabulary=SIZE)
+@pytest.fixture
+def oracle() -> Iterator[Oracle]:
+    with InferenceServer(ScriptedVerifier(SCRIPT, SCRIPT.words, context=200), SCRIPT.words, max_model_len=200) as one:
+        asked = Oracle(one.url, headers={}, vocabulary=SIZE)
         yield asked
         asked.close()
 

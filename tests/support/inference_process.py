@@ -1,4 +1,4 @@
-"""Inference server process: the stand-in for vLLM or SGLang over the language of the scripted edge, to be killed."""
+"""Inference server process: the stand-in for vLLM over the language of the scripted edge, to be killed."""
 
 import argparse
 import json
@@ -18,7 +18,7 @@ from tests.support.scripted_language import CONTEXT, LANGUAGE
 from tests.support.scripted_verifier import ScriptedVerifier
 from tests.support.waiting import PATIENCE_S
 
-_SPARE: Final = 8  # positions that a server keeps for itself
+_SPARE: Final = 1  # position that a server keeps for itself
 _STOP_S: Final = 20.0
 
 
@@ -38,8 +38,8 @@ class ServerProcess:
 
 
 @contextmanager
-def inference_process(api: str, *, port: int = 0) -> Iterator[ServerProcess]:
-    command = [sys.executable, "-m", "tests.support.inference_process", "--api", api, "--port", str(port)]
+def inference_process(*, port: int = 0) -> Iterator[ServerProcess]:
+    command = [sys.executable, "-m", "tests.support.inference_process", "--port", str(port)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
@@ -68,7 +68,6 @@ def write_tokenizer(folder: Path) -> Path:
 def main(argv: Sequence[str] | None = None) -> int:
     """Serve until SIGTERM; writes the event `online` with the address on standard output when ready."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--api", choices=("vllm", "sglang"), default="vllm")
     parser.add_argument("--port", type=int, default=0, help="on loopback (default: a free one)")
     parser.add_argument("--key", default="", help="that requests must have")
     arguments = parser.parse_args(argv)
@@ -80,7 +79,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     with InferenceServer(
         verifier,
         words,
-        api=arguments.api,
         port=arguments.port,
         key=arguments.key,
         max_model_len=CONTEXT + _SPARE,

@@ -1,4 +1,4 @@
-"""Stand-in for vLLM or SGLang: answers as they document, from any verifier, with configurable faults.
+"""Stand-in for vLLM: answers as it documents, from any verifier, with configurable faults.
 
 Over a scripted verifier its distribution is known in closed form; over a packed one it serves a real model. It caches
 nothing.
@@ -62,7 +62,6 @@ class InferenceServer:
 
     verifier: Verifier
     words: Sequence[str]
-    api: str = "vllm"
     model: str = "served/model"
     max_logprobs: int = 64
     max_model_len: int = 0
@@ -119,17 +118,9 @@ class InferenceServer:
             self._route("/health", self._health, "GET"),
             self._route("/v1/models", self._models, "GET"),
             self._route("/detokenize", self._detokenize, "POST"),
+            self._route("/version", self._version, "GET"),
+            self._route("/v1/completions", self._completions, "POST"),
         ]
-        if self.api == "vllm":
-            routes += [
-                self._route("/version", self._version, "GET"),
-                self._route("/v1/completions", self._completions, "POST"),
-            ]
-        else:
-            routes += [
-                self._route("/get_model_info", self._model_info, "GET"),
-                self._route("/generate", self._generate, "POST"),
-            ]
         return Starlette(routes=routes)
 
     def _route(self, path: str, answer: Callable[[Answer], Awaitable[object]], method: str) -> Route:
@@ -153,9 +144,6 @@ class InferenceServer:
     async def _version(self, _body: Answer) -> object:
         return {"version": "0.0.stand-in"}
 
-    async def _model_info(self, _body: Answer) -> object:
-        return {"model_path": self.model, "tokenizer_path": self.model, "is_generation": True}
-
     async def _models(self, _body: Answer) -> object:
         length = self.max_model_len or self.verifier.info.context
         return {"object": "list", "data": [{"id": self.model, "object": "model", "max_model_len": length}]}
@@ -163,8 +151,7 @@ class InferenceServer:
     async def _detokenize(self, body: Answer) -> object:
         if any(not 0 <= token < len(self.words) for token in body["tokens"]):
             raise HTTPException(400, "Token id is out of vocabulary")
-        text = "".join(self.words[token] for token in body["tokens"])
-        return {"prompt": text} if self.api == "vllm" else {"text": text}
+        return {"prompt": "".join(self.words[token] for token in body["tokens"])}
 
     async def _completions(self, body: Answer) -> object:
         """Serve vLLM's `/v1/completions` for token-id prompts; more than one token is decoded greedily."""
@@ -188,29 +175,6 @@ class InferenceServer:
             text = self.words[best[0][1]]
             choices.append({"index": index, "text": text, "logprobs": said if top is not None else None})
         return await self._faulty(body, {"object": "text_completion", "model": self.model, "choices": choices[::-1]})
-
-    async def _generate(self, body: Answer) -> object:
-        """Serve SGLang's `/generate` for one list of ids; more than one token is decoded greedily."""
-        tokens = body["input_ids"]
-        if body["sampling_params"]["max_new_tokens"] > 1:
-            return {"text": "", "output_ids": await self._write(tokens, body["sampling_params"]["max_new_tokens"])}
-        if not body.get("return_logprob"):
-            await self._compute([tokens], [1], most=self.max_model_len)
-            return await self._faulty(body, {"text": "", "meta_info": {"prompt_tokens": len(tokens)}})
-        start, top = body["logprob_start_len"], body["top_logprobs_num"]
-        if start < 0:  # like the last position, which has no entry
-            start = len(tokens) - 1
-        rows = (await self._compute([tokens], [len(tokens) - start], most=self.max_model_len))[0]
-        tops = [[[value, token, None] for value, token in _best(row, top)] for row in rows]
-        meta = {
-            "input_token_logprobs": [
-                [None if at == start else float(rows[at - start - 1][tokens[at]]), tokens[at], None]
-                for at in range(start, len(tokens))
-            ],
-            "input_top_logprobs": [None, *tops[:-1]],
-            "output_top_logprobs": [tops[-1]],
-        }
-        return await self._faulty(body, {"text": "", "meta_info": meta})
 
     async def _write(self, prompt: Sequence[int], length: int) -> list[int]:
         text = list(prompt)

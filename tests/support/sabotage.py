@@ -270,16 +270,16 @@ def _cut_short(ids: Any, logprobs: Any) -> tuple[Any, Any]:
 
 
 def _change_answers(change: Callable[[Any, Any], tuple[Any, Any]], stack: ExitStack) -> None:
-    from fleet_edge.verifiers.remote.endpoint import RemoteEndpoint  # noqa: PLC0415 - only where the extra is installed
+    from fleet_edge.verifiers.remote.server import VllmServer  # noqa: PLC0415 - only where the extra is installed
 
-    compute = RemoteEndpoint.compute
+    compute = VllmServer.compute
 
-    async def changed(self: RemoteEndpoint, *args: Any, **kwargs: Any) -> Any:
-        rows = await compute(self, *args, **kwargs)
+    def changed(self: VllmServer, *args: Any, **kwargs: Any) -> Any:
+        rows = compute(self, *args, **kwargs)
         ids, logprobs = change(rows.ids, rows.logprobs)
         return replace(rows, ids=ids, logprobs=logprobs)
 
-    stack.enter_context(patch.object(RemoteEndpoint, "compute", changed))
+    stack.enter_context(patch.object(VllmServer, "compute", changed))
 
 
 def _shift_rows(engine: type[Verifier], stack: ExitStack) -> None:

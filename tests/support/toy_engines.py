@@ -18,7 +18,7 @@ from tests.support.toy_pair import END_TOKENS, TOP_K, Languages, ToyPair
 from tests.support.toy_transformer import ToyTransformer
 
 _KV_BYTES: Final = 1 << 24
-_SPARE: Final = 8  # positions that a server keeps for itself
+_SPARE: Final = 1  # position that a server keeps for itself
 _CONTEXT: Final = 256
 
 
@@ -28,7 +28,6 @@ class ToyEngine(StrEnum):
     EIGHT_BITS = "8-bit"
     FOUR_BITS = "4-bit"
     VLLM = "vllm"
-    SGLANG = "sglang"
 
 
 _BLOCKS: Final = (ToyEngine.EIGHT_BITS, ToyEngine.FOUR_BITS)
@@ -120,22 +119,21 @@ def _quantized(engine: ToyEngine) -> QuantizedTransformer:
 
 
 @contextmanager
-def _remote(engine: ToyEngine) -> Iterator[Verifier]:
+def _remote() -> Iterator[Verifier]:
     """Request as many tokens of a row as the policy keeps."""
     from fleet_edge.settings import InferenceServerSettings  # noqa: PLC0415
-    from fleet_edge.verifiers.remote.loading import LocalTokens, sample_tokens  # noqa: PLC0415
+    from fleet_edge.verifiers.remote.local import LocalTokens, sample_tokens  # noqa: PLC0415
     from fleet_edge.verifiers.remote.verifier import connect  # noqa: PLC0415 - only where it is installed
     from tests.support.inference_server import InferenceServer  # noqa: PLC0415
 
-    target = pair_of(engine).target
+    target = pair_of(ToyEngine.VLLM).target
     local = LocalTokens("toy", list(target.words), END_TOKENS)
-    settings = InferenceServerSettings(api=engine.value, top_logprobs=TOP_K)
+    settings = InferenceServerSettings(top_logprobs=TOP_K)
     with ExitStack() as stack:
         server = stack.enter_context(
             InferenceServer(
                 ScriptedVerifier(target, target.words, context=_CONTEXT),
                 target.words,
-                api=engine.value,
                 max_model_len=_CONTEXT + _SPARE,
             )
         )
@@ -149,6 +147,5 @@ _VERIFIERS: Final[dict[ToyEngine, Callable[[], AbstractContextManager[Verifier]]
     ToyEngine.LLAMA_CPP: _llama_cpp,
     ToyEngine.EIGHT_BITS: partial(_blocks, ToyEngine.EIGHT_BITS),
     ToyEngine.FOUR_BITS: partial(_blocks, ToyEngine.FOUR_BITS),
-    ToyEngine.VLLM: partial(_remote, ToyEngine.VLLM),
-    ToyEngine.SGLANG: partial(_remote, ToyEngine.SGLANG),
+    ToyEngine.VLLM: _remote,
 }

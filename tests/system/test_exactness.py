@@ -47,13 +47,13 @@ IN_SMALL = {
 # Of the cases of other engines, those that are run at all: more of the same are in `benchmarks exactness system`.
 OTHER_ENGINES = {
     "residual auto ahead 8-bit",
-    "residual auto ahead sglang",
+    "residual auto ahead vllm",
     "residual auto greedy vllm",
     "coupled llama.cpp fault:shifted",
     "residual auto 8-bit fault:shifted",
     "coupled 4-bit fault:shifted",
     "residual auto vllm fault:tempered-twice",
-    "residual auto sglang fault:cut-short",
+    "residual auto vllm fault:cut-short",
 }
 
 

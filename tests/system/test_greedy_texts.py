@@ -16,7 +16,7 @@ from fleet_edge.verifiers.contract import Item, RunsElsewhere, Verifier
 from fleet_edge.verifiers.llama_cpp.slab import open_target
 from fleet_edge.verifiers.llama_cpp.verifier import LlamaCppVerifier
 from fleet_edge.verifiers.registry import load_verifier
-from fleet_edge.verifiers.remote.loading import load_local
+from fleet_edge.verifiers.remote.local import load_local
 from schemas.policy import Mode, SamplingPolicy
 from tests.fleet_edge.verifiers.llama_cpp.test_verifier import Engine
 from tests.support.inference_server import InferenceServer
@@ -82,14 +82,14 @@ def local() -> Iterator[Verifier]:
 
 
 @contextmanager
-def remote(api: str) -> Iterator[Verifier]:
+def remote() -> Iterator[Verifier]:
     path: Path = prepared(TARGET)
     model = GgufModel(path, vocabulary_only=True)
     stored = load_local(str(path)).strings  # control tokens read as they are stored
     words = [model.piece(token).decode("utf-8", "replace") or stored[token] for token in range(len(stored))]
     model.close()
-    with InferenceServer(in_process(), words, api=api) as server:
-        settings = InferenceServerSettings.model_validate({"endpoint": server.url, "api": api, "request_s": 60})
+    with InferenceServer(in_process(), words) as server:
+        settings = InferenceServerSettings.model_validate({"endpoint": server.url, "request_s": 60})
         verifier = load_verifier(EdgeSettings(engine="remote", target=str(path), remote=settings))
         yield verifier
         assert isinstance(verifier, RunsElsewhere)
@@ -102,7 +102,7 @@ def remote(api: str) -> Iterator[Verifier]:
         ("llama.cpp", Mode.RESIDUAL),
         pytest.param("llama.cpp", Mode.COUPLED, marks=pytest.mark.exhaustive),
         pytest.param("vllm", Mode.RESIDUAL, marks=pytest.mark.exhaustive),
-        pytest.param("sglang", Mode.COUPLED, marks=pytest.mark.exhaustive),
+        pytest.param("vllm", Mode.COUPLED, marks=pytest.mark.exhaustive),
     ],
 )
 def test_greedy_text_is_the_engine_s_own(
@@ -112,7 +112,7 @@ def test_greedy_text_is_the_engine_s_own(
     drafter = drafters(DRAFT)
     prompts = prompt_ids(drafter)[:PROMPTS]
     accepted = 0
-    with local() if engine == "llama.cpp" else remote(engine) as verifier:
+    with local() if engine == "llama.cpp" else remote() as verifier:
         whole = Whole(mosquitto.port, tmp_path, verifier)
         with whole.edge(), whole.device(drafter, draft_length=4) as device:
             done = [

@@ -19,8 +19,6 @@ from tests.support.whole import FLEET, Whole
 
 pytestmark = pytest.mark.broker
 
-EXHAUSTIVE = pytest.mark.exhaustive
-
 DEVICES = 8
 LENGTH = 100
 DISTURB_AT = 15  # tokens of every output
@@ -77,10 +75,10 @@ def whole(own_mosquitto: MosquittoProcess, tmp_path: Path) -> Whole:
 
 
 @contextmanager
-def fleet(whole: Whole, server: ServerProcess, api: str, **options: float) -> Iterator[list[DeviceService]]:
+def fleet(whole: Whole, server: ServerProcess, **options: float) -> Iterator[list[DeviceService]]:
     arguments = [
         "--fleet", FLEET, "--port", str(whole.port), "--db", whole.db, "--spool", str(whole.folder / "spool"),
-        "--engine", "remote", "--api", api, "--endpoint", server.url,
+        "--engine", "remote", "--endpoint", server.url,
         "--target", str(write_tokenizer(whole.folder / "tokenizer")),
     ]  # fmt: skip
     for name, value in options.items():
@@ -113,24 +111,16 @@ def events(whole: Whole) -> list[str]:
     return [row["code"] for row in whole.rows("SELECT code FROM events WHERE kind = 'target' ORDER BY at")]
 
 
-@pytest.mark.parametrize(
-    ("api", "told"),
-    [
-        ("sglang", False),
-        ("vllm", True),
-        pytest.param("vllm", False, marks=EXHAUSTIVE),
-        pytest.param("sglang", True, marks=EXHAUSTIVE),
-    ],
-)
-def test_the_server_is_killed_and_returns_before_or_after_devices_are_told(whole: Whole, api: str, told: bool) -> None:
-    with inference_process(api) as server:
-        with fleet(whole, server, api, away_s=0.5 if told else NEVER_S) as devices:
+@pytest.mark.parametrize("told", [False, True])
+def test_the_server_is_killed_and_returns_before_or_after_devices_are_told(whole: Whole, told: bool) -> None:
+    with inference_process() as server:
+        with fleet(whole, server, away_s=0.5 if told else NEVER_S) as devices:
             texts = Texts(devices, coupled)
             texts.wait_until_under_way()
             server.kill()
             if told:
                 until(lambda: events(whole) == ["target-away"])
-            with inference_process(api, port=server.port):
+            with inference_process(port=server.port):
                 done = texts.finish()
             assert [each_done.tokens for each_done in done] == wanted()
             assert {each_done.resumes > 0 for each_done in done} == {told}

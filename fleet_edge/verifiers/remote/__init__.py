@@ -1,1 +1,1 @@
-"""Remote verifier: the target model on inference servers (vLLM, SGLang), which may span GPUs and machines."""
+"""Remote verifier: the target model on inference servers (vLLM), which may span GPUs and machines."""

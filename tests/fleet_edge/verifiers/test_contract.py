@@ -1,7 +1,7 @@
 import random
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +22,6 @@ from tests.support.scripted_verifier import ScriptedVerifier
 BUDGET_TOKENS = (1 << 20) // (4 * 2 * 2 * 12 * 4)  # layers, keys and values, heads, dim, bytes: the tiny target's
 GGUF_TOKENS = (1 << 20) // (1 * 2 * 1 * 32 * 2)  # likewise, of the tiny GGUF
 
-REMOTE = ("vllm", "sglang")
-IN_PROCESS = [name for name in VERIFIERS if name != "remote"]
 OF_GGUF = ("blocks", "llama.cpp")
 READ = [word.replace("Ġ", " ") for word in WORDS]
 
@@ -61,19 +59,15 @@ def gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def servers(target: Path) -> Iterator[dict[str, InferenceServer]]:
+def server(target: Path) -> Iterator[InferenceServer]:
     served = load_verifier(EdgeSettings(engine="torch", target=str(target), dtype="float32"))
-    lengths = {"vllm": CONTEXT + 1, "sglang": CONTEXT + 8}
-    with ExitStack() as stack:
-        yield {
-            api: stack.enter_context(InferenceServer(served, READ, api=api, max_model_len=length))
-            for api, length in lengths.items()
-        }
+    with InferenceServer(served, READ, max_model_len=CONTEXT + 1) as running:
+        yield running
 
 
 @contextmanager
-def _remote(api: str, url: str, target: Path) -> Iterator[Verifier]:
-    remote = InferenceServerSettings(endpoint=url, api=api, top_logprobs=64)
+def _remote(url: str, target: Path) -> Iterator[Verifier]:
+    remote = InferenceServerSettings(endpoint=url, top_logprobs=64)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("fleet_edge.verifiers.remote.verifier.KNOWN_TOKENS", BUDGET_TOKENS)
         verifier = load_verifier(EdgeSettings(engine="remote", target=str(target), remote=remote))
@@ -82,11 +76,10 @@ def _remote(api: str, url: str, target: Path) -> Iterator[Verifier]:
     verifier.shut_down()
 
 
-@pytest.fixture(params=[*IN_PROCESS, *REMOTE, _scripted, _scripted_by_prefix, _cached])
+@pytest.fixture(params=[*VERIFIERS, _scripted, _scripted_by_prefix, _cached])
 def verifier(request: pytest.FixtureRequest, target: Path, gguf: Path) -> Iterator[Verifier]:
-    if request.param in REMOTE:
-        servers = request.getfixturevalue("servers")
-        with _remote(request.param, servers[request.param].url, target) as remote:
+    if request.param == "remote":
+        with _remote(request.getfixturevalue("server").url, target) as remote:
             yield remote
         return
     if isinstance(request.param, str):
@@ -366,7 +359,7 @@ def test_the_target_has_an_identity(verifier: Verifier) -> None:
     assert any(verifier.info.target_id)
 
 
-@pytest.mark.parametrize("engine", IN_PROCESS)
+@pytest.mark.parametrize("engine", [name for name in VERIFIERS if name != "remote"])
 def test_the_identity_depends_on_the_weights_alone(engine: str, target: Path, gguf: Path, tmp_path: Path) -> None:
     def identity(path: Path, **more: object) -> bytes:
         settings = {"engine": engine, "target": str(path), "dtype": "float32", "kv_bytes": 1 << 20, "threads": 1}

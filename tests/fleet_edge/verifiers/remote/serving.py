@@ -6,8 +6,8 @@ from typing import Any
 from unittest.mock import patch
 
 from fleet_edge.settings import InferenceServerSettings
-from fleet_edge.verifiers.remote import queries
-from fleet_edge.verifiers.remote.loading import LocalTokens, sample_tokens
+from fleet_edge.verifiers.remote import verifier as remote_verifier
+from fleet_edge.verifiers.remote.local import LocalTokens, sample_tokens
 from fleet_edge.verifiers.remote.verifier import RemoteVerifier, connect
 from tests.support.inference_server import InferenceServer
 from tests.support.markov import MarkovScript
@@ -16,12 +16,11 @@ from tests.support.scripted_verifier import ScriptedVerifier
 SIZE = 40
 TOP = 10
 SCRIPT = MarkovScript(size=SIZE, seed=3, period=5)
-APIS = ("vllm", "sglang")
 
 
-def server(api: str = "vllm", *, script: MarkovScript = SCRIPT, context: int = 200, **options: Any) -> InferenceServer:
+def server(*, script: MarkovScript = SCRIPT, context: int = 200, **options: Any) -> InferenceServer:
     verifier = ScriptedVerifier(script, script.words, context=1000)
-    return InferenceServer(verifier, script.words, api=api, max_model_len=context, **options)
+    return InferenceServer(verifier, script.words, max_model_len=context, **options)
 
 
 @contextmanager
@@ -38,7 +37,7 @@ def asking(asked: InferenceServer | str, **settings: Any) -> Iterator[RemoteVeri
     usual = {"request_s": 60.0, "top_logprobs": TOP}
     local = LocalTokens("toy", list(SCRIPT.words), (0,))
     samples = sample_tokens(local.strings, local.end_tokens)
-    with patch.multiple(queries, _FIRST_TRIAL_S=0.05, _HEALTH_S=0.05, _HEALTH_TIMEOUT_S=60.0, _BRIDGED_S=0.1):
+    with patch.multiple(remote_verifier, _FIRST_TRIAL_S=0.05, _HEALTH_S=0.05, _HEALTH_TIMEOUT_S=60.0, _BRIDGED_S=0.1):
         verifier = connect(InferenceServerSettings.model_validate(usual | settings), local, url, samples=samples)
         try:
             yield verifier

@@ -8,7 +8,7 @@ from starlette.exceptions import HTTPException
 
 from fleet_edge.verifiers.contract import Item, SequenceFailed, TargetAway
 from fleet_edge.verifiers.remote.verifier import RemoteVerifier
-from tests.fleet_edge.verifiers.remote.serving import APIS, SCRIPT, SIZE, TOP, asking, server, steps_of
+from tests.fleet_edge.verifiers.remote.serving import SCRIPT, SIZE, TOP, asking, server, steps_of
 from tests.support.inference_server import Fault, InferenceServer
 from tests.support.waiting import until
 
@@ -38,9 +38,8 @@ def opened(verifier: RemoteVerifier) -> RemoteVerifier:
     return verifier
 
 
-@pytest.mark.parametrize("api", APIS)
-def test_a_session_has_one_key_which_a_fork_shares(api: str) -> None:
-    with server(api) as one, asking(one, api=api) as verifier:
+def test_a_session_has_one_key_which_a_fork_shares() -> None:
+    with server() as one, asking(one) as verifier:
         opened(verifier)
         for number in range(3):
             step(verifier, number)
@@ -57,7 +56,7 @@ def test_a_session_has_one_key_which_a_fork_shares(api: str) -> None:
 
 
 def _prompt(body: dict[str, Any]) -> list[int]:
-    prompt: list[int] = body["input_ids"] if "input_ids" in body else body["prompt"][0]
+    prompt: list[int] = body["prompt"][0]
     return prompt
 
 

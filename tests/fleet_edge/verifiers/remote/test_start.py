@@ -10,7 +10,7 @@ from fleet_edge.preflight import preflight
 from fleet_edge.settings import EdgeSettings
 from fleet_edge.verifiers.contract import Item, TargetAway, VerifierError
 from fleet_edge.verifiers.registry import check_verifier
-from fleet_edge.verifiers.remote.loading import endpoint_url
+from fleet_edge.verifiers.remote.local import endpoint_url
 from tests.fleet_edge.verifiers.remote.serving import SCRIPT, SIZE, TOP, asking, server
 from tests.support.inference_server import Fault
 from tests.support.markov import MarkovScript
@@ -37,8 +37,6 @@ def test_a_server_that_names_all_tokens_serves_every_policy() -> None:
         ({"key": "right"}, {}, "remote.api_key_file"),
         ({"max_logprobs": TOP - 1}, {}, f"max allowed: {TOP - 1}.*--max-logprobs {TOP}, or set 'remote.top_logprobs'"),
         ({}, {"served_model": "other"}, "served/model"),
-        ({"api": "sglang"}, {}, "remote.api"),
-        ({}, {"api": "sglang"}, "remote.api"),
         ({"words": [f"x{token}" for token in range(SIZE)]}, {}, "Token"),
         ({"words": SCRIPT.words[:20]}, {}, "family"),
         ({"context": 5}, {}, "max_model_len"),

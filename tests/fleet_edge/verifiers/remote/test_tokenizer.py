@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from fleet_edge.verifiers.remote.loading import load_local, readings, sample_tokens
+from fleet_edge.verifiers.remote.local import load_local, readings, sample_tokens
 from tests.fleet_edge.verifiers.oracle import WORDS, tokenizer
 
 

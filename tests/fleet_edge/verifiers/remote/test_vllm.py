@@ -1,5 +1,4 @@
 import math
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -8,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fleet_edge.verifiers.remote.dialect import DIALECTS, BadAnswer, LogprobsQuery, TopRows
+from fleet_edge.verifiers.remote.vllm import BadAnswer, LogprobsQuery, TopRows, completion, read_completion
 
 SIZE = 6
 PROBS = np.array([[0.1, 0.4, 0.2, 0.15, 0.1, 0.05], [0.5, 0.2, 0.1, 0.1, 0.06, 0.04]])
@@ -21,7 +20,7 @@ def top(row: int, *more: int) -> list[tuple[int, float]]:
     return [(token, LOGS[row][token]) for token in (*order, *more)]
 
 
-def vllm(rows: list[list[tuple[Any, Any]]]) -> dict[str, Any]:
+def answer_of(rows: list[list[tuple[Any, Any]]]) -> dict[str, Any]:
     choices = [
         {"index": index, "text": "?", "logprobs": {"top_logprobs": [{f"token_id:{token}": log for token, log in row}]}}
         for index, row in enumerate(rows)
@@ -29,75 +28,51 @@ def vllm(rows: list[list[tuple[Any, Any]]]) -> dict[str, Any]:
     return {"id": "cmpl-1", "object": "text_completion", "choices": choices, "usage": {"prompt_tokens": 4}}
 
 
-def sglang(rows: list[list[tuple[Any, Any]]]) -> dict[str, Any]:
-    said = [[[log, token, None] for token, log in row] for row in rows]
-    meta = {"input_top_logprobs": [None, *said[:-1]], "output_top_logprobs": said[-1:], "prompt_tokens": 4}
-    return {"text": "?", "meta_info": meta}
-
-
-ANSWERS: dict[str, Callable[[list[list[tuple[Any, Any]]]], dict[str, Any]]] = {"vllm": vllm, "sglang": sglang}
-each = pytest.mark.parametrize("api", ANSWERS)
-
-
-def read(api: str, answer: object, question: LogprobsQuery = QUESTION) -> TopRows:
-    return DIALECTS[api]().read(answer, question, vocabulary=SIZE)
+def read(answer: object, question: LogprobsQuery = QUESTION) -> TopRows:
+    return read_completion(answer, question, vocabulary=SIZE)
 
 
 def test_vllm_is_asked_for_every_prefix_that_ends_at_a_row() -> None:
-    call = DIALECTS["vllm"]().ask(QUESTION, model="m")
+    call = completion(QUESTION, model="m")
     assert call.path == "/v1/completions"
     assert call.body["prompt"] == [[5, 4, 3], [5, 4, 3, 2]]
     assert (call.body["model"], call.body["max_tokens"], call.body["temperature"]) == ("m", 1, 0)
     assert (call.body["logprobs"], call.body["return_tokens_as_token_ids"]) == (3, True)
     assert "prompt_logprobs" not in call.body  # it would switch the prefix cache off
-    only = DIALECTS["vllm"]().ask(LogprobsQuery([5, 4], rows=0, top=3), model="m")
+    only = completion(LogprobsQuery([5, 4], rows=0, top=3), model="m")
     assert only.body["prompt"] == [[5, 4]]
     assert "logprobs" not in only.body
 
 
-def test_sglang_is_asked_from_the_token_before_the_first_row_on() -> None:
-    call = DIALECTS["sglang"]().ask(QUESTION, model="m")
-    assert call.path == "/generate"
-    assert call.body["input_ids"] == [5, 4, 3, 2]
-    assert (call.body["logprob_start_len"], call.body["top_logprobs_num"]) == (2, 3)
-    assert call.body["sampling_params"]["max_new_tokens"] == 1
-
-
-@pytest.mark.parametrize(("api", "field"), [("vllm", "cache_salt"), ("sglang", "extra_key")])
-def test_a_namespace_keeps_a_servers_cache_apart(api: str, field: str) -> None:
-    dialect = DIALECTS[api]()
-    assert field not in dialect.ask(QUESTION, model="m").body
-    assert dialect.ask(replace(QUESTION, namespace="device one"), model="m").body[field] == "device one"
+def test_a_namespace_keeps_a_servers_cache_apart() -> None:
+    assert "cache_salt" not in completion(QUESTION, model="m").body
+    assert completion(replace(QUESTION, namespace="device one"), model="m").body["cache_salt"] == "device one"
 
 
 def test_choices_of_vllm_may_come_in_any_order() -> None:
-    answer = vllm([top(0), top(1)])
+    answer = answer_of([top(0), top(1)])
     answer["choices"].reverse()
-    assert read("vllm", answer).ids.tolist() == [[1, 2, 3], [0, 1, 2]]
+    assert read(answer).ids.tolist() == [[1, 2, 3], [0, 1, 2]]
 
 
-@each
-def test_more_entries_than_asked_for_are_left_out(api: str) -> None:
-    assert read(api, ANSWERS[api]([top(0, 5), top(1)])).ids.tolist() == [[1, 2, 3], [0, 1, 2]]
+def test_more_entries_than_asked_for_are_left_out() -> None:
+    assert read(answer_of([top(0, 5), top(1)])).ids.tolist() == [[1, 2, 3], [0, 1, 2]]
 
 
-@each
-def test_rows_of_padding_are_no_tokens(api: str) -> None:
+def test_rows_of_padding_are_no_tokens() -> None:
     padded = [*top(0), (SIZE + 7, math.log(0.01))]
-    assert read(api, ANSWERS[api]([padded, top(1)])).ids.max() < SIZE
+    assert read(answer_of([padded, top(1)])).ids.max() < SIZE
     with pytest.raises(BadAnswer, match="vocabulary"):
-        read(api, ANSWERS[api]([[*top(0)[:2], (SIZE, math.log(0.15))], top(1)]))
+        read(answer_of([[*top(0)[:2], (SIZE, math.log(0.15))], top(1)]))
 
 
-@each
-def test_what_servers_write_for_impossible_is_impossible(api: str) -> None:
+def test_what_servers_write_for_impossible_is_impossible() -> None:
     row = [(3, 0.0), (1, -9999.0), (2, -3.4e38)]
-    rows = read(api, ANSWERS[api]([row, row]))
+    rows = read(answer_of([row, row]))
     assert rows.ids[0, 0] == 3
     assert np.isneginf(rows.logprobs[:, 1:]).all()
 
 
-@each
 @pytest.mark.parametrize(
     "row",
     [
@@ -118,9 +93,9 @@ def test_what_servers_write_for_impossible_is_impossible(api: str) -> None:
     ],
     ids=str,
 )
-def test_entries_that_are_none_or_not_the_most_likely_are_refused(api: str, row: list[tuple[Any, Any]]) -> None:
+def test_entries_that_are_none_or_not_the_most_likely_are_refused(row: list[tuple[Any, Any]]) -> None:
     with pytest.raises(BadAnswer):
-        read(api, ANSWERS[api]([top(1), row]))
+        read(answer_of([top(1), row]))
 
 
 ODD = st.sampled_from([None, True, 10**400, -(10**400), math.nan, math.inf, -math.inf, 1e300, -1, 0, "", [], {}])
@@ -141,20 +116,19 @@ def replaced(value: Any, new: Any, draw: st.DrawFn) -> Any:
 
 
 @st.composite
-def nearly_answers(draw: st.DrawFn, api: str) -> object:
-    answer: object = ANSWERS[api]([top(0), top(1)])
+def nearly_answers(draw: st.DrawFn) -> object:
+    answer: object = answer_of([top(0), top(1)])
     for _ in range(draw(st.integers(1, 3))):
         answer = replaced(answer, draw(JSON), draw)
     return answer
 
 
-@each
 @settings(max_examples=80)
 @given(data=st.data())
-def test_whatever_comes_is_an_answer_or_is_refused(api: str, data: st.DataObject) -> None:
-    answer = data.draw(nearly_answers(api))
+def test_whatever_comes_is_an_answer_or_is_refused(data: st.DataObject) -> None:
+    answer = data.draw(nearly_answers())
     try:
-        rows = read(api, answer)
+        rows = read(answer)
     except BadAnswer:
         return
     assert rows.ids.shape == rows.logprobs.shape == (2, 3)
@@ -163,15 +137,14 @@ def test_whatever_comes_is_an_answer_or_is_refused(api: str, data: st.DataObject
     assert (np.exp(rows.logprobs.astype(np.float64)).sum(axis=1) < 1.01).all()
 
 
-@each
-def test_a_row_too_few_or_too_many_is_refused(api: str) -> None:
+def test_a_row_too_few_or_too_many_is_refused() -> None:
     for rows in ([top(0)], [top(0), top(1), top(1)]):
         with pytest.raises(BadAnswer):
-            read(api, ANSWERS[api](rows))
+            read(answer_of(rows))
 
 
 def test_two_choices_of_one_index_are_refused() -> None:
-    answer = vllm([top(0), top(1)])
+    answer = answer_of([top(0), top(1)])
     answer["choices"][1]["index"] = 0
     with pytest.raises(BadAnswer, match="index"):
-        read("vllm", answer)
+        read(answer)
