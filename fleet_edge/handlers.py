@@ -204,7 +204,24 @@ class MessageHandlers:
                 "fewer tokens at each position, or shorten the prompt.",
             )
         self.guard.admit_open(device, message)
+        self._check_wait(device, message)
         return replace(limits, max_draft=self.scheduler.longest_draft(device, limits.max_draft))
+
+    def _check_wait(self, device: str, message: Open) -> None:
+        """Refuse an Open whose first token would come after the application has stopped waiting."""
+        if message.wait_s is None:
+            return
+        tokens = (*message.prompt, *(message.resume or ()))
+        expected_s = self.scheduler.first_token_s(
+            self.sessions, device, tokens, stable=message.policy.repeats, now=self.clock()
+        )
+        if (late_s := expected_s - message.wait_s) > 0.0:
+            raise OpenRefused(
+                RefusalCode.TOO_LATE,
+                f"The first token would come after about {expected_s:.0f} s, and the request ends in "
+                f"{message.wait_s:.0f} s; allow it more time, or shorten the prompt.",
+                retry_s=late_s,
+            )
 
     def _draft(self, device: str, draft: Draft, arrival: ReceivedMessage) -> None:
         session = None

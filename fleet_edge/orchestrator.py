@@ -326,7 +326,7 @@ class Orchestrator:
         if now < self._progress_at:
             return
         self._progress_at = now + _PROGRESS_LOOK_S
-        for session, work in self.scheduler.progress(self.sessions):
+        for session, work in self.scheduler.progress(self.sessions, now=now):
             is_long = now - work.since >= PROGRESS_S or work.left_s >= PROGRESS_S
             if is_long and now - session.progress_at >= PROGRESS_S:
                 session.progress_at = now

@@ -76,6 +76,8 @@ class Open(_Message):
         app: Application of the device that the request is for, for the log.
         echo: Requests the log-probabilities of the prompt's tokens too, like `logprobs`. They come with the first
             tokens of edge-only decoding.
+        wait_s: Seconds for which the application waits; None if it has set no limit. An edge whose first token would
+            come later refuses.
     """
 
     kind: Literal["open"] = "open"
@@ -93,6 +95,7 @@ class Open(_Message):
     logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS, strict=True)] | None = None
     app: AppName | None = None
     echo: Annotated[bool, Field(strict=True)] | None = None
+    wait_s: Seconds | None = None
 
 
 class Opened(_Message):

@@ -283,7 +283,13 @@ class SessionDriver:
 
     def _open(self) -> None:
         self.retry.note_open()
-        self.outbound.open(self.session.open())
+        self.outbound.open(self.session.open(wait_s=self._left_s))
+
+    @property
+    def _left_s(self) -> float | None:
+        """Seconds that the application waits on; None without a limit."""
+        deadline = self.context.deadline
+        return None if deadline is None else round(max(0.0, deadline - self.retry.clock()), 1)
 
     def _send_draft(self, draft: Draft) -> None:
         assert self.session.opened is not None
@@ -294,7 +300,7 @@ class SessionDriver:
         """Send again what was not answered; the edge takes each round once."""
         if self.session.opened is None:
             self.retry.note_open()
-            self.outbound.open(self.session.open_again())
+            self.outbound.open(self.session.open_again(wait_s=self._left_s))
             return
         self.retry.refusal = None
         for draft in self.session.unanswered():

@@ -72,7 +72,7 @@ _PASSING: Final = frozenset({RefusalCode.BUSY, RefusalCode.DRAINING})
 _TIMED: Final = frozenset({RefusalCode.QUOTA, RefusalCode.QUARANTINED})
 
 # Refusals that another edge may not share.
-_ELSEWHERE: Final = _TIMED | {RefusalCode.BUSY}
+_ELSEWHERE: Final = _TIMED | {RefusalCode.BUSY, RefusalCode.TOO_LATE}
 
 _MOST_EDGES: Final = 8  # asked in turn for what one of them refuses
 _TURNS: Final = 4  # of asking all for the one with the target: Opens of other devices disturb the rotation

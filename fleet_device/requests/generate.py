@@ -116,6 +116,7 @@ class RequestContext:
     Attributes:
         on_tokens: Receives committed tokens; returns True to end the generation, at a stop string for example.
         on_wait: Receives a sentence that says why no tokens come, once for each long wait.
+        deadline: When the application stops waiting (monotonic seconds); None for never.
         on_turn: Receives how long the request waited for the draft model (seconds), once, before anything else.
     """
 
@@ -124,6 +125,7 @@ class RequestContext:
     on_wait: Callable[[str], None] = lambda _reason: None
     on_turn: Callable[[float], None] = lambda _waited_s: None
     cancellation: Cancellation = field(default_factory=Cancellation)
+    deadline: float | None = None
 
 
 _SHOWN: Final = 80

@@ -57,7 +57,8 @@ class TextOptions(TypedDict, total=False):
         reasoning_effort: How long a model thinks, for chat templates that can set it; `none` turns thinking off.
         chat_template_kwargs: Further variables of the chat template.
         edge_only: Let the edge decode alone; False, the default, lets this device draft.
-        timeout: Seconds, with the time in the queue, after which the request is cancelled; none by default.
+        timeout: Seconds, with the time in the queue, after which the request is cancelled; none by default. An edge
+            that expects the first token later refuses the request at once (`too-late`).
     """
 
     raw: bool

@@ -57,12 +57,14 @@ class Ticket:
 
     Attributes:
         asked_at: When the request arrived (monotonic seconds).
+        timeout: Seconds from then on for which the application waits; None for no limit.
         waited_s: How long it waited for its turn and for the draft model.
     """
 
     prepare: Prepare
     listener: Listener
     asked_at: float = 0.0
+    timeout: float | None = None
     begun: bool = False
     waited_s: float = 0.0
     cancellation: Cancellation = field(default_factory=Cancellation)
@@ -126,9 +128,9 @@ class RequestQueue:
         for thread in self._threads:
             thread.start()
 
-    def submit(self, prepare: Prepare, listener: Listener) -> Ticket:
+    def submit(self, prepare: Prepare, listener: Listener, *, timeout: float | None = None) -> Ticket:
         """Add a request; raise RequestQueueFull if too many wait, TextCancelled if the queue accepts none."""
-        ticket = Ticket(prepare, listener, self._clock())
+        ticket = Ticket(prepare, listener, self._clock(), timeout)
         with self._changed:
             if self.broken:
                 raise TextCancelled(_BROKEN)
@@ -217,6 +219,7 @@ class RequestQueue:
             on_wait=lambda reason: ticket.tell(Delayed(reason)),
             on_turn=ticket.wait_longer,
             cancellation=ticket.cancellation,
+            deadline=None if ticket.timeout is None else ticket.asked_at + ticket.timeout,
         )
         ticket.begun = True
         try:
@@ -243,11 +246,12 @@ _Happened = GenerateRequest | Piece | Delayed | GeneratedText | Failed
 class _Stream:
     """What both streams have: the request's place in the queue, and its end."""
 
-    def __init__(self, requests: RequestQueue, prepare: Prepare, listener: Listener) -> None:
+    def __init__(self, requests: RequestQueue, prepare: Prepare, listener: Listener, *, timeout: float | None) -> None:
+        self._timeout = timeout
         self._end: GeneratedText | Failed | None = None
         self._cancelled = self._closed = False
         self._requests = requests
-        self._ticket = requests.submit(prepare, listener)
+        self._ticket = requests.submit(prepare, listener, timeout=timeout)
 
     def cancel(self) -> None:
         """End the generation where it is. `result` and the iterator still return what was generated."""
@@ -279,9 +283,9 @@ class _Stream:
             return end.text
         raise end.error
 
-    def _late(self, timeout: float | None) -> RequestTimeout:
+    def _late(self) -> RequestTimeout:
         self.close()
-        return RequestTimeout(f"The request was not complete after {timeout:g} s, and is cancelled.")
+        return RequestTimeout(f"The request was not complete after {self._timeout:g} s, and is cancelled.")
 
 
 class TextStream(_Stream, Closing, Iterator[str]):
@@ -317,7 +321,7 @@ class TextStream(_Stream, Closing, Iterator[str]):
         self._events: queue.SimpleQueue[_Happened] = queue.SimpleQueue()
         self.on_wait: Callable[[str], None] = lambda _reason: None
         self._request: GenerateRequest | None = None
-        self._timeout, self._clock = timeout, clock
+        self._clock = clock
         self._deadline = None if timeout is None else clock() + timeout
         events = self._events  # the queue must not keep an unread stream alive
 
@@ -326,7 +330,7 @@ class TextStream(_Stream, Closing, Iterator[str]):
             events.put(request)
             return request
 
-        super().__init__(requests, begin, events.put)
+        super().__init__(requests, begin, events.put, timeout=timeout)
 
     def __iter__(self) -> Iterator[str]:  # noqa: PYI034 - a generator, which a loop closes when it is left
         return (piece.text for piece in self.pieces() if piece.text)
@@ -373,7 +377,7 @@ class TextStream(_Stream, Closing, Iterator[str]):
             event = self._events.get(timeout=left_s)
         except queue.Empty:
             self._deadline = None
-            raise self._late(self._timeout) from None
+            raise self._late() from None
         match event:
             case GenerateRequest():
                 self._request = event
@@ -395,13 +399,12 @@ class AsyncTextStream(_Stream):
     def __init__(self, requests: RequestQueue, prepare: Prepare, *, timeout: float | None = None) -> None:
         loop, events = asyncio.get_running_loop(), asyncio.Queue[Piece | Delayed | GeneratedText | Failed]()
         self._events = events
-        self._timeout = timeout
         self._deadline = None if timeout is None else loop.time() + timeout
 
         def listen(event: Piece | Delayed | GeneratedText | Failed) -> None:
             loop.call_soon_threadsafe(events.put_nowait, event)
 
-        super().__init__(requests, prepare, listen)
+        super().__init__(requests, prepare, listen, timeout=timeout)
 
     async def __aenter__(self) -> Self:
         return self
@@ -439,7 +442,7 @@ class AsyncTextStream(_Stream):
                 event = await self._events.get()
         except TimeoutError:
             self._deadline = None
-            raise self._late(self._timeout) from None
+            raise self._late() from None
         except asyncio.CancelledError:
             self.close()
             raise

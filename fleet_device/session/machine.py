@@ -83,25 +83,25 @@ class DeviceSession:
         """Whether an Open was made, so that some edge may have the session."""
         return self._attempt >= 0
 
-    def open(self) -> Open:
+    def open(self, *, wait_s: float | None = None) -> Open:
         """Return a new Open; all drafts in flight are void, and so are answers to older Opens."""
         self._move(SessionEvent.OPEN)
         self._attempt += 1
         self._let_go()
         resume = tuple(self.committed) if self._attempt or self.committed else None
         echo = self.request.echo if not self.committed else None
-        named = {"resume": resume, "target_id": self.wanted_target, "echo": echo}
+        named = {"resume": resume, "target_id": self.wanted_target, "echo": echo, "wait_s": wait_s}
         self._asking = self.request.model_copy(update={"attempt": self._attempt, **named})
         return self._asking
 
-    def open_again(self) -> Open:
+    def open_again(self, *, wait_s: float | None = None) -> Open:
         """Return the Open to repeat because no answer has come.
 
         It is the last one, if that may still be answered: on a slow line the answer may only be late. The edge that has
         taken it ignores the repeat.
         """
         if self._asking is None:
-            return self.open()
+            return self.open(wait_s=wait_s)
         self._move(SessionEvent.OPEN)
         return self._asking
 

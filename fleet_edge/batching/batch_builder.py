@@ -30,9 +30,6 @@ _LEAST_CHUNK: Final = 16
 _SHORT_S: Final = 1.0
 """Duration of a prompt that is not spread over steps to spare those who are served meanwhile."""
 
-_SHORT_FIRST: Final = 4.0
-"""How much longer than it takes itself a prompt may wait for shorter ones that arrive later."""
-
 _MOST_SCORED: Final = 64
 """Rows of logits of prompts in a step: they take memory, and delay the drafts that arrive meanwhile."""
 
@@ -120,14 +117,10 @@ class BatchBuilder:
         return self.batch
 
     def _urgency(self, session: EdgeSession, *, evicted: bool) -> tuple[bool, float]:
-        """Return the place of a prompt whose draft waits: by its arrival, and by what is left of it.
-
-        So short ones go first, and a long one waits for later ones no longer than a multiple of what it takes itself.
-        After evictions those with computed tokens come before, as in `build`.
-        """
+        """Return the place of a prompt whose draft waits; after evictions those with computed tokens come first."""
         assert session.ready is not None
-        left_s = self._backlog(session) * (self.cost.prompt_token_s or 0.0)
-        return evicted and not self.cache.computed(session.handle), session.ready.at + _SHORT_FIRST * left_s
+        place = self.cost.place(session.ready.at, self._backlog(session))
+        return evicted and not self.cache.computed(session.handle), place
 
     def _beside(self, prompts: Collection[EdgeSession]) -> int:
         """Return how many tokens of prompts to compute while others are verified or expected.

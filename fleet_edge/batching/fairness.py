@@ -19,6 +19,9 @@ from fleet_edge.sessions.machine import EdgeSession
 _PROMPT_SHARE: Final = 1.0 / 3.0
 """Share of the computing time for the prompts of all devices; more if their equal parts are more."""
 
+_MOST_BESIDE: Final = 0.5
+"""Share of a step for prompts while others are served, since a prompt lengthens it by its duration without prompts."""
+
 _SHARE: Final = 0.2
 """Share of the rest for the other extra work of all devices. Masks of a schema take 1 to 3 % of a step of 40 ms."""
 
@@ -132,6 +135,14 @@ class ExtraWork:
             return MAX_FORCED
         left_s = min(self._burst_s(Extra.GRAMMAR) - self._deficit(device, Extra.GRAMMAR), _ROWS_STEPS * self._step_s)
         return max(0, min(MAX_FORCED, int(left_s / self._row_s) - speculated))
+
+    def prompt_share(self, devices: Collection[str], now: float) -> float:
+        """Return about which share of the time is for the prompts of these devices, if no others have any."""
+        others = sum(name not in devices and now - at <= self._active_s for name, at in self._served.items())
+        if not others:
+            return 1.0
+        part = min(_PROMPT_SHARE, 1.0 / (len(devices) + others))
+        return max(_PROMPT_SHARE, min(_MOST_BESIDE, len(devices) * part))
 
     def quiet_s(self, devices: Collection[str], now: float) -> float:
         """Return how long work of these devices may take in a step without delaying others by much.

@@ -6,7 +6,7 @@ eviction and verification differ only in whether rows of logits are wanted at th
 
 import logging
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -248,16 +248,41 @@ class Scheduler:
         computed = work.item.rows - work.speculated
         self._extra.count_drafts(work.session.device, computed=computed, committed=committed)
 
-    def progress(self, sessions: Iterable[EdgeSession]) -> list[tuple[EdgeSession, WorkInProgress]]:
-        """Return how far the sessions are that wait for a verdict, the longest wait first; call it between steps."""
+    def progress(self, sessions: Iterable[EdgeSession], *, now: float) -> list[tuple[EdgeSession, WorkInProgress]]:
+        """Return how far the sessions are that wait for a verdict, the next one first; call it between steps."""
         found, ahead = list[tuple[EdgeSession, WorkInProgress]](), 0
-        rate = None if self._cost.prompt_token_s is None else 1.0 / self._cost.prompt_token_s
         waiting = [(session.ready.at, session) for session in sessions if session.ready is not None]
-        for since, session in sorted(waiting, key=lambda each: each[0]):
+        rate = self._prompt_rate({session.device for _, session in waiting if self._left(session)}, now=now)
+        for since, session in sorted(waiting, key=lambda each: self._cost.place(each[0], self._left(each[1]))):
             computed, tokens = self._verifier.reusable(session.handle), len(session.tokens)
             found.append((session, WorkInProgress(since, computed, tokens, ahead, rate)))
             ahead += max(0, tokens - computed)
         return found
+
+    def first_token_s(
+        self, sessions: Iterable[EdgeSession], device: str, tokens: Sequence[int], *, stable: bool, now: float
+    ) -> float:
+        """Return about when a session that is opened now has its first token; 0 while nothing is known."""
+        own = len(tokens) - self._verifier.known(tokens, owner=device, stable=stable)
+        waiting = [(session, left) for session in sessions if not session.finished and (left := self._left(session))]
+        place = self._cost.place(now, own)
+        ahead = sum(
+            left
+            for session, left in waiting
+            if self._cost.place(now if session.ready is None else session.ready.at, left) <= place
+        )
+        rate = self._prompt_rate({device, *(session.device for session, _ in waiting)}, now=now)
+        return 0.0 if rate is None else (ahead + own) / rate
+
+    def _left(self, session: EdgeSession) -> int:
+        """Return how many tokens are to be computed before the last one."""
+        computed = self._verifier.computed(session.handle) if session.handle in self._used else 0
+        return max(0, len(session.tokens) - 1 - computed)
+
+    def _prompt_rate(self, devices: Collection[str], *, now: float) -> float | None:
+        """Return the tokens/s of prompts of these devices next to what else runs; None before any was computed."""
+        token_s = self._cost.prompt_token_s
+        return None if token_s is None else self._extra.prompt_share(devices, now) / token_s
 
     def timing(self, work: WorkItem, arrived: ReceivedDraft, step: StepTimes) -> DraftTiming:
         chained = sum(len(each.draft.tokens) for each in work.chain if each is not arrived)

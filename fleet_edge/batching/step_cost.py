@@ -65,6 +65,9 @@ _FIRST_PROMPT: Final = 16
 
 _LEAST_TOKEN_S: Final = 1e-9
 
+_SHORT_FIRST: Final = 4.0
+"""How much longer than it takes itself a prompt may wait for shorter ones that arrive later."""
+
 _ROUNDING: Final = 1e-3
 """So that a measured time of a token has room for that token."""
 
@@ -218,6 +221,13 @@ class StepCost:
     def prompt_token_s(self) -> float | None:
         """Seconds of a prompt token; None before one was computed."""
         return None if self._prompt_token_s is None else max(self._prompt_token_s, _LEAST_TOKEN_S)
+
+    def place(self, arrived: float, tokens: int) -> float:
+        """Return the place of a prompt among those that wait, the least first: by arrival, and by what is left of it.
+
+        So short ones go first, and a long one waits for later ones no longer than a multiple of what it takes itself.
+        """
+        return arrived + _SHORT_FIRST * tokens * (self.prompt_token_s or 0.0)
 
     @property
     def plain_s(self) -> float:

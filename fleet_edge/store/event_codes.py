@@ -65,6 +65,7 @@ _REFUSALS: Final = {
     RefusalCode.LOGPROBS: (_WARNING, "The edge cannot return the requested log-probabilities."),
     RefusalCode.QUARANTINED: (_WARNING, "The device is quarantined."),
     RefusalCode.GRAMMAR: (_WARNING, "The grammar cannot be read, takes too long, or is not served here."),
+    RefusalCode.TOO_LATE: (_INFO, "The first token would come after the time that the application allows."),
     RefusalCode.OTHER_TARGET: (_INFO, "The request began with another target model, for whose edge it waits."),
     RefusalCode.OTHER: (_WARNING, "Another reason; see the sentence."),
 }

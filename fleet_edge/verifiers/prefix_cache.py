@@ -7,6 +7,7 @@ that only one of many computes it.
 """
 
 import secrets
+import threading
 from array import array
 from bisect import bisect_left
 from collections import Counter
@@ -168,6 +169,7 @@ class PrefixCache:
         self._share = share
         self._retained: dict[int, HeldSequence] = {}  # ended ones, by the key below, the least recently used first
         self._owned = Counter[str]()  # tokens of the retained ones
+        self._dropping = threading.Lock()  # a step may drop retained ones on its thread
         self._keys = count(_FIRST_OF_OURS)
         info = verifier.info
         self._all_stable = info.batch_invariant and info.least_tokens == 1
@@ -205,7 +207,9 @@ class PrefixCache:
         try:
             logits = self._score(below)
         except CapacityExceeded:
-            if not self._retained or not self._fits(below):
+            with self._dropping:
+                fits = bool(self._retained) and self._fits(below)
+            if not fits:
                 raise
             logits = self._score(below)
         for item, own in zip(items, below, strict=True):
@@ -283,6 +287,13 @@ class PrefixCache:
         """Return how many tokens of a sequence are computed, or can be reused."""
         held = self._of(sequence)
         return max(held.computed, self._longest(held)[0])
+
+    def known(self, tokens: Sequence[int], *, owner: str, stable: bool) -> int:
+        """Return how many tokens a sequence that is to be opened could reuse now; callable during a step."""
+        if self._sharing is PrefixSharing.OFF:
+            return 0
+        with self._dropping:
+            return self._longest(HeldSequence(-1, None, owner, expected=pack(tokens), stable=stable))[0]
 
     def ahead(self, sequence: int, *, computing: Container[int], able: Container[int] = ()) -> tuple[int, int] | None:
         """Return an open sequence that is about to compute what this one needs, and the length of their common prefix.

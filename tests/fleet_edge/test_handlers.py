@@ -204,6 +204,29 @@ def test_an_open_that_cannot_be_served_is_refused(scene: Scene, fields: dict[str
     scene.others_are_untouched()
 
 
+@pytest.mark.parametrize(("wait_s", "retry_s"), [(None, None), (60.0, None), (0.0, 10.0), (4.0, 6.0), (1e300, None)])
+def test_an_open_whose_first_token_would_come_after_its_time_is_refused_at_once(
+    scene: Scene, wait_s: float | None, retry_s: float | None
+) -> None:
+    scene.fleet.edge.scheduler._cost._prompt_token_s = 0.1
+    scene.open(session=b"another1", prompt=(1,) * 100, wait_s=wait_s)
+    (reply,) = scene.replies
+    if retry_s is None:
+        assert isinstance(reply, Opened)
+    else:
+        assert isinstance(reply, Refused)
+        assert (reply.code, reply.retry_s) == (RefusalCode.TOO_LATE, pytest.approx(retry_s, rel=0.2))
+        assert scene.events() == [("bad", "refused", "too-late")]
+        scene.others_are_untouched()
+
+
+@pytest.mark.parametrize("wait_s", [-1.0, float("nan"), float("inf")])
+def test_a_hostile_time_of_waiting_is_malformed(scene: Scene, wait_s: object) -> None:
+    scene.open(session=b"another1", wait_s=wait_s)
+    assert [fault.code for fault in scene.faults()] == [FaultCode.MALFORMED]
+    scene.others_are_untouched()
+
+
 def test_a_refused_resume_leaves_the_session_as_it_is(scene: Scene) -> None:
     scene.open(resume=(1,) * 20)
     assert isinstance(scene.replies.pop(), Refused)

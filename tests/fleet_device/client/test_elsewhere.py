@@ -3,6 +3,7 @@ from collections.abc import Callable
 import pytest
 
 from fleet_device.errors import DeviceError, SessionRefused
+from fleet_device.requests.generate import RequestContext
 from schemas.control import Presence
 from schemas.messages import Open
 from schemas.reasons import Action, EndReason, RefusalCode
@@ -30,7 +31,7 @@ def hostile(device: LoneDevice, **given: Callable[..., Answers]) -> ScriptedEdge
 
 
 @pytest.mark.parametrize("first", ["hostile", "honest"])
-@pytest.mark.parametrize("code", [RefusalCode.QUARANTINED, RefusalCode.QUOTA, RefusalCode.BUSY])
+@pytest.mark.parametrize("code", [RefusalCode.QUARANTINED, RefusalCode.QUOTA, RefusalCode.BUSY, RefusalCode.TOO_LATE])
 def test_what_one_edge_refuses_another_takes(first: str, code: RefusalCode) -> None:
     device = LoneDevice()
 
@@ -91,6 +92,25 @@ def test_an_edge_that_asks_for_short_waits_without_end_is_left() -> None:
         assert device.generate(most=4).edge == "edge-honest"
     assert slow.drafts
     assert device.clock() - before <= 2 * PATIENCE.verdict_s
+
+
+def test_a_request_whose_first_token_would_come_too_late_everywhere_fails_at_once() -> None:
+    device = LoneDevice()
+    edges = [
+        ScriptedEdge(
+            device.broker,
+            name=f"edge-{number}",
+            shared=True,
+            on_open=lambda message, wait_s=wait_s: refuse(message, RefusalCode.TOO_LATE, wait_s),  # type: ignore[misc]
+        )
+        for number, wait_s in enumerate([80.0, 50.0])
+    ]
+    before = device.clock()
+    with pytest.raises(SessionRefused) as refused:
+        device.generate(context=RequestContext(deadline=before + 60.0))
+    assert (refused.value.code, refused.value.retry_s) == (RefusalCode.TOO_LATE, pytest.approx(50.0, abs=1.0))
+    assert device.clock() - before < 2.0
+    assert [message.wait_s for edge in edges for message in edge.opens[:1]] == [60.0, 60.0]
 
 
 @pytest.mark.parametrize("waits", [(3600.0, FOR_EVER), (FOR_EVER, 3600.0)])

@@ -5,7 +5,7 @@ import pytest
 
 from fleet_device.errors import EdgeUnavailable, RequestQueueFull, TextCancelled
 from fleet_device.requests.generate import GeneratedText, GenerateRequest, Piece, RequestContext
-from fleet_device.requests.queue import Failed, RequestQueue
+from fleet_device.requests.queue import Failed, RequestQueue, TextStream
 from schemas.policy import SamplingPolicy
 from tests.fleet_device.requests.conftest import Make, gated, open_gate
 from tests.support.memory_device import ScriptedAgent
@@ -163,6 +163,25 @@ def test_a_ticket_says_how_long_it_waited_for_its_turn(make: Make) -> None:
     open_gate(agent)
     until(lambda: tickets[1].begun)
     assert [ticket.waited_s for ticket in tickets] == [0.0, 1.5]
+
+
+def test_a_request_knows_until_when_its_application_waits() -> None:
+    deadlines = list[float | None]()
+
+    def write(_request: GenerateRequest, context: RequestContext) -> GeneratedText:
+        deadlines.append(context.deadline)
+        raise TextCancelled("Enough.")
+
+    now = [100.0]
+    requests = RequestQueue(write, clock=lambda: now[0])
+    streams = [TextStream(requests, lambda: REQUEST, timeout=timeout) for timeout in (None, 5.0)]
+    now[0] = 103.0  # the time in the queue counts
+    requests.start()
+    for stream in streams:
+        with pytest.raises(TextCancelled):
+            stream.result()
+    requests.close()
+    assert deadlines == [None, 105.0]
 
 
 def test_the_wait_for_the_draft_model_counts_as_a_wait() -> None:

@@ -317,6 +317,25 @@ def test_a_prompt_is_computed_at_once_next_to_devices_whose_prompts_wait() -> No
     assert edge.now - began < 2.5, "four tenths of a second alone"
 
 
+@pytest.mark.parametrize("machine", [SMALL, LARGE], ids=["small", "large"])
+@pytest.mark.parametrize("chats", [0, 1, 12])
+@pytest.mark.parametrize(("long", "prompt"), [(0, 200), (0, 4000), (3, 4000)])
+def test_the_time_of_a_first_token_is_estimated(machine: Machine, chats: int, long: int, prompt: int) -> None:
+    edge = long_context_edge()
+    for number in range(chats):
+        decoding(edge, f"chat-{number}", prompt=40)
+    for number in range(long):
+        decoding(edge, f"long-{number}", prompt=4000)
+    edge.scheduler._cost.add_prompts(machine.prompt_s, tokens=1)
+    while edge.now < 3.0:
+        compute_step(edge, machine)
+    estimated_s = edge.scheduler.first_token_s(edge.sessions, "new", (1,) * prompt, stable=False, now=edge.now)
+    new, began = decoding(edge, "new", prompt=prompt), edge.now
+    while not new.committed:
+        compute_step(edge, machine)
+    assert 0.5 * estimated_s - 1.0 < edge.now - began < 2.0 * estimated_s + 1.0
+
+
 DEVICES = 32
 PROMPT = 24
 ROOM_FOR = 10
