@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Final, ParamSpec, TypeVar
 
 from fleet_common.extras import install_command
+from fleet_common.gguf_files import read_header
 from fleet_common.grammar.process import GrammarTokenizer
 from schemas.errors import FleetError
 from schemas.fields import MAX_VOCABULARY
@@ -196,6 +197,7 @@ GGUF_MAGIC: Final = b"GGUF"
 _GUESSED: Final = 1024  # llama.cpp's bit for a file type that the file does not state
 _METADATA_BYTES: Final = 128
 _FLOAT16: Final = 2
+_FLOAT32: Final = 4
 
 _LONG_RUN: Final = re.compile(r"\S{8192}|\s{8192}")
 """A run that is tokenized separately. For some vocabularies llama.cpp splits text with a recursive regular expression,
@@ -295,6 +297,11 @@ class GgufFile:
         return next((kind for kind, applies in kinds.items() if applies(self.handle)), None)
 
     @property
+    def is_hybrid(self) -> bool:
+        """Some layers have a running state instead of keys and values."""
+        return bool(self._library.llama_model_is_hybrid(self.handle))
+
+    @property
     def width(self) -> int:
         return int(self._library.llama_model_n_embd(self.handle))
 
@@ -305,9 +312,36 @@ class GgufFile:
     @property
     def token_kv_bytes(self) -> int:
         """KV cache bytes per token in float16, all layers; an upper bound where layers differ."""
-        layers = self._library.llama_model_n_layer(self.handle) * self._library.llama_model_n_head_kv(self.handle)
         values = self._number("attention.value_length") or self.width // self.heads
-        return int(layers * (self.key_width + values) * _FLOAT16)
+        return sum(self._kv_heads) * (self.key_width + values) * _FLOAT16
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of a sequence's running state in float32, all layers; 0 without one."""
+        if not self.is_hybrid:
+            return 0
+        sizes = {name: self._number(f"ssm.{name}") or 0 for name in ("inner_size", "state_size", "group_count")}
+        inputs = sizes["inner_size"] + 2 * sizes["group_count"] * sizes["state_size"]
+        convolution = max(0, (self._number("ssm.conv_kernel") or 1) - 1) * inputs
+        convolution += max(0, (self._number("shortconv.l_cache") or 1) - 1) * self.width
+        return self._layers * (convolution + sizes["inner_size"] * sizes["state_size"]) * _FLOAT32
+
+    @property
+    def _layers(self) -> int:
+        return int(self._library.llama_model_n_layer(self.handle))
+
+    @property
+    def _kv_heads(self) -> list[int]:
+        """Number of the heads of keys of each layer."""
+        count = int(self._library.llama_model_n_head_kv(self.handle))
+        if not self.is_hybrid:
+            return [count] * self._layers
+        kind = self._metadata("general.architecture")
+        stored = read_header(self.path).metadata.get(f"{kind}.attention.head_count_kv", count)
+        if isinstance(stored, list):
+            return [int(each) for each in stored]
+        every = self._number("full_attention_interval") or 1
+        return [int(stored)] * (self._layers // every)
 
     @property
     def strings(self) -> list[str]:

@@ -46,20 +46,21 @@ def open_context(
     threads: int,
     flash_attention: bool,
     small_keys: bool = False,
+    checkpoints: int = 0,
 ) -> Any:  # noqa: ANN401 - a native pointer
     """Make a context of `cells` tokens for each of the sequences; raise DrafterError if llama.cpp cannot.
 
     Each sequence has its own cells: shared ones would slow down each by all. Flash attention on a CPU looks at one key
     at a time for each query and head, unless 64 tokens are computed at once: behind 1,000 tokens the next one then
     takes twice as long as without it, and 24 take seven times as long. `small_keys` keeps keys in q8_0, in about half
-    of float16's memory.
+    of float16's memory. `checkpoints` are further sequences without cells of their own, for copies of the first.
     """
     native = library()
     parameters = native.llama_context_default_params()
     parameters.n_ctx = cells * sequences
     parameters.n_batch = parameters.n_ubatch = batch
-    parameters.n_seq_max = sequences
-    parameters.kv_unified = False
+    parameters.n_seq_max = sequences + checkpoints
+    parameters.kv_unified = checkpoints > 0  # a copy shares the cells
     parameters.n_threads = parameters.n_threads_batch = threads
     kinds = native.LLAMA_FLASH_ATTN_TYPE_ENABLED, native.LLAMA_FLASH_ATTN_TYPE_DISABLED
     parameters.flash_attn_type = kinds[0] if flash_attention else kinds[1]
@@ -142,6 +143,51 @@ class KeptSequences:
             self._kept.append(kept)
 
 
+_CHECKPOINTS: Final = 10
+"""Copies of a running state: those before each token of a draft of usual length, and of the one behind it."""
+
+
+class Checkpoints:
+    """Places of sequence 0 to which a model with a running state can go back: llama.cpp cannot take back a token.
+
+    Each is a copy of the sequence that shares its keys and values. `sequences` are those of the copies.
+    """
+
+    def __init__(self, library: Any, memory: Any, sequences: Sequence[int]) -> None:  # noqa: ANN401 - native
+        self._library, self._memory = library, memory
+        self._free = list(sequences)
+        self._kept: dict[int, int] = {}  # sequence by length, in order
+
+    def keep(self, length: int) -> None:
+        """Keep the present state, which has `length` tokens; the oldest but one makes room."""
+        if not self._kept and not self._free:
+            return
+        if length not in self._kept:
+            if not self._free:
+                self._drop(sorted(self._kept)[1])
+            sequence = self._kept[length] = self._free.pop()
+            self._library.llama_memory_seq_cp(self._memory, 0, sequence, -1, -1)
+
+    def go_back(self, length: int) -> int:
+        """Restore the latest state of at most `length` tokens; return its length, 0 if the sequence is empty."""
+        for later in [each for each in self._kept if each > length]:
+            self._drop(later)
+        best = max(self._kept, default=0)
+        self._library.llama_memory_seq_rm(self._memory, 0, -1, -1)
+        if best:
+            self._library.llama_memory_seq_cp(self._memory, self._kept[best], 0, -1, -1)
+        return best
+
+    def clear(self) -> None:
+        for length in list(self._kept):
+            self._drop(length)
+
+    def _drop(self, length: int) -> None:
+        sequence = self._kept.pop(length)
+        self._library.llama_memory_seq_rm(self._memory, sequence, -1, -1)
+        self._free.append(sequence)
+
+
 _log = logging.getLogger(__name__)
 
 _MEGA = 1_000_000
@@ -199,6 +245,11 @@ class _Native:
         self.library = library()
         try:
             require_truncatable(self.model)
+            copies = _CHECKPOINTS if self.model.is_hybrid else 0
+            if copies:
+                self.sequences = 1
+            states = (copies + 1) * self.model.state_bytes
+            budget = settings.memory_bytes and max(0, settings.memory_bytes - states)
             trained = self.library.llama_model_n_ctx_train(self.model.handle)
             wanted = min(settings.context, trained) if trained > 0 else settings.context
             memory = fit_memory(
@@ -206,7 +257,7 @@ class _Native:
                 context=wanted,
                 batch=settings.batch,
                 sequences=self.sequences,
-                budget=settings.memory_bytes,
+                budget=budget,
             )
             self.context, self.batch_size = memory.context, memory.batch
             if settings.gpu_layers == 0:
@@ -229,11 +280,13 @@ class _Native:
                 threads=settings.threads or default_threads(),
                 flash_attention=self.model.on_gpu,
                 small_keys=memory.small_keys,
+                checkpoints=copies,
             )
         except DrafterError:
             self.model.close()
             raise
         self.memory = self.library.llama_get_memory(self.handle)
+        self.checkpoints = Checkpoints(self.library, self.memory, range(1, copies + 1)) if copies else None
         self.kept = KeptSequences(memory.kept)
         # Weights that llama.cpp has repacked for this CPU are not read from the file again.
         give_back_mapped(settings.path)
@@ -260,6 +313,8 @@ class _Native:
 
     def clear(self, sequence: int) -> None:
         """Forget a whole sequence, where its memory cannot be cut."""
+        if self.checkpoints is not None:
+            self.checkpoints.clear()
         if self.sequences == 1 or not self.library.llama_memory_seq_rm(self.memory, sequence, -1, -1):
             self.library.llama_memory_clear(self.memory, True)  # noqa: FBT003
 
@@ -310,6 +365,8 @@ class LlamaCppDrafter:
         with self._native.turns:
             own = self.known(tokens)
             kept, common = self._kept.longest(tokens)
+            if kept is not None and self._native.checkpoints and common < len(kept.tokens):
+                kept = None  # it cannot be cut
             if kept is not None and common >= own + LEAST_KEPT:
                 self._go_back_to(kept, common)
             else:
@@ -347,6 +404,8 @@ class LlamaCppDrafter:
                 self._forget(min(self._computed, length - 1))
                 self._compute(length - self._computed)
                 native.row_of = self._sequence, length
+                if native.checkpoints is not None:
+                    native.checkpoints.keep(self._computed)
             row = self._library.llama_get_logits_ith(native.handle, -1)
             if not row:
                 raise DrafterError("llama.cpp gave no logits.")
@@ -391,6 +450,8 @@ class LlamaCppDrafter:
         size = len(kept.state)
         if self._library.llama_state_seq_set_data(native.handle, kept.state, size, self._sequence) == size:
             self._computed = len(kept.tokens)
+            if native.checkpoints is not None:
+                native.checkpoints.keep(self._computed)
             self._forget(length)
         else:
             native.clear(self._sequence)  # computed again
@@ -414,7 +475,9 @@ class LlamaCppDrafter:
         if self._computed <= length:
             return
         self._require_open()
-        if self._library.llama_memory_seq_rm(self._native.memory, self._sequence, length, -1):
+        if self._native.checkpoints is not None:
+            self._computed = self._native.checkpoints.go_back(length)
+        elif self._library.llama_memory_seq_rm(self._native.memory, self._sequence, length, -1):
             self._computed = length
         else:
             # A memory that cannot be cut is emptied; `next` computes the whole sequence again.

@@ -268,12 +268,12 @@ def _memory_of(
 
 
 def require_truncatable(model: GgufModel) -> None:
-    """Raise DrafterError for a model with a running state: every rejection would compute everything again."""
+    """Raise DrafterError for a model with nothing but a running state, or one that is no decoder."""
     kind = model.unlike_a_decoder
-    if kind is not None:
+    if kind is not None and not model.is_hybrid:
         raise DrafterError(
             f"{model.path} is a model of the {kind} kind, which cannot remove tokens; choose a "
-            "transformer decoder as draft model."
+            "transformer decoder, or a hybrid of both, as draft model."
         )
 
 

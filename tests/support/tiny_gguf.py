@@ -61,7 +61,7 @@ def new_gguf(
     width: int,
     inner: int,
     heads: int,
-    kv_heads: int,
+    kv_heads: int | list[int],
     dim: int | None = None,
     context: int = 256,
     file_type: int = 0,
@@ -109,6 +109,49 @@ def write_gguf(writer: gguf.GGUFWriter) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def tiny_hybrid_gguf(path: Path, *, seed: int = 7) -> Path:
+    """Write a model of LFM2's architecture: a layer of short convolutions, one of attention, and again."""
+    rows = [*tiny_rows(), *_padding(len(tiny_rows()))]
+    width, heads, inner, kernel = 64, 2, 96, 3
+    kv_heads = [0, 1, 0, 1]
+    writer = new_gguf(
+        path, "lfm2", layers=len(kv_heads), width=width, inner=inner, heads=heads, kv_heads=kv_heads, rows=rows
+    )
+    writer.add_vocab_size(len(rows))
+    writer.add_shortconv_l_cache(kernel)
+    random = np.random.default_rng(seed)
+
+    def weight(name: str, *shape: int) -> None:
+        writer.add_tensor(f"{name}.weight", random.normal(0, 0.3, shape).astype(np.float32))
+
+    def norm(name: str, size: int = width) -> None:
+        writer.add_tensor(f"{name}.weight", np.ones(size, dtype=np.float32))
+
+    weight("token_embd", len(rows), width)
+    norm("token_embd_norm")
+    for layer, count in enumerate(kv_heads):
+        at = f"blk.{layer}."
+        norm(f"{at}attn_norm")
+        norm(f"{at}ffn_norm")
+        if count:
+            dim = width // heads
+            norm(f"{at}attn_q_norm", dim)
+            norm(f"{at}attn_k_norm", dim)
+            weight(f"{at}attn_q", width, width)
+            weight(f"{at}attn_k", dim * count, width)
+            weight(f"{at}attn_v", dim * count, width)
+            weight(f"{at}attn_output", width, width)
+        else:
+            weight(f"{at}shortconv.conv", width, kernel)
+            weight(f"{at}shortconv.in_proj", 3 * width, width)
+            weight(f"{at}shortconv.out_proj", width, width)
+        weight(f"{at}ffn_gate", inner, width)
+        weight(f"{at}ffn_up", inner, width)
+        weight(f"{at}ffn_down", width, inner)
+    write_gguf(writer)
+    return path
 
 
 def tiny_gguf(

@@ -15,7 +15,7 @@ from fleet_device.drafters.without_model import ScriptedDrafter, WordCodec
 from fleet_device.settings import DRAFTERS, DeviceSettings
 from schemas.policy import SamplingPolicy
 from schemas.vocabulary import Vocabulary
-from tests.support.tiny_gguf import tiny_gguf
+from tests.support.tiny_gguf import tiny_gguf, tiny_hybrid_gguf
 
 CONTEXT = 96
 POLICY = SamplingPolicy(temperature=1.0, top_k=0, top_p=1.0, seed=1)
@@ -54,6 +54,10 @@ def build(kind: str, tiny: Path, sequences: int) -> Drafter:
             return drafter
         case "llama.cpp in small batches":
             return LlamaCppDrafter(LlamaCppSettings(tiny, threads=1, context=CONTEXT, batch=16))
+        case "llama.cpp, a hybrid":
+            hybrid = tiny.with_name("hybrid.gguf")
+            path = hybrid if hybrid.exists() else tiny_hybrid_gguf(hybrid)
+            return LlamaCppDrafter(LlamaCppSettings(path, threads=1, context=CONTEXT))
         case "scripted":
             return ScriptedDrafter(Sums(), WORDS, context=CONTEXT, end_tokens=(0,))
         case _:

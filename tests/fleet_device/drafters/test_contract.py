@@ -9,15 +9,15 @@ from schemas.fields import MAX_TOKENS
 from tests.fleet_device.drafters.conftest import CONTEXT, KINDS, POLICY, Make
 
 pytestmark = pytest.mark.parametrize(
-    "make", [*KINDS, "llama.cpp in small batches", "llama.cpp beside suffix"], indirect=True
+    "make", [*KINDS, "llama.cpp in small batches", "llama.cpp beside suffix", "llama.cpp, a hybrid"], indirect=True
 )
 
 
 def equal(left: Dist | None, right: Dist | None) -> bool:
-    """Compare up to rounding: llama.cpp adds up in another order in a chunk than for a single token."""
+    """Compare up to rounding: llama.cpp adds up in another order in a chunk, or behind a copy, than token by token."""
     if left is None or right is None:
         return left is right
-    return all(abs(left.probability(token) - right.probability(token)) < 1e-5 for token in (*left.ids, *right.ids))
+    return all(abs(left.probability(token) - right.probability(token)) < 1e-4 for token in (*left.ids, *right.ids))
 
 
 def test_any_history_gives_what_a_fresh_drafter_gives_over_the_same_tokens(make: Make) -> None:

@@ -20,7 +20,7 @@ from fleet_device.settings import DeviceSettings
 from schemas.policy import SamplingPolicy
 from schemas.vocabulary import Vocabulary
 from tests.support.prepared_models import prepared
-from tests.support.tiny_gguf import END, tiny_gguf, tiny_rows, tiny_words
+from tests.support.tiny_gguf import END, tiny_gguf, tiny_hybrid_gguf, tiny_rows, tiny_words
 
 FILES = ["README.md", "tiny-q4_0.gguf", "tiny-q8_0.gguf", "big-00002-of-00002.gguf", "big-00001-of-00002.gguf"]
 
@@ -273,3 +273,12 @@ def test_the_target_s_tokenizer_has_the_draft_s_fingerprint_and_ids() -> None:
     for text in ("It's 12345 o'clock.", "  a\n\n\tb", "naïve 東京 😀", "def f(x):\n    return x**2"):
         assert model.encode(text) == tokenizer(text, add_special_tokens=False)["input_ids"]
     model.close()
+
+
+def test_a_hybrid_counts_the_layers_that_have_keys(tmp_path: Path) -> None:
+    model = GgufModel(tiny_hybrid_gguf(tmp_path / "hybrid.gguf"))
+    dense = GgufModel(tiny_gguf(tmp_path / "dense.gguf"))
+    assert model.token_kv_bytes == 2 * dense.token_kv_bytes  # two such layers of four
+    assert (dense.state_bytes, model.state_bytes > 0) == (0, True)
+    model.close()
+    dense.close()
