@@ -74,6 +74,7 @@ class MessageHandlers:
             _log.info("Session %(session)s of %(device)s is lost: its lease ran out.", fields, extra=fields)
             self.answers.confirm_end(session, EndReason.LOST, cause=self._loss(session.device))
             self._forget(session)
+        self.scheduler.expire_prefixes()
 
     def flush(self) -> None:
         """Log the counters of open sessions, and messages that were dropped unread."""

@@ -134,6 +134,10 @@ class Scheduler:
 
         self._between_steps(look)
 
+    def expire_prefixes(self) -> None:
+        """Drop what ended sessions have computed and nobody has used for a day; call it every few seconds."""
+        self._between_steps(self._verifier.expire)
+
     def away(self) -> str:
         return self._verifier.away()
 

@@ -32,9 +32,6 @@ _log = logging.getLogger(__name__)
 _MIN_KEPT_BYTES: Final = 32 << 20
 """Smaller models are packed in less time than a file takes."""
 
-_KEEP_S: Final = 86_400.0
-"""Age at which kept keys and values are erased: a conversation goes on within a day."""
-
 _SHARED_MEMORY: Final = Path("/dev/shm")  # noqa: S108 - the folder within belongs to this user alone
 
 
@@ -121,7 +118,7 @@ def load(settings: EdgeSettings) -> Verifier:
     if not repeats:
         _log.warning("Rows depend on the batch on this processor, so that seeded requests may not repeat.")
     memory = _memory(settings, file.geometry, info, identity)
-    return Loaded(model, info, memory, keep_s=_KEEP_S, threads=threads)
+    return Loaded(model, info, memory, threads=threads)
 
 
 def _memory(settings: EdgeSettings, geometry: "Geometry", info: "TargetInfo", identity: str) -> "PageMemory":

@@ -211,17 +211,24 @@ class KeptPrefix:
     key: int
     owner: str
     tokens: "array[int]"
+    age_s: float  # since it was used
 
 
 @runtime_checkable
 class KeepsPrefixes(Protocol):
     """A verifier whose keys and values may survive the process, where the settings say so."""
 
-    def restore(self, keys: Iterator[int]) -> list[KeptPrefix]:
-        """Open what an earlier process has left, the least recently used first. Called once, before all else."""
+    def restore(self, keys: Iterator[int], *, keep_s: float) -> list[KeptPrefix]:
+        """Open what an earlier process has left and used in the last `keep_s` seconds, the least recently used first.
+
+        Called once, before all else. The rest is erased.
+        """
 
     def own(self, sequence: int, owner: str) -> None:
         """Note to whom an open sequence belongs."""
+
+    def erase_free(self) -> None:
+        """Overwrite memory that closed sequences have left, some of it at each call."""
 
     @property
     def is_forgotten(self) -> bool:

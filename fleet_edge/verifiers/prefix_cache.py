@@ -8,6 +8,7 @@ that only one of many computes it.
 
 import secrets
 import threading
+import time
 from array import array
 from bisect import bisect_left
 from collections import Counter
@@ -112,7 +113,7 @@ class HeldSequence:
 
     `key` is its key at the verifier, `caller` that of the caller or None once ended. `expected` are the packed tokens
     that it computes first. `stable`: all of it was computed with `Item.stable`. `reached` is the number of tokens that
-    it had before evictions.
+    it had before evictions. `used_at`: when it ended, or another one like it.
     """
 
     key: int
@@ -122,6 +123,7 @@ class HeldSequence:
     expected: bytes = b""
     stable: bool = True
     reached: int = 0
+    used_at: float = 0.0
 
     @property
     def computed(self) -> int:
@@ -140,6 +142,9 @@ TAIL: Final = 64
 _LOOKED_AT: Final = 256
 """Sequences considered per lookup, so that its cost is bounded."""
 
+_KEEP_S: Final = 86_400.0
+"""Age at which ended sequences are dropped, and erased where they are kept: a conversation goes on within a day."""
+
 _MOST_RETAINED: Final = 4096
 _FIRST_OF_OURS: Final = 1 << 32
 """First of the keys that the cache chooses itself, apart from those of callers."""
@@ -151,7 +156,7 @@ class PrefixCache:
     """`Verifier` over another, which nobody else may call.
 
     `sharing` says whose prefixes may be reused; with `off` nothing is retained. `share` returns an owner's share of
-    memory before its sequences go first.
+    memory before its sequences go first. `clock` is monotonic.
     """
 
     def __init__(
@@ -160,6 +165,7 @@ class PrefixCache:
         *,
         sharing: PrefixSharing = PrefixSharing.ALL,
         share: Callable[[str], float] = lambda _owner: 1.0,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._verifier = verifier
         self._sharing = sharing
@@ -167,6 +173,7 @@ class PrefixCache:
         self._open: dict[int, HeldSequence] = {}  # by the caller's key
         self._held: dict[int, HeldSequence] = {}  # by the key below: open and retained ones
         self._share = share
+        self._clock = clock
         self._retained: dict[int, HeldSequence] = {}  # ended ones, by the key below, the least recently used first
         self._owned = Counter[str]()  # tokens of the retained ones
         self._dropping = threading.Lock()  # a step may drop retained ones on its thread
@@ -174,9 +181,10 @@ class PrefixCache:
         info = verifier.info
         self._all_stable = info.batch_invariant and info.least_tokens == 1
         if isinstance(verifier, KeepsPrefixes):
-            for kept in verifier.restore(self._keys):
+            for kept in verifier.restore(self._keys, keep_s=_KEEP_S):
                 held = self._held[kept.key] = HeldSequence(kept.key, None, kept.owner, kept.tokens)
                 self._retain(held)
+                held.used_at -= kept.age_s
 
     @property
     def info(self) -> TargetInfo:
@@ -325,6 +333,16 @@ class PrefixCache:
         self._note_owner(held)
         del held.tokens[:]
 
+    def expire(self) -> None:
+        """Drop ended sequences that are too old, and erase what they leave. Call it every few seconds."""
+        if isinstance(self._verifier, KeepsPrefixes) and self._verifier.is_forgotten:
+            self.clear()
+        last = self._clock() - _KEEP_S
+        for held in [each for each in self._retained.values() if each.used_at < last]:
+            self._drop(held)
+        if isinstance(self._verifier, KeepsPrefixes):
+            self._verifier.erase_free()
+
     def clear(self) -> None:
         for held in list(self._retained.values()):
             self._drop(held)
@@ -379,6 +397,8 @@ class PrefixCache:
                 break
             if other.begins_as(tokens, held.computed):
                 self._used(other)
+                if other.computed == held.computed:
+                    other.used_at = self._clock()
                 return False
         return True
 
@@ -400,6 +420,7 @@ class PrefixCache:
             self._drop_one()
         self._index.insert(held.key, tokens)
         self._retained[held.key] = held
+        held.used_at = self._clock()
         self._owned[held.owner] += held.computed
 
     def _used(self, held: HeldSequence) -> None:

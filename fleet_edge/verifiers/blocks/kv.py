@@ -1,8 +1,7 @@
 """Keys and values in pages of some tokens, which sequences share until one of them writes.
 
 A page is taken from the budget when the first token is written to it. A fork shares all pages of its source. Before a
-sequence writes to a page that others use as well, it gets a copy. With a file (`PageFile`), whole pages survive the
-process.
+sequence writes to a page that others use as well, it gets a copy. With a file (`PageFile`), pages survive the process.
 """
 
 import math
@@ -41,8 +40,8 @@ class PageMemory(Protocol):
     def provide(self, page: int) -> None:
         """Provide memory for a page that was never used; raises OSError if there is none."""
 
-    def forget(self, page: int) -> None:
-        """Note that a page's content is no longer what was recorded, if anything was."""
+    def forget(self, page: int, kept: int = 0) -> None:
+        """Note that a page will be written to behind its first `kept` tokens, or is used by nobody."""
 
 
 class ProcessMemory:
@@ -57,7 +56,7 @@ class ProcessMemory:
     def provide(self, page: int) -> None:
         """Do nothing."""
 
-    def forget(self, page: int) -> None:
+    def forget(self, page: int, kept: int = 0) -> None:
         """Do nothing."""
 
 
@@ -92,6 +91,11 @@ class Pages:
     def used(self) -> int:
         return self._fresh - len(self._free)
 
+    @property
+    def free(self) -> Sequence[int]:
+        """Pages that were used, and are not now."""
+        return self._free
+
     def table(self, sequence: int) -> Sequence[int]:
         """Return the pages of a sequence, in order."""
         return self._tables.get(sequence, ())
@@ -111,8 +115,10 @@ class Pages:
             table[place] = page
         while len(table) * PAGE < length + count:
             table.append(self._take())
+        kept = length % PAGE
         for page in table[length // PAGE :]:
-            self._memory.forget(page)
+            self._memory.forget(page, kept)
+            kept = 0
 
     def _take(self) -> int:
         if not self._free:
@@ -124,6 +130,7 @@ class Pages:
             self._free.append(self._fresh)
             self._fresh += 1
         page = self._free.pop()
+        self._memory.forget(page)
         self._users[page] = 1
         return page
 

@@ -27,19 +27,17 @@ _SEED: Final = 20_250_716
 class BlocksVerifier(TableVerifier):
     """`Verifier` over a loaded model."""
 
-    def __init__(
-        self, model: Model, info: TargetInfo, memory: PageMemory, *, keep_s: float = 0.0, threads: int = 1
-    ) -> None:
+    def __init__(self, model: Model, info: TargetInfo, memory: PageMemory, *, threads: int = 1) -> None:
         """Prepare a model to be served.
 
         The memory for keys and values also bounds the length of a sequence: where it does not hold the model's whole
-        context, `info.context` is smaller, and a warning says so. Raises `VerifierError` if it is too small. Of a
-        `PageFile`, what was computed less than `keep_s` seconds ago is taken over.
+        context, `info.context` is smaller, and a warning says so. Raises `VerifierError` if it is too small. `threads`
+        check what a `PageFile` holds.
         """
         self._model = model
         self._pages = Pages(memory)
         self._file = memory if isinstance(memory, PageFile) else None
-        self._keep_s, self._threads = keep_s, threads
+        self._threads = threads
         self._tokens: dict[int, array[int]] = {}  # of sequences whose pages are kept
         self._owners: dict[int, str] = {}  # of such sequences
         super().__init__(replace(info, context=_context(info, self._pages)))
@@ -76,17 +74,21 @@ class BlocksVerifier(TableVerifier):
     def own(self, sequence: int, owner: str) -> None:
         self._owners[sequence] = owner
 
-    def restore(self, keys: Iterator[int]) -> list[KeptPrefix]:
+    def restore(self, keys: Iterator[int], *, keep_s: float) -> list[KeptPrefix]:
         if self._file is None:
             return []
         size = self._info.vocabulary.size
-        found = self._file.sequences(vocabulary=size, keep_s=self._keep_s, threads=self._threads)
-        kept = [KeptPrefix(key, each.owner, each.tokens) for key, each in zip(keys, found, strict=False)]
+        found = self._file.sequences(vocabulary=size, keep_s=keep_s, threads=self._threads)
+        kept = [KeptPrefix(key, each.owner, each.tokens, each.age_s) for key, each in zip(keys, found, strict=False)]
         self._pages.restore({its.key: each.pages for its, each in zip(kept, found, strict=True)})
         for its in kept:
             self._table.restore(its.key, len(its.tokens))
             self._tokens[its.key], self._owners[its.key] = its.tokens[:], its.owner
         return kept
+
+    def erase_free(self) -> None:
+        if self._file is not None:
+            self._file.erase(self._pages.free)
 
     @property
     def is_forgotten(self) -> bool:
@@ -119,14 +121,14 @@ class BlocksVerifier(TableVerifier):
         return logits[:, : self._info.vocabulary.size]
 
     def _record(self, items: Sequence[Item]) -> None:
-        """Record the pages that these items have made whole."""
+        """Record what these items have computed."""
         if self._file is None:
             return
         for item in items:
             tokens, table = self._tokens[item.sequence], self._pages.table(item.sequence)
             first = len(tokens) // PAGE
             tokens.extend(item.tokens)
-            for place in range(first, len(tokens) // PAGE):
+            for place in range(first, -(-len(tokens) // PAGE)):
                 its = tokens[place * PAGE : (place + 1) * PAGE]
                 before = table[place - 1] if place else None
                 self._file.record(table[place], its, before, self._owners.get(item.sequence, ""))

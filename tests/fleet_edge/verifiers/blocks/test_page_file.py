@@ -4,6 +4,7 @@ import os
 import random
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
@@ -15,6 +16,7 @@ from fleet_edge.settings import EdgeSettings, KeptIn, PrefixSharing
 from fleet_edge.verifiers import blocks_engine
 from fleet_edge.verifiers.blocks.kv import PAGE, Pages
 from fleet_edge.verifiers.blocks.page_file import KeptPages, PageFile
+from fleet_edge.verifiers.blocks.weight_cache import CachedWeights
 from fleet_edge.verifiers.contract import Item, Verifier
 from fleet_edge.verifiers.prefix_cache import PrefixCache
 from tests.fleet_edge.verifiers.oracle import VOCABULARY, tiny_target_gguf
@@ -23,6 +25,7 @@ SHAPE = {"layers": 2, "kv_heads": 1, "dim": 4}
 COUNT = 12
 DAY_S = 86_400.0
 SIZE = 1000
+TOGETHER = 8
 
 
 def _open(path: Path, identity: str = "model", **more: int) -> PageFile:
@@ -38,6 +41,7 @@ class Sequences:
 
     def __init__(self, file: PageFile) -> None:
         self.file, self.pages, self.tokens = file, Pages(file), dict[int, list[int]]()
+        self.midway: Callable[[], object] = lambda: None  # called in a step
 
     def write(self, sequence: int, tokens: list[int], *, owner: str = "") -> None:
         mine = self.tokens.setdefault(sequence, [])
@@ -47,7 +51,8 @@ class Sequences:
             page, place = table[len(mine) // PAGE], len(mine) % PAGE
             self.pages.keys[page, ..., place] = self.pages.values[page, :, :, place] = token
             mine.append(token)
-        for place in range(first, len(mine) // PAGE):
+        self.midway()
+        for place in range(first, -(-len(mine) // PAGE)):
             its = mine[place * PAGE : (place + 1) * PAGE]
             self.file.record(table[place], its, table[place - 1] if place else None, owner)
 
@@ -68,42 +73,58 @@ def _content(file: PageFile, kept: KeptPages) -> list[int]:
     return [int(file.keys[kept.pages[at // PAGE], 0, 0, 0, at % PAGE]) for at in range(len(kept.tokens))]
 
 
+def _act(its: Sequences, number: int, rng: random.Random) -> None:
+    """Do something that an engine does; `number` is a new sequence."""
+    action, open_ = rng.random(), list(its.tokens)
+    if not open_ or action < 0.15:
+        its.tokens[number] = []
+    elif action < 0.3:
+        source = rng.choice(open_)
+        its.fork(number, source, rng.randint(0, len(its.tokens[source])))
+    elif action < 0.45:
+        sequence = rng.choice(open_)
+        its.truncate(sequence, rng.randint(0, len(its.tokens[sequence])))
+    elif action < 0.55:
+        its.close(rng.choice(open_))
+    else:
+        sequence, added = rng.choice(open_), rng.randint(1, 150)
+        if its.pages.needed(sequence, len(its.tokens[sequence]), added) <= its.pages.count - its.pages.used:
+            its.write(sequence, [rng.randrange(3) for _ in range(added)])
+
+
 @pytest.mark.parametrize("seed", range(12))
-def test_what_is_taken_over_was_computed_and_no_whole_page_of_an_open_sequence_is_lost(
-    seed: int, tmp_path: Path
-) -> None:
+def test_what_is_taken_over_was_computed_and_few_tokens_of_an_open_sequence_are_lost(seed: int, tmp_path: Path) -> None:
     rng, path = random.Random(seed), tmp_path / "pages"
     its = Sequences(_open(path))
+
+    def kill() -> PageFile:
+        """Return what a successor has, if the process is killed now: a copy of the file."""
+        copy = path.with_name(f"pages-{rng.random()}")
+        copy.write_bytes(path.read_bytes())
+        return _open(copy)
+
+    def in_a_step() -> None:
+        if rng.random() < 0.3:
+            file = kill()
+            for each in _kept(file):
+                assert _content(file, each) == list(each.tokens)
+
+    its.midway = in_a_step
     for number in range(60):
-        action, open_ = rng.random(), list(its.tokens)
-        if not open_ or action < 0.15:
-            its.tokens[number] = []
-        elif action < 0.3:
-            source = rng.choice(open_)
-            its.fork(number, source, rng.randint(0, len(its.tokens[source])))
-        elif action < 0.45:
-            sequence = rng.choice(open_)
-            its.truncate(sequence, rng.randint(0, len(its.tokens[sequence])))
-        elif action < 0.55:
-            its.close(rng.choice(open_))
-        else:
-            sequence, added = rng.choice(open_), rng.randint(1, 150)
-            if its.pages.needed(sequence, len(its.tokens[sequence]), added) <= its.pages.count - its.pages.used:
-                its.write(sequence, [rng.randrange(3) for _ in range(added)])
-        if rng.random() < 0.1:  # the process is killed; its successor has what a copy of the file holds
-            copy = path.with_name(f"pages-{number}")
-            copy.write_bytes(path.read_bytes())
-            path = copy
-            next_file = _open(path)
+        _act(its, number, rng)
+        if rng.random() < 0.1:
+            next_file = kill()
+            path = next_file.path
             kept = _kept(next_file)
             found = [list(each.tokens) for each in kept]
             assert [_content(next_file, each) for each in kept] == found
             for tokens in its.tokens.values():
-                whole = tokens[: len(tokens) // PAGE * PAGE]
-                assert not whole or any(each[: len(whole)] == whole for each in found)
+                recorded = tokens[: len(tokens) // TOGETHER * TOGETHER]
+                assert not recorded or any(each[: len(recorded)] == recorded for each in found)
             its = Sequences(next_file)
             its.pages.restore({number + 1000 + place: each.pages for place, each in enumerate(kept)})
             its.tokens = {number + 1000 + place: list(each.tokens) for place, each in enumerate(kept)}
+            its.midway = in_a_step
 
 
 def _two_sequences(path: Path) -> None:
@@ -127,7 +148,7 @@ def _flip(path: Path, at: int) -> None:
     path.write_bytes(data)
 
 
-KEYS = slice(4096 + 4096 + 4096, None)  # behind the header and twelve records
+KEYS = slice(4096 + 3 * 4096, None)  # behind the header and twelve records
 
 
 @pytest.mark.parametrize(
@@ -169,7 +190,32 @@ def test_pages_are_erased_after_their_time(tmp_path: Path) -> None:
     _two_sequences(tmp_path / "pages")
     assert _kept(_open(tmp_path / "pages"), keep_s=0.0) == []
     assert _kept(_open(tmp_path / "pages")) == []
-    assert b"device-1" not in (tmp_path / "pages").read_bytes()
+    _without_content(tmp_path / "pages")
+
+
+def _without_content(path: Path) -> None:
+    data = path.read_bytes()
+    assert b"device-1" not in data
+    assert not any(data[KEYS])
+
+
+def test_a_page_is_kept_as_long_as_it_or_a_later_one_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hour = 0.0
+    monkeypatch.setattr(time, "time", lambda: 3600 * hour)
+    file = _open(tmp_path / "pages")
+    its = Sequences(file)
+    its.write(1, [1] * (3 * PAGE))
+    its.write(2, [2] * PAGE)
+    hour = 20.0
+    its.write(2, [2] * PAGE)
+    its.fork(3, 1, PAGE)
+    file.note_use(its.pages.table(3))
+    hour = 30.0
+    kept = {each.tokens[0]: each for each in _kept(file)}
+    assert {token: (len(each.tokens), each.age_s / 3600) for token, each in kept.items()} == {
+        1: (PAGE, 10.0),
+        2: (2 * PAGE, 10.0),
+    }
 
 
 def test_only_its_owner_may_read_the_file(tmp_path: Path) -> None:
@@ -219,6 +265,7 @@ def load(gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callabl
 
 
 TOKENS = [5 * index % VOCABULARY for index in range(3 * PAGE + 10)]
+KEPT = 3 * PAGE + TOGETHER
 
 
 def _computed(cache: PrefixCache, tokens: list[int], *, owner: str) -> np.ndarray:
@@ -234,11 +281,45 @@ def test_a_restarted_engine_goes_on_with_the_same_bits(load: Callable[..., Verif
     cache = PrefixCache(load(), sharing=PrefixSharing.DEVICE)
     cache.open(1)
     cache.expect(1, TOKENS, owner="device-1")
-    assert cache.reuse(1) == 3 * PAGE
-    assert np.array_equal(np.array(cache.score([Item(1, TOKENS[3 * PAGE :], 1)]))[0], row)
+    assert cache.reuse(1) == KEPT
+    assert np.array_equal(np.array(cache.score([Item(1, TOKENS[KEPT:], 1)]))[0], row)
 
 
-@pytest.mark.parametrize(("sharing", "gained"), [(PrefixSharing.DEVICE, 0), (PrefixSharing.ALL, 3 * PAGE)])
+def test_a_running_engine_erases_what_nobody_has_used_for_a_day(load: Callable[..., Verifier], gguf: Path) -> None:
+    now = 0.0
+    cache = PrefixCache(load(), clock=lambda: now)
+    _computed(cache, TOKENS, owner="device-1")
+    now = DAY_S
+    cache.close(1)
+    path = blocks_engine.kept_pages_path(EdgeSettings(target=str(gguf), kv_kept=KeptIn.DISK))
+    assert path is not None
+    cache.expire()
+    assert b"device-1" in path.read_bytes()
+    now = 2 * DAY_S + 1
+    cache.expire()
+    assert cache.retained_tokens == 0
+    data = path.read_bytes()
+    assert b"device-1" not in data
+    assert not any(data[4096:])
+
+
+def test_a_day_goes_on_across_a_restart(load: Callable[..., Verifier], monkeypatch: pytest.MonkeyPatch) -> None:
+    wall = time.time()
+    monkeypatch.setattr(time, "time", lambda: wall)
+    cache = PrefixCache(load())
+    _computed(cache, TOKENS, owner="device-1")
+    wall += 20 * 3600
+    now = 0.0
+    cache = PrefixCache(load(), clock=lambda: now)
+    now = 3 * 3600.0
+    cache.expire()
+    assert cache.retained_tokens
+    now = 5 * 3600.0
+    cache.expire()
+    assert cache.retained_tokens == 0
+
+
+@pytest.mark.parametrize(("sharing", "gained"), [(PrefixSharing.DEVICE, 0), (PrefixSharing.ALL, KEPT)])
 def test_who_may_share_a_prefix_is_the_same_after_a_restart(
     load: Callable[..., Verifier], sharing: PrefixSharing, gained: int
 ) -> None:
@@ -289,3 +370,41 @@ def test_kept_sequences_make_room_for_others(load: Callable[..., Verifier]) -> N
         cache.score([item])
     assert cache.retained_tokens == 0
     assert number - 2 == whole // (4 * PAGE)
+
+
+def _cut(path: Path, _foreign: bytes) -> None:
+    os.truncate(path, path.stat().st_size * 2 // 3)
+
+
+def _flip_much(path: Path, _foreign: bytes) -> None:
+    draw, data = random.Random(3), bytearray(path.read_bytes())
+    for _ in range(500):
+        data[draw.randrange(len(data))] ^= 16
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("damage", [_cut, _flip_much, Path.write_bytes], ids=["cut", "flipped", "of-another-model"])
+def test_after_a_power_cut_an_engine_starts_and_computes_the_same(
+    load: Callable[..., Verifier],
+    damage: Callable[[Path, bytes], object],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(blocks_engine, "_MIN_KEPT_BYTES", 0)
+    monkeypatch.setattr(CachedWeights, "keep_later", CachedWeights.keep)
+    other = tiny_target_gguf(tmp_path / "other.gguf", seed=8)
+
+    def kept() -> list[Path]:
+        return [path for folder in ("pages", "weights") for path in (tmp_path / folder).iterdir()]
+
+    _computed(PrefixCache(load(target=str(other))), TOKENS, owner="device-1")
+    foreign = [path.read_bytes() for path in kept()]
+    for path in kept():
+        path.unlink()
+    row = _computed(PrefixCache(load()), TOKENS, owner="device-1")
+    for path, content in zip(kept(), foreign, strict=True):
+        damage(path, content)
+    assert np.array_equal(_computed(PrefixCache(load()), TOKENS, owner="device-1"), row)
+    cache = PrefixCache(load())  # with files that are whole again
+    assert cache.retained_tokens == KEPT
+    assert np.array_equal(_computed(cache, TOKENS, owner="device-1"), row)
