@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Final, ParamSpec, TypeVar
 
 from fleet_common.extras import install_command
 from fleet_common.gguf_files import read_header
-from fleet_common.grammar.process import GrammarTokenizer
+from fleet_common.grammar.tokenizer import GrammarTokenizer
 from schemas.errors import FleetError
 from schemas.fields import MAX_VOCABULARY
 from schemas.vocabulary import Vocabulary, token_strings

@@ -40,7 +40,7 @@ MOST_TOP_K: Final = 1024
 """Largest `top_k` of a policy; 0, the whole vocabulary, is always allowed."""
 
 _DEADLY_GRAMMAR_WEIGHT: Final = 160.0
-"""Strikes for a grammar that has killed a process: by default the second within seconds leads to quarantine."""
+"""Strikes for a grammar that has killed two processes: by default the second within seconds leads to quarantine."""
 
 _SLOWED_WEIGHT: Final = 4.0
 _NOTIFY_EVERY_S: Final = 1.0

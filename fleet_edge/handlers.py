@@ -100,12 +100,12 @@ class MessageHandlers:
             self._end_sessions(device, quarantines.active[device].reason)
 
     def restore_grammar(self, session: EdgeSession) -> None:
-        """Have a session's text followed in another process; its drafts wait meanwhile."""
+        """Have the grammar worker follow a session's text again; its drafts wait meanwhile."""
         if (constraint := session.constraint) is not None and not session.finished:
             self.grammars.restore(session.device, constraint, tuple(session.text))
 
     def grammar_killed(self, device: str, session: bytes, report: str) -> None:
-        """Strike a device whose grammar has killed the grammar's process, and log it."""
+        """Strike a device whose grammar has killed its processes, and log it."""
         _log.warning("%s: %s", device, report, extra={"device": device, "session": session.hex()})
         self.guard.strike_grammar(device)
         self.recorder.events.note(EventKind.GRAMMAR, "killed", report, device, session=session)

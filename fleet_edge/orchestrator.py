@@ -222,7 +222,7 @@ class Orchestrator:
         )
         results = []
         for work, judgement in zip(batch.judged, step.judgements, strict=True):
-            if not self._awaited(work) or (judgement is None and _is_lost(work.session)):
+            if not self._awaited(work) or (judgement is None and not _is_ready(work.session)):
                 continue
             if work.chain or judgement is None:
                 results.append(self._commit(work, judgement, times))
@@ -267,12 +267,12 @@ class Orchestrator:
         ]
 
     def _note_grammars(self, batch: Batch) -> None:
-        """Report grammars that have killed their process in a step; restore the sessions whose process has ended."""
+        """Report grammars that have killed their processes; restore the sessions whose grammar is not ready."""
         for session in (work.session for work in batch.verifications):
             if session.constraint is not None and session.constraint.killed:
                 self.handlers.grammar_killed(session.device, session.session, session.constraint.killed)
                 session.constraint.killed = ""
-            if _is_lost(session) and session in self.sessions:
+            if not _is_ready(session) and session in self.sessions:
                 self.handlers.restore_grammar(session)
 
     # Send
@@ -368,8 +368,8 @@ def _case(work: WorkItem) -> Case:
     )
 
 
-def _is_lost(session: EdgeSession) -> bool:
-    return session.constraint is not None and session.constraint.lost
+def _is_ready(session: EdgeSession) -> bool:
+    return session.constraint is None or session.constraint.ready
 
 
 def _give_up(work: WorkItem, sentence: str) -> WorkResult:

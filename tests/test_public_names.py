@@ -30,7 +30,7 @@ WITHOUT_A_FACE = (
 
 # Raised and caught within one module or package.
 INTERNAL = {
-    "fleet_common.grammar.process.WorkerEnded",
+    "fleet_common.grammar.workers.WorkerEnded",
     "fleet_common.mqtt.connection.ConnectionLost",
     "fleet_common.mqtt.screen.BrokenStream",
 }

@@ -23,10 +23,10 @@ from benchmarks.hostile.client import Attacker, ConnectRefused, HostileClient, K
 from benchmarks.hostile.grammars import (
     SMALL,
     forced,
+    growing,
     long_opens,
     long_resumes,
     objects,
-    worn,
 )
 from benchmarks.hostile.messages import (
     DEFAULT_POLICY,
@@ -452,7 +452,9 @@ _ALL: Final = (
         devices=_SWARM,
     ),
     _by_requests(
-        "worn-grammars", "patterns that wear out a lexer, 8 requests that the edge decodes", partial(worn, sessions=8)
+        "growing-lexers",
+        "patterns with ever more states, 8 requests that the edge decodes",
+        partial(growing, sessions=8),
     ),
 )
 

@@ -34,7 +34,7 @@ SMALL: Final = Grammar.json_schema({"type": "object", "properties": {"name": {"t
 
 _FORCED: Final = Grammar.json_schema({"enum": ["a" * 15_000, "a" * 14_999 + "b"]})
 _OBJECT_TOKENS: Final = 370
-_WORN: Final = [
+_GROWING: Final = [
     Grammar.json_schema({"type": "array", "items": {"type": "string", "pattern": pattern, "maxLength": 500}})
     for pattern in (r"^[ab]*a[ab]{16}$", r"^(?:\S+\s+){0,49}\S+$")
 ]
@@ -84,9 +84,9 @@ def objects(attacker: Attacker, *, sessions: int, plain: bool = False) -> None:
     )
 
 
-def worn(attacker: Attacker, *, sessions: int, plain: bool = False) -> None:
-    """Requests that the edge decodes, of patterns whose lexer has more and more states."""
-    grammars = cycle([None] if plain else _WORN)
+def growing(attacker: Attacker, *, sessions: int, plain: bool = False) -> None:
+    """Requests that the edge decodes, of patterns whose lexer gets more and more states."""
+    grammars = cycle([None] if plain else _GROWING)
     _request(attacker, _policies(grammars), at_once=sessions, tokens=_OBJECT_TOKENS)
 
 

@@ -5,7 +5,7 @@ and one attacker, or several. Every attack meets a new broker and a new edge. In
 devices write without an attack; the same while the attack's messages go to a topic that no edge serves (the control:
 how much of the fall is the attacker's and the broker's processor time on the same machine); during the attack; and from
 5 s after it (2 s of attacks by requests, whose control is a plain load). Takes 40 minutes, 10 minutes with
-`--attack long-resumes many-objects worn-grammars many-grammars long-opens forced-text-1 forced-text-2 forced-text-5`.
+`--attack long-resumes many-objects growing-lexers many-grammars long-opens forced-text-1 forced-text-2 forced-text-5`.
 With `--folder` each result is kept as soon as it is there, in `results.jsonl`.
 """
 

@@ -1,21 +1,21 @@
-"""Compile each recent grammar once, in a process that may crash, and ban the grammars that crash it."""
+"""Compile each recent grammar once, in processes that may crash, and ban the grammars that crash two of them."""
 
 import importlib.metadata
 import logging
 import threading
 import time
-import weakref
-from collections import OrderedDict, defaultdict
+from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import Final
 
 from fleet_common.grammar.bounds import bounded_text
 from fleet_common.grammar.errors import GrammarBanned, GrammarBusy, GrammarError, GrammarKilled, GrammarUnavailable
-from fleet_common.grammar.process import CompiledGrammar, GrammarMatcher, GrammarProcess, GrammarTokenizer
+from fleet_common.grammar.matcher import CompiledGrammar, GrammarMatcher, compile_alone
+from fleet_common.grammar.tokenizer import GrammarTokenizer
+from fleet_common.grammar.workers import GrammarWorkers
 from fleet_common.host import write_atomically
 from schemas.policy import Grammar
 
@@ -32,10 +32,10 @@ _BANNED_S: Final = 86_400.0
 
 
 class BannedGrammars:
-    """Grammars that have ended the process that compiled them; each is tried again after a day. Callable on any thread.
+    """Grammars that have ended two processes that compiled them; each is tried again after a day.
 
-    `path` keeps them across restarts, one line each: llguidance's version, a digest, and when the ban ends (Unix
-    time). Grammars banned under another version are tried again. Without it they are kept in memory.
+    Callable on any thread. `path` keeps them across restarts, one line each: llguidance's version, a digest, and when
+    the ban ends (Unix time). Grammars banned under another version are tried again. Without it they are kept in memory.
     """
 
     def __init__(self, path: Path | None = None, clock: Callable[[], float] = time.time) -> None:
@@ -86,13 +86,8 @@ class BannedGrammars:
         return found
 
 
-_KEPT: Final = 16
-"""Number of grammars that are kept compiled, some 4 MB each, or known to be unusable."""
-
-_MOST_KB: Final = 1 << 20
-_MOST_OF_DEVICE_KB: Final = 96 << 10
-"""Memory of all grammars, beyond which devices with more than an equal part begin no more generations, and of one
-device's."""
+_KEPT: Final = 64
+"""Number of grammars that are remembered, with what follows at their beginning or why they cannot be used."""
 
 _NOT_KEPT: Final = (GrammarUnavailable, GrammarBusy, GrammarBanned, GrammarKilled)
 """Errors that are not cached: the grammar may be usable later, or is remembered elsewhere."""
@@ -106,14 +101,10 @@ class GrammarCompiler:
     """
 
     def __init__(self, load: Callable[[], GrammarTokenizer], banned: BannedGrammars | None = None) -> None:
-        self._load = load
+        self._workers = GrammarWorkers(load)
         self._banned = banned or BannedGrammars()
-        self._process: GrammarProcess | None = None
-        self._starting = threading.Lock()
         self._kept: OrderedDict[Grammar, Future[CompiledGrammar]] = OrderedDict()
         self._keeping = threading.Lock()
-        self._living: weakref.WeakSet[CompiledGrammar] = weakref.WeakSet()  # also those in use but not kept
-        self._matchers: defaultdict[str, weakref.WeakSet[GrammarMatcher]] = defaultdict(weakref.WeakSet)
 
     def known(self, grammar: Grammar) -> CompiledGrammar | None:
         """Return the compiled grammar, None if that takes time; raise GrammarError if it is known to be unusable."""
@@ -122,24 +113,11 @@ class GrammarCompiler:
             if kept is None or not kept.done():
                 return None
             self._kept.move_to_end(grammar)
-        if (failure := kept.exception()) is not None:
-            raise failure.with_traceback(None)  # which would grow each time
-        return kept.result() if kept.result().usable else None
+        return _result(kept)
 
-    def matcher(self, grammar: Grammar, device: str = "", compiled: CompiledGrammar | None = None) -> GrammarMatcher:
+    def matcher(self, grammar: Grammar, device: str = "") -> GrammarMatcher:
         """Return a matcher at the start of a device's generation; raise GrammarError as `compiled` does."""
-        self._check_memory(device)
-        made = GrammarMatcher(
-            compiled or self.compiled(grammar),
-            partial(self.compiled, grammar),
-            partial(self._check_memory, device, _MOST_OF_DEVICE_KB),
-        )
-        with self._keeping:
-            if device not in self._matchers:
-                for gone in [name for name, matchers in self._matchers.items() if not matchers]:
-                    del self._matchers[gone]
-            self._matchers[device].add(made)
-        return made
+        return GrammarMatcher(self.compiled(grammar), device)
 
     def compiled(self, grammar: Grammar) -> CompiledGrammar:
         """Return the compiled grammar, after a second if it is new.
@@ -148,11 +126,11 @@ class GrammarCompiler:
         """
         with self._keeping:
             kept = self._kept.get(grammar)
-            if kept is not None and kept.done() and kept.exception() is None and not kept.result().usable:
-                kept = None  # its process has ended
             if mine := kept is None:
                 kept = self._kept[grammar] = Future()
             self._kept.move_to_end(grammar)
+            while len(self._kept) > _KEPT:
+                self._kept.popitem(last=False)
         if mine:
             try:
                 kept.set_result(self._compile(grammar))
@@ -160,67 +138,28 @@ class GrammarCompiler:
                 kept.set_exception(error)
                 if not isinstance(error, GrammarError) or isinstance(error, _NOT_KEPT):
                     self._forget(grammar, kept)
-        if (failure := kept.exception()) is not None:
-            raise failure.with_traceback(None)  # which would grow each time
-        return kept.result()
+        return _result(kept)
 
     def close(self) -> None:
-        """End the process that compiles; compiled grammars stay usable."""
-        with self._starting:
-            if self._process is not None:
-                self._process.close()
-                self._process = None
+        """End all grammar processes."""
+        self._workers.close()
 
     def _compile(self, grammar: Grammar) -> CompiledGrammar:
         self._banned.check(grammar)
         text = bounded_text(grammar)
         try:
-            found = self._compile_apart(grammar, text)
+            return compile_alone(grammar, text, self._workers)
         except GrammarKilled:
             self._banned.add(grammar)
             raise
-        with self._keeping:
-            self._living.add(found)
-            while len(self._kept) > _KEPT or (len(self._kept) > 1 and self._memory_kb() > _MOST_KB):
-                self._kept.popitem(last=False)
-        return found
-
-    def _compile_apart(self, grammar: Grammar, text: str) -> CompiledGrammar:
-        with suppress(OSError):
-            return self._running().compile(grammar, text)
-        self.close()
-        try:
-            return self._running().compile(grammar, text)
-        except OSError as error:
-            raise GrammarUnavailable(f"The grammar worker does not answer: {error.strerror or error}.") from None
-
-    def _running(self) -> GrammarProcess:
-        with self._starting:
-            if self._process is None:
-                self._process = GrammarProcess(self._load())
-            return self._process
 
     def _forget(self, grammar: Grammar, kept: "Future[CompiledGrammar]") -> None:
         with self._keeping:
             if self._kept.get(grammar) is kept:
                 del self._kept[grammar]
 
-    def _memory_kb(self) -> float:
-        return sum(each.memory_kb for each in self._living)
 
-    def _share_kb(self) -> float:
-        """Return the most that a device's grammars may take for another generation to begin."""
-        if self._memory_kb() <= _MOST_KB:
-            return _MOST_OF_DEVICE_KB
-        return min(_MOST_OF_DEVICE_KB, _MOST_KB / max(1, sum(map(bool, map(len, self._matchers.values())))))
-
-    def _check_memory(self, device: str, most_kb: float | None = None) -> None:
-        """Check what a device's generations take; by default whether another may begin."""
-        with self._keeping:
-            most_kb = self._share_kb() if most_kb is None else most_kb
-            used_kb = sum(each.cost_kb for each in self._matchers.get(device, ()))
-        if used_kb > most_kb:
-            raise GrammarBusy(
-                f"The device's generations with grammars take more than {most_kb / 1024:.0f} MiB; try again when some "
-                "have ended, or with shorter ones."
-            )
+def _result(kept: "Future[CompiledGrammar]") -> CompiledGrammar:
+    if (failure := kept.exception()) is not None:
+        raise failure.with_traceback(None)  # which would grow each time
+    return kept.result()

@@ -28,7 +28,7 @@ class GrammarUnavailable(GrammarError):  # noqa: N818 - reads as what it says
 
 
 class GrammarBusy(GrammarError):  # noqa: N818
-    """The grammars in use take all memory allowed for grammars."""
+    """A process was killed from outside; the grammar may be usable later."""
 
 
 class OutsideGrammar(GrammarError):  # noqa: N818
@@ -39,11 +39,11 @@ class OutsideGrammar(GrammarError):  # noqa: N818
         self.taken = taken
 
 
-class GrammarLost(GrammarError):  # noqa: N818
-    """The process that followed a generation has ended, or is not to follow it any longer; `restore` finds another."""
+class GrammarNotReady(GrammarError):  # noqa: N818
+    """The worker does not follow a generation, and making it follow takes long; `restore` does it."""
 
     def __init__(self) -> None:
-        super().__init__("The process that followed the grammar has ended; try again shortly.")
+        super().__init__("The grammar is being prepared again; try again shortly.")
 
 
 class GrammarBanned(GrammarError):  # noqa: N818
@@ -54,7 +54,7 @@ class GrammarBanned(GrammarError):  # noqa: N818
 
 
 class GrammarKilled(GrammarError):  # noqa: N818
-    """A grammar has ended the process that compiled it, or a generation the process that followed it alone."""
+    """A grammar has ended two processes: while it was compiled, or by the same request of a generation."""
 
     def __init__(self, digest: str, how: str) -> None:
         super().__init__("The grammar cannot be used: it takes too much time, memory or stack. Simplify it.")

@@ -1,15 +1,12 @@
-"""Grammar worker: the only program that runs llguidance, which a grammar can crash.
+"""Grammar processes: the only program that runs llguidance, which a grammar can crash.
 
-`GrammarProcess` starts it. It builds the vocabulary once, and forks a process for each grammar. That one compiles the
-grammar, and forks processes that follow generations. The compiled grammar thus stays as it was, whatever the
-generations do, and a process that ends can be replaced in milliseconds.
-
-Every message is one packet. The parent sends a request and reads the reply; in between, the child may ask the parent to
-encode forced text. When a process has ended, the one that forked it sends the last packet in its place.
+The parent (`workers`) starts it. It builds the vocabulary once, runs no grammar itself, and forks processes of two
+kinds. The *worker* answers all requests; it keeps matchers of generations as a cache, and makes them again from a
+request when it has lost them. A *trial* answers the requests about one grammar or one generation, and ends: if it
+crashes, these requests are the cause.
 """
 
 import contextlib
-import functools
 import gc
 import json
 import os
@@ -20,97 +17,65 @@ import socket
 import struct
 import sys
 import threading
-from collections.abc import Callable, Sequence
+import time
+from collections import Counter, OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Final, NoReturn
 
-from fleet_common.host import limit_memory
+from fleet_common.grammar.messages import Channel, GrammarRequest, Op, Status, numbers
+from fleet_common.host import give_back_free_memory, limit_memory
 
 if TYPE_CHECKING:
-    from llguidance import LLMatcher, LLParserLimits, LLTokenizer
-    from llguidance._lib import JsonCompileOptions
+    from llguidance import LLMatcher
 
-MAX_PACKET: Final = 1 << 17
-"""Bytes: more than the largest grammar or mask, and less than a socket's buffer."""
+    from fleet_common.grammar.native import NativeVocabulary
 
-OP: Final = struct.Struct("=cII")
-"""Request: operation, number of the matcher, and number of its tokens to keep; new tokens follow."""
+WORKER: Final = b"w"
+TRIAL: Final = b"t"
 
-REPLY: Final = struct.Struct("=cii")
-"""Reply: status, and two numbers (see `Status`)."""
-
-COMPILED: Final = struct.Struct("=dI")
-"""After the reply to a grammar: processor time in seconds, and the number of forced tokens."""
-
-
-class Op:
-    ALLOWED: Final = b"a"
-    FORCED: Final = b"f"
-    CONSUME: Final = b"c"
-    DROP: Final = b"d"
-
-
-class Status:
-    """Result of a request.
-
-    `DONE` carries the memory in kilobytes of the process and of the matcher, `OUTSIDE` the number of tokens before the
-    forbidden one, `FAILED` the reason and whether all other generations fail as well, `ENCODE` text to encode, `ENDED`
-    the exit code, negative for a signal.
-    """
-
-    DONE: Final = b"="
-    OUTSIDE: Final = b"?"
-    FAILED: Final = b"!"
-    ENCODE: Final = b"e"
-    ENDED: Final = b"x"
-
+MAX_LINKS: Final = 5
+"""Sockets of a process, each with a thread that answers one request at a time."""
 
 _STACK_BYTES: Final = 8 << 20
-_MEMORY_BYTES: Final = 96 << 20
-"""Limit per process, beyond what it shares with its parent. A schema of 2,000 properties takes 4 MB."""
+_MEMORY_BYTES: Final = {WORKER: 512 << 20, TRIAL: 96 << 20}
+"""Limit of a process, beyond what it shares with its parent. A schema of 2,000 properties takes 4 MB."""
 
-_COMPILE_S: Final = 5.0
-_STEP_S: Final = 0.5
-"""Processor time for compiling and for a request: 0.9 s and 0.04 s for 2,000 properties on a slow core."""
+_CACHE_KB: Final = 256 << 10
+"""Memory of the worker above which the device with the largest part of it loses its matchers."""
 
-_LONGEST_S: Final = 60.0
-"""Wall-clock limit of everything, so that a hanging process ends. The parent has timed out by then."""
+_GRAMMARS: Final = 64
+"""Grammars that the worker keeps compiled."""
+
+_IDLE_S: Final = 10.0
+_LOOK_S: Final = 2.0
+"""Time after which a matcher is dropped, and how often the worker looks for such ones."""
+
+_PIECE: Final = 256
+"""Tokens that are replayed at once. A generation of that length takes some milliseconds."""
 
 _COMPILE_NICE: Final = 10
 """Compiling gives way to the engine, whose threads wait for the slowest one."""
 
 _BAD_FIRST: Final = 1000
-"""If memory runs out, the kernel ends this process first."""
-
-_WINDOW: Final = 512
-"""Characters of forced text that are encoded at once. A string constant may have tens of thousands, of which a step
-needs few tokens."""
+"""If memory runs out, the kernel ends such a process first."""
 
 _PAGE_KB: Final = resource.getpagesize() >> 10
-
-_UNSURE: Final = 4
-"""Last tokens of a truncated window, which are dropped: the text after it might change them."""
-
-_JSON: "Final[JsonCompileOptions]" = {
-    "item_separator": ", ",
-    "key_separator": ": ",
-    "whitespace_flexible": False,
-    "lenient": False,
-    "coerce_one_of": False,
-}
-"""A single, common way to write values, so that most of the text around them is forced."""
+_TOKEN_BYTES: Final = 4
 
 
 def main() -> None:
-    """Build the vocabulary from standard input, then fork a process for each socket received."""
+    """Build the vocabulary from standard input, then fork a process for each packet of sockets received."""
     control = socket.socket(fileno=int(sys.argv[1]))
     # This process ends with its parent, not by a signal to the process group, which may come in the middle of work.
     for ending in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(ending, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    _, hard = resource.getrlimit(resource.RLIMIT_STACK)
-    resource.setrlimit(resource.RLIMIT_STACK, (_STACK_BYTES, hard))
     try:
+        from fleet_common.grammar.native import NativeVocabulary  # noqa: PLC0415 - the parent imports this module too
+
         vocabulary = NativeVocabulary(json.load(sys.stdin))
     except Exception as error:  # noqa: BLE001 - whatever a foreign tokenizer raises
         control.send(Status.FAILED + str(error).encode("utf-8", "replace")[:1000])
@@ -118,221 +83,311 @@ def main() -> None:
     control.send(Status.DONE)
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    _fork_for_each(control, lambda link: _compile(link, vocabulary))
+    _Children(control, vocabulary).serve()
 
 
-def _fork_for_each(control: socket.socket, serve: Callable[[socket.socket], None]) -> None:
-    """Fork a process for each socket received until the other end closes; report on it how the process has ended."""
-    gc.freeze()  # keep pages shared with the children
-    children = dict[int, tuple[int, socket.socket]]()  # by descriptor of the process
-    poll = select.poll()
-    poll.register(control, select.POLLIN)
-    while True:
-        for ready, _ in poll.poll():
-            if ready in children:
-                poll.unregister(ready)
-                pid, link = children.pop(ready)
-                os.close(ready)
-                _, status = os.waitpid(pid, 0)
-                with contextlib.suppress(OSError), link:
-                    link.send(REPLY.pack(Status.ENDED, os.waitstatus_to_exitcode(status), 0), socket.MSG_DONTWAIT)
-                continue
-            _, sockets, _, _ = socket.recv_fds(control, 1, 1)
-            if not sockets:
-                return
-            link = socket.socket(fileno=sockets[0])
-            try:
-                pid = os.fork()
-            except OSError:
-                link.close()  # no memory, or too many processes: the parent gets no answer
-                continue
-            if pid == 0:
-                for other in (control, *(link for _, link in children.values())):
-                    other.close()
-                _run(serve, link)
-            descriptor = os.pidfd_open(pid)
-            children[descriptor] = pid, link
-            poll.register(descriptor, select.POLLIN)
+@dataclass(frozen=True, slots=True)
+class _Child:
+    pid: int
+    links: list[socket.socket]
 
 
-def _run(serve: Callable[[socket.socket], None], link: socket.socket) -> NoReturn:
+class _Children:
+    """Forks processes until the parent closes `control`, then ends all.
+
+    A process whose parent closes one of its sockets is killed, whatever it computes. When a process has ended, its
+    parent gets the exit code on each of its sockets.
+    """
+
+    def __init__(self, control: socket.socket, vocabulary: "NativeVocabulary") -> None:
+        self._control = control
+        self._vocabulary = vocabulary
+        self._children: dict[int, _Child] = {}  # by descriptor of the process
+        self._of_links: dict[int, _Child] = {}
+        self._poll = select.poll()
+        self._poll.register(control, select.POLLIN)
+
+    def serve(self) -> None:
+        gc.freeze()  # keep pages shared with the children
+        while True:
+            ready = self._poll.poll()[0][0]  # one event at a time: handling it may close the descriptors of others
+            if ready in self._children:
+                self._report(ready)
+            elif ready in self._of_links:
+                self._poll.unregister(ready)
+                os.kill(self._of_links.pop(ready).pid, signal.SIGKILL)
+            elif not self._fork():
+                break
+        for child in self._children.values():
+            os.kill(child.pid, signal.SIGKILL)
+            os.waitpid(child.pid, 0)
+
+    def _fork(self) -> bool:
+        """Fork a process for the sockets that the parent sends; return False if it sends no more."""
+        kind, descriptors, _, _ = socket.recv_fds(self._control, 1, MAX_LINKS)
+        if not descriptors:
+            return False
+        links = [socket.socket(fileno=each) for each in descriptors]
+        try:
+            pid = os.fork()
+        except OSError:  # no memory, or too many processes: the parent gets no answer
+            for link in links:
+                link.close()
+            return True
+        if pid == 0:
+            for link in (self._control, *(link for child in self._children.values() for link in child.links)):
+                link.close()
+            _run(kind, links, self._vocabulary)
+        descriptor = os.pidfd_open(pid)
+        self._children[descriptor] = child = _Child(pid, links)
+        self._poll.register(descriptor, select.POLLIN)
+        for link in links:
+            self._of_links[link.fileno()] = child
+            self._poll.register(link, 0)  # that the other end is closed is always reported
+        return True
+
+    def _report(self, descriptor: int) -> None:
+        child = self._children.pop(descriptor)
+        self._poll.unregister(descriptor)
+        os.close(descriptor)
+        _, status = os.waitpid(child.pid, 0)
+        for link in child.links:
+            if self._of_links.pop(link.fileno(), None) is not None:
+                self._poll.unregister(link)
+            with contextlib.suppress(OSError), link:
+                link.settimeout(0.0)
+                Channel(link).send(numbers(Status.ENDED, os.waitstatus_to_exitcode(status)))
+
+
+def _run(kind: bytes, links: list[socket.socket], vocabulary: "NativeVocabulary") -> NoReturn:
+    try:
+        with contextlib.suppress(OSError):
+            Path("/proc/self/oom_score_adj").write_text(str(_BAD_FIRST), encoding="ascii")
+        limit_memory(_MEMORY_BYTES[kind] + (len(links) + 1) * _STACK_BYTES)
+        threading.stack_size(_STACK_BYTES)
+        cache = MatcherCache(vocabulary, Memory().used_kb)
+        for link in links:
+            threading.Thread(target=_serve, args=(Channel(link), cache, vocabulary), daemon=True).start()
+        while True:
+            time.sleep(_LOOK_S)
+            cache.drop_idle()
+    finally:
+        os._exit(1)
+
+
+def _serve(channel: Channel, cache: "MatcherCache", vocabulary: "NativeVocabulary") -> None:
+    """Answer the requests of one socket. Each exception ends the process, as a crash does."""
     code = 1
     try:
-        serve(link)
-        code = 0
+        vocabulary.encoder.set_caller(partial(_ask, channel))
+        channel.send(numbers(Status.DONE, os.getpid(), threading.get_native_id()))
+        while True:
+            request, patient = GrammarRequest.decode(channel.receive())
+            channel.send(cache.answer(request, patient=patient))
+            if not cache.limit():
+                code = 0  # no request is the cause; the parent starts another process
+                break
+    except OSError:
+        code = 0  # the parent is gone
     finally:
         os._exit(code)
 
 
-class NativeVocabulary:
-    """The tokens, for llguidance.
-
-    `description` has `end_tokens`, and either `pieces` (bytes as Latin-1) or `file`, the content of a `tokenizer.json`,
-    with the number of tokens `size`. `encoder` encodes forced text.
-    """
-
-    def __init__(self, description: dict[str, Any]) -> None:
-        import llguidance  # noqa: PLC0415 - this module is imported for its constants too
-
-        ends: list[int] = description["end_tokens"]
-        file, native = description.get("file"), None
-        if file is None:
-            pieces = [piece.encode("latin-1") for piece in description["pieces"]]
-        else:
-            native = llguidance.LLTokenizer(file, n_vocab=description["size"], eos_token=ends, slices=[])
-            pieces = pieces_of(native, ends)
-        self.encoder = Encoder(pieces, ends[0], native)
-        wrapper = llguidance.TokenizerWrapper(self.encoder)
-        self.native: LLTokenizer = llguidance.LLTokenizer(wrapper, n_vocab=len(pieces), eos_token=ends)
-
-    def compile(self, kind: str, text: str) -> "LLMatcher":
-        """Return a grammar at its start, or with its error."""
-        import llguidance  # noqa: PLC0415
-
-        return llguidance.LLMatcher(self.native, _source(kind, text), log_level=0, limits=_limits())
+def _ask(channel: Channel, text: str) -> list[int]:
+    channel.send(Status.ENCODE + text.encode("utf-8", "replace"))
+    return list(memoryview(channel.receive()).cast("I"))
 
 
-def pieces_of(native: "LLTokenizer", ends: Sequence[int]) -> list[bytes]:
-    silent = set(ends)
-    return [
-        b"" if token in silent or native.is_special_token(token) else bytes(native.decode_bytes([token]))
-        for token in range(native.vocab_size)
-    ]
+class _Failed(Exception):  # noqa: N818
+    """A grammar cannot be used or cannot continue."""
 
 
-class Encoder:
-    """Tokenizer for llguidance; `native` encodes, else `ask` has the parent do it."""
-
-    def __init__(self, pieces: list[bytes], end: int, native: "LLTokenizer | None") -> None:
-        self.tokens = pieces
-        self.eos_token_id = end
-        self.bos_token_id = None
-        self.special_token_ids: list[int] = []
-        self.ask: Callable[[str], list[int]] = lambda _text: []
-        self._native = native
-        # Enough tokens are left after the cut even if all are the longest.
-        self._window = max(_WINDOW, 4 * _UNSURE * max(map(len, pieces)))
-        self._encode = functools.lru_cache(maxsize=256)(self._encode_window)
-
-    def __call__(self, text: str | bytes) -> list[int]:
-        """Return the tokens at the beginning of a text: all of them if it is short."""
-        plain = text.decode("utf-8", "replace") if isinstance(text, bytes) else text
-        found = self._encode(plain[: self._window])
-        return found if len(plain) <= self._window else found[:-_UNSURE]
-
-    def _encode_window(self, text: str) -> list[int]:
-        return self.ask(text) if self._native is None else self._native.tokenize_str(text)
-
-
-def _compile(link: socket.socket, vocabulary: NativeVocabulary) -> None:
-    """Compile the grammar that comes first, then fork a process for each group of generations."""
-    with contextlib.suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text(str(_BAD_FIRST), encoding="ascii")
-    limit_memory(_MEMORY_BYTES + _STACK_BYTES)
-    memory = Memory()
-    vocabulary.encoder.ask = functools.partial(_ask, link)
-    link.send(REPLY.pack(Status.DONE, 0, 0))
-    kind, _, text = link.recv(MAX_PACKET).partition(b"\0")
-    found: list[LLMatcher] = []
-    replies: list[bytes] = []
-
-    def compile_() -> None:
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _COMPILE_NICE)
-        try:
-            found.append(vocabulary.compile(kind.decode("ascii"), text.decode("utf-8")))
-            replies.append(_beginning(found[0].deep_copy(), memory))
-        except (ValueError, RecursionError, MemoryError) as error:
-            replies.append(_failed(str(error)))
-
-    _limit_time(_COMPILE_S)
-    threading.stack_size(_STACK_BYTES)
-    thread = threading.Thread(target=compile_)
-    thread.start()
-    thread.join()
-    _limit_time(0.0)
-    reply = replies[0] if replies else _failed("the worker failed")
-    link.send(reply)
-    if reply[:1] == Status.DONE:
-        _fork_for_each(link, lambda link: Follower(link, found[0], vocabulary.encoder).run())
-
-
-def _beginning(first: "LLMatcher", memory: "Memory") -> bytes:
-    forced = [] if first.is_error() else first.compute_ff_tokens()
-    mask = b"" if first.is_error() else first.compute_bitmask()
-    if first.is_error():
-        return _failed(first.get_error())
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    head = COMPILED.pack(used.ru_utime + used.ru_stime, len(forced))
-    return REPLY.pack(Status.DONE, memory.used_kb(), 0) + head + struct.pack(f"={len(forced)}I", *forced) + mask
-
-
+@dataclass(slots=True)
 class Follower:
-    """Follows generations along a grammar."""
+    """A matcher at the end of a generation's tokens; `beginning` is its grammar's at the start."""
 
-    def __init__(self, link: socket.socket, first: "LLMatcher", encoder: Encoder) -> None:
-        self._link = link
-        self._first = first
-        limit_memory(_MEMORY_BYTES + _STACK_BYTES)
-        self._memory = Memory()
-        self._matchers: dict[int, tuple[LLMatcher, list[int], int]] = {}  # with tokens and kilobytes
-        encoder.ask = functools.partial(_ask, link)
+    beginning: "LLMatcher"
+    native: "LLMatcher"
+    owner: int
+    tokens: bytes = b""
+    memory_kb: int = 0
+    used_at: float = 0.0
 
-    def run(self) -> None:
-        """Serve until the parent closes the socket."""
-        while request := self._link.recv(MAX_PACKET):
-            _limit_time(_STEP_S)
-            op, number, keep = OP.unpack_from(request)
-            reply = self._answer(op, number, keep, list(memoryview(request[OP.size :]).cast("I")))
-            _limit_time(0.0)
-            if op != Op.DROP:
-                self._link.send(reply)
+    def rewind(self, tokens: bytes) -> None:
+        """Go back to the last token that both have."""
+        keep = _common(self.tokens, tokens)
+        if keep < len(self.tokens):
+            if not self.native.rollback((len(self.tokens) - keep) // _TOKEN_BYTES):
+                self.native, keep = self.beginning.deep_copy(), 0
+            self.tokens = tokens[:keep]
 
-    def _answer(self, op: bytes, number: int, keep: int, new: list[int]) -> bytes:
-        if op == Op.DROP:
-            self._matchers.pop(number, None)
-            return b""
-        before_kb = self._memory.used_kb()
-        found = self._matchers.pop(number) if number in self._matchers else (self._first.deep_copy(), [], 0)
-        native, tokens, own_kb = found
-        if keep < len(tokens):
-            new = tokens[:keep] + new
-            if native.rollback(len(tokens) - keep):
-                new = new[keep:]
+    def consume(self, tokens: bytes) -> bool:
+        """Go on to the end of longer tokens; return False before the first that is not allowed."""
+        place, taken = len(self.tokens), True
+        while taken and place < len(tokens):
+            piece = memoryview(tokens)[place : place + _PIECE * _TOKEN_BYTES].cast("I").tolist()
+            number = self.native.try_consume_tokens(piece)
+            place, taken = place + number * _TOKEN_BYTES, number == len(piece)
+        self.tokens = tokens[:place]
+        return taken
+
+
+def _common(one: bytes, other: bytes) -> int:
+    """Return the length of the whole tokens with which both begin (bytes)."""
+    if other.startswith(one):
+        return len(one)
+    low, high = 0, min(len(one), len(other)) // _TOKEN_BYTES
+    while low < high:
+        middle = (low + high + 1) // 2
+        if one[: middle * _TOKEN_BYTES] == other[: middle * _TOKEN_BYTES]:
+            low = middle
+        else:
+            high = middle - 1
+    return low * _TOKEN_BYTES
+
+
+class MatcherCache:
+    """Compiled grammars and matchers of generations. Callable on any thread; a generation on one at a time."""
+
+    def __init__(
+        self,
+        vocabulary: "NativeVocabulary",
+        measure_kb: Callable[[], int],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._vocabulary = vocabulary
+        self._measure_kb = measure_kb
+        self._clock = clock
+        self._used_kb = 0
+        self._grammars: OrderedDict[bytes, LLMatcher] = OrderedDict()  # at the beginning
+        self._followers: OrderedDict[int, Follower] = OrderedDict()  # by generation, the latest last
+        self._lock = threading.Lock()
+
+    def answer(self, request: GrammarRequest, *, patient: bool) -> bytes:
+        with self._lock:
+            follower = self._followers.pop(request.number, None)  # no other thread drops it meanwhile
+            beginning = self._grammars.get(request.grammar)
+            if beginning is not None:
+                self._grammars.move_to_end(request.grammar)
+        try:
+            if beginning is None:
+                if not patient:
+                    return Status.NOT_READY
+                beginning = self._compile(request.grammar)
+            if follower is None or follower.beginning is not beginning:
+                follower = Follower(beginning, beginning.deep_copy(), request.owner)
+            follower.rewind(request.tokens)
+            if patient or len(request.tokens) - len(follower.tokens) <= _PIECE * _TOKEN_BYTES:
+                reply = self._advance(follower, request)
             else:
-                native, keep = self._first.deep_copy(), 0
-            del tokens[keep:]
-        taken = native.try_consume_tokens(new) if new else 0
-        tokens.extend(new[:taken])
-        content = b""
-        if taken == len(new) and op == Op.ALLOWED:
-            content = native.compute_bitmask()
-        elif taken == len(new) and op == Op.FORCED:
+                reply = Status.NOT_READY
+        except _Failed as error:
+            self._forget(request.grammar)
+            return Status.FAILED + str(error).encode("utf-8", "replace")[:2000]
+        before_kb, self._used_kb = self._used_kb, self._measure_kb()
+        follower.memory_kb += max(0, self._used_kb - before_kb)
+        follower.used_at = self._clock()
+        with self._lock:
+            if self._grammars.get(request.grammar) is beginning:
+                self._followers[request.number] = follower
+        return reply
+
+    def limit(self) -> bool:
+        """Keep within the memory of this process: the device with the largest part loses its matchers.
+
+        Return False if that does not suffice.
+        """
+        if self._used_kb <= _CACHE_KB:
+            return True
+        with self._lock:
+            parts = Counter[int]()
+            for each in self._followers.values():
+                parts[each.owner] += each.memory_kb
+            if parts:
+                ((largest, _),) = parts.most_common(1)
+                self._drop([number for number, each in self._followers.items() if each.owner == largest])
+            used = {id(each.beginning) for each in self._followers.values()}
+            for grammar in [name for name, each in self._grammars.items() if id(each) not in used]:
+                del self._grammars[grammar]
+        give_back_free_memory()
+        self._used_kb = self._measure_kb()
+        return self._used_kb <= _CACHE_KB
+
+    def drop_idle(self) -> None:
+        until = self._clock() - _IDLE_S
+        with self._lock:
+            idle = [number for number, each in self._followers.items() if each.used_at < until]
+            self._drop(idle)
+        if idle:
+            give_back_free_memory()
+            self._used_kb = self._measure_kb()
+
+    def _drop(self, generations: list[int]) -> None:
+        for number in generations:
+            del self._followers[number]
+
+    def _advance(self, follower: Follower, request: GrammarRequest) -> bytes:
+        native, reply = follower.native, b""
+        if not follower.consume(request.tokens):
+            if not native.is_error() and (reason := _lexer_error(follower.beginning)):
+                raise _Failed(reason)
+            reply = numbers(Status.OUTSIDE, len(follower.tokens) // _TOKEN_BYTES)
+        elif request.op == Op.ALLOWED:
+            reply = Status.DONE + native.compute_bitmask()
+        elif request.op == Op.FORCED:
             forced = native.compute_ff_tokens()
             ended = not forced and native.is_stopped()
-            content = struct.pack(f"=?{len(forced)}I", ended, *forced)
-        if native.is_error() or taken < len(new):
-            worn = self._worn()
-            if worn or native.is_error():
-                return _failed(worn or native.get_error(), worn=bool(worn))
-        used_kb = self._memory.used_kb()
-        own_kb += max(0, used_kb - before_kb)
-        self._matchers[number] = native, tokens, own_kb
-        if taken < len(new):
-            return REPLY.pack(Status.OUTSIDE, len(tokens), 0)
-        return REPLY.pack(Status.DONE, used_kb, own_kb) + content
+            reply = Status.DONE + struct.pack(f"=?{len(forced)}I", ended, *forced)
+        if native.is_error():
+            raise _Failed(native.get_error())
+        return reply
 
-    def _worn(self) -> str:
-        """Return why all other generations fail as well, if they do: they share the lexer with its errors.
+    def _compile(self, grammar: bytes) -> "LLMatcher":
+        """Compile on a thread of lower priority; `_Failed` says why the grammar cannot be used."""
+        kind, _, text = grammar.partition(b"\0")
+        found: list[LLMatcher | str] = []
+        ask = self._vocabulary.encoder.caller()
 
-        A lexer that has reached a limit takes no token, and reports it with the next mask only.
-        """
-        fresh = self._first.deep_copy()
-        fresh.compute_bitmask()
-        return fresh.get_error()
+        def compile_() -> None:
+            self._vocabulary.encoder.set_caller(ask)
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _COMPILE_NICE)
+            try:
+                found.append(self._vocabulary.compile(kind.decode("ascii"), text.decode("utf-8")))
+            except (ValueError, RecursionError, MemoryError) as error:
+                found.append(str(error))
+
+        thread = threading.Thread(target=compile_)
+        thread.start()
+        thread.join()
+        made = found[0] if found else "the worker failed"
+        if isinstance(made, str) or made.is_error():
+            raise _Failed(made if isinstance(made, str) else made.get_error())
+        with self._lock:
+            self._grammars[grammar] = made
+            old = list(self._grammars)[:-_GRAMMARS]
+        for each in old:
+            self._forget(each)
+        return made
+
+    def _forget(self, grammar: bytes) -> None:
+        """Drop a grammar and its matchers, which share the lexer with its errors."""
+        with self._lock:
+            beginning = self._grammars.pop(grammar, None)
+            self._drop([number for number, each in self._followers.items() if each.beginning is beginning])
+
+
+def _lexer_error(beginning: "LLMatcher") -> str:
+    """Return the error of the lexer that all matchers of a grammar share, if it has one.
+
+    A lexer that has reached a limit takes no token, and reports it with the next mask only.
+    """
+    copy = beginning.deep_copy()
+    copy.compute_bitmask()
+    return copy.get_error()
 
 
 class Memory:
-    """Memory of this process beyond what it had when it was forked."""
+    """Memory of this process beyond what it had at first."""
 
     def __init__(self) -> None:
         self._file = os.open("/proc/self/statm", os.O_RDONLY)
@@ -342,50 +397,6 @@ class Memory:
     def used_kb(self) -> int:
         fields = os.pread(self._file, 100, 0).split()
         return max(0, (int(fields[1]) - int(fields[2])) * _PAGE_KB - self._before_kb)
-
-
-def _ask(link: socket.socket, text: str) -> list[int]:
-    link.send(REPLY.pack(Status.ENCODE, 0, 0) + text.encode("utf-8", "replace"))
-    reply = link.recv(MAX_PACKET)
-    if not reply:
-        os._exit(0)
-    return list(memoryview(reply[1:]).cast("I"))
-
-
-def _limit_time(processor_s: float) -> None:
-    """End this process if it takes longer (0: no limit). The kernel does it, whatever native code is running."""
-    signal.setitimer(signal.ITIMER_PROF, processor_s)
-    signal.setitimer(signal.ITIMER_REAL, _LONGEST_S if processor_s else 0.0)
-
-
-def _failed(reason: str, *, worn: bool = False) -> bytes:
-    return REPLY.pack(Status.FAILED, worn, 0) + reason.encode("utf-8", "replace")[:2000]
-
-
-def _limits() -> "LLParserLimits":
-    import llguidance  # noqa: PLC0415
-
-    return llguidance.LLParserLimits(
-        initial_lexer_fuel=1_000_000,  # some 20 ms
-        max_grammar_size=100_000,  # symbols
-        max_lexer_states=50_000,  # up to 2 kB each
-        step_lexer_fuel=500_000,  # some 50 ms, and never so much where patterns have no counted repetitions
-        step_max_items=20_000,  # some 1 ms
-        verbose_errors=False,
-    )
-
-
-def _source(kind: str, text: str) -> str:
-    from llguidance import LLMatcher  # noqa: PLC0415
-
-    match kind:
-        case "regex":
-            return LLMatcher.grammar_from_regex(text)
-        case "lark":
-            return LLMatcher.grammar_from_lark(text)
-        case "json-object":
-            text = '{"type": "object"}'
-    return LLMatcher.grammar_from_json_schema(text, overrides=_JSON)
 
 
 if __name__ == "__main__":

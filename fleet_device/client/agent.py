@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 
 from fleet_common.grammar.compiler import GrammarCompiler
 from fleet_common.grammar.errors import GrammarBusy, GrammarError, GrammarUnavailable
-from fleet_common.grammar.process import GrammarTokenizer
+from fleet_common.grammar.tokenizer import GrammarTokenizer
 from fleet_common.mqtt.link import Link
 from fleet_device.client.drafting import DraftConstraint, Drafting, DraftSequence, SessionPacing
 from fleet_device.client.driver import SessionDriver

@@ -6,11 +6,10 @@ The edge decides which tokens are possible. An error in the constraint here cost
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
 
 from dssd.distribution import Dist, point_mass
-from fleet_common.grammar.errors import GrammarError, GrammarLost
-from fleet_common.grammar.process import GrammarMatcher
+from fleet_common.grammar.errors import GrammarError
+from fleet_common.grammar.matcher import GrammarMatcher
 from fleet_device.drafters.contract import Drafter, DraftsConstrained, restrict
 from fleet_device.drafters.suffix import SuffixDrafter
 from fleet_device.pacing.contract import EDGE_ONLY_TOKENS, DraftOutcome, Pacing, Plan, ReportedLoad, RoundTrips
@@ -317,9 +316,6 @@ class DraftSequence:
         return token is not None
 
 
-_Found = TypeVar("_Found")
-
-
 @dataclass(slots=True)
 class DraftConstraint:
     """A grammar, followed along the committed and drafted tokens."""
@@ -329,7 +325,7 @@ class DraftConstraint:
     def forced(self, text: Sequence[int]) -> int | None:
         """Return the token that must follow; None if there is a choice, or that is not known."""
         try:
-            return next(iter(self._query(self.matcher.forced, text)), None)
+            return next(iter(self.matcher.forced(text)), None)
         except GrammarError:
             return None
 
@@ -339,18 +335,10 @@ class DraftConstraint:
         `text` has the committed and drafted tokens, without the prompt; the drafter's sequence ends with it.
         """
         try:
-            allowed = self._query(self.matcher.allowed, text)
+            allowed = self.matcher.allowed(text)
         except GrammarError:
             return drafter.next(policy)
         if isinstance(drafter, DraftsConstrained):
             return drafter.next_allowed(policy, allowed)
         dist = drafter.next(policy)
         return None if dist is None else restrict(dist, allowed)
-
-    def _query(self, question: Callable[[Sequence[int]], _Found], text: Sequence[int]) -> _Found:
-        """Return what the matcher answers, in another process if the one that followed the text has ended."""
-        try:
-            return question(text)
-        except GrammarLost:
-            self.matcher.restore(text)
-            return question(text)

@@ -7,7 +7,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 
 from dssd.distribution import Dist, Ids
-from fleet_common.grammar.process import GrammarTokenizer
+from fleet_common.grammar.tokenizer import GrammarTokenizer
 from schemas.errors import FleetError
 from schemas.policy import SamplingPolicy
 from schemas.vocabulary import Vocabulary

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from dssd.distribution import Dist, point_mass, shape
 from dssd.verification import Judgement
 from fleet_common.grammar.compiler import GrammarCompiler
-from fleet_common.grammar.errors import GrammarBusy, GrammarError, GrammarKilled, GrammarLost
-from fleet_common.grammar.process import GrammarMatcher
+from fleet_common.grammar.errors import GrammarBusy, GrammarError, GrammarKilled, GrammarNotReady
+from fleet_common.grammar.matcher import GrammarMatcher
 from fleet_edge.errors import OpenRefused
 from schemas.fields import SESSIONS_PER_DEVICE
 from schemas.messages import Open
@@ -37,44 +37,48 @@ _RULED_OUT = "The target model rules out every token that the grammar allows; lo
 
 @dataclass(slots=True)
 class Constraint:
-    """A session's grammar. Used on the computing thread; the main thread reads `failure`, `killed` and `lost`.
+    """A session's grammar. Used on the computing thread; the main thread reads `failure`, `killed` and `ready`.
 
-    `failure` says why the generation cannot go on, `killed` what has ended if it has ended a process alone. While it is
-    `lost`, no process follows it, and it must not be used until `restore` is called.
+    `failure` says why the generation cannot go on, `killed` what has ended if it has ended a process that tried it
+    alone. While it is not `ready`, the worker does not follow it, and it must not be used until `restore` is called.
     """
 
     matcher: GrammarMatcher
     clock: Callable[[], float] = time.monotonic
     failure: str = ""
     killed: str = ""
-    lost: bool = False
+    ready: bool = True
     _forced: list[bool] = field(default_factory=list)  # by row of the current case
     _ahead: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())  # a text, and what must follow
     _spent_s: float = 0.0
 
     @classmethod
-    def begin(cls, matcher: GrammarMatcher, text: Sequence[int] = ()) -> "Constraint":
-        """Return the constraint of a new session, or of one that resumes with `text`.
+    def begin(cls, matcher: GrammarMatcher) -> "Constraint":
+        """Return the constraint of a new session; never waits."""
+        constraint = cls(matcher)
+        constraint.look_ahead(())
+        return constraint
+
+    @classmethod
+    def resume(cls, matcher: GrammarMatcher, text: Sequence[int]) -> "Constraint":
+        """Return the constraint of a session that has `text` already, once the worker follows it; may take seconds.
 
         Raises `GrammarError` if the grammar excludes the text, or cannot be followed.
         """
+        matcher.restore(text)
+        matcher.check(text)
         constraint = cls(matcher)
-        if text:
-            matcher.restore(text)
-            matcher.check(text)
-        constraint.look_ahead(text)
-        if constraint.lost:
-            constraint.restore(text)
+        constraint.look_ahead(text, patient=True)
         constraint._spent_s = 0.0
         return constraint
 
     def restore(self, text: Sequence[int]) -> None:
-        """Follow the session's text in another process; may take seconds. An error appears at the next step."""
+        """Have the worker follow the session's text; may take seconds. An error appears at the next step."""
         with suppress(GrammarError):
             self.matcher.restore(text)
-        self.look_ahead(text)
+        self.look_ahead(text, patient=True)
         self._spent_s = 0.0
-        self.lost = False
+        self.ready = True
 
     def shape(self, row: NDArray[np.float32], policy: SamplingPolicy, *, text: Sequence[int]) -> Dist:
         """Return the target distribution after a text, masked by the grammar and renormalised.
@@ -84,10 +88,10 @@ class Constraint:
         """
         began = self.clock()
         try:
-            allowed = self.matcher.allowed(text)
+            allowed = self.matcher.allowed(text, patient=False)
         except GrammarError as error:
             self._forced.clear()
-            self.lost = isinstance(error, GrammarLost)
+            self.ready = not isinstance(error, GrammarNotReady)
             self.failure = str(error)
             if isinstance(error, GrammarKilled):
                 self.killed = error.report
@@ -108,14 +112,14 @@ class Constraint:
         decided = forced[: judgement.accepted + (judgement.token is not None)]
         return replace(judgement, forced=tuple(place for place, each in enumerate(decided) if each))
 
-    def look_ahead(self, text: Sequence[int]) -> None:
-        """Compute what must follow a text, for `next_forced`."""
+    def look_ahead(self, text: Sequence[int], *, patient: bool = False) -> None:
+        """Compute what must follow a text, for `next_forced`; a `patient` caller may wait for seconds."""
         began = self.clock()
         try:
-            self._ahead = tuple(text), self.matcher.forced(text)
+            self._ahead = tuple(text), self.matcher.forced(text, patient=patient)
         except GrammarError as error:
             self._ahead = (), ()  # reported when the text is judged
-            self.lost = isinstance(error, GrammarLost)
+            self.ready = not isinstance(error, GrammarNotReady)
         self._spent_s += self.clock() - began
 
     def next_forced(self, text: Sequence[int], most: int) -> tuple[int, ...]:
@@ -209,7 +213,7 @@ class Grammars:
             return None
         try:
             known = compiler.known(grammar)
-            return None if known is None else Constraint.begin(compiler.matcher(grammar, device, known))
+            return None if known is None else Constraint.begin(GrammarMatcher(known, device))
         except GrammarBusy as error:
             raise OpenRefused(RefusalCode.BUSY, str(error)) from None
         except GrammarError as error:
@@ -231,7 +235,7 @@ class Grammars:
         self._submit(_Task(device, run))
 
     def restore(self, device: str, constraint: Constraint, text: Sequence[int]) -> None:
-        """Follow a running session's text in another process."""
+        """Have the worker follow a running session's text again."""
 
         def run() -> float:
             began = self.clock()
@@ -289,10 +293,10 @@ class Grammars:
         known, began, killed = None, self.clock(), ""
         try:
             known = compiler.known(grammar)
-            matcher = compiler.matcher(grammar, device, known)
-            found: Constraint | OpenRefused = Constraint.begin(matcher, message.resume or ())
+            matcher = GrammarMatcher(known or compiler.compiled(grammar), device)
+            found: Constraint | OpenRefused = Constraint.resume(matcher, message.resume or ())
             return PreparedGrammar(found, 0.0 if known else matcher.compile_s)
-        except (GrammarBusy, GrammarLost) as error:
+        except (GrammarBusy, GrammarNotReady) as error:
             found = OpenRefused(RefusalCode.BUSY, str(error))
         except GrammarError as error:
             found = OpenRefused(RefusalCode.GRAMMAR, str(error))

@@ -233,8 +233,8 @@ class EdgeSession:
 
     @property
     def ready(self) -> ReceivedDraft | None:
-        """The draft to verify next; none while another process for the session's grammar is sought."""
-        return None if self.constraint is not None and self.constraint.lost else self._next_draft
+        """The draft to verify next; none while the session's grammar is not ready."""
+        return None if self.constraint is not None and not self.constraint.ready else self._next_draft
 
     @property
     def _next_draft(self) -> ReceivedDraft | None:

@@ -91,7 +91,7 @@ EVENT_CODES: Final[tuple[EventCode, ...]] = (
     EventCode(EventKind.DROPPED, "over-quota", _WARNING, "Messages of the device were dropped without being read."),
     EventCode(EventKind.CLOSE, "unknown-session", _WARNING, "The device closes more sessions than it can have opened."),
     EventCode(EventKind.ACCEPTANCE, "acceptance-collapsed", _WARNING, "Almost no draft of a session is accepted."),
-    EventCode(EventKind.GRAMMAR, "killed", _WARNING, "A grammar ended its worker process."),
+    EventCode(EventKind.GRAMMAR, "killed", _WARNING, "A grammar ended its processes."),
     EventCode(EventKind.QUARANTINE, "begun", _WARNING, "A device was quarantined by an edge or by the administrator."),
     EventCode(EventKind.QUARANTINE, "lifted", _INFO, "The quarantine of a device was lifted."),
     EventCode(_SESSION, "resumed", _INFO, "The device opened its session again at the same edge."),

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from fleet_common.grammar.process import GrammarTokenizer
+from fleet_common.grammar.tokenizer import GrammarTokenizer
 from schemas.errors import FleetError
 from schemas.fields import TARGET_ID_BYTES
 from schemas.policy import SamplingPolicy

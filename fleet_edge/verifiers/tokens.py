@@ -14,7 +14,7 @@ from gguf import TokenType
 
 from fleet_common.gguf_files import GgufUnreadable, read_header
 from fleet_common.grammar.errors import GrammarUnavailable
-from fleet_common.grammar.process import GrammarTokenizer
+from fleet_common.grammar.tokenizer import GrammarTokenizer
 from fleet_edge.verifiers.contract import UnsupportedModel
 from fleet_edge.verifiers.source import check_source, fetch_files, is_gguf
 from schemas.fields import MAX_VOCABULARY

@@ -2,10 +2,10 @@ import random
 import signal
 from pathlib import Path
 
-import psutil
 import pytest
 
 from fleet_common.grammar import compiler
+from fleet_common.grammar.compiler import GrammarCompiler
 from fleet_device.errors import SessionFailed
 from fleet_device.pacing.contract import FixedPacing
 from fleet_edge.settings import EdgeSettings
@@ -13,9 +13,9 @@ from fleet_edge.store.records import EventLogged
 from schemas.messages import Opened, Refused
 from schemas.policy import Grammar, GrammarKind, Mode
 from schemas.reasons import Action, FaultCode, RefusalCode
+from tests.support.grammar_processes import end_at, end_processes, grammar_processes
 from tests.support.memory_fleet import Device, MemoryFleet, lossless_text, run, terms
 from tests.support.toy_grammar import GRAMMAR, TEXTS
-from tests.support.waiting import PATIENCE_S
 
 CHAIN = ",".join(f'"{place}":{{"items":{{"$ref":"#/$defs/{place + 1}"}}}}' for place in range(1600))
 DEADLY = Grammar(kind=GrammarKind.JSON_SCHEMA, text=f'{{"$defs":{{{CHAIN},"1600":{{}}}},"$ref":"#/$defs/0"}}')
@@ -23,7 +23,6 @@ DEADLY = Grammar(kind=GrammarKind.JSON_SCHEMA, text=f'{{"$defs":{{{CHAIN},"1600"
 
 class Scene:
     def __init__(self, folder: Path) -> None:
-        self.before = set(psutil.Process().children())
         self.fleet = MemoryFleet(settings={"spool": folder})
         self.good = Device(self.fleet, "good", terms(1, mode=Mode.COUPLED, max_new_tokens=20), length=2, ahead=True)
         self.good.open()
@@ -45,19 +44,18 @@ class Scene:
         return reply
 
     def move(self, device: Device) -> None:
-        """Move the fleet once; if nothing moves, either a process is sought on another thread, or time passes."""
+        """Move the fleet once; if nothing moves, a grammar is being restored on another thread, or time passes."""
         moved = [self.fleet.broker.step(), self.fleet.step(), device.act()]
-        if not any(moved) and not any(each.constraint and each.constraint.lost for each in self.fleet.edge.sessions):
+        if not any(moved) and all(
+            each.constraint is None or each.constraint.ready for each in self.fleet.edge.sessions
+        ):
             device.nudge()
 
-    def end_followers(self, number: int) -> list[int]:
-        """End the processes that follow generations; return their ids."""
-        workers = set(psutil.Process().children()) - self.before
-        found = [each for worker in workers for grammar in worker.children() for each in grammar.children()]
-        for each in found:
-            each.send_signal(number)
-        psutil.wait_procs(found, timeout=PATIENCE_S)
-        return [each.pid for each in found]
+    @property
+    def compiler(self) -> GrammarCompiler:
+        found = self.fleet.edge.handlers.grammars.compiler
+        assert found is not None
+        return found
 
     def events(self) -> list[EventLogged]:
         return [event for event in self.fleet.sink.of(EventLogged) if event.kind == "grammar"]
@@ -94,28 +92,30 @@ def test_two_in_a_row_shut_their_device_out(scene: Scene, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
-def test_a_session_whose_process_ends_goes_on_in_another(scene: Scene, number: int) -> None:
+def test_a_session_whose_worker_ends_goes_on_in_another(scene: Scene, number: int) -> None:
     device = scene.open(GRAMMAR)
-    ended = list[int]()
+    end_processes(grammar_processes(scene.compiler), number)
     while not device.done:
         scene.move(device)
-        ended += scene.end_followers(number) if not ended else []
-    assert ended
     assert tuple(token for token in device.session.committed if token) in TEXTS
     assert (device.faults, scene.events()) == ([], [])
     scene.others_are_untouched()
 
 
-def test_a_session_that_ends_a_process_alone_is_ended_and_its_device_struck(scene: Scene) -> None:
+def test_a_session_that_ends_two_processes_is_ended_and_its_device_struck(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
     device = scene.open(GRAMMAR)
 
     def run_to_end() -> None:
         while not device.done:
             scene.move(device)
-            scene.end_followers(signal.SIGSEGV)
 
-    with pytest.raises(SessionFailed):
-        run_to_end()
+    with monkeypatch.context() as patch:
+        for token in range(1, 6):
+            end_at(patch, (token,))
+        with pytest.raises(SessionFailed):
+            run_to_end()
     assert [(fault.code, fault.action) for fault in device.faults] == [(FaultCode.INTERNAL, Action.GIVE_UP)]
     (event,) = scene.events()
     assert (event.device, event.session) == ("bad", device.terms.session.hex())

@@ -1,13 +1,11 @@
 """Grammars that are compiled once, for tests of what they allow."""
 
 from fleet_common.grammar.compiler import GrammarCompiler
-from fleet_common.grammar.process import GrammarMatcher, GrammarTokenizer
+from fleet_common.grammar.matcher import GrammarMatcher
+from fleet_common.grammar.tokenizer import GrammarTokenizer
 from schemas.policy import Grammar
 
 
 def compile_grammar(grammar: Grammar, tokenizer: GrammarTokenizer) -> GrammarMatcher:
-    compiler = GrammarCompiler(lambda: tokenizer)
-    try:
-        return compiler.matcher(grammar)
-    finally:
-        compiler.close()
+    """Return a matcher, with whose last reference its processes end."""
+    return GrammarCompiler(lambda: tokenizer).matcher(grammar)

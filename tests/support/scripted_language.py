@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from dssd.distribution import shape
-from fleet_common.grammar.process import GrammarTokenizer
+from fleet_common.grammar.tokenizer import GrammarTokenizer
 from fleet_device.drafters.without_model import ScriptedDrafter, WordCodec
 from schemas.policy import SamplingPolicy
 from tests.support.markov import MarkovScript, coupled_text

@@ -6,7 +6,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from fleet_common.grammar.process import GrammarTokenizer
+from fleet_common.grammar.tokenizer import GrammarTokenizer
 from fleet_edge.verifiers.contract import Item, TargetInfo, TokenVerifier, VerifierError
 from schemas.vocabulary import Vocabulary
 

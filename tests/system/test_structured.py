@@ -20,7 +20,7 @@ from pydantic import BaseModel, Field
 
 from benchmarks.applications.structured import SCHEMAS
 from broker_config.broker import Broker
-from fleet_common.grammar.process import GrammarTokenizer
+from fleet_common.grammar.tokenizer import GrammarTokenizer
 from fleet_common.mqtt.paho_link import PahoLink
 from fleet_common.mqtt.settings import BrokerSettings
 from fleet_device import AsyncDevice, DeviceSettings

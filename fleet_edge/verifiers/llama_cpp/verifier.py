@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fleet_common.extras import install_command
-from fleet_common.grammar.process import GrammarTokenizer
+from fleet_common.grammar.tokenizer import GrammarTokenizer
 from fleet_common.llama_trial import require_trial
 from fleet_edge.settings import EdgeSettings
 from fleet_edge.verifiers.contract import (

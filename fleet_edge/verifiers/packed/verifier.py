@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import torch
 
-from fleet_common.grammar.process import GrammarTokenizer
+from fleet_common.grammar.tokenizer import GrammarTokenizer
 from fleet_edge.verifiers.contract import CapacityExceeded, Item, TableVerifier, TargetInfo, VerifierError
 from fleet_edge.verifiers.packed.attention import PackedStep, inspect_model, run_trial, running
 from fleet_edge.verifiers.packed.kv import KVStore, SlabMemory, servable_context, tokens_to_serve

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from fleet_common.grammar.bounds import bounded_text
 from fleet_common.grammar.compiler import GrammarCompiler
 from fleet_common.grammar.errors import GrammarError, OutsideGrammar
-from fleet_common.grammar.process import GrammarMatcher, GrammarTokenizer
+from fleet_common.grammar.matcher import GrammarMatcher
 from fleet_common.grammar.rewriting import FORMATS
+from fleet_common.grammar.tokenizer import GrammarTokenizer
 from schemas.policy import Grammar, GrammarKind
 
 LETTERS = [chr(code) for code in range(32, 127)]
@@ -212,7 +213,7 @@ def test_llguidance_takes_rewritten_schemas(schema: dict[str, Any], allowed: lis
     end = len(LETTERS)
 
     def takes(text: str) -> bool:
-        matcher = GrammarMatcher(compiled, lambda: compiled)
+        matcher = GrammarMatcher(compiled)
         try:
             return end in matcher.allowed([LETTERS.index(letter) for letter in text])
         except OutsideGrammar:

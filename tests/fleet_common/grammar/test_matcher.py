@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from fleet_common.grammar.compiler import GrammarCompiler
 from fleet_common.grammar.errors import GrammarError, OutsideGrammar
-from fleet_common.grammar.process import GrammarMatcher, GrammarTokenizer
+from fleet_common.grammar.matcher import GrammarMatcher
+from fleet_common.grammar.tokenizer import GrammarTokenizer
 from schemas.policy import Grammar, GrammarKind
 from tests.support.compiled_grammar import compile_grammar
 from tests.support.toy_grammar import GRAMMAR, TEXTS, allowed

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fleet_common.grammar.errors import OutsideGrammar
-from fleet_common.grammar.process import GrammarTokenizer
+from fleet_common.grammar.tokenizer import GrammarTokenizer
 from fleet_device.api.requests import ChatRequest, read_request
 from fleet_device.requests.structured import MOST_CALLS, ToolCalls
 from schemas.policy import Grammar

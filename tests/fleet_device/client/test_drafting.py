@@ -8,7 +8,7 @@ import pytest
 
 from dssd.distribution import Dist, Ids
 from fleet_common.grammar.compiler import GrammarCompiler
-from fleet_common.grammar.process import GrammarTokenizer
+from fleet_common.grammar.tokenizer import GrammarTokenizer
 from fleet_device.client.drafting import DraftConstraint, Drafting, DraftSequence, SessionPacing
 from fleet_device.drafters.contract import Prospect, restrict
 from fleet_device.drafters.suffix import SuffixDrafter

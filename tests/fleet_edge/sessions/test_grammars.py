@@ -7,7 +7,9 @@ import pytest
 from dssd.verification import Judgement
 from fleet_common.grammar.compiler import GrammarCompiler
 from fleet_common.grammar.errors import GrammarKilled
-from fleet_common.grammar.process import CompiledGrammar, GrammarProcess, GrammarTokenizer, WorkerEnded
+from fleet_common.grammar.matcher import CompiledGrammar
+from fleet_common.grammar.tokenizer import GrammarTokenizer
+from fleet_common.grammar.workers import GrammarWorkers
 from fleet_edge.errors import OpenRefused
 from fleet_edge.sessions.grammars import Constraint, Grammars, PreparedGrammar
 from schemas.messages import Open
@@ -43,6 +45,7 @@ class Edge:
         self.calls: list[Callable[[], None]] = []
         self.results: list[PreparedGrammar] = []
         found = compiler or GrammarCompiler(lambda: GrammarTokenizer.of_words(WORDS, end_tokens=[0]))
+        self.compiler = found
         self.grammars = Grammars(found, self.calls.append, most_per_device=4)
 
     def prepare(self, asked: Open, device: str = "a") -> None:
@@ -69,74 +72,47 @@ def test_a_grammar_is_prepared_once_and_there_at_once_from_then_on() -> None:
     assert first.matcher is not second.matcher
 
 
-def test_a_known_grammar_begins_a_session_without_its_process() -> None:
+def test_a_known_grammar_begins_a_session_without_any_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """The thread that answers devices never waits for a mask."""
     edge = Edge()
     edge.prepare(message())
     edge.settle()
     assert isinstance(edge.results[0].found, Constraint)
-    compiled = edge.results[0].found.matcher._compiled
-    with compiled.link._lock:  # its process is asked for nothing
-        found = edge.grammars.at_once("a", message())
-        assert found.matcher.allowed(()).tolist() == compiled.first_allowed.tolist()
-        assert found.next_forced((), 8) == compiled.first_forced
+
+    def ask(*_: object, **__: object) -> bytes:
+        raise AssertionError("a process is asked")
+
+    monkeypatch.setattr(GrammarWorkers, "ask", ask)
+    monkeypatch.setattr(GrammarWorkers, "try_alone", ask)
+    found = edge.grammars.at_once("a", message())
+    assert found.matcher.allowed(()).tolist() == [1, 2, 3, 4, 5]
     assert edge.grammars.at_once("a", message(resume=(1,))) is None
 
 
-def end_by_timeout(compiled: CompiledGrammar) -> None:
-    with pytest.raises(WorkerEnded):
-        compiled.link.exchange(None, 1e-3)  # it has nothing to answer
-
-
-@pytest.fixture
-def compiling(monkeypatch: pytest.MonkeyPatch) -> list[threading.Thread]:
-    """Threads that have compiled a grammar."""
-    found = list[threading.Thread]()
-    compile_it = GrammarProcess.compile
-
-    def recorded(self: GrammarProcess, grammar: Grammar, text: str) -> CompiledGrammar:
-        found.append(threading.current_thread())
-        return compile_it(self, grammar, text)
-
-    monkeypatch.setattr(GrammarProcess, "compile", recorded)
-    return found
-
-
-def test_a_grammar_whose_process_was_silent_is_compiled_again_on_another_thread(
-    compiling: list[threading.Thread],
-) -> None:
+def test_the_worker_follows_a_session_before_its_first_step() -> None:
     edge = Edge()
     edge.prepare(message())
     edge.settle()
-    assert isinstance(edge.results[0].found, Constraint)
-    end_by_timeout(edge.results[0].found.matcher._compiled)
-    assert edge.grammars.at_once("a", message()) is None
+    found = edge.results[0].found
+    assert isinstance(found, Constraint)
+    assert found.matcher.allowed((4,), patient=False).tolist() == [5]
+
+
+def test_a_session_whose_worker_has_ended_is_not_ready_until_it_is_restored() -> None:
+    edge = Edge()
     edge.prepare(message())
     edge.settle()
-    assert isinstance(edge.results[1].found, Constraint)
-    assert len(compiling) == 2
-    assert threading.current_thread() not in compiling
-
-
-def test_nor_does_the_thread_that_answers_devices_compile_if_the_process_ends_meanwhile(
-    compiling: list[threading.Thread],
-) -> None:
-    class Ending(GrammarCompiler):
-        def known(self, grammar: Grammar) -> CompiledGrammar | None:
-            found = super().known(grammar)
-            if found is not None:
-                end_by_timeout(found)
-            return found
-
-    edge = Edge(Ending(lambda: GrammarTokenizer.of_words(WORDS, end_tokens=[0])))
-    edge.prepare(message())
+    found = edge.results[0].found
+    assert isinstance(found, Constraint)
+    edge.compiler.close()
+    with pytest.raises(ValueError, match="again"):
+        found.shape(np.zeros(6, dtype=np.float32), SamplingPolicy(seed=1), text=(4,))
+    assert not found.ready
+    edge.grammars.restore("a", found, (4,))
     edge.settle()
-    found = edge.grammars.at_once("a", message())
-    assert found is not None
-    assert found.next_forced((), 8) == found.matcher.forced(())
-    assert len(compiling) == 1
-    found.restore((4,))  # as on another thread
-    assert found.matcher.allowed((4,)).tolist() == [5]
+    assert found.ready
+    assert found.next_forced((4,), 8) == (5, 1, 1)
+    assert found.shape(np.zeros(6, dtype=np.float32), SamplingPolicy(seed=1), text=(4,)).ids.tolist() == [5]
 
 
 @pytest.mark.parametrize("grammar", [Grammar.regex("("), Grammar.lark("start: x")])
