@@ -63,12 +63,12 @@ def compile_alone(grammar: Grammar, text: str, workers: GrammarWorkers) -> Compi
     try:
         replies, seconds = workers.try_alone(*requests)
     except WorkerEnded as first:
-        if not first.by_request:
-            raise _busy() from None
         try:
+            if not first.by_request:
+                raise
             replies, seconds = workers.try_alone(*requests)
-        except WorkerEnded as second:
-            raise _cause(second, grammar) from None
+        except WorkerEnded as ended:
+            raise _cause(ended, grammar) from None
     allowed, forced = (_content(reply) for reply in replies)
     return CompiledGrammar(
         grammar, message, workers, tokenizer, tokenizer.ids(allowed), _forced(forced, tokenizer), seconds
@@ -158,12 +158,10 @@ class GrammarMatcher:
     def _ask_worker(self, request: GrammarRequest, *, patient: bool) -> bytes:
         try:
             reply = self._compiled.workers.ask(request, patient=patient)
-        except WorkerEnded as ended:
-            if ended.by_request:
-                self._suspect = request
-            raise GrammarNotReady from None
+        except WorkerEnded:
+            reply = Status.FAILED
         if reply[:1] == Status.FAILED:
-            self._suspect = request  # other generations may have used up what it shares with them
+            self._suspect = request  # or another one was the cause, or used up what generations share
             raise GrammarNotReady
         return _content(reply)
 
@@ -175,14 +173,11 @@ class GrammarMatcher:
             (reply,), _ = self._compiled.workers.try_alone(suspect)
             if reply[:1] == Status.FAILED:
                 _content(reply)
-        except WorkerEnded as ended:
-            if not ended.by_request:
-                raise _busy() from None
-            self._failure = _cause(ended, self._compiled.grammar)
-            raise self._failure from None
-        except GrammarError as error:
-            self._failure = error
-            raise
+        except (WorkerEnded, GrammarError) as error:
+            failure = _cause(error, self._compiled.grammar) if isinstance(error, WorkerEnded) else error
+            if not isinstance(failure, GrammarBusy):
+                self._failure = failure
+            raise failure from None
         self._suspect = None
 
 
@@ -203,8 +198,6 @@ def _forced(content: bytes, tokenizer: GrammarTokenizer) -> tuple[int, ...]:
 
 
 def _cause(ended: WorkerEnded, grammar: Grammar) -> GrammarError:
-    return GrammarKilled(grammar.digest, ended.how) if ended.by_request else _busy()
-
-
-def _busy() -> GrammarBusy:
+    if ended.by_request:
+        return GrammarKilled(grammar.digest, ended.how)
     return GrammarBusy("The process that compiled the grammar was killed; try again shortly.")

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 WORKER: Final = b"w"
 TRIAL: Final = b"t"
 
-MAX_LINKS: Final = 5
+LINKS: Final = {WORKER: 5, TRIAL: 1}
 """Sockets of a process, each with a thread that answers one request at a time."""
 
 _STACK_BYTES: Final = 8 << 20
@@ -86,24 +86,18 @@ def main() -> None:
     _Children(control, vocabulary).serve()
 
 
-@dataclass(frozen=True, slots=True)
-class _Child:
-    pid: int
-    links: list[socket.socket]
-
-
 class _Children:
     """Forks processes until the parent closes `control`, then ends all.
 
-    A process whose parent closes one of its sockets is killed, whatever it computes. When a process has ended, its
-    parent gets the exit code on each of its sockets.
+    Of each process the first socket is kept: when the parent closes it, the process is killed, whatever it computes,
+    and when the process has ended, its exit code is sent there.
     """
 
     def __init__(self, control: socket.socket, vocabulary: "NativeVocabulary") -> None:
         self._control = control
         self._vocabulary = vocabulary
-        self._children: dict[int, _Child] = {}  # by descriptor of the process
-        self._of_links: dict[int, _Child] = {}
+        self._links: dict[int, tuple[int, socket.socket]] = {}  # with the process, by the descriptor of that
+        self._pids: dict[int, int] = {}  # by socket
         self._poll = select.poll()
         self._poll.register(control, select.POLLIN)
 
@@ -111,52 +105,51 @@ class _Children:
         gc.freeze()  # keep pages shared with the children
         while True:
             ready = self._poll.poll()[0][0]  # one event at a time: handling it may close the descriptors of others
-            if ready in self._children:
+            if ready in self._links:
                 self._report(ready)
-            elif ready in self._of_links:
+            elif ready in self._pids:
                 self._poll.unregister(ready)
-                os.kill(self._of_links.pop(ready).pid, signal.SIGKILL)
+                os.kill(self._pids.pop(ready), signal.SIGKILL)
             elif not self._fork():
                 break
-        for child in self._children.values():
-            os.kill(child.pid, signal.SIGKILL)
-            os.waitpid(child.pid, 0)
+        for pid, _ in self._links.values():
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
 
     def _fork(self) -> bool:
         """Fork a process for the sockets that the parent sends; return False if it sends no more."""
-        kind, descriptors, _, _ = socket.recv_fds(self._control, 1, MAX_LINKS)
+        kind, descriptors, _, _ = socket.recv_fds(self._control, 1, max(LINKS.values()))
         if not descriptors:
             return False
         links = [socket.socket(fileno=each) for each in descriptors]
         try:
             pid = os.fork()
         except OSError:  # no memory, or too many processes: the parent gets no answer
-            for link in links:
-                link.close()
-            return True
+            pid = None
         if pid == 0:
-            for link in (self._control, *(link for child in self._children.values() for link in child.links)):
+            for link in (self._control, *(link for _, link in self._links.values())):
                 link.close()
             _run(kind, links, self._vocabulary)
-        descriptor = os.pidfd_open(pid)
-        self._children[descriptor] = child = _Child(pid, links)
-        self._poll.register(descriptor, select.POLLIN)
-        for link in links:
-            self._of_links[link.fileno()] = child
-            self._poll.register(link, 0)  # that the other end is closed is always reported
+        for link in links if pid is None else links[1:]:
+            link.close()
+        if pid is not None:
+            descriptor = os.pidfd_open(pid)
+            self._links[descriptor] = pid, links[0]
+            self._poll.register(descriptor, select.POLLIN)
+            self._pids[links[0].fileno()] = pid
+            self._poll.register(links[0], 0)  # that the other end is closed is always reported
         return True
 
     def _report(self, descriptor: int) -> None:
-        child = self._children.pop(descriptor)
+        pid, link = self._links.pop(descriptor)
         self._poll.unregister(descriptor)
         os.close(descriptor)
-        _, status = os.waitpid(child.pid, 0)
-        for link in child.links:
-            if self._of_links.pop(link.fileno(), None) is not None:
-                self._poll.unregister(link)
-            with contextlib.suppress(OSError), link:
-                link.settimeout(0.0)
-                Channel(link).send(numbers(Status.ENDED, os.waitstatus_to_exitcode(status)))
+        _, status = os.waitpid(pid, 0)
+        if self._pids.pop(link.fileno(), None) is not None:
+            self._poll.unregister(link)
+        with contextlib.suppress(OSError), link:
+            link.settimeout(0.0)
+            Channel(link).send(numbers(Status.ENDED, os.waitstatus_to_exitcode(status)))
 
 
 def _run(kind: bytes, links: list[socket.socket], vocabulary: "NativeVocabulary") -> NoReturn:

@@ -19,10 +19,10 @@ from typing import Final
 
 import numpy as np
 
-from fleet_common.grammar.errors import GrammarError, GrammarUnavailable
+from fleet_common.grammar.errors import GrammarError, GrammarNotReady, GrammarUnavailable
 from fleet_common.grammar.messages import Channel, GrammarRequest, Status, numbers_of
 from fleet_common.grammar.tokenizer import GrammarTokenizer
-from fleet_common.grammar.worker import MAX_LINKS, TRIAL, WORKER
+from fleet_common.grammar.worker import LINKS, TRIAL, WORKER
 from fleet_common.host import python_path
 
 _PROGRAM: Final = "fleet_common.grammar.worker"
@@ -32,24 +32,22 @@ _STOP_S: Final = 10.0
 
 _COMPILE_S: Final = 5.0
 _STEP_S: Final = 0.5
-_TOKEN_S: Final = 0.002
+_TOKEN_S: Final = 0.0005
 """Processor time to compile a grammar, to answer, and to replay a token: 0.9 s, 0.04 s and 0.02 ms for 2,000 properties
 on a slow core."""
 
-_LONGEST_S: Final = 60.0
-_LONGEST_STEP_S: Final = 10.0
-"""Wall-clock limits of everything, and where a step waits. They are long: a busy or suspended machine is not the
-grammar's fault."""
+_PATIENCE: Final = 20.0
+"""Wall-clock time for each second of processor time: a busy or suspended machine is not the grammar's fault."""
 
 _TRIALS: Final = 4
 """Trials at the same time."""
 
 _EXTERNAL: Final = {-signal.SIGKILL, -signal.SIGTERM, 0}
-"""Exit codes that no grammar causes: the kernel or an administrator ended the process, or it had too much memory."""
+"""Exit codes that no grammar causes: the kernel or an administrator ended the process."""
 
 
 class WorkerEnded(OSError):  # noqa: N818
-    """A process has ended; `code` is its exit code, negative for a signal, None if unknown."""
+    """A process ended during a request; `code` is its exit code, negative for a signal, None if unknown."""
 
     def __init__(self, code: int | None = None) -> None:
         super().__init__("the process has ended")
@@ -57,7 +55,7 @@ class WorkerEnded(OSError):  # noqa: N818
 
     @property
     def by_request(self) -> bool:
-        """A request that the process was answering is the cause."""
+        """A request to this process is the cause, if there was no other."""
         return self.code is not None and self.code not in _EXTERNAL
 
     @property
@@ -66,72 +64,34 @@ class WorkerEnded(OSError):  # noqa: N818
         return signal.Signals(-code).name if code < 0 else f"exit code {code}"
 
 
-class WorkerLink:
-    """Our end of a socket of a grammar process. Callable on any thread; closing it kills the process.
-
-    `whole` measures the processor time of the whole process, not of the thread at the other end.
-    """
+class _Link:
+    """Our end of a socket of a process, for one request at a time; `used_s` returns the processor time for them."""
 
     def __init__(self, end: socket.socket, tokenizer: GrammarTokenizer, *, whole: bool) -> None:
+        self._end = end
         self._channel = Channel(end)
         self._tokenizer = tokenizer
-        self._lock = threading.Lock()
-        self._ended = False
-        self._close = weakref.finalize(self, end.close)
-        end.settimeout(_LONGEST_S)
+        end.settimeout(_START_S)
         self.pid, thread = numbers_of(self._channel.receive())
-        self._used_s = partial(_used_by_process, self.pid) if whole else partial(_used_by_thread, self.pid, thread)
+        self.used_s = partial(_used_by_process, self.pid) if whole else partial(_used_by_thread, self.pid, thread)
 
-    def ask(self, request: bytes, limit_s: float, longest_s: float = _LONGEST_S) -> bytes:
-        """Return the reply; the process may use `limit_s` of processor time.
-
-        Raises:
-            WorkerEnded: The process has ended, or was ended because it took too long.
-            GrammarError: Text that the grammar forces cannot be encoded.
-        """
-        with self._lock:
-            if self._ended:
-                raise WorkerEnded
-            try:
-                return self._ask(request, limit_s, longest_s)
-            except WorkerEnded:
-                self.close()
-                raise
-            except OSError:
-                self.close()
-                raise WorkerEnded from None
-            except Exception as error:  # noqa: BLE001 - of the vocabulary; the process waits for its answer
-                self.close()
-                raise GrammarError(f"Text that the grammar forces cannot be encoded: {error}") from None
-
-    def close(self) -> None:
-        self._ended = True
-        self._close()
-
-    def processor_s(self) -> float:
-        """Return the processor time that was used so far; 0 if the system does not say."""
-        try:
-            return self._used_s()
-        except (OSError, ValueError, IndexError):
-            return 0.0
-
-    def _ask(self, request: bytes, limit_s: float, longest_s: float) -> bytes:
-        channel, end = self._channel, self._channel.socket
-        until = time.monotonic() + longest_s
+    def ask(self, request: bytes, limit_s: float) -> bytes:
+        """Return the reply; raise WorkerEnded, or TimeoutError if the process does nothing."""
+        until = time.monotonic() + _PATIENCE * limit_s
         used_s: float | None = None
-        end.settimeout(_LONGEST_S)
+        self._end.settimeout(_PATIENCE * limit_s)
         with contextlib.suppress(BrokenPipeError):  # then the exit code can be read
-            channel.send(request)
+            self._channel.send(request)
         while True:
-            end.settimeout(limit_s / 2.0)
+            self._end.settimeout(limit_s / 2.0)
             try:
-                reply = channel.receive()
+                reply = self._channel.receive()
             except TimeoutError:
                 if time.monotonic() > until:
                     raise
-                # Until now it has used what has passed at most. It is measured only if it takes long.
-                used_s = self.processor_s() if used_s is None else used_s
-                if self.processor_s() - used_s > limit_s / 2.0:
+                # It is measured only if it takes long; until then it has used no more than has passed.
+                used_s = self.used_s() if used_s is None else used_s
+                if self.used_s() - used_s > limit_s / 2.0:
                     raise WorkerEnded(-signal.SIGXCPU) from None
                 continue
             if reply[:1] == Status.ENDED:
@@ -139,8 +99,8 @@ class WorkerLink:
             if reply[:1] != Status.ENCODE:
                 return reply
             ids = np.asarray(self._tokenizer.encode_inside(reply[1:].decode("utf-8", "replace")), dtype=np.uint32)
-            end.settimeout(_LONGEST_S)
-            channel.send(ids.tobytes())
+            self._end.settimeout(_PATIENCE * limit_s)
+            self._channel.send(ids.tobytes())
 
 
 def _used_by_process(pid: int) -> float:
@@ -151,6 +111,63 @@ def _used_by_thread(pid: int, thread: int) -> float:
     fields = Path(f"/proc/{pid}/task/{thread}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2]
     user, system = fields.split()[11:13]
     return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+
+
+class _Process:
+    """A grammar process. Its first link is for requests that must not wait, and the others for those that may.
+
+    Callable on any thread. It is killed when its first link is closed.
+    """
+
+    def __init__(self, ends: Sequence[socket.socket], tokenizer: GrammarTokenizer, *, whole: bool) -> None:
+        self._ends = ends
+        weakref.finalize(self, _close, ends)
+        links = [_Link(end, tokenizer, whole=whole) for end in ends]
+        self.pid, self.used_s = links[0].pid, links[0].used_s
+        self._prompt, self._patient = _queue(links[:1]), _queue(links[1:] or links)
+        self.ended = False
+
+    def ask(self, request: GrammarRequest, limit_s: float, *, patient: bool) -> bytes:
+        """Return the reply; the process may use `limit_s` of processor time.
+
+        Raises:
+            WorkerEnded: The process has ended, or was ended because it took too long.
+            GrammarError: Text that the grammar forces cannot be encoded.
+            GrammarNotReady: The process had ended before.
+        """
+        links = self._patient if patient else self._prompt
+        link = links.get()
+        if self.ended:
+            links.put(link)
+            raise GrammarNotReady
+        try:
+            return link.ask(request.encode(patient=patient), limit_s)
+        except OSError as error:
+            self.close()
+            raise error if isinstance(error, WorkerEnded) else WorkerEnded from None
+        except Exception as error:  # noqa: BLE001 - of the vocabulary; the process waits for its answer
+            self.close()
+            raise GrammarError(f"Text that the grammar forces cannot be encoded: {error}") from None
+        finally:
+            links.put(link)
+
+    def close(self) -> None:
+        self.ended = True
+        for end in self._ends:
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)  # another thread may be reading
+
+
+def _close(ends: Sequence[socket.socket]) -> None:
+    for end in ends:
+        end.close()
+
+
+def _queue(links: Sequence[_Link]) -> "queue.SimpleQueue[_Link]":
+    found: queue.SimpleQueue[_Link] = queue.SimpleQueue()
+    for link in links:
+        found.put(link)
+    return found
 
 
 class _Parent:
@@ -169,45 +186,18 @@ class _Parent:
             self.close()
             raise
 
-    def fork(self, kind: bytes, links: int) -> list[WorkerLink]:
-        """Return the links to a new process; raise OSError if this process has ended or cannot fork."""
-        pairs = [socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM) for _ in range(links)]
+    def fork(self, kind: bytes) -> _Process:
+        """Fork a process; raise OSError if this one has ended or cannot fork."""
+        pairs = [socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM) for _ in range(LINKS[kind])]
+        ours, theirs = [end for end, _ in pairs], [end for _, end in pairs]
         try:
-            socket.send_fds(self._control, [kind], [theirs.fileno() for _, theirs in pairs])
-            for _, theirs in pairs:
-                theirs.close()
-            return [WorkerLink(ours, self.tokenizer, whole=kind == TRIAL) for ours, _ in pairs]
-        except BaseException:
-            for each in (end for pair in pairs for end in pair):
-                each.close()
-            raise
-
-
-class _Worker:
-    """The process that answers all requests: one link for those that must not wait, others for those that may."""
-
-    def __init__(self, links: Sequence[WorkerLink]) -> None:
-        self._links = links
-        self._free: queue.SimpleQueue[WorkerLink] = queue.SimpleQueue()
-        for link in links[1:]:
-            self._free.put(link)
-        self.ended = False
-
-    def ask(self, request: GrammarRequest, *, patient: bool) -> bytes:
-        message = request.encode(patient=patient)
-        link = self._free.get() if patient else self._links[0]
-        try:
-            return link.ask(message, _limit_s(request)) if patient else link.ask(message, _STEP_S, _LONGEST_STEP_S)
-        except (WorkerEnded, GrammarError):
-            self.ended = True
+            socket.send_fds(self._control, [kind], [end.fileno() for end in theirs])
+        except OSError:
+            _close(ours)
             raise
         finally:
-            if patient:
-                self._free.put(link)
-
-    def close(self) -> None:
-        for link in self._links:
-            link.close()
+            _close(theirs)
+        return _Process(ours, self.tokenizer, whole=kind == TRIAL)
 
 
 class GrammarWorkers:
@@ -220,29 +210,33 @@ class GrammarWorkers:
     def __init__(self, load: Callable[[], GrammarTokenizer]) -> None:
         self._load = load
         self._parent: _Parent | None = None
-        self._worker: _Worker | None = None
-        self._lock = threading.Lock()
+        self._worker: _Process | None = None
+        self._lock = threading.RLock()
         self._trials = threading.BoundedSemaphore(_TRIALS)
 
     def ask(self, request: GrammarRequest, *, patient: bool) -> bytes:
-        """Have the worker answer; raise WorkerEnded if it has ended. Only a `patient` caller has it started."""
+        """Have the worker answer. Only a `patient` caller has it started.
+
+        Raise GrammarNotReady if it does not run, WorkerEnded if it ended meanwhile.
+        """
         worker = self._worker
         if worker is None or worker.ended:
             if not patient:
-                raise WorkerEnded
-            worker = self._new_worker()
-        return worker.ask(request, patient=patient)
+                raise GrammarNotReady
+            with self._lock:
+                if self._worker is None or self._worker.ended:
+                    self._worker = self._fork(WORKER)
+                worker = self._worker
+        return worker.ask(request, _limit_s(request) if patient else _STEP_S, patient=patient)
 
     def try_alone(self, *requests: GrammarRequest) -> tuple[list[bytes], float]:
         """Have a fresh process answer requests about one grammar; return the replies, and its processor time (s).
 
         Raises WorkerEnded, with these requests as the cause if it says so.
         """
-        with self._trials:
-            (link,) = self._fork(TRIAL, 1)
-            with contextlib.closing(link):
-                replies = [link.ask(each.encode(patient=True), _COMPILE_S + _limit_s(each)) for each in requests]
-                return replies, link.processor_s()
+        with self._trials, contextlib.closing(self._fork(TRIAL)) as process:
+            replies = [process.ask(each, _COMPILE_S + _limit_s(each), patient=True) for each in requests]
+            return replies, process.used_s()
 
     @property
     def tokenizer(self) -> GrammarTokenizer:
@@ -252,41 +246,26 @@ class GrammarWorkers:
     def close(self) -> None:
         """End all processes; another request starts them again."""
         with self._lock:
-            self._discard()
+            if self._worker is not None:
+                self._worker.close()
+            if self._parent is not None:
+                self._parent.close()
+            self._parent = self._worker = None
 
-    def _new_worker(self) -> _Worker:
+    def _fork(self, kind: bytes) -> _Process:
         with self._lock:
-            if self._worker is None or self._worker.ended:
-                if self._worker is not None:
-                    self._worker.close()
-                self._worker = _Worker(self._fork_locked(WORKER, MAX_LINKS))
-            return self._worker
-
-    def _fork(self, kind: bytes, links: int) -> list[WorkerLink]:
-        with self._lock:
-            return self._fork_locked(kind, links)
-
-    def _fork_locked(self, kind: bytes, links: int) -> list[WorkerLink]:
-        with contextlib.suppress(OSError):
-            return self._running().fork(kind, links)
-        self._discard()
-        try:
-            return self._running().fork(kind, links)
-        except OSError as error:
-            raise GrammarUnavailable(f"The grammar worker does not answer: {error.strerror or error}.") from None
+            with contextlib.suppress(OSError):
+                return self._running().fork(kind)
+            self.close()
+            try:
+                return self._running().fork(kind)
+            except OSError as error:
+                raise GrammarUnavailable(f"The grammar worker does not answer: {error.strerror or error}.") from None
 
     def _running(self) -> _Parent:
         if self._parent is None:
             self._parent = _Parent(self._load())
         return self._parent
-
-    def _discard(self) -> None:
-        if self._worker is not None:
-            self._worker.ended = True
-            self._worker.close()
-        if self._parent is not None:
-            self._parent.close()
-        self._parent = self._worker = None
 
 
 def _limit_s(request: GrammarRequest) -> float:

@@ -10,7 +10,7 @@ import pytest
 
 from fleet_common.grammar.compiler import GrammarCompiler
 from fleet_common.grammar.messages import GrammarRequest
-from fleet_common.grammar.workers import WorkerLink
+from fleet_common.grammar.workers import _Link
 from tests.support.waiting import PATIENCE_S
 
 
@@ -22,7 +22,8 @@ def forking_process(compiler: GrammarCompiler) -> psutil.Process:
 
 def grammar_processes(compiler: GrammarCompiler) -> list[psutil.Process]:
     """Return the processes that run a compiler's grammars."""
-    return forking_process(compiler).children()
+    found: list[psutil.Process] = forking_process(compiler).children()
+    return found
 
 
 def end_processes(processes: Sequence[psutil.Process], number: int = signal.SIGKILL) -> None:
@@ -36,15 +37,15 @@ def end_at(
 ) -> list[int]:
     """Make a request crash each process, at most so many, as soon as its text begins with `text`; return their ids."""
     ended: list[int] = []
-    ask, start = WorkerLink.ask, array("I", text).tobytes()
+    ask, start = _Link.ask, array("I", text).tobytes()
 
-    def crashed(link: WorkerLink, message: bytes, limit_s: float, longest_s: float = PATIENCE_S) -> bytes:
+    def crashed(link: _Link, message: bytes, limit_s: float) -> bytes:
         request, _ = GrammarRequest.decode(message)
         if request.tokens.startswith(start) and len(ended) < times:
             ended.append(link.pid)
             with suppress(psutil.NoSuchProcess):
                 end_processes([psutil.Process(link.pid)], number)
-        return ask(link, message, limit_s, longest_s)
+        return ask(link, message, limit_s)
 
-    monkeypatch.setattr(WorkerLink, "ask", crashed)
+    monkeypatch.setattr(_Link, "ask", crashed)
     return ended

@@ -240,7 +240,7 @@ def test_a_worker_that_is_suspended_is_replaced_and_no_generation_is_the_cause(
     matcher.restore((4,))
     (process,) = grammar_processes(compiler)
     process.suspend()
-    monkeypatch.setattr(workers, "_LONGEST_STEP_S", 0.1)
+    monkeypatch.setattr(workers, "_PATIENCE", 1.0)
     with pytest.raises(GrammarNotReady):
         matcher.allowed((4, 5), patient=False)
     assert matcher.allowed((4, 5)).tolist() == [1]
