@@ -1,10 +1,8 @@
-import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from fleet_device.client.agent import Handles, Lane, Lanes
@@ -18,6 +16,7 @@ from schemas.codec import decode_open
 from schemas.policy import Grammar, Mode, SamplingPolicy
 from schemas.topics import Topic, wildcard
 from tests.fleet_device.test_device import COUPLED, LONG, at_home, made
+from tests.support.grammar_processes import end_at
 from tests.support.memory_device import TalkingDrafter, announce_edge, at_work, edge_at_work
 from tests.support.memory_fleet import FLEET, MemoryFleet, lossless_text, terms
 from tests.support.memory_link import MemoryLink
@@ -86,26 +85,19 @@ def test_new_grammars_of_all_running_requests_wait_to_be_compiled() -> None:
         assert [text.text.count(f"t{number % 4 + 2}") for number, text in enumerate(texts)] == [*range(1, DEFAULT + 1)]
 
 
-def test_an_application_whose_request_ends_grammar_processes_bans_the_grammar_for_no_other() -> None:
-    before = set(psutil.Process().children())
-
-    def end_followers() -> None:
-        workers = set(psutil.Process().children()) - before
-        found = [each for worker in workers for grammar in worker.children() for each in grammar.children()]
-        assert found
-        for each in found:
-            each.send_signal(signal.SIGSEGV)
-        psutil.wait_procs(found, timeout=PATIENCE_S)
-
+def test_an_application_whose_request_ends_grammar_processes_bans_the_grammar_for_no_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     with at_home() as (device, _):
         agent, policy = device._require_open().service.agent, SamplingPolicy(grammar=GRAMMAR)
-        guilty = agent._constraint(policy)
-        assert guilty is not None
-        assert guilty.forced((4,)) == 5
-        end_followers()
-        assert guilty.forced((4,)) == 5, "in a process for itself"
-        end_followers()
-        assert guilty.forced((4,)) is None
+        cause = agent._constraint(policy)
+        assert cause is not None
+        assert cause.forced((4,)) == 5
+        with monkeypatch.context() as patch:
+            end_at(patch, (4,), times=1)
+            assert cause.forced((4,)) == 5, "another request was the cause"
+            end_at(patch, (4,))
+            assert cause.forced((4,)) is None
         other = agent._constraint(policy)
         assert other is not None
         assert other.forced((4,)) == 5

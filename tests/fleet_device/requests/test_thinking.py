@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fleet_common.grammar.errors import OutsideGrammar
-from fleet_common.grammar.process import GrammarTokenizer
+from fleet_common.grammar.tokenizer import GrammarTokenizer
 from fleet_device.errors import InvalidRequest
 from fleet_device.requests.prompt import prepare_request
 from fleet_device.requests.thinking import (
