@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from benchmarks.harness import (
     Bench,
-    Goal,
+    BenchGoal,
     Report,
     at_least,
     at_most,
@@ -93,7 +93,7 @@ class SavingPacing(FixedPacing):
 
 
 @dataclass(frozen=True, slots=True)
-class Variant:
+class WireVariant:
     system: str
     mode: Mode
     length: int | None = None
@@ -113,14 +113,14 @@ class Variant:
         return edge_only_pacing()
 
 
-def variants(lengths: Sequence[int] = _LENGTHS) -> Iterator[Variant]:
+def variants(lengths: Sequence[int] = _LENGTHS) -> Iterator[WireVariant]:
     """Yield all variants; drafts have `DRAFT` tokens where only one length is measured."""
-    yield Variant("dssd-dense", Mode.RESIDUAL, DRAFT, form=FormName.DENSE)
+    yield WireVariant("dssd-dense", Mode.RESIDUAL, DRAFT, form=FormName.DENSE)
     for mode in Mode:
-        yield Variant("edge-only", mode)
+        yield WireVariant("edge-only", mode)
         for length in lengths:
-            yield Variant(f"ours-{mode.value}", mode, length)
-        yield Variant(f"ours-{mode.value}", mode, max(lengths), stops=True)
+            yield WireVariant(f"ours-{mode.value}", mode, length)
+        yield WireVariant(f"ours-{mode.value}", mode, max(lengths), stops=True)
 
 
 class _SlowVerifier(ScriptedVerifier):
@@ -223,7 +223,7 @@ def _measure(bench: Bench, draft: str) -> list[dict[str, Any]]:
     return rows
 
 
-def _row(variant: Variant, draft: str, plain: Traffic, tls: Traffic, vocabulary: int) -> dict[str, Any]:
+def _row(variant: WireVariant, draft: str, plain: Traffic, tls: Traffic, vocabulary: int) -> dict[str, Any]:
     tokens, with_tls = max(1, plain.tokens), max(1, tls.tokens)
     return {
         "variant": variant.name,
@@ -247,7 +247,7 @@ def _row(variant: Variant, draft: str, plain: Traffic, tls: Traffic, vocabulary:
     }
 
 
-def goals(rows: Sequence[dict[str, Any]]) -> list[Goal]:
+def goals(rows: Sequence[dict[str, Any]]) -> list[BenchGoal]:
     found = []
     for draft in dict.fromkeys(row["draft"] for row in rows):
         mine = [row for row in rows if row["draft"] == draft]
@@ -276,7 +276,7 @@ def _count(
     device: BrokerSettings,
     edge: BrokerSettings,
     form: FormName,
-    found: dict[Variant, Traffic],
+    found: dict[WireVariant, Traffic],
 ) -> None:
     options, chosen, words = bench.options, laws.laws[: bench.options.texts], laws.words
     verifier = _SlowVerifier(laws, words, name="recorded")
@@ -337,7 +337,7 @@ class _CountingDevice(AbstractContextManager["_CountingDevice"]):
     """A real device that replays records, on a connection whose bytes are counted."""
 
     def __init__(
-        self, broker: BrokerSettings, fleet: str, variant: Variant, words: tuple[str, ...], *, round_trip_s: float
+        self, broker: BrokerSettings, fleet: str, variant: WireVariant, words: tuple[str, ...], *, round_trip_s: float
     ) -> None:
         self._relay = Relay(broker.port, round_trip_s=round_trip_s)
         self._link = PahoLink(broker.model_copy(update={"port": self._relay.port}).link(fleet, _DEVICE, will=None))

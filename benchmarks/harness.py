@@ -57,7 +57,7 @@ Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
-class Goal:
+class BenchGoal:
     what: str
     value: float
     bound: float
@@ -67,12 +67,12 @@ class Goal:
         return f"{self.what}: {self.value:,.2f} (goal {self.bound:,g}): {'reached' if self.reached else 'MISSED'}"
 
 
-def at_most(what: str, value: float, bound: float) -> Goal:
-    return Goal(what, value, bound, value <= bound)
+def at_most(what: str, value: float, bound: float) -> BenchGoal:
+    return BenchGoal(what, value, bound, value <= bound)
 
 
-def at_least(what: str, value: float, bound: float) -> Goal:
-    return Goal(what, value, bound, value >= bound)
+def at_least(what: str, value: float, bound: float) -> BenchGoal:
+    return BenchGoal(what, value, bound, value >= bound)
 
 
 @dataclass(slots=True)
@@ -87,7 +87,7 @@ class Report:
     """
 
     rows: Sequence[Mapping[str, Any]]
-    goals: Sequence[Goal] = ()
+    goals: Sequence[BenchGoal] = ()
     more: Mapping[str, Any] = field(default_factory=dict)
     wrong: Sequence[str] = ()
 

@@ -28,7 +28,7 @@ from typing import Any, Final
 from benchmarks.harness import (
     MODELS,
     Bench,
-    Goal,
+    BenchGoal,
     Report,
     add_curve,
     add_engine,
@@ -123,7 +123,7 @@ def _failures(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     ]
 
 
-def _compared(rows: Sequence[dict[str, Any]], several: str) -> list[Goal]:
+def _compared(rows: Sequence[dict[str, Any]], several: str) -> list[BenchGoal]:
     """Add to each row its ratio to llama-server under the same load; return the goals."""
     goals = []
     cells = {(row["clients"], row["system"]): row for row in rows if row.get("tokens_per_s")}

@@ -38,7 +38,7 @@ Check = Callable[[Any, Any, Any, str], bool]
 
 
 @dataclass(frozen=True, slots=True)
-class Case:
+class ToolCase:
     category: str
     name: str
     messages: Any
@@ -103,7 +103,7 @@ def judge(answers: Sequence[ToolAnswer]) -> Report:
     return Report([asdict(each) for each in answers], wrong=wrong)
 
 
-def load_cases(data: Path, number: int) -> list[Case]:
+def load_cases(data: Path, number: int) -> list[ToolCase]:
     cases = []
     for category in _CATEGORIES:
         rights: dict[str, Any] = {}
@@ -112,7 +112,7 @@ def load_cases(data: Path, number: int) -> list[Case]:
             rights = {line["id"]: line["ground_truth"] for line in _lines(data / "possible_answer" / name)}
         for line in islice(_lines(data / name), number):
             right = rights.get(line["id"])
-            cases.append(Case(category, line["id"], line["question"][0], line["function"], right))
+            cases.append(ToolCase(category, line["id"], line["question"][0], line["function"], right))
     return cases
 
 
@@ -159,7 +159,7 @@ def _schema(schema: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def ask(client: OpenAI, case: Case, check: Check, *, tokens: int) -> ToolAnswer:
+def ask(client: OpenAI, case: ToolCase, check: Check, *, tokens: int) -> ToolAnswer:
     """Ask for an answer to a case, and compare it with what is right."""
     tools = [tool(function) for function in case.functions]
     request: Any = {"messages": case.messages, "tools": tools, "temperature": 0, "max_tokens": tokens}

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 from reference_formulas import DRAFT, correct, couple, digest, fingerprint, invert, quantize, shape, uniform
-from reference_link import Link, Map, Resume, pack
+from reference_link import Map, ReferenceLink, Resume, pack
 
 NOT_COUNTED = dict.fromkeys(("drafted", "tested", "accepted", "rounds", "uplink_bytes", "downlink_bytes"), 0)
 NOT_TIMED = dict.fromkeys(("draft_ms", "wait_ms", "wall_ms"), 0.0)
@@ -42,7 +42,7 @@ class Text:
         rounds: Numbers of the drafts.
     """
 
-    def __init__(self, link: Link, job: Map, prompt: list[int], length: int) -> None:
+    def __init__(self, link: ReferenceLink, job: Map, prompt: list[int], length: int) -> None:
         """Take the fields of an Open, the prompt, and the most tokens of a draft."""
         self.link, self.prompt, self.length, self.session = link, prompt, length, secrets.token_bytes(8)
         self.job = job | {"kind": "open", "session": self.session, "prompt": pack(prompt)}
@@ -126,7 +126,7 @@ def main() -> None:
     strings = json.loads(asked["vocabulary"].read_text(encoding="utf-8"))
     job = {"protocol": 1, "vocabulary": {"size": len(strings), "fingerprint": fingerprint(strings)}}
     job |= {"draft_model": "pairs", "quantization": "", "max_new_tokens": asked["tokens"]}
-    link = Link(asked["host"], asked["port"], asked["fleet"], asked["device"])
+    link = ReferenceLink(asked["host"], asked["port"], asked["fleet"], asked["device"])
     for seed in range(asked["seed"], asked["seed"] + asked["texts"]):
         job["policy"] = {name: asked[name] for name in policy} | {"seed": seed}
         print(json.dumps(Text(link, job, asked["prompt"], asked["length"]).write()), flush=True)

@@ -40,7 +40,7 @@ class Resume(Exception):  # noqa: N818
     """The session has to be opened again."""
 
 
-class Link:
+class ReferenceLink:
     """A device's way to its broker and back, for one session at a time.
 
     Attributes:

@@ -13,7 +13,7 @@ from statistics import median
 from typing import Final
 
 from fleet_admin.columns import shown
-from fleet_admin.token_time import Part, TokenTime, token_time
+from fleet_admin.token_time import TimePart, TokenTime, token_time
 from fleet_edge.counters import SegmentCounters
 from fleet_edge.session_log import SessionLog
 from schemas.reasons import RefusalCode
@@ -88,7 +88,7 @@ class Busiest:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Facts:
+class PeriodFigures:
     """What conclusions about a device or an edge are drawn from; figures of one period.
 
     Attributes:
@@ -109,7 +109,7 @@ class Facts:
     earlier_step_ms: float | None = None
     kv_usage: float | None = None
 
-    def share(self, part: Part) -> float:
+    def share(self, part: TimePart) -> float:
         return self.own.share(part)
 
     def usual(self, figure: Callable[[TokenTime], float | None]) -> float | None:
@@ -139,7 +139,7 @@ class Facts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DeviceFacts(Facts):
+class DeviceFacts(PeriodFigures):
     """Facts about a device; `alike` are the others with its draft model, what follows is its latest report."""
 
     alike: Sequence[TokenTime] = ()
@@ -148,7 +148,7 @@ class DeviceFacts(Facts):
     throttled: str | None = None
     temperature_c: float | None = None
 
-    def share(self, part: Part) -> float:
+    def share(self, part: TimePart) -> float:
         return self.own.share(part) * (1.0 - self.lost if part in _OF_ROUNDS else 1.0)
 
     @property
@@ -165,8 +165,8 @@ class DeviceFacts(Facts):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EdgeFacts(Facts):
-    def share(self, part: Part) -> float:
+class EdgeFacts(PeriodFigures):
+    def share(self, part: TimePart) -> float:
         return self.own.share(part) * (1.0 - self.taken if part in _OF_EDGE else 1.0)
 
     @property
@@ -178,8 +178,8 @@ class EdgeFacts(Facts):
         return busiest.share if busiest.share >= _MOST else 0.0
 
 
-_OF_ROUNDS: Final = frozenset({Part.DRAFTING, Part.LINK, Part.QUEUE, Part.STEPS})
-_OF_EDGE: Final = frozenset({Part.QUEUE, Part.STEPS, Part.PROMPT})
+_OF_ROUNDS: Final = frozenset({TimePart.DRAFTING, TimePart.LINK, TimePart.QUEUE, TimePart.STEPS})
+_OF_EDGE: Final = frozenset({TimePart.QUEUE, TimePart.STEPS, TimePart.PROMPT})
 
 
 def _committed(acceptance: float, draft_tokens: float) -> float:
@@ -212,7 +212,7 @@ def _than(usual_ms: float | None) -> str:
 # Rules for devices and edges
 
 
-def _full(facts: Facts) -> Conclusion:
+def _full(facts: PeriodFigures) -> Conclusion:
     busy = facts.refused.get(RefusalCode.BUSY, 0)
     if busy:
         why = f"Edges refused sessions {busy:,} times, because the edge or the device has its maximum of open ones."
@@ -221,30 +221,30 @@ def _full(facts: Facts) -> Conclusion:
         codes = ", ".join(sorted(facts.refused)) or "none was refused"
         why = f"Sessions wait for an edge that grants them (refusals: {codes})."
         advice = "`fleet admin edges` shows whether edges are online; `fleet admin events --kind refused` says why not."
-    return Conclusion(Cause.FULL, facts.share(Part.SESSION), why, advice)
+    return Conclusion(Cause.FULL, facts.share(TimePart.SESSION), why, advice)
 
 
-def _grammar(facts: Facts) -> Conclusion:
+def _grammar(facts: PeriodFigures) -> Conclusion:
     sentence = "Grammars are compiled before a session, and masks computed in its steps."
     advice = "Use a simpler schema; give the same one again, since a known grammar is not compiled twice."
-    return Conclusion(Cause.GRAMMAR, facts.share(Part.GRAMMAR), sentence, advice)
+    return Conclusion(Cause.GRAMMAR, facts.share(TimePart.GRAMMAR), sentence, advice)
 
 
-def _prompts(facts: Facts) -> Conclusion | None:
-    if facts.own.share(Part.PROMPT) < _PROMPTS or facts.recomputes:
+def _prompts(facts: PeriodFigures) -> Conclusion | None:
+    if facts.own.share(TimePart.PROMPT) < _PROMPTS or facts.recomputes:
         return None
     tokens = facts.own.tokens / facts.own.sessions
     what = f"Answers are short ({tokens:.0f} tokens), so that prompts" if tokens < _SHORT else "Prompts are long: they"
     advice = "Put the common part first, so that it is computed once; shorten the rest."
-    return Conclusion(Cause.PROMPTS, facts.share(Part.PROMPT), f"{what} take much of the time.", advice)
+    return Conclusion(Cause.PROMPTS, facts.share(TimePart.PROMPT), f"{what} take much of the time.", advice)
 
 
-def _overloaded(facts: Facts) -> Conclusion | None:
+def _overloaded(facts: PeriodFigures) -> Conclusion | None:
     queue_ms, step_ms, busiest = facts.own.queue_ms or 0.0, facts.own.step_ms or 0.0, facts.busiest
     waits = queue_ms >= max(_LONGER * step_ms, _NOTICED_MS)
     if not waits and not facts.exceeds(attrgetter("queue_ms")):
         return None
-    part = facts.share(Part.QUEUE)
+    part = facts.share(TimePart.QUEUE)
     sentence = f"Drafts wait {_ms(queue_ms)} at {facts.edge} for a step of {_ms(step_ms)}"
     sentence += f"{_than(facts.usual(attrgetter('queue_ms')))}."
     if busiest is not None and busiest.share >= _MOST and busiest.devices > 1:
@@ -259,7 +259,7 @@ def _overloaded(facts: Facts) -> Conclusion | None:
     return Conclusion(Cause.OVERLOADED, part, sentence, advice)
 
 
-def _slow_steps(facts: Facts) -> Conclusion | None:
+def _slow_steps(facts: PeriodFigures) -> Conclusion | None:
     if not facts.slow_steps:
         return None
     before = "" if facts.earlier_step_ms is None else f", {_ms(facts.earlier_step_ms)} in the days before"
@@ -269,7 +269,7 @@ def _slow_steps(facts: Facts) -> Conclusion | None:
     advice = (
         "Look for other work on the edge's machine, heat and swapping; `fleet edge advise` measures what it can do."
     )
-    return Conclusion(Cause.SLOW_STEPS, facts.share(Part.STEPS), sentence, advice)
+    return Conclusion(Cause.SLOW_STEPS, facts.share(TimePart.STEPS), sentence, advice)
 
 
 # Rules for devices
@@ -280,27 +280,27 @@ def _quota(facts: DeviceFacts) -> Conclusion:
     advice = (
         f"`fleet admin events --device {facts.name}` names the quota; send less, or raise it for a label of devices."
     )
-    return Conclusion(Cause.QUOTA, facts.share(Part.QUOTA), sentence, advice)
+    return Conclusion(Cause.QUOTA, facts.share(TimePart.QUOTA), sentence, advice)
 
 
 def _link(facts: DeviceFacts) -> Conclusion | None:
     link_ms = facts.own.link_ms or 0.0
-    most = facts.own.share(Part.LINK) >= _MOST and link_ms >= _NOTICED_MS
-    if not most and not facts.exceeds(_part(Part.LINK)):
+    most = facts.own.share(TimePart.LINK) >= _MOST and link_ms >= _NOTICED_MS
+    if not most and not facts.exceeds(_part(TimePart.LINK)):
         return None
     sentence = f"The link takes {_ms(link_ms)} for each answer{_than(facts.usual(attrgetter('link_ms')))}."
     advice = (
         "Check the line. Leave `edge_only` and `ahead` on auto: edge-only decoding and drafting ahead hide a slow link."
     )
-    return Conclusion(Cause.LINK, facts.share(Part.LINK), sentence, advice)
+    return Conclusion(Cause.LINK, facts.share(TimePart.LINK), sentence, advice)
 
 
 def _slow_drafting(facts: DeviceFacts) -> Conclusion | None:
-    own, part = facts.own, facts.share(Part.DRAFTING)
+    own, part = facts.own, facts.share(TimePart.DRAFTING)
     if facts.throttled:
         rests = facts.plan == "edge-only" and not facts.slow_steps
         advice = "Cool the device, or supply it with more power; until then it drafts little or nothing."
-        return Conclusion(Cause.THROTTLED, facts.share(Part.STEPS) if rests else part, facts.throttled, advice)
+        return Conclusion(Cause.THROTTLED, facts.share(TimePart.STEPS) if rests else part, facts.throttled, advice)
     draft_ms, usual_ms = own.draft_ms or 0.0, _median(each.draft_ms for each in facts.alike)
     heat = "" if facts.temperature_c is None else f" (processor: {facts.temperature_c:.0f} °C)"
     sentence = f"A draft token takes {_ms(draft_ms)}{heat}"
@@ -308,7 +308,7 @@ def _slow_drafting(facts: DeviceFacts) -> Conclusion | None:
         sentence = f"{sentence}, {_ms(usual_ms)} on other devices with this model."
         advice = "Look for heat, power limits and other programs on the device; compare its `threads`."
         return Conclusion(Cause.SLOW_DRAFTING, part, sentence, advice)
-    if own.share(Part.DRAFTING) < _MOST or draft_ms < _PAYS * (own.step_ms or 0.0):
+    if own.share(TimePart.DRAFTING) < _MOST or draft_ms < _PAYS * (own.step_ms or 0.0):
         return None
     advice = "Use a smaller draft model or more `threads`; with `edge_only` on auto, devices draft only where it pays."
     return Conclusion(Cause.SLOW_DRAFTING, part, f"{sentence}, a step of the edge {_ms(own.step_ms)}.", advice)
@@ -328,11 +328,11 @@ def _rejected(facts: DeviceFacts) -> Conclusion:
 
 
 def _edge_only(facts: DeviceFacts) -> Conclusion | None:
-    if facts.throttled or facts.plan != "edge-only" or facts.slow_steps or not facts.exceeds(_part(Part.STEPS)):
+    if facts.throttled or facts.plan != "edge-only" or facts.slow_steps or not facts.exceeds(_part(TimePart.STEPS)):
         return None
     sentence = f"Each token waits for a step, since the edge decodes alone. {facts.plan_reason or ''}".rstrip()
     advice = "Leave `edge_only` on auto; a faster draft model, or one that is accepted more often, would pay."
-    return Conclusion(Cause.EDGE_ONLY, facts.share(Part.STEPS), sentence, advice)
+    return Conclusion(Cause.EDGE_ONLY, facts.share(TimePart.STEPS), sentence, advice)
 
 
 # Rules for edges
@@ -355,10 +355,10 @@ def _kv_memory(facts: EdgeFacts) -> Conclusion | None:
         return None
     sentence = f"Open sessions hold {_percent(facts.kv_usage or 0.0)} of the memory for keys and values."
     advice = "Evicted tokens are computed again: increase `kv_bytes`, add an edge, or limit devices (`kv_share`)."
-    return Conclusion(Cause.KV_MEMORY, facts.share(Part.PROMPT), sentence, advice)
+    return Conclusion(Cause.KV_MEMORY, facts.share(TimePart.PROMPT), sentence, advice)
 
 
-def _part(part: Part) -> Callable[[TokenTime], float | None]:
+def _part(part: TimePart) -> Callable[[TokenTime], float | None]:
     return lambda time: time.parts.get(part)
 
 
@@ -389,7 +389,7 @@ def _ordered(found: Iterable[Conclusion | None]) -> list[Conclusion]:
 class PartTime:
     """A part of a token's time; `usual_ms` is the median of the fleet's other devices or edges."""
 
-    part: Part
+    part: TimePart
     ms: float
     share: float
     usual_ms: float | None
@@ -477,7 +477,7 @@ def _latest_times(
     return hours, times
 
 
-def _diagnosis(facts: Facts, conclusions: Sequence[Conclusion], hours: int) -> Diagnosis:
+def _diagnosis(facts: PeriodFigures, conclusions: Sequence[Conclusion], hours: int) -> Diagnosis:
     own = facts.own
     parts = [PartTime(part, ms, own.share(part), facts.usual(_part(part))) for part, ms in own.parts.items()]
     in_order = tuple(sorted(parts, key=attrgetter("share"), reverse=True))

@@ -9,7 +9,7 @@ from fleet_edge.counters import share
 from fleet_edge.store.spent_time import SpentTime
 
 
-class Part(StrEnum):
+class TimePart(StrEnum):
     """A part of the time between two tokens, as the device that waits for them sees it."""
 
     DRAFTING = "drafting"
@@ -45,7 +45,7 @@ class TokenTime:
 
     sessions: int
     tokens: int
-    parts: Mapping[Part, float]
+    parts: Mapping[TimePart, float]
     draft_ms: float | None = None
     queue_ms: float | None = None
     step_ms: float | None = None
@@ -58,7 +58,7 @@ class TokenTime:
     def total_ms(self) -> float:
         return sum(self.parts.values())
 
-    def share(self, part: Part) -> float:
+    def share(self, part: TimePart) -> float:
         return share(self.parts.get(part, 0.0), self.total_ms) or 0.0
 
 
@@ -89,15 +89,15 @@ def token_time(spent: SpentTime, *, round_trip_ms: float | None = None) -> Token
     compiling_ms = min(counted.grammar_ms, session_ms)
     masks_ms = min(scale * (counted.grammar_ms - compiling_ms), scale * steps_ms)
     parts = {
-        Part.DRAFTING: drafting_ms,
-        Part.LINK: scale * link_ms,
-        Part.QUEUE: scale * queue_ms,
-        Part.STEPS: scale * steps_ms - masks_ms,
-        Part.PROMPT: scale * counted.prefill_ms,
-        Part.GRAMMAR: compiling_ms + masks_ms,
-        Part.SESSION: session_ms - compiling_ms,
-        Part.QUOTA: quota_ms,
-        Part.REST: own.wall_ms - wait_ms - drafting_ms,
+        TimePart.DRAFTING: drafting_ms,
+        TimePart.LINK: scale * link_ms,
+        TimePart.QUEUE: scale * queue_ms,
+        TimePart.STEPS: scale * steps_ms - masks_ms,
+        TimePart.PROMPT: scale * counted.prefill_ms,
+        TimePart.GRAMMAR: compiling_ms + masks_ms,
+        TimePart.SESSION: session_ms - compiling_ms,
+        TimePart.QUOTA: quota_ms,
+        TimePart.REST: own.wall_ms - wait_ms - drafting_ms,
     }
     return TokenTime(
         sessions=counted.sessions,

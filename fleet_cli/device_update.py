@@ -34,7 +34,7 @@ def update_command(
     It prints each stage, and what it waits for.
     """
     from fleet_device.updates.handoff import UpdateFolder, UpdateState
-    from fleet_device.updates.layout import Layout
+    from fleet_device.updates.layout import UpdatePaths
     from fleet_device.updates.repository import Repository
     from fleet_device.updates.updater import Updater
 
@@ -52,7 +52,7 @@ def update_command(
             tls = TlsSettings(ca, certificate, key)
             repository = Repository(url, root.read_bytes(), folder / "metadata", tls)
             state = Updater(
-                UpdateFolder(folder), Layout(programs, models), repository, trial_s=trial_s, show=show
+                UpdateFolder(folder), UpdatePaths(programs, models), repository, trial_s=trial_s, show=show
             ).run()
     except OSError as error:
         raise CommandError(f"The updater cannot work: {error}.") from error

@@ -15,7 +15,7 @@ from itertools import takewhile
 from statistics import median
 from typing import Any, Final
 
-from benchmarks.harness import Bench, Goal, Report, at_most, connected, number_of, table, together
+from benchmarks.harness import Bench, BenchGoal, Report, at_most, connected, number_of, table, together
 from dssd.distribution import Dist
 from fleet_common.mqtt.settings import BrokerSettings
 from fleet_device.device import Device
@@ -135,7 +135,7 @@ def run(bench: Bench) -> Report:
     return Report(rows, list(_goals(rows, shared)), more={"shared": shared})
 
 
-def _goals(rows: Sequence[dict[str, Any]], shared: Sequence[dict[str, Any]]) -> Iterator[Goal]:
+def _goals(rows: Sequence[dict[str, Any]], shared: Sequence[dict[str, Any]]) -> Iterator[BenchGoal]:
     for engine in dict.fromkeys(row["engine"] for row in rows):
         own = [row for row in rows if row["engine"] == engine]
         yield at_most(

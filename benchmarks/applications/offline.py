@@ -25,7 +25,7 @@ from typing import Any, Final, Self
 
 import httpx
 
-from benchmarks.harness import Bench, Goal, Report, at_most, number_of, table
+from benchmarks.harness import Bench, BenchGoal, Report, at_most, number_of, table
 from benchmarks.processes import BenchError
 from broker_config.broker import Broker
 from broker_config.processes import MosquittoProcess
@@ -365,7 +365,7 @@ def _summary(policy: OfflinePolicy, trials: Sequence[Trial]) -> dict[str, Any]:
     }
 
 
-def _goals(rows: Sequence[dict[str, Any]]) -> list[Goal]:
+def _goals(rows: Sequence[dict[str, Any]]) -> list[BenchGoal]:
     found = {row["policy"]: row["most_s"] for row in rows}
     return [
         at_most(f"{policy.value}: seconds after the deadline", found[policy.value], longest)

@@ -33,7 +33,7 @@ from benchmarks.fleet_load import FleetLoad, mean_pace
 from benchmarks.harness import (
     MODELS,
     Bench,
-    Goal,
+    BenchGoal,
     Report,
     add_curve,
     at_least,
@@ -53,8 +53,7 @@ from fleet_device.pacing.contract import FixedPacing, Pacing
 from fleet_device.pacing.goals import prices_of
 from fleet_device.power import joules_of
 from fleet_device.requests.generate import Generation
-from fleet_device.settings import Goal as PacingGoal
-from fleet_device.settings import Power
+from fleet_device.settings import Goal, Power
 from schemas.policy import Mode, SamplingPolicy
 from tests.support.recorded_drafter import RecordedText
 from tests.support.relay import Relay
@@ -76,8 +75,8 @@ PLANS: Final[Mapping[str, Callable[[], Pacing]]] = MappingProxyType(
     {
         EDGE_ONLY: edge_only_pacing,
         "auto": lambda: AdaptivePacing(edge_only=None),
-        "energy": lambda: AdaptivePacing(edge_only=None, prices=prices_of(PacingGoal.ENERGY, _POWER)),
-        "bytes": lambda: AdaptivePacing(edge_only=None, prices=prices_of(PacingGoal.BYTES, _POWER)),
+        "energy": lambda: AdaptivePacing(edge_only=None, prices=prices_of(Goal.ENERGY, _POWER)),
+        "bytes": lambda: AdaptivePacing(edge_only=None, prices=prices_of(Goal.BYTES, _POWER)),
         "2": lambda: FixedPacing(2),
         "4": lambda: FixedPacing(4),
         "2 ahead": lambda: FixedPacing(2, ahead=True),
@@ -146,7 +145,7 @@ def _compare(rows: Sequence[dict[str, Any]]) -> None:
         row["over_edge_only"] = median(pace / its for pace, its in zip(row["rounds"], base, strict=True))
 
 
-def _goal(row: Mapping[str, Any], options: argparse.Namespace) -> Goal | None:
+def _goal(row: Mapping[str, Any], options: argparse.Namespace) -> BenchGoal | None:
     if row["system"] != "auto":
         return None
     best = (row["acceptance"], row["token_ms"]) == (options.acceptance[0], options.token_ms[0])

@@ -15,7 +15,7 @@ from typing import Any, Final
 import numpy as np
 import psutil
 
-from benchmarks.harness import Bench, Goal, Report, at_least, at_most, cpu_s, number_of, say, table
+from benchmarks.harness import Bench, BenchGoal, Report, at_least, at_most, cpu_s, number_of, say, table
 from benchmarks.overhead.player import Echoed, Played, PlayedSession, Player, ReplayConnection, ReplayTally, play
 from fleet_common.logs import Event
 from schemas.policy import Mode
@@ -56,7 +56,7 @@ def run(bench: Bench) -> Report:
     return Report([*answers, *loads], _goals(answers, loads), wrong=wrong)
 
 
-def _goals(answers: Sequence[dict[str, Any]], loads: Sequence[dict[str, Any]]) -> list[Goal]:
+def _goals(answers: Sequence[dict[str, Any]], loads: Sequence[dict[str, Any]]) -> list[BenchGoal]:
     echo, *verdicts = answers
     goals = [at_most(f"verdict over echo, {v['answer']}", v["p50_ms"] / echo["p50_ms"], _ECHOES) for v in verdicts]
     return goals + [at_least(f"verdicts a second, {load['mode']}", load["verdicts_per_s"], _PER_S) for load in loads]

@@ -18,7 +18,7 @@ from fleet_edge.store.views import AlertView
 
 T = TypeVar("T")
 
-Link = Callable[[T], str]
+CellLink = Callable[[T], str]
 """Returns the address that a cell of a row leads to."""
 
 
@@ -35,7 +35,7 @@ def about(alert: AlertView) -> str:
     return "" if alert.subject == "database" else address("edges", alert.subject.partition(" ")[0])
 
 
-LINKS: Final[Mapping[str, Link[Any]]] = {
+LINKS: Final[Mapping[str, CellLink[Any]]] = {
     # With the device, because session ids are unique only per device.
     "session": lambda row: f"/sessions/{row.session}?{urlencode({'device': row.device or ''})}",
     "device": lambda row: address("devices", row.device),
@@ -71,7 +71,7 @@ class GridView(Generic[T]):
     sort: str
     page: int
     pages: int
-    links: Mapping[str, Link[T]]
+    links: Mapping[str, CellLink[T]]
 
     @property
     def fields(self) -> list[Column[T]]:
@@ -91,7 +91,9 @@ class GridView(Generic[T]):
 class Grid(Generic[T]):
     """A table: its columns, of which the first is always shown, its default sort, and the links of cells."""
 
-    def __init__(self, columns: Sequence[Column[T]], *, sort: str, links: Mapping[str, Link[T]] | None = None) -> None:
+    def __init__(
+        self, columns: Sequence[Column[T]], *, sort: str, links: Mapping[str, CellLink[T]] | None = None
+    ) -> None:
         self.columns = tuple(columns)
         self._links = links or {}
         self._by_key = {column.key: column for column in columns}

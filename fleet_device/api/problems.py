@@ -11,7 +11,6 @@ from fleet_device.errors import (
     DeviceError,
     EdgeUnavailable,
     InvalidRequest,
-    PromptTooLong,
     RequestQueueFull,
     SessionRefused,
     TextCancelled,
@@ -76,8 +75,6 @@ def problem_of(error: Exception, *, prompt: str = "prompt", grammar: str = "gram
             problem = error
         case SessionRefused():
             problem = _refused(error, {"prompt": prompt, "grammar": grammar})
-        case PromptTooLong():
-            problem = ApiProblem(400, str(error), code=_TOO_LONG, param=prompt)
         case RequestQueueFull():
             problem = _later(429, str(error), code="queue_full", seconds=error.retry_after_s)
         case EdgeUnavailable() | TextCancelled():

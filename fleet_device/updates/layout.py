@@ -42,7 +42,7 @@ INSTALLED_SHARE: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class UpdatePaths:
     programs: Path
     models: Path
 

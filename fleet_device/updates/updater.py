@@ -28,7 +28,7 @@ from fleet_device.updates.handoff import (
     UpdateState,
     WantedUpdate,
 )
-from fleet_device.updates.layout import INSTALLED_SHARE, PREFIX, Layout
+from fleet_device.updates.layout import INSTALLED_SHARE, PREFIX, UpdatePaths
 from fleet_device.updates.repository import (
     CHUNK_BYTES,
     ReleaseFile,
@@ -73,7 +73,7 @@ class Updater:
     def __init__(
         self,
         folder: UpdateFolder,
-        layout: Layout,
+        layout: UpdatePaths,
         repository: Repository,
         *,
         trial_s: float,

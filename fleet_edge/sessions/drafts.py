@@ -174,7 +174,7 @@ class DraftTiming:
 
 
 @dataclass(slots=True)
-class Rejection:
+class PendingCorrection:
     """A rejected draft token whose correction the device draws.
 
     Attributes:

@@ -17,14 +17,14 @@ from fleet_edge.errors import DraftFault, tokens_differ
 from fleet_edge.sessions.admission import SessionLimits
 from fleet_edge.sessions.drafts import (
     DraftResult,
+    PendingCorrection,
     ReceivedDraft,
-    Rejection,
     Rounds,
     WaitingDrafts,
     split_judgement,
 )
 from fleet_edge.sessions.grammars import MAX_FORCED, Constraint
-from fleet_edge.sessions.states import SessionEvent, SessionState, next_state
+from fleet_edge.sessions.states import EdgeSessionEvent, EdgeSessionState, next_state
 from fleet_edge.sessions.statistics import RecentAcceptance, TokenTimes
 from schemas.fields import MAX_TOKENS, EdgeLoad, TokenLogprobs
 from schemas.messages import Close, Draft, Open
@@ -130,13 +130,13 @@ class EdgeSession:
     token_logprobs: list[TokenLogprobs] = field(default_factory=list)
     recent: RecentAcceptance = field(default_factory=RecentAcceptance)
     times: TokenTimes = field(default_factory=TokenTimes)
-    state: SessionState = SessionState.DRAFTING
+    state: EdgeSessionState = EdgeSessionState.DRAFTING
     constraint: Constraint | None = None
     sent: int = 0
     progress_at: float = -math.inf  # when its device was last notified of the progress
     draft_model: str = ""
     reported_load: EdgeLoad | None = None
-    rejection: Rejection | None = None
+    rejection: PendingCorrection | None = None
     failure: DraftFault | None = None
     decode: DecodeRequest | None = None
     _epoch: int = 0
@@ -170,7 +170,7 @@ class EdgeSession:
 
     @property
     def finished(self) -> bool:
-        return self.state in (SessionState.FINISHED, SessionState.FAILED)
+        return self.state in (EdgeSessionState.FINISHED, EdgeSessionState.FAILED)
 
     @property
     def committed(self) -> int:
@@ -219,7 +219,7 @@ class EdgeSession:
             return self._admit_request(draft)
         self._check_place(draft)
         self._correct(draft.fix)
-        self._move(SessionEvent.DRAFT)
+        self._move(EdgeSessionEvent.DRAFT)
         self.decode = None
         self._waiting.add(arrived)
         return DraftReceipt()
@@ -239,9 +239,9 @@ class EdgeSession:
     @property
     def _next_draft(self) -> ReceivedDraft | None:
         """The draft at the committed position, or the next of edge-only decoding."""
-        if self.state is SessionState.DRAFTING:
+        if self.state is EdgeSessionState.DRAFTING:
             return self._waiting.at(self.committed)
-        if self.state is not SessionState.DECODING or self.decode is None or self.committed >= self.decode.until:
+        if self.state is not EdgeSessionState.DECODING or self.decode is None or self.committed >= self.decode.until:
             return None
         return self.decode.next_draft(self.policy.mode, base=self.committed, digest=self._digest)
 
@@ -292,7 +292,7 @@ class EdgeSession:
             if part.rejected:
                 self._reject(part)
             if part.finish is not Finish.NO:
-                self._move(SessionEvent.ENDED)
+                self._move(EdgeSessionEvent.ENDED)
         self.counters.forced += len(judgement.forced)
         return settled
 
@@ -329,7 +329,7 @@ class EdgeSession:
         counters.guessed_right += result.accepted
         counters.forced += sum(place < written for place in judgement.forced)
         if result.finish is not Finish.NO:
-            self._move(SessionEvent.ENDED)
+            self._move(EdgeSessionEvent.ENDED)
         return result
 
     def take_unsent(self, decode: DecodeRequest, *, at: float, most: int = MAX_TOKENS) -> tuple[int, ...]:
@@ -350,11 +350,11 @@ class EdgeSession:
         """Commit the device's last correction if no draft carried it, and end."""
         if message.fix is not None and self._may_follow(message.fix) and message.tokens == self.committed + 1:
             self._correct(message.fix)
-        self._move(SessionEvent.ENDED)
+        self._move(EdgeSessionEvent.ENDED)
 
     def fail(self, fault: DraftFault) -> None:
         self.failure = fault
-        self._move(SessionEvent.FAILED)
+        self._move(EdgeSessionEvent.FAILED)
 
     # Internal
 
@@ -389,7 +389,7 @@ class EdgeSession:
         if fix is None or rejection is None:
             return
         self.rejection = None
-        self._move(SessionEvent.CORRECTED)
+        self._move(EdgeSessionEvent.CORRECTED)
         self._extend((fix,))
         # The device's own correction: it already has these log-probabilities.
         self.token_logprobs.extend(rejection.logprobs)
@@ -422,7 +422,7 @@ class EdgeSession:
             self._correct(draft.fix)
         elif draft.base > self.committed or draft.digest != self._digest_at(draft.base):
             raise tokens_differ("The request for edge-only decoding starts from other tokens than the edge has.")
-        self._move(SessionEvent.DECODING_REQUESTED)
+        self._move(EdgeSessionEvent.DECODING_REQUESTED)
         self._waiting.void()
         until = min(draft.base + write, self.limits.max_new_tokens)
         self.sent = max(self.sent, draft.base)
@@ -442,12 +442,12 @@ class EdgeSession:
         self.tokens.extend(tokens)
         self._digest = extend_digest(self._digest, tokens)
 
-    def _move(self, event: SessionEvent) -> None:
+    def _move(self, event: EdgeSessionEvent) -> None:
         self.state = next_state(self.state, event)
 
     def _reject(self, part: DraftResult) -> None:
         self._epoch += 1
         self._waiting.void()
         if part.p is not None:  # otherwise the edge has drawn the correction
-            self._move(SessionEvent.REJECTED)
-            self.rejection = Rejection(part.p, part.logprobs[len(part.tokens) :])
+            self._move(EdgeSessionEvent.REJECTED)
+            self.rejection = PendingCorrection(part.p, part.logprobs[len(part.tokens) :])

@@ -21,7 +21,7 @@ from enum import Enum, auto
 from typing import Final
 
 
-class SessionState(Enum):
+class EdgeSessionState(Enum):
     """What a session does with drafts."""
 
     DRAFTING = auto()  # drafts are verified as they arrive
@@ -31,7 +31,7 @@ class SessionState(Enum):
     FAILED = auto()  # a fault answers all further drafts
 
 
-class SessionEvent(Enum):
+class EdgeSessionEvent(Enum):
     DRAFT = auto()  # a draft was admitted
     REJECTED = auto()  # the device has to draw the correction
     CORRECTED = auto()
@@ -40,25 +40,25 @@ class SessionEvent(Enum):
     FAILED = auto()
 
 
-_OVER: Final = (SessionState.FINISHED, SessionState.FAILED)
+_OVER: Final = (EdgeSessionState.FINISHED, EdgeSessionState.FAILED)
 
-TRANSITIONS: Final[dict[tuple[SessionState, SessionEvent], SessionState]] = {
-    (SessionState.DRAFTING, SessionEvent.DRAFT): SessionState.DRAFTING,
-    (SessionState.DECODING, SessionEvent.DRAFT): SessionState.DRAFTING,
-    (SessionState.CORRECTING, SessionEvent.DRAFT): SessionState.CORRECTING,
-    (SessionState.DRAFTING, SessionEvent.REJECTED): SessionState.CORRECTING,
-    (SessionState.CORRECTING, SessionEvent.CORRECTED): SessionState.DRAFTING,
-    (SessionState.DRAFTING, SessionEvent.DECODING_REQUESTED): SessionState.DECODING,
-    (SessionState.DECODING, SessionEvent.DECODING_REQUESTED): SessionState.DECODING,
-    **{(state, SessionEvent.ENDED): SessionState.FINISHED for state in SessionState},
-    **{(state, SessionEvent.FAILED): SessionState.FAILED for state in SessionState},
-    **{(state, SessionEvent.CORRECTED): state for state in _OVER},
-    **{(state, SessionEvent.DECODING_REQUESTED): state for state in _OVER},
-    (SessionState.FAILED, SessionEvent.ENDED): SessionState.FAILED,
+TRANSITIONS: Final[dict[tuple[EdgeSessionState, EdgeSessionEvent], EdgeSessionState]] = {
+    (EdgeSessionState.DRAFTING, EdgeSessionEvent.DRAFT): EdgeSessionState.DRAFTING,
+    (EdgeSessionState.DECODING, EdgeSessionEvent.DRAFT): EdgeSessionState.DRAFTING,
+    (EdgeSessionState.CORRECTING, EdgeSessionEvent.DRAFT): EdgeSessionState.CORRECTING,
+    (EdgeSessionState.DRAFTING, EdgeSessionEvent.REJECTED): EdgeSessionState.CORRECTING,
+    (EdgeSessionState.CORRECTING, EdgeSessionEvent.CORRECTED): EdgeSessionState.DRAFTING,
+    (EdgeSessionState.DRAFTING, EdgeSessionEvent.DECODING_REQUESTED): EdgeSessionState.DECODING,
+    (EdgeSessionState.DECODING, EdgeSessionEvent.DECODING_REQUESTED): EdgeSessionState.DECODING,
+    **{(state, EdgeSessionEvent.ENDED): EdgeSessionState.FINISHED for state in EdgeSessionState},
+    **{(state, EdgeSessionEvent.FAILED): EdgeSessionState.FAILED for state in EdgeSessionState},
+    **{(state, EdgeSessionEvent.CORRECTED): state for state in _OVER},
+    **{(state, EdgeSessionEvent.DECODING_REQUESTED): state for state in _OVER},
+    (EdgeSessionState.FAILED, EdgeSessionEvent.ENDED): EdgeSessionState.FAILED,
 }
 
 
-def next_state(state: SessionState, event: SessionEvent) -> SessionState:
+def next_state(state: EdgeSessionState, event: EdgeSessionEvent) -> EdgeSessionState:
     try:
         return TRANSITIONS[state, event]
     except KeyError:

@@ -5,7 +5,7 @@ import httpx2
 import pytest
 from openai import OpenAI
 
-from benchmarks.tools import Case, ToolAnswer, ask, judge, tool
+from benchmarks.tools import ToolAnswer, ToolCase, ask, judge, tool
 
 PLAY: dict[str, Any] = {
     "name": "music.play",
@@ -44,7 +44,7 @@ def answered(calls: list[dict[str, Any]], *, right: Any = RIGHT, finish: str = "
 
     http = httpx2.Client(transport=httpx2.MockTransport(serve))
     with OpenAI(base_url="http://device/v1", api_key="unused", http_client=http) as client:
-        case = Case("parallel", "parallel_0", [{"role": "user", "content": "Play."}], [PLAY], right)
+        case = ToolCase("parallel", "parallel_0", [{"role": "user", "content": "Play."}], [PLAY], right)
         return ask(client, case, check, tokens=10)
 
 

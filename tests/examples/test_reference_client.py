@@ -159,7 +159,7 @@ LATER = {"kind": "refused", "session": OURS["session"], "code": "over-quota", "s
 
 
 def asked(link: Any, topic: str, *replies: list[dict[str, Any]]) -> tuple[Any, int]:
-    asking = object.__new__(link.Link)
+    asking = object.__new__(link.ReferenceLink)
     asking.root, asking.ours, asking.heard = "dssd/v1/home/d/", dict(OURS), queue.Queue()
     asking.mqtt = AnsweringBroker(asking.heard, list(replies))
     return asking.ask(topic, [], OPENED, again_s=60.0), asking.mqtt.published
@@ -213,7 +213,7 @@ def test_a_fault_of_a_draft_is_no_verdict_on_it(link: Any) -> None:
     import reference_client  # noqa: PLC0415 - found by the fixture
 
     fault = {"kind": "fault", "handle": 7, "round": 0, "action": "resume", "code": "unknown", "sentence": "Open it."}
-    text = reference_client.Text(object.__new__(link.Link), {}, [1], 4)
+    text = reference_client.Text(object.__new__(link.ReferenceLink), {}, [1], 4)
     text.link.root, text.link.ours, text.link.heard = "dssd/v1/home/d/", dict(OURS), queue.Queue()
     text.link.mqtt = AnsweringBroker(text.link.heard, [[fault]])
     with pytest.raises(link.Resume):

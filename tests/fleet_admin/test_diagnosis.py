@@ -14,7 +14,7 @@ from fleet_admin.diagnosis import (
     conclude_device,
     conclude_edge,
 )
-from fleet_admin.token_time import Part, TokenTime, token_time
+from fleet_admin.token_time import TimePart, TokenTime, token_time
 from fleet_edge.store.records import DeviceCounters
 from fleet_edge.store.spent_time import SpentTime
 from fleet_edge.store.views import Tally
@@ -208,15 +208,15 @@ def test_the_parts_of_a_tokens_time_are_what_device_and_edge_have_counted() -> N
     parts = {part: TOKENS * ms for part, ms in time_of(SOUND).parts.items()}
     assert parts == pytest.approx(
         {
-            Part.DRAFTING: 5600.0,
-            Part.LINK: 2050.0,
-            Part.QUEUE: 1400.0,
-            Part.STEPS: 5600.0,
-            Part.PROMPT: 300.0,
-            Part.GRAMMAR: 0.0,
-            Part.SESSION: 50.0,
-            Part.QUOTA: 0.0,
-            Part.REST: 200.0,
+            TimePart.DRAFTING: 5600.0,
+            TimePart.LINK: 2050.0,
+            TimePart.QUEUE: 1400.0,
+            TimePart.STEPS: 5600.0,
+            TimePart.PROMPT: 300.0,
+            TimePart.GRAMMAR: 0.0,
+            TimePart.SESSION: 50.0,
+            TimePart.QUOTA: 0.0,
+            TimePart.REST: 200.0,
         }
     )
 
@@ -226,13 +226,13 @@ def test_a_device_that_drafts_ahead_waits_for_the_link_in_proportion() -> None:
     spent = SpentTime(replace(REPORTED, wait_ms=2050.0, wall_ms=8000.0), replace(COUNTED, duration_ms=7950.0))
     time = token_time(spent, round_trip_ms=300.0)
     assert time is not None
-    assert time.parts[Part.LINK] * TOKENS == pytest.approx(2000.0 * (42_000 - 7300) / 42_000)
-    assert time.parts[Part.STEPS] * TOKENS == pytest.approx(2000.0 * 5600 / 42_000)
+    assert time.parts[TimePart.LINK] * TOKENS == pytest.approx(2000.0 * (42_000 - 7300) / 42_000)
+    assert time.parts[TimePart.STEPS] * TOKENS == pytest.approx(2000.0 * 5600 / 42_000)
 
 
 def test_each_token_of_edge_only_decoding_counts_a_step_though_its_pieces_have_several() -> None:
     time = time_of(edge_only())
-    assert time.parts[Part.STEPS] * TOKENS == pytest.approx(TOKENS * 40.0)
+    assert time.parts[TimePart.STEPS] * TOKENS == pytest.approx(TOKENS * 40.0)
     assert time.step_ms == 40.0
 
 

@@ -34,7 +34,7 @@ from fleet_device.service import DeviceService
 from fleet_device.settings import DeviceSettings
 from fleet_device.steering.remote_settings import SteeredSettings, load_steered
 from fleet_device.updates.handoff import STATE, UpdateFolder, UpdateState
-from fleet_device.updates.layout import Layout
+from fleet_device.updates.layout import UpdatePaths
 from fleet_edge.settings import EdgeSettings
 from fleet_edge.store.database import open_store
 from schemas.control import encode_json
@@ -152,7 +152,7 @@ class Site:
         (self.folder / "programs" / "current").symlink_to(f"releases/{FIRST}")
         self.tls = self.fleet.enrol(self.name)
         self.exchange = UpdateFolder(self.folder / "updates")
-        self.layout = Layout(self.folder / "programs", self.folder / "models")
+        self.layout = UpdatePaths(self.folder / "programs", self.folder / "models")
 
     @property
     def state(self) -> UpdateState | None:

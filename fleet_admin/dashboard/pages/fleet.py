@@ -14,7 +14,7 @@ from fleet_admin.dashboard.acts import ACTS, MOST_DEVICES, act_of
 from fleet_admin.dashboard.charts import RANGES, Timeline, sparkline
 from fleet_admin.dashboard.errors import Problem
 from fleet_admin.dashboard.gate import Values, parse_values
-from fleet_admin.dashboard.grid import Grid, GridView, Link, about, address
+from fleet_admin.dashboard.grid import CellLink, Grid, GridView, about, address
 from fleet_admin.dashboard.rendering import csv_response
 from fleet_admin.dashboard.settings import AccountRole
 from fleet_admin.dashboard.visit import Page, Visit, action
@@ -199,7 +199,7 @@ def _acts(visit: Visit) -> dict[str, Any]:
     return {"acts": [each for each in ACTS if not (each.live and absence)], "absence": absence}
 
 
-_DEVICE_LINKS: Final[dict[str, Link[DeviceView]]] = {
+_DEVICE_LINKS: Final[dict[str, CellLink[DeviceView]]] = {
     "device": lambda row: address("devices", row.device),
     "edge": lambda row: address("edges", row.last_edge or ""),
 }

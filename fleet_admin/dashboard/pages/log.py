@@ -9,7 +9,7 @@ from starlette.responses import Response
 from fleet_admin.columns import Column
 from fleet_admin.dashboard.charts import RANGES, Timeline, range_of
 from fleet_admin.dashboard.errors import Problem
-from fleet_admin.dashboard.grid import Grid, Link, about, address
+from fleet_admin.dashboard.grid import CellLink, Grid, about, address
 from fleet_admin.dashboard.rendering import csv_response
 from fleet_admin.dashboard.visit import Page, Visit
 from fleet_admin.reports import (
@@ -39,7 +39,7 @@ _NAMES: Final[Mapping[str, Callable[[UsageView], str]]] = {
     "edge": lambda row: row.edge or "",
     "target": lambda row: row.target_id or "",
 }
-_LINKS: Final[Mapping[str, dict[str, Link[UsageView]]]] = {
+_LINKS: Final[Mapping[str, dict[str, CellLink[UsageView]]]] = {
     "device": {"name": lambda row: address("devices", row.device or "")},
     "edge": {"name": lambda row: address("edges", row.edge or "")},
 }

@@ -71,7 +71,7 @@ call costs as much as some hundred tokens of attention."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Part:
+class SequenceSpan:
     """One sequence's part of a step: `count` tokens after `start` computed ones."""
 
     slot: Slot
@@ -151,7 +151,7 @@ class Layout:
     groups: tuple[Group, ...]
 
 
-def lay_out(parts: Sequence[Part], indices: Indices) -> Layout:
+def lay_out(parts: Sequence[SequenceSpan], indices: Indices) -> Layout:
     """Lay out a step of distinct sequences; usable once `indices` have been sent."""
     slabs: dict[int, list[int]] = {}
     for index, part in enumerate(parts):
@@ -174,7 +174,7 @@ def lay_out(parts: Sequence[Part], indices: Indices) -> Layout:
     return Layout(tuple(order), tuple(starts), row, tuple(writes), tuple(groups))
 
 
-def _runs(parts: Sequence[Part], members: Sequence[int]) -> Iterator[list[int]]:
+def _runs(parts: Sequence[SequenceSpan], members: Sequence[int]) -> Iterator[list[int]]:
     run: list[int] = []
     for index in sorted(members, key=lambda index: parts[index].slot.index):
         part = parts[index]
@@ -191,7 +191,7 @@ def _runs(parts: Sequence[Part], members: Sequence[int]) -> Iterator[list[int]]:
         yield run
 
 
-def _write(parts: Sequence[Part], *, begin: int, end: int, indices: Indices) -> Write:
+def _write(parts: Sequence[SequenceSpan], *, begin: int, end: int, indices: Indices) -> Write:
     slab = parts[0].slot.slab
     slots: list[int] = []
     places: list[int] = []
@@ -201,7 +201,7 @@ def _write(parts: Sequence[Part], *, begin: int, end: int, indices: Indices) -> 
     return Write(slab, begin, end, indices.add(slots), indices.add(places))
 
 
-def _group(parts: Sequence[Part], *, begin: int, indices: Indices) -> Group:
+def _group(parts: Sequence[SequenceSpan], *, begin: int, indices: Indices) -> Group:
     slab, first = parts[0].slot.slab, parts[0].slot.index
     sequences = parts[-1].slot.index - first + 1
     width = max(part.count for part in parts)

@@ -16,7 +16,7 @@ from fleet_common.grammar.tokenizer import GrammarTokenizer
 from fleet_edge.verifiers.contract import CapacityExceeded, Item, TableVerifier, TargetInfo, VerifierError
 from fleet_edge.verifiers.packed.attention import PackedStep, inspect_model, run_trial, running
 from fleet_edge.verifiers.packed.kv import KVStore, SlabMemory, servable_context, tokens_to_serve
-from fleet_edge.verifiers.packed.layout import Indices, Part, lay_out
+from fleet_edge.verifiers.packed.layout import Indices, SequenceSpan, lay_out
 from fleet_edge.verifiers.packed.target import Target
 from fleet_edge.verifiers.tokens import grammar_tokenizer
 
@@ -101,7 +101,7 @@ class PackedVerifier(TableVerifier):
             raise _no_memory() from error
         # Slots move while others are reserved, so they are looked up when all are.
         parts = [
-            Part(self._store.slot(item.sequence), self._table.computed(item.sequence), len(item.tokens))
+            SequenceSpan(self._store.slot(item.sequence), self._table.computed(item.sequence), len(item.tokens))
             for item in items
         ]
         indices = Indices(self._device)

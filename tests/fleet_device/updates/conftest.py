@@ -17,7 +17,7 @@ from fleet_common.identity.authority import Authority
 from fleet_common.mqtt.settings import TlsSettings
 from fleet_device.updates import repository
 from fleet_device.updates.handoff import TESTED, WANTED, TrialResult, UpdateFolder, UpdateState, WantedUpdate
-from fleet_device.updates.layout import Layout
+from fleet_device.updates.layout import UpdatePaths
 from fleet_device.updates.repository import Repository
 from fleet_device.updates.updater import Updater
 from tests.support.static_server import StaticServer, static_server
@@ -103,8 +103,8 @@ class Gateway:
         return self.folder / "updates"
 
     @property
-    def layout(self) -> Layout:
-        return Layout(self.folder / "programs", self.folder / "models")
+    def layout(self) -> UpdatePaths:
+        return UpdatePaths(self.folder / "programs", self.folder / "models")
 
     @property
     def exchange(self) -> UpdateFolder:

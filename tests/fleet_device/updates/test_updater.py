@@ -12,7 +12,7 @@ import pytest
 from fleet_device.drafters.model_file import locate_model
 from fleet_device.updates import layout
 from fleet_device.updates.handoff import STATE, UpdateFolder, UpdateState
-from fleet_device.updates.layout import Layout
+from fleet_device.updates.layout import UpdatePaths
 from fleet_device.updates.repository import CHUNK_BYTES, ReleaseFile, Repository
 from fleet_device.updates.updater import service_restarts
 from schemas.control import UpdateStage
@@ -161,7 +161,12 @@ def test_wherever_the_power_is_cut_the_update_ends_as_it_would_have(
 
         return run
 
-    for owner, name in ((UpdateFolder, "write"), (Layout, "_link"), (Layout, "prepare"), (Repository, "fetch")):
+    for owner, name in (
+        (UpdateFolder, "write"),
+        (UpdatePaths, "_link"),
+        (UpdatePaths, "prepare"),
+        (Repository, "fetch"),
+    ):
         monkeypatch.setattr(owner, name, cut(getattr(owner, name)))
     gateway.serve = serve
     previous, number, cut_at, uncut = FIRST, 0, 0, False
@@ -264,7 +269,7 @@ def test_no_space_is_reported_before_anything_is_fetched(gateway: Gateway, monke
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS])
-@pytest.mark.parametrize(("owner", "name"), [(Repository, "release"), (Repository, "fetch"), (Layout, "prepare")])
+@pytest.mark.parametrize(("owner", "name"), [(Repository, "release"), (Repository, "fetch"), (UpdatePaths, "prepare")])
 def test_a_release_that_cannot_be_stored_now_is_tried_again(
     gateway: Gateway, monkeypatch: pytest.MonkeyPatch, owner: type, name: str, number: int
 ) -> None:

@@ -7,7 +7,7 @@ from fleet_edge.errors import DraftFault
 from fleet_edge.sessions.admission import SessionLimits
 from fleet_edge.sessions.drafts import DraftResult, DraftTiming, ReceivedDraft
 from fleet_edge.sessions.machine import DraftReceipt, EdgeSession
-from fleet_edge.sessions.states import SessionState
+from fleet_edge.sessions.states import EdgeSessionState
 from schemas.messages import Draft
 from schemas.policy import Mode, SamplingPolicy
 from schemas.reasons import Action, FaultCode, Finish
@@ -74,9 +74,9 @@ def test_a_rejection_waits_for_its_correction() -> None:
 def test_a_draft_that_overtakes_the_correction_waits_for_it() -> None:
     session = after_rejection()
     admitted(session, draft((8,), text=(4, 6, 7), round_=2, epoch=1))
-    assert (session.state, session.ready) == (SessionState.CORRECTING, None)
+    assert (session.state, session.ready) == (EdgeSessionState.CORRECTING, None)
     admitted(session, draft((7,), text=(4, 6), fix=6, round_=1, epoch=1, more=True))
-    assert session.state is SessionState.DRAFTING
+    assert session.state is EdgeSessionState.DRAFTING
     assert [each.draft.round for each in session.chain(100)] == [1, 2]
 
 

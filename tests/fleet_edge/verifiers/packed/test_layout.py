@@ -4,14 +4,14 @@ import pytest
 import torch
 
 from fleet_edge.verifiers.packed.kv import Slab, Slot
-from fleet_edge.verifiers.packed.layout import FEW_ROWS, Indices, Layout, Part, lay_out
+from fleet_edge.verifiers.packed.layout import FEW_ROWS, Indices, Layout, SequenceSpan, lay_out
 
 
 def _slab(capacity: int = 64) -> Slab:
     return Slab(keys=[], values=[], slots=32, capacity=capacity)
 
 
-def _lay_out(parts: Sequence[Part]) -> Layout:
+def _lay_out(parts: Sequence[SequenceSpan]) -> Layout:
     indices = Indices(torch.device("cpu"))
     layout = lay_out(parts, indices)
     indices.send()
@@ -25,7 +25,7 @@ def _lay_out(parts: Sequence[Part]) -> Layout:
 
 def test_neighbours_with_few_rows_share_a_call_without_an_index() -> None:
     slab = _slab()
-    layout = _lay_out([Part(Slot(slab, index), 10 + index, 5) for index in (2, 0, 1)])
+    layout = _lay_out([SequenceSpan(Slot(slab, index), 10 + index, 5) for index in (2, 0, 1)])
     (group,) = layout.groups
     assert (group.first, group.sequences, group.width) == (0, 3, 5)
     assert group.gather is None
@@ -35,7 +35,7 @@ def test_neighbours_with_few_rows_share_a_call_without_an_index() -> None:
 
 def test_ragged_neighbours_are_padded_to_the_widest() -> None:
     slab = _slab()
-    layout = _lay_out([Part(Slot(slab, 0), 7, 1), Part(Slot(slab, 1), 3, 3)])
+    layout = _lay_out([SequenceSpan(Slot(slab, 0), 7, 1), SequenceSpan(Slot(slab, 1), 3, 3)])
     (group,) = layout.groups
     assert group.scatter.tensor.tolist() == [0, 3, 4, 5]
     assert group.positions.tensor.tolist() == [7, 7, 7, 3, 4, 5]
@@ -45,17 +45,17 @@ def test_ragged_neighbours_are_padded_to_the_widest() -> None:
 @pytest.mark.parametrize(("capacity", "calls"), [(64, 1), (256, 1), (384, 2), (1024, 2)])
 def test_idle_slots_between_are_computed_along_while_that_is_cheaper(capacity: int, calls: int) -> None:
     slab = _slab(capacity)
-    layout = _lay_out([Part(Slot(slab, 0), 7, 2), Part(Slot(slab, 3), 3, 2)])
+    layout = _lay_out([SequenceSpan(Slot(slab, 0), 7, 2), SequenceSpan(Slot(slab, 3), 3, 2)])
     assert len(layout.groups) == calls
 
 
 def test_a_prefill_is_a_call_of_its_own_and_slabs_do_not_mix() -> None:
     one, other = _slab(), _slab()
     parts = [
-        Part(Slot(one, 0), 0, FEW_ROWS + 1),
-        Part(Slot(one, 1), 5, 2),
-        Part(Slot(one, 2), 5, 2),
-        Part(Slot(other, 0), 5, 2),
+        SequenceSpan(Slot(one, 0), 0, FEW_ROWS + 1),
+        SequenceSpan(Slot(one, 1), 5, 2),
+        SequenceSpan(Slot(one, 2), 5, 2),
+        SequenceSpan(Slot(other, 0), 5, 2),
     ]
     layout = _lay_out(parts)
     assert sorted(group.width for group in layout.groups) == [2, 2, FEW_ROWS + 1]
