@@ -29,7 +29,7 @@ def roles_of(broker: Broker, user: str) -> frozenset[ClientRole]:
 
 
 def may_publish(broker: Broker, user: str, topic: str) -> bool:
-    """Whether the broker accepts a message of `user` to `topic`."""
+    """The right of `user` to publish to `topic`."""
     if topic.partition("/")[0] == HOME_ASSISTANT:
         return topic in _shown_to_home_assistant(broker, user, topic)
     address = _address(broker, topic)
@@ -43,7 +43,7 @@ def may_publish(broker: Broker, user: str, topic: str) -> bool:
 
 
 def may_receive(broker: Broker, user: str, topic: str) -> bool:
-    """Whether the broker delivers messages to `topic` to `user`, whatever the subscription."""
+    """The right of `user` to receive from `topic`, whatever the subscription."""
     if topic.partition("/")[0] == HOME_ASSISTANT:
         return user == broker.home_assistant and user not in broker.banned
     roles = roles_of(broker, user)
@@ -71,14 +71,14 @@ def _shown_to_home_assistant(broker: Broker, user: str, topic: str) -> frozenset
 
 
 def _may_clear(broker: Broker, user: str, address: TopicAddress) -> bool:
-    """Whether the user is the janitor and the topic is one that devices write and nothing should retain."""
+    """The janitor clears topics that devices write and where nothing should be retained."""
     if user != broker.janitor or user in broker.banned:
         return False
     return address.rule.writers == {ClientRole.DEVICE} and not address.rule.retained
 
 
 def _own(role: ClientRole, user: str, address: TopicAddress) -> bool:
-    """Whether a topic that concerns a role concerns this user in it."""
+    """A topic that names a device or an edge concerns that one alone."""
     match role:
         case ClientRole.DEVICE:
             return address.device == user

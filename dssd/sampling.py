@@ -128,7 +128,7 @@ def _contenders(dist: Dist, seed: int, position: int) -> Ids:
 
 
 def accepts(p: float, count: int, uniform: float) -> bool:
-    """Return whether the edge accepts a draft token, drawn with probability count / 65,536."""
+    """Accept a draft token, drawn with probability count / 65,536, with probability min(1, p / q)."""
     return uniform * (count / TOTAL) < p
 
 

@@ -100,7 +100,7 @@ def logprobs_of_token(logits: NDArray[Any], token: int, *, most: int) -> TokenLo
 
 
 def logprobs_of_rejection(logits: NDArray[Any], p: Dist, *, policy: SamplingPolicy, most: int) -> TokenLogprobs:
-    """Return what a device needs to compute the log-probability of its correction."""
+    """Return the offset from which a device computes the log-probability of its correction."""
     ids, values, shift = _likeliest(logits, most)
     place = int(np.argmax(p.probs))  # float32 is most accurate where p is largest
     own = float(logits[p.ids[place]]) - shift

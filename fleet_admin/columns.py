@@ -50,7 +50,7 @@ class Column(Generic[T]):
 
     @property
     def numeric(self) -> bool:
-        """Return whether values are aligned right and filtered by size."""
+        """Numbers are aligned right and filtered by size."""
         return self.kind in _NUMBERS
 
 

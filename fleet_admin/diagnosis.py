@@ -117,7 +117,7 @@ class PeriodFigures:
         return _median(map(figure, self.others))
 
     def exceeds(self, figure: Callable[[TokenTime], float | None], others: Sequence[TokenTime] | None = None) -> bool:
-        """Whether a figure is clearly longer than usual on a machine that is slower as a whole."""
+        """Allow for a machine that is slower as a whole: then its every figure is longer than usual."""
         usual_ms = self.usual(figure) if others is None else _median(map(figure, others))
         total_ms = self.usual(attrgetter("total_ms"))
         own_ms = figure(self.own)
@@ -134,7 +134,7 @@ class PeriodFigures:
 
     @property
     def recomputes(self) -> bool:
-        """Whether what an edge has computed of a session is evicted for others."""
+        """Keys and values of sessions are evicted for others, and computed again."""
         return (self.kv_usage or 0.0) >= _FULL_KV
 
 
@@ -188,7 +188,7 @@ def _committed(acceptance: float, draft_tokens: float) -> float:
 
 
 def _similar(one: float | None, other: float | None) -> bool:
-    """Whether two numbers of sessions per step are similar, so that the steps can be compared."""
+    """Steps with about as many sessions can be compared."""
     return 1.0 / _LONGER <= (one or 1.0) / (other or 1.0) <= _LONGER
 
 
@@ -368,12 +368,12 @@ _EDGE_RULES: Final = (_one_device, _kv_memory)
 
 
 def conclude_device(facts: DeviceFacts) -> list[Conclusion]:
-    """Return what makes a device slow, the largest share first; nothing for a device that is as usual."""
+    """Return the causes of a device's slowness, the largest share first; none for a device that is as usual."""
     return _ordered([*(rule(facts) for rule in _ALL_RULES), *(rule(facts) for rule in _DEVICE_RULES)])
 
 
 def conclude_edge(facts: EdgeFacts) -> list[Conclusion]:
-    """Return what makes the sessions of an edge slow; otherwise as `conclude_device`."""
+    """Return the causes of slow sessions of an edge, like `conclude_device`."""
     return _ordered([*(rule(facts) for rule in _ALL_RULES), *(rule(facts) for rule in _EDGE_RULES)])
 
 

@@ -188,7 +188,7 @@ COMPARED: "Final[list[Column[tuple[str, str, str]]]]" = [
 
 
 def compared(session: "SessionView") -> list[tuple[str, str, str]]:
-    """Return what edge and device counted of a session, as rows of `COMPARED`."""
+    """Compare the counters of edge and device for a session, as rows of `COMPARED`."""
     edge = session.counted
     rows: list[tuple[str, object, object, Kind]] = [
         ("tokens", edge.tokens, session.device_tokens, "count"),

@@ -49,7 +49,7 @@ _MEANINGS: Final[Mapping[TokenOrigin, str]] = {
 
 
 def wants_colours(stream: TextIO, environment: Mapping[str, str] = os.environ) -> bool:
-    """Return whether to use colours: on a terminal that has them, unless NO_COLOR is set."""
+    """Use colours on a terminal that has them, unless NO_COLOR is set."""
     return stream.isatty() and not environment.get("NO_COLOR") and environment.get("TERM") != "dumb"
 
 

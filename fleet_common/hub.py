@@ -34,7 +34,7 @@ def is_cached(repository: str, file: str) -> bool:
 
 
 def is_reachable(*, connect: Connect | None = None, wait_s: float = _WAIT_S) -> bool:
-    """Return whether the hub, or the proxy to it, accepts connections.
+    """Try to connect to the hub, or to the proxy to it.
 
     `connect` opens and closes a connection, or raises OSError. `wait_s` includes name resolution, for which the system
     has no limit.

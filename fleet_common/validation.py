@@ -48,7 +48,7 @@ _SENTENCES: Final[Mapping[str, str]] = {
 
 
 def plain_sentence(error: ErrorDetails) -> str:
-    """Return what is wrong, without a full stop, for readers who do not know pydantic."""
+    """Describe the first error, without a full stop, for readers who do not know pydantic."""
     kind = error["type"]
     if kind == "value_error":  # a check of our own, which has its own sentence
         return error["msg"].removeprefix("Value error, ").rstrip(".")

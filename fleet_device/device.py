@@ -261,7 +261,7 @@ class Device(_AnyDevice):
         return self._count(prompt, raw=raw)
 
     def wait_for_edge(self, timeout_s: float) -> bool:
-        """Return whether an edge of the fleet is online; wait for one at most `timeout_s` seconds."""
+        """Wait at most `timeout_s` seconds for an edge of the fleet to be online; False if none is."""
         return self._require_open().service.edges.wait_online(timeout_s)
 
     def __enter__(self) -> Self:
@@ -307,7 +307,7 @@ class AsyncDevice(_AnyDevice):
         return await asyncio.to_thread(self._count, prompt, raw=raw)
 
     async def wait_for_edge(self, timeout_s: float) -> bool:
-        """Return whether an edge of the fleet is online; wait for one at most `timeout_s` seconds."""
+        """Wait at most `timeout_s` seconds for an edge of the fleet to be online; False if none is."""
         return await asyncio.to_thread(self._require_open().service.edges.wait_online, timeout_s)
 
     async def __aenter__(self) -> Self:

@@ -130,7 +130,7 @@ class Gateway:
 
     @property
     def reloads(self) -> bool:
-        """Whether the gateway has ended in order to start again, and was not asked to stop since."""
+        """The gateway has ended in order to start again, and was not asked to stop since."""
         with contextlib.suppress(queue.Empty):
             while True:
                 self._noted(self._asked.get_nowait())

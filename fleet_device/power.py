@@ -88,7 +88,7 @@ def causes(root: Path = SYSFS) -> Iterator[str]:
 
 
 def _slowed(root: Path) -> bool:
-    """Return whether no core runs at its full frequency, or that is not shown."""
+    """A processor is slowed down if no core runs at its full frequency; unknown counts as slow."""
     shares = []
     for path in root.glob(_FREQUENCIES):
         now, full = _number(path), _number(path.with_name("cpuinfo_max_freq"))

@@ -328,7 +328,7 @@ class DeviceSettings(Settings):
         return None if folder is None else folder / f"{self.fleet}.{self.device}{ending}"
 
     def outages(self) -> Outages:
-        """Return what a request does when no edge answers."""
+        """Combine the settings of requests that no edge answers."""
         return Outages(policy=self.offline, after_s=self.offline_s, answer_s=self.answer_s)
 
     def policy(self) -> SamplingPolicy:

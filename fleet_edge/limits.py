@@ -45,7 +45,7 @@ class LabelSettings(Quotas):
     devices: Annotated[tuple[str, ...], Field(min_length=1)]
 
     def concerns(self, device: str) -> bool:
-        """Whether a device has the label: `devices` lists its name, or a pattern that matches (`press-*`)."""
+        """A device has the label if `devices` lists its name, or a pattern that matches (`press-*`)."""
         return any(fnmatch.fnmatchcase(device, pattern) for pattern in self.devices)
 
 
@@ -128,7 +128,7 @@ class Strikes:
         self.level, self.last_s, self.until = level, last_s, now - since_s
 
     def slowed(self, now: float) -> bool:
-        """Whether the device has half of the strikes for a quarantine."""
+        """The device has half of the strikes for a quarantine."""
         return self._left.wait_s(_SLOWED * self.settings.strikes, now) > 0.0
 
     def _forget(self, now: float) -> None:
@@ -228,7 +228,7 @@ class Standing:
         self.strikes = Strikes(self.quarantine, now)
 
     def kept(self, now: float) -> KeptStanding | None:
-        """Return what must survive a restart; None if there is nothing."""
+        """Return the state that must survive a restart; None if there is none."""
         used = {name: bucket.used(now) for name, bucket in self._buckets().items()}
         strikes, since_s = self.strikes.used(now), now - self.strikes.until
         forgiven = self.strikes.level == 0 or since_s > FORGIVEN * self.strikes.last_s

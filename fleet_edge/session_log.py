@@ -225,7 +225,7 @@ class SessionLog(Closing):
         who: str | None = None,
         limit: int = 100,
     ) -> list[EventView]:
-        """Return what happened, the latest first; arguments left out admit all.
+        """Return events, the latest first; arguments left out admit all.
 
         Args:
             since: Lasted until this time or later.
@@ -414,7 +414,7 @@ class SessionLog(Closing):
     def latencies_over_time(
         self, grain: str, *, since: Time | None = None, until: Time | None = None, edge: str | None = None
     ) -> dict[datetime, dict[str, Distribution]]:
-        """Return what `latencies` does by time, and by the measures that there are; `grain` as for `usage`."""
+        """Return `latencies` over time, by the measures that there are; `grain` as for `usage`."""
         found = self._latencies(since, until, edge, _known(Grain, grain))
         return {
             start: {measure.value: own for measure, own in measured.items()}

@@ -81,7 +81,7 @@ class EdgeLoad(BaseModel):
     free: Annotated[int, Field(ge=0, le=MAX_DRAFT, strict=True)] = 0
 
     def differs(self, sent: "EdgeLoad") -> bool:
-        """Whether the load differs enough from the one last sent to send it again."""
+        """Compare with the load last sent; small changes are not worth a message's bytes."""
         if (self.texts == 1) is not (sent.texts == 1):
             return True
         if abs(self.texts - sent.texts) > _CHANGED_TEXTS * max(self.texts, sent.texts):

@@ -47,7 +47,7 @@ def probe_name(edge: str) -> str:
 
 
 def is_probe(device: str) -> bool:
-    """Return whether a name is one of self-tests, which are no devices of the fleet."""
+    """Self-tests have reserved names: they are no devices of the fleet."""
     return device.startswith(_PROBE)
 
 

@@ -109,10 +109,10 @@ class SamplingPolicy(BaseModel):
 
     @property
     def greedy(self) -> bool:
-        """Whether every distribution is a point mass."""
+        """Every distribution is a point mass."""
         return self.temperature == 0.0
 
     @property
     def repeats(self) -> bool:
-        """Whether the same seed gives the same text, however it is drafted."""
+        """The same seed gives the same output, however it is drafted."""
         return self.mode is Mode.COUPLED or self.greedy

@@ -84,7 +84,7 @@ class Passwords:
             return self._hasher.hash(password)
 
     def check(self, password: str, known: str | None) -> bool:
-        """Return whether a password matches a hash; takes the same time without a hash."""
+        """Compare a password with a hash; takes the same time without a hash."""
         try:
             with self._places:
                 self._hasher.verify(known or self._nobody, password[: _MOST_PASSWORD + 1])

@@ -44,7 +44,7 @@ class Origin:
     host: str
 
     def named(self, allowed: frozenset[str]) -> bool:
-        """Return whether the request was sent to one of our names, against DNS rebinding."""
+        """A request to another name than ours is DNS rebinding."""
         host = self.host.lower()
         name, colon, port = host.rpartition(":")
         name = name if colon and port.isascii() and port.isdigit() else host

@@ -139,7 +139,7 @@ class Grid(Generic[T]):
 
 
 def matches(column: Column[T], row: T, text: str) -> bool:
-    """Return whether a row's value matches a filter; raises `Problem` for an invalid number.
+    """Compare a row's value with a filter; raises `Problem` for an invalid number.
 
     Numbers: `5`, `>5`, `<=0.5`, `3..5`, shares in percent. Strings: a part, or `=` before the whole. `!` negates
     either, and `-` matches no value.

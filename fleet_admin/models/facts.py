@@ -290,7 +290,7 @@ def _number_format(header: GgufHeader) -> str:
 
 
 def layers_of(header: GgufHeader, path: Path) -> tuple[KvShape, ...]:
-    """Return what each layer stores per token; raises `ModelUnreadable` if the header does not say."""
+    """Return the keys and values of each layer; raises `ModelUnreadable` if the header does not say."""
     count = header.number("block_count") - header.number("nextn_predict_layers")
     heads = _by_layer(header, "attention.head_count", count)
     width = header.number("embedding_length")

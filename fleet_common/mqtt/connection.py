@@ -86,7 +86,7 @@ MAX_POLL_S: Final = 1.0  # keepalive is checked at least this often
 
 
 def wait(sock: Any, waker: Waker, *, reading: bool, writing: bool, timeout_s: float) -> tuple[bool, bool]:  # noqa: ANN401
-    """Return whether the socket is readable and whether it is writable; `waker` ends the wait and is cleared.
+    """Wait until the socket is readable or writable, and return both; `waker` ends the wait and is cleared.
 
     Unlike `select`, `poll` accepts descriptors above 1023.
     """
@@ -103,7 +103,7 @@ def wait(sock: Any, waker: Waker, *, reading: bool, writing: bool, timeout_s: fl
 
 
 def has_arrived(sock: Any) -> bool:  # noqa: ANN401 - paho's
-    """Return whether all written bytes have reached the other machine; True where the system does not know."""
+    """Ask the kernel for unacknowledged bytes; True, none, where the system does not know."""
     try:
         (left,) = struct.unpack("i", fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, b"\0" * 4))
     except OSError:
@@ -360,7 +360,7 @@ class Connection:
 
     @property
     def clogged(self) -> bool:
-        """Whether sent data waits for the network, and more would have to wait as well."""
+        """Sent data waits for the network, and more would have to wait as well."""
         return self._live_socket().clogged
 
     def _new_identifier(self) -> int:
@@ -427,7 +427,7 @@ class Connection:
 
     @property
     def delivered(self) -> bool:
-        """Whether all sent data has reached the broker's machine, and no answer can be behind what it sends now."""
+        """All sent data has reached the broker's machine, and no answer can be behind what it sends now."""
         sock = self._client.socket()
         if not isinstance(sock, ScreenedSocket):
             return True

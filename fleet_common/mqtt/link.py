@@ -259,7 +259,7 @@ def split_share(topic_filter: str) -> tuple[str | None, str]:
 
 
 def matches(topic_filter: str, topic: str) -> bool:
-    """Whether a message to `topic` matches `topic_filter`; a `$share` prefix is ignored."""
+    """Match a topic and a filter; a `$share` prefix is ignored."""
     return _matches(split_share(topic_filter)[1].split("/"), topic.split("/"), topic)
 
 

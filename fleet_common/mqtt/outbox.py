@@ -73,7 +73,7 @@ class Outgoing:
 
     @property
     def indispensable(self) -> bool:
-        """Whether it must not be dropped to make room: retained QoS 1, where the last message counts."""
+        """Retained QoS 1 is not dropped to make room: the last message counts."""
         return self.retain and self.qos > 0
 
     def expired(self, now: float) -> bool:
@@ -254,7 +254,7 @@ class Outbox:
         return len(self) < self._max_messages and self._bytes + message.packet_bytes <= self._max_bytes
 
     def _would_fit(self, message: Outgoing) -> bool:
-        """Return whether it would fit if everything droppable were dropped."""
+        """There is room once everything droppable is dropped."""
         left, bytes_left = len(self) - self._droppable, self._bytes - self._droppable_bytes
         return left < self._max_messages and bytes_left + message.packet_bytes <= self._max_bytes
 

@@ -334,7 +334,7 @@ class ChoiceEvents:
             yield event(problem_of(error).body())
 
     def comment_or(self, current: Piece | Delayed | None, piece: Callable[[Piece], list[bytes]]) -> list[bytes]:
-        """Return what to send for an event; `piece` formats a piece."""
+        """Encode an event for the stream; `piece` formats a piece."""
         match current:
             case Piece():
                 return piece(current)

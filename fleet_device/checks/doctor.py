@@ -297,7 +297,7 @@ def check_vocabulary(ours: str, edges: Sequence[EdgeState | _Edge], *, drafter: 
 
 
 def check_service(running: RunningDevice, settings: DeviceSettings) -> str:
-    """Return what a device of this name that runs says of itself; raise EdgeUnavailable if it can serve no request."""
+    """Return the state of a running device of this name; raise EdgeUnavailable if it can serve no request."""
     if running.reason is not None:
         raise EdgeUnavailable(running.reason)
     drafter, edges = running.drafter, ", ".join(f"{each.edge} with {each.target}" for each in running.online)

@@ -71,7 +71,7 @@ class EdgePresences:
         )
 
     def wait_online(self, timeout_s: float, *, edge: str | None = None) -> bool:
-        """Return whether an edge is online, or the named one; wait for it at most `timeout_s`."""
+        """Wait at most `timeout_s` for an edge, or the named one, to be online."""
 
         def there() -> bool:
             states = self._states.values() if edge is None else filter(None, (self._states.get(edge),))

@@ -90,7 +90,7 @@ _TAIL: Final = 64
 
 
 def is_worth_keeping(computed: int, common: int) -> bool:
-    """Whether a sequence of `computed` tokens, `common` of them in common with a new one, is worth keeping."""
+    """Keep a sequence that has more beyond the tokens in common with a new one than is cheap to compute again."""
     behind = computed - common
     return behind > _TAIL or (behind >= LEAST_KEPT and behind > common)
 

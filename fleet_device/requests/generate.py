@@ -228,7 +228,7 @@ class GeneratedText:
 
     @property
     def verified(self) -> bool:
-        """Whether all tokens follow the large model's distribution."""
+        """All tokens follow the large model's distribution."""
         return not self.unverified
 
     @property

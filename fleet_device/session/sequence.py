@@ -313,7 +313,7 @@ class Rejection:
 
     @property
     def device_draws(self) -> bool:
-        """Whether the device draws the correction, so that the edge has to be informed of it."""
+        """In residual mode the device draws the correction, and the edge has to be informed of it."""
         return self.proposal.quantized is not None
 
     def note_request(self) -> None:

@@ -61,7 +61,7 @@ class WantedUpdate(ControlMessage):
         return window
 
     def allows(self, now: datetime) -> bool:
-        """Whether the window is open at a local time."""
+        """The window is open at a local time."""
         if self.window is None:
             return True
         begin, end = _times(self.window)

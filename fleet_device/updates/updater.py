@@ -113,7 +113,7 @@ class Updater:
         return self._try(_Gate(self, state, wanted))
 
     def _too_early(self, state: UpdateState) -> bool:
-        """Whether this machine could not store the release a short while ago."""
+        """This machine could not store the release a short while ago."""
         passed_s = (self.now() - state.at).total_seconds()  # negative if the clock was set back
         failures = state.storage_failures if state.stage is UpdateStage.WAITING else 0
         return failures > 0 and 0 <= passed_s < _retry_s(failures)

@@ -82,7 +82,7 @@ class RuleReading(NamedTuple):
 
 
 def open_alerts(connection: Connection) -> dict[tuple[str, str], Row[Any]]:
-    """Return what an evaluation needs of the open alerts, by rule and subject."""
+    """Return the open alerts by rule and subject, as far as an evaluation needs them."""
     names = ("rule", "subject", "id", "severity", "sentence", "threshold")
     query = select(*(ALERTS.c[name] for name in names)).where(ALERTS.c.cleared_at.is_(None))
     return {row[:2]: row for row in connection.execute(query).all()}
@@ -149,7 +149,7 @@ def note_wrong(
 
 
 def is_news(reading: RuleReading, alert: Row[Any]) -> bool:
-    """Return whether a reading says something that its open alert does not."""
+    """A reading is news if its open alert does not say it."""
     return (reading.severity, reading.sentence, reading.threshold) != (alert.severity, alert.sentence, alert.threshold)
 
 

@@ -400,7 +400,7 @@ class Responder:
         self.send_fault(session.device, fault, session=session, draft=draft)
 
     def can_send_prompt(self, number: int, *, most: int) -> bool:
-        """Whether the log-probabilities of a prompt, and of `most` tokens at each position, fit in a verdict."""
+        """Compare the size of a prompt's log-probabilities, `most` at each position, with that of a verdict."""
         each = _FLOAT_BYTES + (_ID_BYTES + _FLOAT_BYTES) * most
         return (number + 1) * each + _ID_BYTES <= self.publisher.max_verdict_bytes - _VERDICT_BYTES
 

@@ -108,7 +108,7 @@ class EventCounts:
     def _place(
         self, device: str | None, kind: str, code: str, sentence: str, session: bytes | None
     ) -> tuple[_Key, str, bytes | None]:
-        """Return what to count an event as, with its sentence and session."""
+        """Return the code under which an event is counted, its sentence and its session."""
         key = (device, kind, code)
         if key in self._counts:
             return key, sentence, session

@@ -48,7 +48,7 @@ class RecentAcceptance:
 
     @property
     def fair(self) -> bool:
-        """Whether enough was tested to count for the model."""
+        """Enough was tested to count for the model."""
         return self._tested >= _FAIR
 
     @property

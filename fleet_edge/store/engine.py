@@ -154,7 +154,7 @@ def unavailable(error: SQLAlchemyError, *, name: str) -> StoreUnavailable:
 
 
 def _needs_change(cause: BaseException) -> bool:
-    """Return whether an error persists until an operator acts; unknown errors do not count."""
+    """Errors that persist until an operator acts; unknown errors do not count."""
     if isinstance(cause, sqlite3.Error):
         # The low byte says what it is, the others in which way.
         return (getattr(cause, "sqlite_errorcode", 0) or 0) & 0xFF in _REFUSED_BY_SQLITE

@@ -220,7 +220,7 @@ class Spool:
 
 
 def _numbered(folder: Path) -> dict[int, Path]:
-    """Return what has the name of a spool file, by number; other files of the folder are ignored."""
+    """Return the spool files by number; other files of the folder are ignored."""
     named = ((_NAME.fullmatch(path.name), path) for path in folder.iterdir())
     return {int(match[1]): path for match, path in named if match is not None}
 

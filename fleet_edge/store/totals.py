@@ -158,7 +158,7 @@ def _sums(
 
 
 def _starts(connection: Connection, start: Any, grain: Grain | None) -> list[Any]:  # noqa: ANN401 - a column
-    """Return what rows are grouped by for a grain; `_start_of` reads it. The database adds up the days of a month."""
+    """Return the column that groups rows by a grain, read by `_start_of`; the database adds up the days of a month."""
     month = begin_of_time(start, _MONTH_LENGTH, connection.dialect.name)
     return [] if grain is None else [month if grain is Grain.MONTH else start]
 

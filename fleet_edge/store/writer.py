@@ -212,7 +212,7 @@ class LogWriter:
             self.step()
 
     def _answers(self) -> bool:
-        """Return whether the database is worth an attempt: it answered last time, or `retry_s` has passed."""
+        """The database is worth an attempt if it answered last time, or `retry_s` has passed."""
         return not self._away or self._monotonic() >= self._retry_at
 
     def _commit(self, batch: Sequence[Record], *, replayed: bool = False) -> Sequence[Record]:

@@ -99,7 +99,7 @@ class TargetInfo:
         return replace(self, target_id=digest.digest()[:TARGET_ID_BYTES])
 
     def serves(self, policy: SamplingPolicy) -> bool:
-        """Whether enough of a row is known to shape it by a policy."""
+        """An engine that names `most_top_k` tokens of a row serves policies that keep no more."""
         return self.most_top_k is None or policy.greedy or 0 < policy.top_k <= self.most_top_k
 
 
@@ -232,7 +232,7 @@ class KeepsPrefixes(Protocol):
 
     @property
     def is_forgotten(self) -> bool:
-        """Whether an administrator has deleted what is kept, so that all ended sequences are to be closed."""
+        """An administrator has deleted what is kept: all ended sequences are to be closed."""
 
 
 @runtime_checkable

@@ -243,7 +243,7 @@ class PrefixCache:
             self._drop(held)
 
     def fits(self, items: Sequence[Item]) -> bool:
-        """Whether a step fits; drops retained sequences to make room."""
+        """Make room for a step by dropping retained sequences; False if it still does not fit."""
         return self._fits(self._below(items))
 
     def capacity(self) -> int:
@@ -357,7 +357,7 @@ class PrefixCache:
                 yield common, other
 
     def _is_one(self, source: HeldSequence, taker: HeldSequence) -> bool:
-        """Whether `taker` may reuse what `source` has computed."""
+        """Only sequences of one owner share, unless all do."""
         return self._sharing is PrefixSharing.ALL or source.owner == taker.owner
 
     def _note_owner(self, held: HeldSequence) -> None:

@@ -33,7 +33,7 @@ def check_source(source: str | Path) -> None:
 
 
 def is_gguf(path: Path) -> bool:
-    """Whether a path names a GGUF, or an existing file."""
+    """A path that names a GGUF, or an existing file."""
     return path.is_file() or path.suffix.lower() == ".gguf"
 
 
