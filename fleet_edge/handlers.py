@@ -70,6 +70,9 @@ class MessageHandlers:
 
     def expire(self) -> None:
         for session in self.sessions.expired(self.clock()):
+            if session.ready is not None and not self._gone(session.device):
+                self.sessions.renew(session, now=self.clock())  # its device waits for this edge
+                continue
             fields = {"session": session.session.hex(), "device": session.device}
             _log.info("Session %(session)s of %(device)s is lost: its lease ran out.", fields, extra=fields)
             self.answers.confirm_end(session, EndReason.LOST, cause=self._loss(session.device))
@@ -181,9 +184,12 @@ class MessageHandlers:
         sentence = f"The session goes on {where}, at {session.committed} tokens."
         self.recorder.events.note(EventKind.SESSION, code, sentence, session.device, session=session.session)
 
-    def _loss(self, device: str) -> EndCause:
+    def _gone(self, device: str) -> bool:
         presence = self.recorder.sightings.presence(device)
-        if presence is not None and presence.gone:
+        return presence is not None and presence.gone
+
+    def _loss(self, device: str) -> EndCause:
+        if self._gone(device):
             sentence = (
                 "The broker lost the connection of the device, and the device did not "
                 f"reconnect within {self.grace_s:g} s."

@@ -28,7 +28,7 @@ class _Lease:
 class SessionTable:
     """Open sessions of one edge.
 
-    A session is lost after `lease_s` seconds of silence. Choose `first_handle` at random, so that a late message for an
+    A session is lost after `lease_s` seconds of its device's silence, unless that waits for the edge. Choose `first_handle` at random, so that a late message for an
     earlier run or another edge does not hit a session here.
     """
 
@@ -97,6 +97,9 @@ class SessionTable:
             )
         lease.expires = now + self.lease_s
         return lease.session
+
+    def renew(self, session: EdgeSession, *, now: float) -> None:
+        self._by_handle[session.handle].expires = now + self.lease_s
 
     def remove(self, session: EdgeSession) -> None:
         if self._by_handle.pop(session.handle, None) is not None:

@@ -318,6 +318,20 @@ def test_an_edge_that_knows_less_of_a_text_than_its_device_does_not_say_how_long
     scene.others_are_untouched()
 
 
+def test_a_session_whose_device_is_gone_ends_also_while_its_draft_waits(scene: Scene) -> None:
+    scene.bad.publish(Topic.DRAFT, encode_draft(scene.draft()), edge=EDGE)
+    scene.fleet.broker.pump()
+    scene.fleet.edge._receive(0.0)
+    assert scene.session().ready is not None
+    state = STATE.model_copy(update={"presence": Presence.OFFLINE})
+    scene.bad.publish(Topic.STATE, encode_json(state), edge=None)
+    scene.fleet.broker.pump()
+    scene.fleet.edge._receive(0.0)
+    scene.fleet.clock.seconds += 16.0
+    scene.fleet.edge.handlers.expire()
+    assert len(scene.fleet.edge.sessions) == 1
+
+
 def test_a_lease_that_runs_out_ends_the_session_as_lost_and_frees_its_memory(scene: Scene) -> None:
     scene.send(encode_draft(scene.draft()))
     scene.fleet.clock.seconds += 59.0

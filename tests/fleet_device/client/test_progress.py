@@ -48,6 +48,22 @@ class Slow:
         return self.device.generate(prompt=prompt, context=RequestContext(on_wait=self.reasons.append)).reason
 
 
+def test_a_session_is_not_lost_while_the_edge_computes_its_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its device waits in silence, for longer than a lease."""
+    slow = Slow(monkeypatch, token_s=2.0)
+    score = slow.fleet.verifier.score
+
+    def expiring(items: Sequence[Item]) -> Logits:
+        slow.fleet.edge.handlers.expire()
+        return score(items)
+
+    monkeypatch.setattr(slow.fleet.verifier, "score", expiring)
+    before = slow.fleet.clock()
+    done = slow.device.generate(prompt=PROMPT)
+    assert slow.fleet.clock() - before > 5 * slow.fleet.edge.sessions.lease_s
+    assert (done.reason, done.resumes) == (EndReason.LENGTH, 0)
+
+
 def test_a_request_waits_while_its_prompt_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
     slow = Slow(monkeypatch, token_s=0.5)
     before = slow.fleet.clock()
