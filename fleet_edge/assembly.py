@@ -43,6 +43,7 @@ def assemble(
     scheduler = Scheduler(
         verifier,
         kv_share=guard.kv_share,
+        spend_prompts=guard.spend_prompts,
         sharing=settings.prefix_sharing,
         drafter=None if draft_verifier is None else EdgeDrafter(draft_verifier),
     )

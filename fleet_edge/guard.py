@@ -121,9 +121,8 @@ class DeviceGuard:
             )
         if (wait_s := standing.opens.wait_s(1.0, now)) > 0.0:
             raise _over(f"The device may open {quotas.opens_per_min:g} sessions a minute", wait_s)
-        tokens = len(message.prompt) + len(message.resume or ())
-        if (wait_s := standing.prompts.take(tokens, now)) > 0.0:
-            raise _over(f"The device may send {quotas.prompt_tokens_per_min:g} prompt tokens a minute", wait_s)
+        if (wait_s := standing.prompt_s.wait_s(0.0, now)) > 0.0:
+            raise _over(f"The device's prompts may take {quotas.prompt_s_per_min:g} s a minute", wait_s)
         if (wait_s := standing.new_tokens.wait_s(1.0, now)) > 0.0:
             raise _over(f"The device may generate {quotas.new_tokens_per_min:g} tokens a minute", wait_s)
         standing.opens.take(1.0, now)
@@ -151,6 +150,9 @@ class DeviceGuard:
 
     def spend(self, device: str, tokens: int) -> None:
         self._standing(device).new_tokens.spend(tokens, self._clock())
+
+    def spend_prompts(self, device: str, seconds: float) -> None:
+        self._standing(device).prompt_s.spend(seconds, self._clock())
 
     def kv_share(self, device: str) -> float:
         """Return the share of the KV memory that a device may hold while others need some."""

@@ -26,8 +26,10 @@ class Quotas(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
         120.0, "Maximum sessions opened per device, three quarters of them at once.", "sessions per minute"
     )
     uplink_bytes_per_s: float = _rate(262_144.0, "Maximum bytes sent per device, as packets.", "bytes per second")
-    prompt_tokens_per_min: float = _rate(
-        60_000.0, "Maximum tokens per device in prompts and resumed sessions.", "tokens per minute"
+    prompt_s_per_min: float = _rate(
+        60.0,
+        "Maximum time for computing prompts and resumed sessions per device; reused tokens take none.",
+        "seconds per minute",
     )
     new_tokens_per_min: float = _rate(12_000.0, "Maximum tokens generated per device.", "tokens per minute")
     kv_share: float = setting(
@@ -200,7 +202,7 @@ class Standing:
     messages: dict[Topic, TokenBucket] = field(init=False)
     uplink: TokenBucket = field(init=False)
     opens: TokenBucket = field(init=False)
-    prompts: TokenBucket = field(init=False)
+    prompt_s: TokenBucket = field(init=False)
     new_tokens: TokenBucket = field(init=False)
     grammars: TokenBucket = field(init=False)
     repeats: TokenBucket = field(init=False)
@@ -220,7 +222,7 @@ class Standing:
         }
         self.uplink = TokenBucket(quotas.uplink_bytes_per_s, _UPLINK_BURST_S * quotas.uplink_bytes_per_s, now=now)
         self.opens = _by_minute(quotas.opens_per_min, now, burst=_OPENS_BURST_MIN)
-        self.prompts = TokenBucket(quotas.prompt_tokens_per_min / 60.0, quotas.prompt_tokens_per_min, now=now)
+        self.prompt_s = TokenBucket(quotas.prompt_s_per_min / 60.0, quotas.prompt_s_per_min, now=now)
         self.new_tokens = TokenBucket(quotas.new_tokens_per_min / 60.0, quotas.new_tokens_per_min, now=now)
         self.grammars = TokenBucket(GRAMMAR_S_PER_MIN / 60.0, GRAMMAR_S_PER_MIN, now=now)
         self.repeats = TokenBucket(quotas.uplink_bytes_per_s, _UPLINK_BURST_S * quotas.uplink_bytes_per_s, now=now)
@@ -255,7 +257,7 @@ class Standing:
 
     def _buckets(self) -> dict[str, TokenBucket]:
         """Return the buckets per minute; those per second are full again after a restart."""
-        return {name: getattr(self, name) for name in ("opens", "prompts", "new_tokens", "grammars")}
+        return {name: getattr(self, name) for name in ("opens", "prompt_s", "new_tokens", "grammars")}
 
     def quarantined(self, now: float) -> bool:
         return now < self.quarantined_until

@@ -129,7 +129,7 @@ class Fleet:
         else:
             # With a scripted target the honest devices generate far more than with a real one.
             lines = ["[quotas.labels.honest]", f"devices = {json.dumps(list(self.honest))}"]
-            lines += ["opens_per_min = 1e6", "new_tokens_per_min = 1e9", "prompt_tokens_per_min = 1e9"]
+            lines += ["opens_per_min = 1e6", "new_tokens_per_min = 1e9", "prompt_s_per_min = 1e9"]
         config = folder / "edge.toml"
         content = edge_settings(BrokerClient.at(broker, EDGE), fleet=FLEET, folder=folder, lines=lines, **settings)
         config.write_text(content, encoding="utf-8")

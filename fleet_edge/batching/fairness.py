@@ -210,7 +210,11 @@ def _take_masks_s(session: EdgeSession) -> float:
 
 
 _ABSENT_S: Final = 2.0
-"""Seconds without a step after which a session loses its turn."""
+_ABSENT_STEPS: Final = 32.0
+"""Time without a step after which a session loses its turn, the longer of: seconds, or steps.
+
+A prompt that waits for its share of the time is in few of the steps.
+"""
 
 
 @dataclass(slots=True)
@@ -223,8 +227,10 @@ class MemoryTurns:
 
     _owed: dict[int, int] = field(default_factory=dict)  # tokens computed to come in, less those verified since
     _used_at: dict[int, float] = field(default_factory=dict)
+    _absent_s: float = _ABSENT_S
 
     def on_step(self, report: StepReport) -> None:
+        self._absent_s = max(_ABSENT_S, _ABSENT_STEPS * report.times.seconds)
         for work in report.batch.works:
             verified = work.verified - work.speculated
             self.count(work.session.handle, prefilled=work.prefilled, verified=verified, at=report.times.ended)
@@ -235,7 +241,7 @@ class MemoryTurns:
         self._used_at[handle] = at
 
     def lasts(self, handle: int, *, now: float) -> bool:
-        return self._owed.get(handle, 0) > 0 and now - self._used_at[handle] <= _ABSENT_S
+        return self._owed.get(handle, 0) > 0 and now - self._used_at[handle] <= self._absent_s
 
     def balance(self, handle: int) -> int:
         """Return how many more tokens are to be verified until the session's turn is over; negative if it is over."""

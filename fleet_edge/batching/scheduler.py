@@ -75,6 +75,7 @@ class Scheduler:
         *,
         delay: BatchingDelay | None = None,
         kv_share: Callable[[str], float] = lambda _device: 1.0,
+        spend_prompts: Callable[[str, float], None] = lambda _device, _seconds: None,
         sharing: PrefixSharing = PrefixSharing.OFF,
         cost: StepCost | None = None,
         drafter: EdgeDrafter | None = None,
@@ -91,6 +92,7 @@ class Scheduler:
         if drafter is not None:
             self._policies.append(drafter)
         self._kv_share = kv_share
+        self._spend_prompts = spend_prompts
         self._prefill_log = PrefillLog()
         self._turns = MemoryTurns()
         self._used: dict[int, int] = {}
@@ -238,6 +240,11 @@ class Scheduler:
             policy.on_step(report)
         self._load = None
         self._extra.on_step(report, self._cost)
+        token_s = report.times.seconds / max(1, report.batch.tokens)
+        for work in report.batch.works:
+            if work.prefilled:  # next to others as long as it lengthens the step
+                prompt_s = min(token_s, self._cost.prompt_token_s or token_s)
+                self._spend_prompts(work.session.device, prompt_s * work.prefilled)
         still_open = report.of(self._used)
         self._turns.on_step(still_open)
         self._prefill_log.on_step(still_open)

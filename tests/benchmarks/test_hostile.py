@@ -230,7 +230,7 @@ class LinkedClient(SilentClient):
 
     def __init__(self, identity: BrokerClient, *, on_publish: Callable[[bytes, bytes], None], **_: Any) -> None:
         super().__init__(identity)
-        self.fleet = MemoryFleet(settings={"quotas": {"new_tokens_per_min": 1e6, "prompt_tokens_per_min": 1e6}})
+        self.fleet = MemoryFleet(settings={"quotas": {"new_tokens_per_min": 1e6, "prompt_s_per_min": 1e6}})
         self.link = MemoryLink(self.fleet.broker, identity.name)
         for topic in (Topic.SESSION, Topic.VERDICT):
             self.link.subscribe(

@@ -140,20 +140,33 @@ def test_opens_over_the_quota_are_refused_with_a_time_and_granted_after_it() -> 
     scene.guard.admit_open("device-2", open_message())
 
 
-def test_prompt_tokens_are_bounded_those_of_resumed_texts_included() -> None:
-    scene = Scene({"prompt_tokens_per_min": 1000})
-    scene.guard.admit_open("device-1", open_message(prompt=(1,) * 600, resume=(2,) * 300))
+def test_the_time_of_prompts_is_bounded_and_what_was_not_computed_costs_nothing() -> None:
+    scene = Scene({"prompt_s_per_min": 10})
+    for _ in range(2):
+        scene.guard.admit_open("device-1", open_message(prompt=(1,) * 4000))
+    scene.guard.spend_prompts("device-1", 43.0)
     with pytest.raises(OpenRefused) as refused:
-        scene.guard.admit_open("device-1", open_message(prompt=(1,) * 200))
-    assert refused.value.retry_s == pytest.approx(6.0)
+        scene.guard.admit_open("device-1", open_message(prompt=(1,)))
+    assert refused.value.retry_s == pytest.approx(33.0 * 6)
+    scene.guard.admit_open("device-2", open_message())
+
+
+def test_by_default_one_device_may_use_all_of_an_edge() -> None:
+    scene = Scene({"opens_per_min": 1e6})
+    for _ in range(100):  # 4,000 tokens each, one after the other, with a 7B target on two cores
+        scene.guard.admit_open("device-1", open_message(prompt=(1,) * 4000))
+        scene.clock.seconds += 43.0
+        scene.guard.spend_prompts("device-1", 43.0)
 
 
 def test_a_refused_open_has_spent_nothing_of_the_other_quotas() -> None:
-    scene = Scene({"opens_per_min": 60, "prompt_tokens_per_min": 100})
-    scene.guard.admit_open("device-1", open_message(prompt=(1,) * 90))
+    scene = Scene({"opens_per_min": 60, "prompt_s_per_min": 1})
+    scene.guard.spend_prompts("device-1", 1.5)
     for _ in range(100):
-        with pytest.raises(OpenRefused, match="prompt tokens"):
+        with pytest.raises(OpenRefused, match="prompts may take"):
             scene.guard.admit_open("device-1", open_message(prompt=(1,) * 90))
+    scene.clock.seconds += 30.0
+    scene.guard.admit_open("device-1", open_message())
 
 
 @pytest.mark.parametrize(("top_k", "allowed"), [(0, True), (MOST_TOP_K, True), (MOST_TOP_K + 1, False)])

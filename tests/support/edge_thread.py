@@ -21,7 +21,7 @@ from tests.support.waiting import PATIENCE_S
 NO_QUOTAS: Final = QuotaSettings(
     drafts_per_s=1e6,
     opens_per_min=1e6,
-    prompt_tokens_per_min=1e9,
+    prompt_s_per_min=1e9,
     new_tokens_per_min=1e9,
     uplink_bytes_per_s=1e9,
 )

@@ -1,5 +1,6 @@
 """Scheduler over a scripted verifier, which publishes nothing."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
 from dssd.verification import Judgement
@@ -29,6 +30,7 @@ class Edge:
         token_s: float = 1e-6,
         kv_share: Callable[[str], float] = lambda _device: 1.0,
     ) -> None:
+        self.prompt_s = Counter[str]()  # computed, by device
         self.verifier = verifier or ScriptedVerifier(SCRIPT, SCRIPT.words, budget_tokens=kv_tokens)
         cost = StepCost(self.verifier.info.least_tokens)
         if token_s:
@@ -39,6 +41,7 @@ class Edge:
             sharing=sharing,
             cost=cost,
             kv_share=kv_share,
+            spend_prompts=lambda device, seconds: self.prompt_s.update({device: seconds}),
         )
         self.sessions: list[EdgeSession] = []
         self.now = 0.0

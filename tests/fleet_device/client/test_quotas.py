@@ -271,7 +271,7 @@ def test_a_device_that_is_shut_out_while_it_writes_ends_in_a_sentence_and_then_k
             "drafts_per_s": st.sampled_from((0.5, 2.0, 50.0)),
             "opens_per_min": st.sampled_from((1.0, 6.0, 60.0)),
             "new_tokens_per_min": st.sampled_from((6.0, 60.0, 1200.0)),
-            "prompt_tokens_per_min": st.sampled_from((10.0, 100.0)),
+            "prompt_s_per_min": st.sampled_from((0.01, 1.0)),
             "uplink_bytes_per_s": st.sampled_from((20.0, 1000.0)),
         },
     ),

@@ -276,6 +276,20 @@ def test_a_long_prompt_at_most_doubles_the_time_between_tokens_of_others_and_is_
 
 
 @pytest.mark.parametrize("machine", [SMALL, LARGE], ids=["small", "large"])
+def test_a_device_is_charged_for_the_time_that_its_prompts_add(machine: Machine) -> None:
+    edge = long_context_edge()
+    for number in range(4):
+        decoding(edge, f"chat-{number}")
+    while edge.now < 5.0:
+        compute_step(edge, machine)
+    long = decoding(edge, "long", prompt=2000)
+    while not long.committed:
+        compute_step(edge, machine)
+    # Being in a step has a price too.
+    assert 0.9 < edge.prompt_s["long"] / (2000 * machine.prompt_s) < 2.5
+
+
+@pytest.mark.parametrize("machine", [SMALL, LARGE], ids=["small", "large"])
 def test_a_short_prompt_does_not_wait_for_long_ones_that_came_before(machine: Machine) -> None:
     edge = long_context_edge()
     long = [decoding(edge, f"long-{number}", prompt=4000) for number in range(4)]
@@ -359,6 +373,14 @@ def test_who_is_absent_for_long_keeps_no_place() -> None:
     turns.count(1, prefilled=20, verified=0, at=5.0)
     assert turns.lasts(1, now=6.0)
     assert not turns.lasts(1, now=10.0)
+
+
+def test_a_prompt_that_waits_for_its_share_keeps_its_place_where_steps_are_long() -> None:
+    turns = MemoryTurns()
+    turns.on_step(step_report({2: 1}, step_s=0.35, at=1.0))  # 7B on two cores, 16 devices
+    turns.count(1, prefilled=20, verified=0, at=1.0)
+    assert turns.lasts(1, now=10.0)
+    assert not turns.lasts(1, now=14.0)
 
 
 @pytest.mark.parametrize("pacing", [FixedPacing(32, edge_only=True), FixedPacing(3)], ids=["written", "drafted"])
