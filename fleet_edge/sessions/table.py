@@ -28,8 +28,8 @@ class _Lease:
 class SessionTable:
     """Open sessions of one edge.
 
-    A session is lost after `lease_s` seconds of its device's silence, unless that waits for the edge. Choose `first_handle` at random, so that a late message for an
-    earlier run or another edge does not hit a session here.
+    A session is lost after `lease_s` seconds of its device's silence, unless that waits for the edge. Choose
+    `first_handle` at random, so that a late message for an earlier run or another edge does not hit a session here.
     """
 
     lease_s: float
