@@ -45,6 +45,9 @@ _FEWEST_BETWEEN: Final = 64
 _COLD: Final = 4.0
 """Factor by which the first drafts may be too slow: code is compiled, files are read, other devices start as well."""
 
+_OTHER_LOAD: Final = 2.0
+"""The same where drafts were tried while the edge had other requests, or none, unlike now."""
+
 _STALE: Final = 0.25
 """Weight, in measurements, of what a new trial of drafting replaces."""
 
@@ -98,8 +101,9 @@ class AdaptivePacing:
     _window: int = 1
     _plans: int = 0
     _untried: float = 0.0  # tokens of edge-only decoding since drafts were tried
-    _cold: float = _COLD  # factor by which drafts may have been too slow
+    _doubt: float = _COLD  # factor by which drafts may have been too slow
     _tried_s: float = 0.0  # time of a token of edge-only decoding when drafts were tried
+    _tried_alone: bool = True  # whether the edge had no other request then
     _trying: int = 0  # drafts left of a trial
     _outcomes: int = 0
     _steady: int = 0  # plans since the choice between drafting and edge-only decoding has changed
@@ -259,24 +263,29 @@ class AdaptivePacing:
             return None
         stay = STAY if self._last is not None and self._last.edge_only else 1.0
         if WORTH * self._gain(best, conditions, fastest=fastest) > stay * _SURELY:
+            self._trying, self._doubt = 0, 1.0
             return None
         # The estimate of drafting is old or based on few tokens. An empty draft would teach nothing.
         trial = replace(best, tokens=min(self._longest, max(_TRIAL_TOKENS, best.tokens)))
         under = replace(conditions, acceptance=self._acceptance.hoped if self._load.shared is None else self._rate)
         # What has sped up edge-only decoding since the last trial may have sped up drafting as well.
         faster = self._tried_s / max(_INSTANT_S, self._edge_only_s())
+        if self._load.alone is not self._tried_alone:
+            faster = max(faster, _OTHER_LOAD)
         if faster > _LIKE:
             self._steady = 0
-        hoped = max(self._cold, faster) * self._gain(trial, under, fastest=fastest)
-        if self._trying and hoped > 1.0:
+        doubt = max(self._doubt, faster)
+        hoped = doubt * self._gain(trial, under, fastest=fastest)
+        if self._trying:
             self._trying -= 1
-            return trial
-        self._trying = 0
+            if self._trying and hoped > 1.0:
+                return trial
+            self._trying, self._doubt = 0, 1.0
         self._untried += EDGE_ONLY_TOKENS / 2
         if self._untried < max(_FEWEST_BETWEEN, self._cost(trial, under, hoped) / _EXPLORATION):
             return self._go_edge_only()
-        self._untried, self._cold, self._trying = 0.0, 1.0, _TRIAL - 1
-        self._tried_s = self._edge_only_s()
+        self._untried, self._doubt, self._trying = 0.0, doubt, _TRIAL
+        self._note_tried()
         self._times = {way: times.faded(_STALE) for way, times in self._times.items()}
         return trial
 
@@ -354,11 +363,14 @@ class AdaptivePacing:
 
     def _begin_edge_only(self) -> None:
         """Let new measurements soon replace old expectations, of edge-only decoding and of later drafts."""
-        self._tried_s = self._edge_only_s()
+        self._note_tried()
         if measured := self._edge_only_token.at(0):
             self._edge_only_token = self._edge_only_token.faded(self._edge_only_s() / measured)
         self._edge_only_step = self._edge_only_step.faded(self._step_ratio())
         self._times = {way: times.faded() for way, times in self._times.items()}
+
+    def _note_tried(self) -> None:
+        self._tried_s, self._tried_alone = self._edge_only_s(), self._load.alone
 
     def _step_ratio(self) -> float:
         then, now = (

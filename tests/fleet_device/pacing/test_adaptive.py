@@ -291,6 +291,25 @@ def test_a_choice_from_before_the_edge_became_quicker_is_not_settled(seed: int) 
     assert not pacing.choice().settled
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_drafts_that_were_slow_next_to_other_requests_are_tried_again_without_them(seed: int) -> None:
+    """Edge-only decoding is no quicker than with them: something else takes the processor now."""
+    pacing, rng = AdaptivePacing(ahead=False, edge_only=None), random.Random(seed)
+
+    def learn(plan: Plan, factor: float) -> DraftOutcome:
+        step_s = factor * 0.02 * (1.0 + 0.1 * plan.tokens)
+        return verified(plan, stood(plan, 0.75, rng), step_s, token_s=factor * 0.0035, answer_s=step_s + 0.002)
+
+    pacing.note_load(ReportedLoad(texts=3, writing_s=0.024, step_s=0.02, text_s=0.002, token_s=0.004))
+    follow(pacing, 60, lambda plan: learn(plan, 4.0), token_s=0.024, step_s=0.024)
+    assert pacing.choice().plan == "edge-only"
+    assert pacing.choice().settled
+    pacing.note_load(ReportedLoad(token_s=0.002))
+    follow(pacing, 1, lambda plan: learn(plan, 1.0), token_s=0.026, step_s=0.024)
+    assert not pacing.choice().settled
+    assert len(drafts_of(follow(pacing, 60, lambda plan: learn(plan, 1.0), token_s=0.026, step_s=0.024)[30:])) > 20
+
+
 @pytest.mark.parametrize(("edge_only_s", "drafts"), [(0.013, False), (0.1, True)])
 def test_a_choice_is_settled_once_both_ways_are_measured_and_one_has_been_taken_for_a_while(
     edge_only_s: float, drafts: bool
