@@ -1,7 +1,7 @@
 """Access matrix: who may do what on which topic, stated independently of the access rules.
 
-The rules are rendered from filters; this answers for one topic at a time. The tests of the access rules, `fleet broker
-check` and the table in README.md check the broker against it. `python -m broker_config.matrix` writes the table.
+The rules are rendered from filters; this answers for one topic at a time. The tests of the access rules and the table
+in README.md check the broker against it. `python -m broker_config.matrix` writes the table.
 """
 
 from pathlib import Path

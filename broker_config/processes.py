@@ -1,4 +1,4 @@
-"""Throw-away brokers on a loopback port: mosquitto, the embedded rumqttd, and trials of rendered files.
+"""Throw-away brokers on a loopback port: mosquitto and the embedded rumqttd.
 
 `python -m broker_config.processes FILE` runs rumqttd. It cannot be shut down from within, so it has its own process,
 which also ends when its standard input is closed: a parent that was killed leaves no broker behind.
@@ -16,14 +16,13 @@ import tempfile
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
 
 from broker_config.broker import Broker, BrokerFailed, BrokerMissing, Tls
 from broker_config.files import Profile, render_files, write_files
-from broker_config.mosquitto import ACCESS_FILE, CONF_FILE, installed_version
+from broker_config.mosquitto import CONF_FILE, installed_version
 
 
 def render_rumqttd(broker: Broker) -> str:
@@ -302,91 +301,6 @@ class IdentityFiles:
 def identity_files(directory: Path, tls: Tls, name: str) -> IdentityFiles:
     folder = directory / IDENTITIES
     return IdentityFiles(directory / tls.ca, folder / f"{name}.pem", folder / f"{name}.key")
-
-
-INSPECTOR: Final = "trial-inspector"
-"""User that a trial adds. It may do everything, so that every rule can be tried on every topic."""
-
-RELOADED: Final = "Reloading config."
-OPTIONS_WITH_ACCESS_FILE: Final = ("acl_file", "plugin_opt_acl_file")
-MOVED: Final = {"cafile": "ca.pem", "certfile": "broker.pem", "keyfile": "broker.key", "crlfile": "crl.pem"}
-# Replaced, or of no use in a trial.
-LEFT_OUT: Final = frozenset({"user", "log_dest", "log_type", "persistence_location", "pid_file"})
-
-
-@dataclass(frozen=True, slots=True)
-class TrialFiles:
-    """Content of a broker's files, and the certificates of a trial."""
-
-    conf: str
-    access: str
-    certificates: Path | None = None  # folder with `ca.pem`, `broker.pem`, `broker.key` and `crl.pem`; None without TLS
-
-
-class TrialBroker(ThrowAwayBroker):
-    """Run mosquitto on rendered files, with other ports, folders and certificates.
-
-    Only what belongs to the production machine changes: addresses, paths and the user. The ports
-    in `broker` are not used.
-    """
-
-    def __init__(self, files: TrialFiles, broker: Broker) -> None:
-        super().__init__(broker.model_copy(update={"port": 0}))
-        self._files = files
-
-    def set_access(self, text: str) -> None:
-        """Replace the access rules, for connected clients too; raise BrokerFailed if the broker rejects them."""
-        self._files = replace(self._files, access=text)
-        self.reload()
-
-    def reload(self) -> None:
-        """Reload rules, certificates and revocations, and return when they are in force."""
-        assert self._directory is not None
-        before = self.log().count(RELOADED)
-        self._write(self._directory)
-        super().reload()
-        # It reads them before any further packet of a client.
-        if not self.await_log(RELOADED, count=before + 1):
-            raise BrokerFailed("The broker does not reload its files; see its log.")
-
-    def _prepare(self, directory: Path) -> list[str]:
-        program = find_mosquitto()
-        self._write(directory)
-        return [str(program), "-c", str(directory / CONF_FILE)]
-
-    def _write(self, directory: Path) -> None:
-        user = unprivileged_user()
-        lines = [*trial_lines(self._files, directory=directory, ports=(self.port, self.edge_port))]
-        if user is not None:
-            lines.append(f"user {user}")
-        (directory / CONF_FILE).write_text("\n".join(lines) + "\n")
-        access = directory / ACCESS_FILE
-        access.write_text(f"{self._files.access}\nuser {INSPECTOR}\ntopic readwrite #\ntopic readwrite $SYS/#\n")
-        access.chmod(0o640)
-        if self._files.certificates is not None:
-            # Copies: the user that root's mosquitto changes to may not be able to read the originals.
-            for name in MOVED.values():
-                shutil.copyfile(self._files.certificates / name, directory / name)
-        hand_over(directory, user)
-
-
-def trial_lines(files: TrialFiles, *, directory: Path, ports: Sequence[int]) -> Iterator[str]:
-    """Yield the lines of the configuration as they are tried; `ports` are the listeners', in order."""
-    left = iter(ports)
-    for line in files.conf.splitlines():
-        option, _, _value = line.partition(" ")
-        if option == "listener":
-            yield f"listener {next(left)} {HOST}"
-        elif option in OPTIONS_WITH_ACCESS_FILE:
-            yield f"{option} {directory / ACCESS_FILE}"
-        elif option in MOVED:
-            yield f"{option} {directory / MOVED[option]}"
-        elif option == "persistence":
-            yield "persistence false"
-        elif option not in LEFT_OUT:
-            yield line
-    yield "log_dest stderr"
-    yield from (f"log_type {kind}" for kind in ("error", "warning", "notice", "information"))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final
 import typer
 
 from broker_config.broker import Broker, BrokerMissing, describe, read_description
-from broker_config.checks.check import check_directory
+from broker_config.check import check_directory
 from broker_config.files import Profile, render_files, write_files
 from broker_config.mosquitto import CONF_FILE, MosquittoVersion, installed_version
 from broker_config.processes import IDENTITIES, find_mosquitto, identity_files
@@ -104,7 +104,6 @@ def init_command(
     for command in _trials(directory, broker, names):
         typer.echo(f"    {shlex.join(command)}")
     typer.echo(f"\nSettings of all edges and devices are in {directory / SETTINGS}, keys in {directory / IDENTITIES}.")
-    typer.echo(f"Prove it with: {shlex.join([program(), 'broker', 'check', str(directory)])}", err=True)
 
 
 @app.command("check")
@@ -112,7 +111,7 @@ def check_command(
     directory: Annotated[Path, typer.Argument(help="Folder written by `fleet broker render` or `init`.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Start a broker on the files, with certificates of its own, and verify them; exit code 1 if a check failed."""
+    """Check who may read the files, and that certificates and keys go together; exit code 1 if a check failed."""
     run_checks(partial(check_directory, directory), as_json=as_json)
 
 

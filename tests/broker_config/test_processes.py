@@ -14,10 +14,9 @@ from broker_config.processes import (
     EmbeddedBroker,
     MosquittoProcess,
     ThrowAwayBroker,
-    TrialFiles,
     find_mosquitto,
-    trial_lines,
 )
+from tests.support.broker_trial import TrialFiles, trial_lines
 from tests.support.brokers import require_mosquitto
 from tests.support.waiting import until
 

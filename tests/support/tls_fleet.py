@@ -14,13 +14,13 @@ from cryptography import x509
 from broker_config.broker import Broker
 from broker_config.files import Profile, render_files
 from broker_config.mosquitto import ACCESS_FILE, CONF_FILE
-from broker_config.processes import TrialBroker, TrialFiles
 from fleet_common.identity.authority import Authority, create_authority, issue, utc_now
 from fleet_common.identity.certificates import IdentityRole, make_request, new_key, save_key
 from fleet_common.identity.enforcement import BrokerAccess
 from fleet_common.mqtt.link import Will
 from fleet_common.mqtt.paho_link import PahoLink
 from fleet_common.mqtt.settings import BrokerSettings, LinkSettings, TlsSettings
+from tests.support.broker_trial import TrialBroker, TrialFiles
 from tests.support.brokers import require_mosquitto
 
 FLEET = "home"

@@ -10,12 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from broker_config.broker import Broker
-from broker_config.checks.access import Prober, SubscriptionForm, topics_to_try
-from broker_config.checks.trial import BrokerTrial, begin_trial, connect_all
+from broker_config.broker import LARGEST_PACKET, Broker
 from broker_config.files import Profile, render_files
 from broker_config.mosquitto import ACCESS_FILE, CONF_FILE, render_access
-from broker_config.processes import INSPECTOR
+from tests.support.access_probe import Prober, SubscriptionForm, topics_to_try
+from tests.support.broker_trial import INSPECTOR, BrokerTrial, begin_trial, connect_all
 from tests.support.brokers import require_mosquitto
 
 pytestmark = [pytest.mark.broker, pytest.mark.xdist_group("access matrix")]
@@ -83,6 +82,11 @@ def test_a_client_id_that_is_anothers_does_not_end_the_others_session(stage: Sta
     assert stage.trial.broker.await_log("as thief")
     assert stage.links["device-b"].counters.losses == 0
     assert faults(stage, SubscriptionForm.WILDCARD) == []
+
+
+def test_the_limit_of_packets_is_announced(stage: Stage) -> None:
+    link = stage.trial.connect("device-a", client_id="packets", packet_bytes=LARGEST_PACKET)
+    assert link.max_packet_bytes == DESCRIPTION.max_packet_bytes
 
 
 def test_a_name_that_is_not_on_the_list_of_devices_has_no_right_at_all(tmp_path: Path) -> None:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from broker_config.checks.trial import TrialAuthority
 from broker_config.processes import IdentityFiles
 from broker_config.site import make_local_broker
+from tests.support.broker_trial import TrialAuthority
 from tests.support.brokers import require_mosquitto
 from tests.support.local_broker import LocalBroker
 from tests.support.waiting import PATIENCE_S, until

@@ -1,11 +1,11 @@
-"""Trial: a broker on rendered files, with valid and invalid identities and their clients."""
+"""Mosquitto on rendered files, with valid and invalid identities and their clients."""
 
+import shutil
 import socket
 import ssl
-import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
@@ -14,8 +14,16 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from broker_config.broker import Broker
-from broker_config.processes import INSPECTOR, IdentityFiles, TrialBroker, TrialFiles
+from broker_config.broker import Broker, BrokerFailed
+from broker_config.mosquitto import ACCESS_FILE, CONF_FILE
+from broker_config.processes import (
+    HOST,
+    IdentityFiles,
+    ThrowAwayBroker,
+    find_mosquitto,
+    hand_over,
+    unprivileged_user,
+)
 from fleet_common.identity.certificates import (
     SKEW,
     IdentityRole,
@@ -33,7 +41,6 @@ from fleet_common.mqtt.settings import LinkSettings, TlsSettings
 
 TIMEOUT_S: Final = 5.0
 ALERT_S: Final = 0.3  # TLS 1.3 lets a client finish before the broker has judged its certificate
-OURS: Final = ("NO_PROTOCOLS_AVAILABLE", "NO_CIPHERS_AVAILABLE")
 NO_ANSWER: Final = "NO_ANSWER"
 
 
@@ -55,37 +62,101 @@ def refusal(host: str, port: int, tls: TlsSettings) -> str | None:
             return NO_ANSWER
 
 
-def refuses_old_tls(host: str, port: int) -> bool | None:
-    """Whether a listener refuses TLS 1.1 and older; None if this machine's library cannot offer them."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE  # nothing is sent: what counts is how far it gets
-    context.set_ciphers("ALL:@SECLEVEL=0")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # that it is deprecated is why we ask
-        context.minimum_version = ssl.TLSVersion.TLSv1
-        context.maximum_version = ssl.TLSVersion.TLSv1_1
-    with socket.create_connection((host, port), timeout=TIMEOUT_S) as sock:
-        try:
-            with context.wrap_socket(sock, server_hostname=host):
-                return False
-        except ssl.SSLError as error:
-            return None if error.reason in OURS else True
-        except ConnectionError:
-            return True
-
-
 def _introduce(stream: ssl.SSLSocket) -> str | None:
     # What is sent to a peer that has hung up makes the network forget the alert that says why.
     hear_out(stream, ALERT_S)
     stream.settimeout(TIMEOUT_S)
     stream.sendall(connect_packet("somebody"))
     answer = stream.recv(4)
-    return None if len(answer) == 4 and answer[0] == CONNACK and answer[3] == 0 else NO_ANSWER  # noqa: PLR2004
+    return None if len(answer) == 4 and answer[0] == CONNACK and answer[3] == 0 else NO_ANSWER
+
+
+INSPECTOR: Final = "trial-inspector"
+"""User that a trial adds. It may do everything, so that every rule can be tried on every topic."""
+
+RELOADED: Final = "Reloading config."
+OPTIONS_WITH_ACCESS_FILE: Final = ("acl_file", "plugin_opt_acl_file")
+MOVED: Final = {"cafile": "ca.pem", "certfile": "broker.pem", "keyfile": "broker.key", "crlfile": "crl.pem"}
+# Replaced, or of no use in a trial.
+LEFT_OUT: Final = frozenset({"user", "log_dest", "log_type", "persistence_location", "pid_file"})
+
+
+@dataclass(frozen=True, slots=True)
+class TrialFiles:
+    """Content of a broker's files, and the certificates of a trial."""
+
+    conf: str
+    access: str
+    certificates: Path | None = None  # folder with `ca.pem`, `broker.pem`, `broker.key` and `crl.pem`; None without TLS
+
+
+class TrialBroker(ThrowAwayBroker):
+    """Run mosquitto on rendered files, with other ports, folders and certificates.
+
+    Only what belongs to the production machine changes: addresses, paths and the user. The ports
+    in `broker` are not used.
+    """
+
+    def __init__(self, files: TrialFiles, broker: Broker) -> None:
+        super().__init__(broker.model_copy(update={"port": 0}))
+        self._files = files
+
+    def set_access(self, text: str) -> None:
+        """Replace the access rules, for connected clients too; raise BrokerFailed if the broker rejects them."""
+        self._files = replace(self._files, access=text)
+        self.reload()
+
+    def reload(self) -> None:
+        """Reload rules, certificates and revocations, and return when they are in force."""
+        assert self._directory is not None
+        before = self.log().count(RELOADED)
+        self._write(self._directory)
+        super().reload()
+        # It reads them before any further packet of a client.
+        if not self.await_log(RELOADED, count=before + 1):
+            raise BrokerFailed("The broker does not reload its files; see its log.")
+
+    def _prepare(self, directory: Path) -> list[str]:
+        program = find_mosquitto()
+        self._write(directory)
+        return [str(program), "-c", str(directory / CONF_FILE)]
+
+    def _write(self, directory: Path) -> None:
+        user = unprivileged_user()
+        lines = [*trial_lines(self._files, directory=directory, ports=(self.port, self.edge_port))]
+        if user is not None:
+            lines.append(f"user {user}")
+        (directory / CONF_FILE).write_text("\n".join(lines) + "\n")
+        access = directory / ACCESS_FILE
+        access.write_text(f"{self._files.access}\nuser {INSPECTOR}\ntopic readwrite #\ntopic readwrite $SYS/#\n")
+        access.chmod(0o640)
+        if self._files.certificates is not None:
+            # Copies: the user that root's mosquitto changes to may not be able to read the originals.
+            for name in MOVED.values():
+                shutil.copyfile(self._files.certificates / name, directory / name)
+        hand_over(directory, user)
+
+
+def trial_lines(files: TrialFiles, *, directory: Path, ports: Sequence[int]) -> Iterator[str]:
+    """Yield the lines of the configuration as they are tried; `ports` are the listeners', in order."""
+    left = iter(ports)
+    for line in files.conf.splitlines():
+        option, _, _value = line.partition(" ")
+        if option == "listener":
+            yield f"listener {next(left)} {HOST}"
+        elif option in OPTIONS_WITH_ACCESS_FILE:
+            yield f"{option} {directory / ACCESS_FILE}"
+        elif option in MOVED:
+            yield f"{option} {directory / MOVED[option]}"
+        elif option == "persistence":
+            yield "persistence false"
+        elif option not in LEFT_OUT:
+            yield line
+    yield "log_dest stderr"
+    yield from (f"log_type {kind}" for kind in ("error", "warning", "notice", "information"))
 
 
 DAY = timedelta(days=1)
-HOST = "127.0.0.1"
 _FLEET = "trial"
 
 

@@ -1,1 +1,0 @@
-"""Checks of rendered broker files, on a throw-away broker and with certificates of its own."""
