@@ -11,7 +11,7 @@ from typing import Final
 
 from benchmarks.harness import Bench, Report, table
 from fleet_admin.advice import Workload, best_drafting, edge_only
-from fleet_edge.step_time import StepCurve
+from fleet_edge.step_curve import StepCurve
 
 _ACCEPTANCE: Final = 0.8
 _ROUND_TRIP_S: Final = 0.02

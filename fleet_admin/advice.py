@@ -20,7 +20,7 @@ from fleet_device.pacing.contract import Plan
 from fleet_device.pacing.estimates import Conditions
 from fleet_edge.batching.batch_builder import Budget
 from fleet_edge.session_log import SessionLog
-from fleet_edge.step_time import StepCurve
+from fleet_edge.step_curve import StepCurve
 from schemas.errors import FleetError
 
 LARGE_CURVE: Final = Path(__file__).parent / "curves" / "7b-two-cores.json"

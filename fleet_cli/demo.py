@@ -45,7 +45,7 @@ from fleet_common.settings import load_settings
 from fleet_device.drafters.model_file import locate_model
 from fleet_device.settings import DeviceSettings
 from fleet_edge.settings import AUTO, EdgeSettings
-from fleet_edge.step_time import read_curve
+from fleet_edge.step_curve import read_curve
 from schemas.policy import Mode, random_seed
 from schemas.printable import json_text, printable
 

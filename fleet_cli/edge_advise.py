@@ -23,8 +23,8 @@ from fleet_cli.options import with_settings
 from fleet_cli.tables import Column, plain, print_table
 from fleet_device.pacing.contract import Plan
 from fleet_edge.settings import EdgeSettings
-from fleet_edge.step_time import StepCurve, read_curve, write_curve
-from fleet_edge.step_time import as_json as curve_json
+from fleet_edge.step_curve import StepCurve, read_curve, write_curve
+from fleet_edge.step_curve import as_json as curve_json
 from schemas.policy import Mode
 from schemas.printable import json_text
 
@@ -213,7 +213,7 @@ def advise_command(
 def _curve(settings: EdgeSettings, path: Path | None, console: Console, *, mode: Mode, limit_s: float) -> StepCurve:
     if path is not None:
         return read_curve(path.expanduser())
-    from fleet_edge.step_time import CurveMeasurement
+    from fleet_edge.step_curve import CurveMeasurement
     from fleet_edge.verifiers.registry import check_verifier, load_verifier
 
     check_verifier(settings)

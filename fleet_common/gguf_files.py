@@ -69,6 +69,12 @@ class GgufHeader:
     def weight_bytes(self) -> int:
         return sum(tensor.nbytes for tensor in self.tensors.values())
 
+    @property
+    def end_tokens(self) -> tuple[int, ...]:
+        """Ids of the tokens that end a text, a turn or a message."""
+        found = {self.metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")}
+        return tuple(sorted(token for token in found if type(token) is int and token >= 0))
+
     def of(self, key: str) -> Any:  # noqa: ANN401 - a number, a string or a list
         """Return the value of a key below the architecture's name; None if there is none."""
         return self.metadata.get(f"{self.architecture}.{key}")

@@ -19,7 +19,7 @@ from fleet_cli.main import main as fleet
 from fleet_device.drafters.model_file import GgufModel
 from fleet_edge import edge
 from fleet_edge.settings import EdgeSettings
-from fleet_edge.step_time import read_curve
+from fleet_edge.step_curve import read_curve
 from fleet_edge.verifiers.contract import Item, TargetInfo, TokenVerifier
 from tests.support.played_steps import CURVE, step_s
 

@@ -23,7 +23,7 @@ from fleet_device.requests.chat import encode_chat
 from fleet_device.requests.structured import ChatMessage
 from fleet_device.settings import DeviceSettings
 from fleet_edge.settings import AUTO, EdgeSettings
-from fleet_edge.step_time import CurveMeasurement, StepCurve
+from fleet_edge.step_curve import CurveMeasurement, StepCurve
 from fleet_edge.verifiers.contract import Item, Logits, Verifier
 from fleet_edge.verifiers.registry import load_verifier
 from schemas.policy import Mode, SamplingPolicy

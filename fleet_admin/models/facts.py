@@ -228,12 +228,12 @@ def gguf_facts(path: Path) -> ModelFacts:
             "convert the model again."
         )
 
-    def special(*names: str) -> dict[int, str]:
-        """Return the tokens that the metadata names so."""
-        found = (header.metadata.get(f"tokenizer.ggml.{name}_token_id") for name in names)
-        return {token: strings[token] for token in found if isinstance(token, int) and 0 <= token < len(strings)}
+    def special(name: str) -> str:
+        """Return the token that the metadata names so; empty if there is none."""
+        token = header.metadata.get(f"tokenizer.ggml.{name}_token_id")
+        return strings[token] if isinstance(token, int) and 0 <= token < len(strings) else ""
 
-    ends = dict(sorted(special("eos", "eot", "eom").items()))
+    ends = tuple(token for token in header.end_tokens if token < len(strings))
     template = header.metadata.get("tokenizer.chat_template")
     return ModelFacts(
         source=str(path),
@@ -241,11 +241,11 @@ def gguf_facts(path: Path) -> ModelFacts:
         architecture=header.architecture,
         number_format=_number_format(header),
         vocabulary=Vocabulary.of(strings),
-        end_tokens=tuple(ends),
-        end_texts=tuple(ends.values()),
+        end_tokens=ends,
+        end_texts=tuple(strings[token] for token in ends),
         chat_template=template if isinstance(template, str) else None,
-        bos=next(iter(special("bos").values()), ""),
-        eos=next(iter(special("eos").values()), ""),
+        bos=special("bos"),
+        eos=special("eos"),
         context=header.number("context_length"),
         parameters=header.parameters,
         weight_bytes=header.weight_bytes,

@@ -2,7 +2,7 @@ import time
 
 import pytest
 
-from fleet_edge.step_time import StepCurve
+from fleet_edge.step_curve import StepCurve
 from fleet_edge.verifiers.contract import Item
 from tests.support.markov import MarkovScript
 from tests.support.played_steps import play, step_s

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from fleet_edge.step_time import read_curve, write_curve
+from fleet_edge.step_curve import read_curve, write_curve
 from tests.support.command import Run, refused
 from tests.support.step_curves import AVX2, CHEAP_TOKENS
 

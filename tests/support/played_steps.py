@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from fleet_edge.step_time import StepCurve, read_curve
+from fleet_edge.step_curve import StepCurve, read_curve
 from fleet_edge.verifiers.contract import Item, Logits, Verifier
 
 CURVE: Final = "PLAYED_CURVE"

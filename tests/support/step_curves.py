@@ -1,6 +1,6 @@
 """Curves of edges that are made up, or were measured once."""
 
-from fleet_edge.step_time import StepCurve
+from fleet_edge.step_curve import StepCurve
 
 AVX2 = StepCurve(
     rows={

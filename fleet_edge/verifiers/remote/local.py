@@ -84,7 +84,6 @@ def _bad_key(sentence: str) -> BadSetting:
 
 
 _CONFIGS: Final = ("generation_config.json", "config.json")
-_END_KEYS: Final = ("tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id")
 _SAMPLES: Final = 24
 _SAMPLE_SEED: Final = 20_507
 
@@ -170,13 +169,12 @@ def _gguf_ends(path: Path) -> tuple[int, ...]:
     from fleet_common.gguf_files import GgufUnreadable, read_header  # noqa: PLC0415 - only where there is a GGUF
 
     try:
-        metadata = read_header(path).metadata
+        ends = read_header(path).end_tokens
     except GgufUnreadable as error:
         raise UnsupportedModel(str(error)) from error
-    found = [metadata[key] for key in _END_KEYS if key in metadata]
-    if not found:
+    if not ends:
         raise UnsupportedModel(f"The GGUF {path} does not name an end token; choose another file.")
-    return _ids(found, path)
+    return ends
 
 
 def _ids(ends: object, path: Path) -> tuple[int, ...]:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from fleet_edge.step_time import CurveError, CurveMeasurement, StepCurve, as_json, read_curve, write_curve
+from fleet_edge.step_curve import CurveError, CurveMeasurement, StepCurve, as_json, read_curve, write_curve
 from fleet_edge.verifiers.contract import CapacityExceeded, Item, TargetInfo
 from schemas.vocabulary import Vocabulary
 
