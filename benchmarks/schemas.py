@@ -27,7 +27,7 @@ from fleet_common.grammar.rewriting import FORMATS
 _TIMEOUT_S: Final = 600.0
 _BUSY: Final = (429, 503)
 _TRIES: Final = 20  # OpenAI's clients repeat these too
-_MOST_REFUSED: Final = 0.05
+_MAX_REFUSED: Final = 0.05
 _LONGEST_REFUSAL_S: Final = 0.3
 _FORMATS: Final = jsonschema.FormatChecker(FORMATS & jsonschema.FormatChecker.checkers.keys())
 
@@ -79,7 +79,7 @@ def judge(answers: Sequence[SchemaAnswer]) -> Report:
     table([Counter(row)], numbers | {"slowest_refusal_s": ".2f"})
     goals = [
         at_most("wrong or failed answers", counted["wrong"] + counted["failed"], 0),
-        at_most("share of schemas that are refused", len(refused) / len(answers), _MOST_REFUSED),
+        at_most("share of schemas that are refused", len(refused) / len(answers), _MAX_REFUSED),
         at_most("seconds until the slowest refusal", slowest, _LONGEST_REFUSAL_S),
     ]
     return Report(rows, goals, more=row)

@@ -28,10 +28,10 @@ LARGE_CURVE: Final = Path(__file__).parent / "curves" / "7b-two-cores.json"
 
 _SINCE: Final = "7d"
 _SESSIONS: Final = 2000
-_LEAST_TESTED: Final = 200
-_LEAST_SESSIONS: Final = 5
+_MIN_TESTED: Final = 200
+_MIN_SESSIONS: Final = 5
 _ROUND_TRIP_MS: Final = 20.0
-_MOST_MS: Final = 60_000.0
+_MAX_MS: Final = 60_000.0
 
 
 class PlanningError(FleetError):
@@ -81,8 +81,8 @@ def find_drafts(given: Given, *, db: str) -> DraftFigures:
 
 def _check(given: Given) -> None:
     for flag, value in (("--draft-ms", given.draft_ms), ("--rtt-ms", given.round_trip_ms)):
-        if value is not None and not 0.0 <= value <= _MOST_MS:
-            raise PlanningError(f"{flag} is {value:g}; give milliseconds, from 0 to {_MOST_MS:,.0f}.")
+        if value is not None and not 0.0 <= value <= _MAX_MS:
+            raise PlanningError(f"{flag} is {value:g}; give milliseconds, from 0 to {_MAX_MS:,.0f}.")
     if given.acceptance is not None and not 0.0 <= given.acceptance <= 1.0:
         raise PlanningError(
             f"--acceptance is {given.acceptance:g}; give the share of draft tokens that is accepted, from 0 to 1."
@@ -98,13 +98,13 @@ def _of_log(db: str) -> dict[str, tuple[float, str]]:
     tested = sum(each.device_tested or 0 for each in closed)
     said = f"the last {len(closed)} sessions of a week in the session log"
     found: dict[str, tuple[float, str]] = {}
-    if tested >= _LEAST_TESTED:
+    if tested >= _MIN_TESTED:
         found["acceptance"] = (sum(each.device_accepted or 0 for each in closed) / tested, said)
         found["draft_ms"] = (sum(each.device_draft_ms or 0.0 for each in closed) / drafted, said)
     # Edge-only devices wait all the time; the others once for each verdict and once for the Open.
     waiting = [each for each in closed if not each.counted.edge_only and each.network_ms is not None]
     rounds = sum((each.device_rounds or 0) + 1 for each in waiting)
-    if len(waiting) >= _LEAST_SESSIONS:
+    if len(waiting) >= _MIN_SESSIONS:
         found["round_trip_ms"] = (sum(each.network_ms or 0.0 for each in waiting) / rounds, said)
     return found
 
@@ -118,10 +118,10 @@ COSTS: Final = (1, 2, 4, 8)
 _MESSAGE_S: Final = 0.0006
 """Processing time of the edge for each message (`python -m benchmarks overhead verdicts`)."""
 
-_MOST_DEVICES: Final = 1 << 14
+_MAX_DEVICES: Final = 1 << 14
 _ITERATIONS: Final = 24
 _INSTANT_S: Final = 1e-6
-_MOST_ACCEPTANCE: Final = 0.995
+_MAX_ACCEPTANCE: Final = 0.995
 _RARE: Final = 0.05  # share of the gaps between tokens that the 95th percentile leaves out
 
 
@@ -180,7 +180,7 @@ def drafting(workload: Workload, devices: int, plan: Plan) -> Rate:
     for _ in range(_ITERATIONS):
         step_s = workload.curve.step_ms(present, plan.tokens + 1) / 1e3
         conditions = Conditions(
-            acceptance=min(_MOST_ACCEPTANCE, workload.acceptance),
+            acceptance=min(_MAX_ACCEPTANCE, workload.acceptance),
             token_s=workload.draft_s,
             beside_s=max(_INSTANT_S, workload.round_trip_s + 2 * _MESSAGE_S),
             compute_s=step_s,
@@ -254,7 +254,7 @@ def find_capacity(rate_of: Callable[[int], Rate], level: ServiceLevel) -> int:
         return rate.tokens_per_s >= level.tokens_per_s and rate.gap_s <= level.gap_s
 
     good, bad = 0, 1
-    while bad <= _MOST_DEVICES and holds(bad):
+    while bad <= _MAX_DEVICES and holds(bad):
         good, bad = bad, 2 * bad
     while bad - good > 1:
         middle = (good + bad) // 2

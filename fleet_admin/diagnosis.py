@@ -415,7 +415,7 @@ class Diagnosis:
 
 _PERIODS: Final = (1, 24)  # hours
 _BEFORE: Final = timedelta(days=7)
-_LEAST_ROUNDS: Final = 20  # of an hour that steps are compared with
+_MIN_ROUNDS: Final = 20  # of an hour that steps are compared with
 
 
 def diagnose_device(log: SessionLog, device: str) -> Diagnosis:
@@ -507,5 +507,5 @@ def _earlier_step_ms(log: SessionLog, edge: str, own: TokenTime, age: timedelta)
     return _median(
         row.counted.compute_ms_per_round
         for row in log.usage(since=_BEFORE, until=age, grain="hour", edge=edge)
-        if row.counted.verified >= _LEAST_ROUNDS and _similar(row.counted.mean_batch, own.batch)
+        if row.counted.verified >= _MIN_ROUNDS and _similar(row.counted.mean_batch, own.batch)
     )

@@ -23,10 +23,10 @@ class TimePart(StrEnum):
     REST = "rest"
 
 
-_LEAST_TOKENS: Final = 16
+_MIN_TOKENS: Final = 16
 """Tokens from which the times of a device or an edge are compared."""
 
-_LEAST_TESTED: Final = 50
+_MIN_TESTED: Final = 50
 """Verified draft tokens from which its acceptance is known well enough."""
 
 
@@ -69,7 +69,7 @@ def token_time(spent: SpentTime, *, round_trip_ms: float | None = None) -> Token
     answers, so that each of their parts counts in proportion.
     """
     own, counted = spent.reported, spent.counted
-    if own.tokens < _LEAST_TOKENS or own.wall_ms <= 0.0:
+    if own.tokens < _MIN_TOKENS or own.wall_ms <= 0.0:
         return None
     wait_ms = min(own.wait_ms, own.wall_ms)
     drafting_ms = min(own.draft_ms, own.wall_ms - wait_ms)
@@ -108,6 +108,6 @@ def token_time(spent: SpentTime, *, round_trip_ms: float | None = None) -> Token
         step_ms=counted.compute_ms_per_round,
         link_ms=share(link_ms, own.rounds),
         batch=counted.mean_batch,
-        acceptance=counted.acceptance if counted.tested >= _LEAST_TESTED else None,
+        acceptance=counted.acceptance if counted.tested >= _MIN_TESTED else None,
         draft_tokens=0.0 if edge_only else share(own.drafted, own.rounds) or 0.0,
     )

@@ -25,7 +25,7 @@ _STRING: Final = 8
 _LIST: Final = 9
 _LETTERS: Final = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 """Letter for `struct`, by type number."""
-_MOST_DIMENSIONS: Final = 4
+_MAX_DIMENSIONS: Final = 4
 _FIRST_OF_SEVERAL: Final = re.compile(r"-00001-of-(\d{5})\.gguf$", re.IGNORECASE)
 _OF_VOCABULARY: Final = ("general.", "tokenizer.")
 _TOKENS: Final = "tokenizer.ggml.tokens"
@@ -174,7 +174,7 @@ class _Parser:
 
     def _tensor(self) -> tuple[str, int, tuple[int, ...], int]:
         name, (dimensions,) = self._string(), self._unpack("I")
-        if not 1 <= dimensions <= _MOST_DIMENSIONS:
+        if not 1 <= dimensions <= _MAX_DIMENSIONS:
             raise damaged(self._path)
         shape = self._unpack(f"{dimensions}Q")
         kind, offset = self._unpack("IQ")

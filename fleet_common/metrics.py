@@ -163,9 +163,9 @@ def _collected(family: Family) -> "PrometheusMetric":
     return simple
 
 
-_LEAST_TOKEN: Final = 16
-_MOST_TOKEN: Final = 4096
-_MOST_PORT: Final = 65_535
+_MIN_TOKEN: Final = 16
+_MAX_TOKEN: Final = 4096
+_MAX_PORT: Final = 65_535
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +180,7 @@ class ListenAddress:
         """Read `HOST:PORT`, an IPv6 address in brackets; the message of ValueError ends a sentence."""
         host, colon, port = text.rpartition(":")
         host = host.removeprefix("[").removesuffix("]") if host.startswith("[") else host
-        if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > _MOST_PORT:
+        if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > _MAX_PORT:
             raise ValueError("it must be an address and a port, such as 127.0.0.1:9464 or [::1]:9464")
         if host != "localhost":
             try:
@@ -239,12 +239,12 @@ def read_token(path: Path) -> bytes:
     """Read a token file; raise MetricsError if it cannot be read or holds no token."""
     try:
         with path.open("rb") as file:
-            token = file.read(_MOST_TOKEN + 1).strip()
+            token = file.read(_MAX_TOKEN + 1).strip()
     except OSError as error:
         raise MetricsError(f"The token's file {path} cannot be read ({error.strerror}).") from error
-    if not _LEAST_TOKEN <= len(token) <= _MOST_TOKEN or not all(33 <= byte < 127 for byte in token):  # noqa: PLR2004
+    if not _MIN_TOKEN <= len(token) <= _MAX_TOKEN or not all(33 <= byte < 127 for byte in token):  # noqa: PLR2004
         raise MetricsError(
-            f"The token in {path} must be {_LEAST_TOKEN} to {_MOST_TOKEN} printable characters without spaces: make "
+            f"The token in {path} must be {_MIN_TOKEN} to {_MAX_TOKEN} printable characters without spaces: make "
             "one with `openssl rand -hex 32`."
         )
     return token

@@ -19,7 +19,7 @@ from fleet_common.host import write_atomically
 from fleet_device.errors import ConfigurationError
 from schemas.fields import MAX_APP_NAME
 
-_MOST_BYTES: Final = 1 << 20
+_MAX_BYTES: Final = 1 << 20
 _PREFIX: Final = "fleet-"
 
 _Rate = Annotated[int, Field(ge=1, le=1_000_000_000, strict=True)]
@@ -58,7 +58,7 @@ class ApplicationsFile:
     def read(self) -> Applications:
         try:
             with self.path.open("rb") as file:
-                raw = file.read(_MOST_BYTES + 1)
+                raw = file.read(_MAX_BYTES + 1)
             return Applications.model_validate(json.loads(raw))
         except FileNotFoundError:
             return Applications()

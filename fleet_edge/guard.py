@@ -45,7 +45,7 @@ _DEADLY_GRAMMAR_WEIGHT: Final = 160.0
 _SLOWED_WEIGHT: Final = 4.0
 _NOTIFY_EVERY_S: Final = 1.0
 _NOTIFY_QUARANTINED_EVERY_S: Final = 10.0
-_MOST_STANDINGS: Final = 65_536
+_MAX_STANDINGS: Final = 65_536
 _IDLE_S: Final = 600.0
 _ANSWERED: Final = frozenset({Topic.OPEN, Topic.DRAFT})
 _UP: Final = frozenset({Topic.OPEN, Topic.DRAFT, Topic.CLOSE, Topic.STATE, Topic.TELEMETRY})
@@ -262,7 +262,7 @@ class DeviceGuard:
 
     def _channel(self, topic: bytes) -> tuple[Topic, Standing] | None:
         """Return the entry of a new topic; None if it is not a device's."""
-        if len(self._channels) >= 4 * _MOST_STANDINGS:
+        if len(self._channels) >= 4 * _MAX_STANDINGS:
             self._channels.clear()  # rebuilt on demand
         try:
             address = parse(topic.decode())
@@ -277,7 +277,7 @@ class DeviceGuard:
         standing = self._standings.get(device)
         if standing is None:
             with self._lock:
-                if len(self._standings) >= _MOST_STANDINGS:
+                if len(self._standings) >= _MAX_STANDINGS:
                     self._forget_idle()
                 standing = self._standings.setdefault(
                     device, Standing(device, self._quotas.of(device), self._quarantine, self._clock())
@@ -294,7 +294,7 @@ class DeviceGuard:
         self._standings = {
             name: each for name, each in self._standings.items() if each.quarantined(now) or now - each.heard < _IDLE_S
         }
-        if len(self._standings) >= _MOST_STANDINGS:
+        if len(self._standings) >= _MAX_STANDINGS:
             self._standings = {name: each for name, each in self._standings.items() if each.quarantined(now)}
         self._channels = {}
 

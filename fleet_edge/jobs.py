@@ -39,7 +39,7 @@ _ABANDONED_AFTER: Final = timedelta(hours=6)
 """Age at which a session that no edge serves is closed as lost; well above a lease and a database outage."""
 
 _KEEP_REPORTED: Final = timedelta(days=7)
-_MOST_REPORTED: Final = 1000
+_MAX_REPORTED: Final = 1000
 """Age, and number of one device, from which reported Closes of unknown sessions are deleted."""
 
 _KEEP_ALERTS: Final = timedelta(days=365)  # those that are over
@@ -231,7 +231,7 @@ class EdgeJobs:
         housekeeping.purge_loads(engine, thin_before=now - _MINUTES_KEPT, before=oldest, pace=pace)
         events = housekeeping.purge(engine, EVENTS, before=oldest, pace=pace)
         housekeeping.purge(engine, COMMANDS, before=oldest, pace=pace)
-        housekeeping.purge_reported(engine, before=now - _KEEP_REPORTED, most=_MOST_REPORTED, pace=pace)
+        housekeeping.purge_reported(engine, before=now - _KEEP_REPORTED, most=_MAX_REPORTED, pace=pace)
         housekeeping.purge_quarantines(engine, before=oldest, pace=pace)
         with engine.begin() as connection:
             forget(connection, before=now - _KEEP_ALERTS)

@@ -27,7 +27,7 @@ _SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0,
 _SESSIONS: Final = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0)
 _TOKENS: Final = (1.0, 4.0, 16.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 4096.0)
 
-_MOST_DEVICES: Final = 65_536
+_MAX_DEVICES: Final = 65_536
 """Bound on devices, so that publishers of states cannot fill the memory."""
 
 _PROBE_EVERY_S: Final = 1.0
@@ -165,7 +165,7 @@ class Figures:
 
     def heard(self, device: str, presence: Presence | None = None) -> None:
         """Record a sign of life from a device, with its presence if the message was its state."""
-        if presence is not None and (device in self.presence or len(self.presence) < _MOST_DEVICES):
+        if presence is not None and (device in self.presence or len(self.presence) < _MAX_DEVICES):
             self.presence[device] = presence
         if device in self.presence:
             self.last_sign[device] = self.clock()

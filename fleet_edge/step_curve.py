@@ -31,10 +31,10 @@ class CurveError(FleetError):
 Row = tuple[tuple[float, float], ...]
 """Pairs of a size (tokens or sessions) and milliseconds, both ascending."""
 
-_MOST_MS: Final = 3_600_000.0
+_MAX_MS: Final = 3_600_000.0
 _SIZE: Final = 1 << 20
 _LABELS: Final = ("target", "engine", "runs_on", "machine", "mode", "at")
-_MOST_BALANCE: Final = 1 << 14
+_MAX_BALANCE: Final = 1 << 14
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +95,7 @@ class StepCurve:
     def balance(self) -> int:
         """Return the tokens of one sequence whose step takes twice as long as that of one token."""
         tokens, limit = 1, 2 * self.step_ms(1, 1)
-        while tokens < _MOST_BALANCE and self.step_ms(1, tokens + 1) <= limit:
+        while tokens < _MAX_BALANCE and self.step_ms(1, tokens + 1) <= limit:
             tokens += 1
         return tokens
 
@@ -106,7 +106,7 @@ def _row(pairs: Sequence[tuple[float, float]]) -> Row:
     if len(set(sizes)) != len(sizes):
         raise CurveError("A step is listed twice; remove one of them.")
     for size, ms in ordered:
-        if not 1 <= size <= _SIZE or not 0.0 < ms <= _MOST_MS:
+        if not 1 <= size <= _SIZE or not 0.0 < ms <= _MAX_MS:
             raise CurveError(
                 f"A step of {ms:g} ms with {size:g} tokens is invalid: times are above 0 and below an hour."
             )
@@ -123,20 +123,20 @@ def _at(row: Sequence[tuple[float, float]], size: float) -> float:
     return before + (after - before) * (max(size, row[0][0]) - left) / (right - left)
 
 
-_MOST_BYTES: Final = 1 << 20
+_MAX_BYTES: Final = 1 << 20
 _FILE: Final = TypeAdapter(StepCurve)
 
 
 def read_curve(path: Path) -> StepCurve:
     try:
         with path.open("rb") as file:
-            data = file.read(_MOST_BYTES + 1)
+            data = file.read(_MAX_BYTES + 1)
     except OSError as error:
         raise CurveError(
             f"The curve {path} cannot be read: {error.strerror or error}; give a file written by --save-curve, "
             "or omit --curve to measure this machine."
         ) from error
-    if len(data) > _MOST_BYTES:
+    if len(data) > _MAX_BYTES:
         raise CurveError(f"The curve {path} is larger than a curve can be; give a file written by --save-curve.")
     try:
         return _FILE.validate_json(data)

@@ -20,7 +20,7 @@ from schemas.fields import EdgeLoad, Logprobs
 from schemas.messages import PROTOCOL, Close, Draft, Open, Opened, SessionReply, Verdict
 
 _NULL: Final = b"\xf6"
-_MOST_FIELDS: Final = 23  # of an array with a one-byte head
+_MAX_FIELDS: Final = 23  # of an array with a one-byte head
 _ARRAY, _BYTES = 0x80, 0x40  # major types
 # Heads of byte strings: argument of the first byte (0: the length itself), bytes of the length, largest and smallest
 # length.
@@ -36,7 +36,7 @@ def pad(payload: bytes, *, bucket: int, most: int) -> bytes:
         return payload
     filling, nulls = _byte_string(left)
     fields = payload[0] - _ARRAY + 1 + nulls
-    assert fields <= _MOST_FIELDS
+    assert fields <= _MAX_FIELDS
     return bytes([_ARRAY | fields]) + payload[1:] + filling + _NULL * nulls
 
 

@@ -74,7 +74,7 @@ _FEW: Final = 4  # output tokens for the prompts that begin alike
 _BLOCK: Final = 16
 """Tokens that may be computed in addition to the new ones; computing fewer costs about as much as copying them."""
 
-_MOST_SLOWER: Final = 1.3
+_MAX_SLOWER: Final = 1.3
 """Time to the first token of the last turn, over that of the second."""
 
 _COUNTED: Final = {
@@ -144,7 +144,7 @@ def _goals(rows: Sequence[dict[str, Any]], shared: Sequence[dict[str, Any]]) -> 
         first = {n: [r["first_token_ms"] for r in own if r["turn"] == n] for n in (2, own[-1]["turn"])}
         if len(first) == 2 and all(first.values()):
             second, last = map(median, first.values())
-            yield at_most(f"{engine}: first token of the last turn over the second's", last / second, _MOST_SLOWER)
+            yield at_most(f"{engine}: first token of the last turn over the second's", last / second, _MAX_SLOWER)
     for each in shared:
         yield at_most(
             f"{each['engine']}: tokens computed of prompts that begin alike", each["computed"], each["allowed"]

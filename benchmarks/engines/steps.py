@@ -36,7 +36,7 @@ from fleet_edge.verifiers.registry import load_verifier
 Step = Callable[[int, int], float]
 """Computes a number of sequences with a number of new tokens each; returns the milliseconds that it took."""
 
-_MOST_TURNS: Final = 15
+_MAX_TURNS: Final = 15
 _CHUNK: Final = 256
 _KV_BYTES: Final = 64 << 30  # enough for any step: memory is allocated as sequences come
 _NEW: Final = 16
@@ -66,7 +66,7 @@ def by_turns(ours: Step, raw: Sequence[Step], *, sequences: int, tokens: int, se
     """Measure ours and each raw variant in turn, for about `seconds`; the first turn does not count."""
     every = (ours, *raw)
     turn_s = sum(step(sequences, tokens) for step in every) / 1e3
-    turns = max(fewest, min(_MOST_TURNS, int(seconds / max(turn_s, 1e-6))))
+    turns = max(fewest, min(_MAX_TURNS, int(seconds / max(turn_s, 1e-6))))
     taken: list[list[float]] = [[] for _ in every]
     for _ in range(turns):
         for step, times in zip(every, taken, strict=True):

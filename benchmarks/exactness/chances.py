@@ -21,9 +21,9 @@ RECORDED: Final = Path(__file__).parents[1] / "results" / "exactness-faults.json
 FOUND: Final = 0.99
 """With this chance or more, a mistake that is not found is a failure of the proof."""
 
-_LEAST_P: Final = 1e-300  # in place of one that is too small for a float
+_MIN_P: Final = 1e-300  # in place of one that is too small for a float
 _SCORES: Final = 5
-_MOST_SESSIONS: Final = 1 << 24
+_MAX_SESSIONS: Final = 1 << 24
 
 
 def chance(case: Variant, sessions: int) -> float:
@@ -33,7 +33,7 @@ def chance(case: Variant, sessions: int) -> float:
         return 1.0
     by_p = [
         noncentral(
-            p or _LEAST_P,
+            p or _MIN_P,
             _degrees(case, kind, row["sessions"]),
             row["sessions"],
             _degrees(case, kind, sessions),
@@ -57,7 +57,7 @@ def noncentral(p: float, freedom: int, sessions: int, freedom_then: int, session
 def sessions_for(case: Variant) -> int:
     """Return how many sessions find a mistake with the chance `FOUND`."""
     low, high = 0, 1
-    while high < _MOST_SESSIONS and chance(case, high) < FOUND:
+    while high < _MAX_SESSIONS and chance(case, high) < FOUND:
         low, high = high, 2 * high
     while high - low > 1 + low // 100:
         middle = (low + high) // 2

@@ -29,7 +29,7 @@ from benchmarks.processes import BenchError
 _MB: Final = 1e6
 _HOUR_S: Final = 3600.0
 _SAMPLE_S: Final = 5.0
-_MOST_POINTS: Final = 400
+_MAX_POINTS: Final = 400
 _REPORT_S: Final = 60.0
 _PATIENCE_S: Final = 90.0
 _END_THE_EDGE: Final = frozenset({"edge-kill", "clock-restart"})
@@ -58,7 +58,7 @@ class ResidentMemory:
             if at >= since:
                 lives.setdefault(pid, []).append((at / _HOUR_S, megabytes))
         longest = max(lives.values(), key=len, default=[])
-        width = -(-len(longest) // _MOST_POINTS)
+        width = -(-len(longest) // _MAX_POINTS)
         blocks = [longest[begin : begin + width] for begin in range(0, len(longest), width or 1)]
         return [(block[len(block) // 2][0], sorted(y for _, y in block)[len(block) // 2]) for block in blocks]
 

@@ -260,11 +260,11 @@ def _account(lines: Sequence[str]) -> dict[str, Any]:
 
 _FRESH: Final = 6
 _DEVICES: Final = max(attack.devices for attack in ATTACKS.values())
-_LEAST_DURING: Final = 0.9
-_LEAST_OF_PLAIN: Final = 0.7
-_LEAST_AFTER: Final = 0.9  # what is full recovery within the spread of a ten-second window
-_MOST_MB: Final = 100.0
-_MOST_ROWS: Final = 100.0
+_MIN_DURING: Final = 0.9
+_MIN_OF_PLAIN: Final = 0.7
+_MIN_AFTER: Final = 0.9  # what is full recovery within the spread of a ten-second window
+_MAX_MB: Final = 100.0
+_MAX_ROWS: Final = 100.0
 _LONGEST_WAIT_S: Final = 1.0
 _COLUMNS: Final = {
     "name": "", "baseline": ".1f", "honest_control": ".2f", "honest_during": ".2f", "honest_during_of_control": ".2f",
@@ -340,19 +340,19 @@ def _recorded(fleet: Fleet, *, json: bool) -> Fleet:
 
 def wrong_with(result: AttackResult) -> Iterator[str]:
     during = max(result.honest_during, result.honest_during_of_control or 0.0)
-    least = _LEAST_DURING if not ATTACKS[result.name].has_plain else _LEAST_OF_PLAIN
+    least = _MIN_DURING if not ATTACKS[result.name].has_plain else _MIN_OF_PLAIN
     if during < least:
         yield f"honest devices kept {during:.2f} of their pace ({least} wanted)"
-    if result.honest_after < _LEAST_AFTER:
-        yield f"honest devices came back to {result.honest_after:.2f} of their pace ({_LEAST_AFTER} wanted)"
-    if result.edge_rss_mb > _MOST_MB:
-        yield f"the edge grew by {result.edge_rss_mb:.0f} MB ({_MOST_MB:.0f} allowed)"
-    if result.grammars_mb > _MOST_MB:
-        yield f"the grammar processes kept {result.grammars_mb:.0f} MB ({_MOST_MB:.0f} allowed)"
+    if result.honest_after < _MIN_AFTER:
+        yield f"honest devices came back to {result.honest_after:.2f} of their pace ({_MIN_AFTER} wanted)"
+    if result.edge_rss_mb > _MAX_MB:
+        yield f"the edge grew by {result.edge_rss_mb:.0f} MB ({_MAX_MB:.0f} allowed)"
+    if result.grammars_mb > _MAX_MB:
+        yield f"the grammar processes kept {result.grammars_mb:.0f} MB ({_MAX_MB:.0f} allowed)"
     if result.failed_texts and ATTACKS[result.name].has_plain:
         yield f"{len(result.failed_texts)} honest requests failed"
-    if result.rows > _MOST_ROWS and not ATTACKS[result.name].has_plain:  # a request is a session, plain ones too
-        yield f"{result.rows:.0f} database rows a minute ({_MOST_ROWS:.0f} allowed)"
+    if result.rows > _MAX_ROWS and not ATTACKS[result.name].has_plain:  # a request is a session, plain ones too
+        yield f"{result.rows:.0f} database rows a minute ({_MAX_ROWS:.0f} allowed)"
     if result.fresh_device_s > _LONGEST_WAIT_S:
         yield f"a fresh device waited {result.fresh_device_s:.2f} s ({_LONGEST_WAIT_S:g} allowed)"
     if result.differing_texts:

@@ -58,7 +58,7 @@ class AccountDatabase:
 LEAST_PASSWORD: Final = 12
 """Minimum characters of a password, against offline guessing of stolen hashes."""
 
-_MOST_PASSWORD: Final = 256
+_MAX_PASSWORD: Final = 256
 _RANDOM_BYTES: Final = 32
 _AT_ONCE: Final = 2
 
@@ -74,9 +74,9 @@ class Passwords:
 
     def hash(self, password: str, *, account: str) -> str:
         """Return the hash of a password; raises `AccountError` if it is too short, too long, or the account's name."""
-        if not LEAST_PASSWORD <= len(password) <= _MOST_PASSWORD:
+        if not LEAST_PASSWORD <= len(password) <= _MAX_PASSWORD:
             raise AccountError(
-                f"A password has {LEAST_PASSWORD} to {_MOST_PASSWORD} characters, this one {len(password):,}."
+                f"A password has {LEAST_PASSWORD} to {_MAX_PASSWORD} characters, this one {len(password):,}."
             )
         if password.casefold() in {account.casefold(), account.casefold()[::-1]} or len(set(password)) == 1:
             raise AccountError("A password is not the account's name, nor one character repeated; take another.")
@@ -87,7 +87,7 @@ class Passwords:
         """Compare a password with a hash; takes the same time without a hash."""
         try:
             with self._places:
-                self._hasher.verify(known or self._nobody, password[: _MOST_PASSWORD + 1])
+                self._hasher.verify(known or self._nobody, password[: _MAX_PASSWORD + 1])
         except (Argon2Error, InvalidHashError):
             return False
         return known is not None

@@ -87,9 +87,9 @@ def _plain(address: str) -> str:
         return "unknown"
 
 
-_MOST_BYTES: Final = 256 * 1024
-_MOST_FIELDS: Final = 4_000  # a box ticked for each of some thousand devices
-_MOST_QUERY: Final = 8_000
+_MAX_BYTES: Final = 256 * 1024
+_MAX_FIELDS: Final = 4_000  # a box ticked for each of some thousand devices
+_MAX_QUERY: Final = 8_000
 
 Values = Mapping[str, tuple[str, ...]]
 """Fields of a form or of a query, each with all of its values."""
@@ -98,26 +98,26 @@ Values = Mapping[str, tuple[str, ...]]
 async def read_body(scope: Scope, receive: Receive) -> bytes:
     """Read a request's body; raises `Problem` if it is too large or the client disconnects."""
     length = Headers(scope=scope).get("content-length", "0")
-    if not length.isascii() or not length.isdigit() or int(length) > _MOST_BYTES:
-        raise Problem(413, f"The body has more than {_MOST_BYTES:,} bytes; send less at once.")
+    if not length.isascii() or not length.isdigit() or int(length) > _MAX_BYTES:
+        raise Problem(413, f"The body has more than {_MAX_BYTES:,} bytes; send less at once.")
     body = bytearray()
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
             raise Problem(400, "The connection was closed before the whole body had come.")
         body += message.get("body", b"")
-        if len(body) > _MOST_BYTES:
-            raise Problem(413, f"The body has more than {_MOST_BYTES:,} bytes; send less at once.")
+        if len(body) > _MAX_BYTES:
+            raise Problem(413, f"The body has more than {_MAX_BYTES:,} bytes; send less at once.")
         if not message.get("more_body", False):
             return bytes(body)
 
 
 def parse_values(encoded: bytes, *, what: str) -> Values:
     """Parse an urlencoded form or query; raises `Problem` if it is invalid or has too many fields."""
-    if what == "query" and len(encoded) > _MOST_QUERY:
-        raise Problem(414, f"The query has more than {_MOST_QUERY:,} characters; use fewer filters.")
+    if what == "query" and len(encoded) > _MAX_QUERY:
+        raise Problem(414, f"The query has more than {_MAX_QUERY:,} characters; use fewer filters.")
     try:
-        pairs = parse_qsl(encoded.decode("ascii"), keep_blank_values=True, max_num_fields=_MOST_FIELDS, errors="strict")
+        pairs = parse_qsl(encoded.decode("ascii"), keep_blank_values=True, max_num_fields=_MAX_FIELDS, errors="strict")
     except ValueError:
         raise Problem(400, f"The {what} cannot be read; send it as a browser's form does.") from None
     if any("\0" in name or "\0" in value for name, value in pairs):

@@ -17,7 +17,7 @@ from schemas.errors import FleetError
 T = TypeVar("T")
 
 _SHARE: Final = 3
-_MOST_WAITING: Final = 8
+_MAX_WAITING: Final = 8
 """Waiting requests of one account: a browser opens several pages at once."""
 
 
@@ -45,7 +45,7 @@ class Workers:
         Raises:
             Problem: It took too long, or the account has too many requests in progress.
         """
-        if self._asked[account] >= self._most_of_one + _MOST_WAITING:
+        if self._asked[account] >= self._most_of_one + _MAX_WAITING:
             raise Problem(429, "Your earlier requests are still running; try again soon.", retry_after_s=5)
         self._asked[account] += 1
         places = self._places.setdefault(account, asyncio.Semaphore(self._most_of_one))

@@ -169,7 +169,7 @@ def _rows(logits: Logits) -> NDArray[Any]:
 
 _TOGETHER: Final = 8  # outputs that the target generates at a time
 _CELLS: Final = 256
-_LEAST_KV: Final = 64 << 20
+_MIN_KV: Final = 64 << 20
 _STEPS: Final = (1, 5, 9, 17)  # new tokens of one sequence
 
 
@@ -235,7 +235,7 @@ def _drafter(pair: CheckedPair, target_vocabulary: Path | None) -> Drafter:
 def _load(pair: CheckedPair, how: AcceptanceMeasurement, context: int) -> Verifier:
     cells = -(-(context + 1) // _CELLS) * _CELLS
     kv_bytes = _TOGETHER * pair.target.kv_bytes(tokens=2 * cells, number_bytes=4)
-    sizes = {"context": cells - 1, "kv_bytes": max(_LEAST_KV, kv_bytes)}
+    sizes = {"context": cells - 1, "kv_bytes": max(_MIN_KV, kv_bytes)}
     settings = {"target": pair.target.source, "engine": how.engine, "dtype": how.dtype, **sizes}
     return load_verifier(EdgeSettings.model_validate(settings))
 

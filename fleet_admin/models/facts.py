@@ -161,7 +161,7 @@ def _layers(config: dict[str, Any]) -> tuple[KvShape, ...]:
     heads, count = int(config["num_attention_heads"]), int(config["num_hidden_layers"])
     kv_heads = int(config.get("num_key_value_heads") or heads)
     dim = int(config.get("head_dim") or config["hidden_size"] // heads)
-    if not 0 < count <= _MOST_LAYERS:
+    if not 0 < count <= _MAX_LAYERS:
         raise ValueError(count)
     kinds = config.get("layer_types") or ["full_attention"] * count
     window = config.get("sliding_window")
@@ -203,7 +203,7 @@ def _json(path: Path) -> dict[str, Any]:
     return found
 
 
-_MOST_LAYERS: Final = 4096
+_MAX_LAYERS: Final = 4096
 _EVERY: Final = "attention.sliding_window_pattern"
 
 
@@ -222,9 +222,9 @@ def gguf_facts(path: Path) -> ModelFacts:
     except UnsupportedModel as error:
         raise ModelUnreadable(str(error)) from error
     strings = token_strings(tokens)
-    if not _LEAST_TOKENS <= len(strings) <= MAX_VOCABULARY:
+    if not _MIN_TOKENS <= len(strings) <= MAX_VOCABULARY:
         raise ModelUnreadable(
-            f"The GGUF {path} has {len(strings)} tokens, and {_LEAST_TOKENS} to {MAX_VOCABULARY} are supported; "
+            f"The GGUF {path} has {len(strings)} tokens, and {_MIN_TOKENS} to {MAX_VOCABULARY} are supported; "
             "convert the model again."
         )
 
@@ -254,7 +254,7 @@ def gguf_facts(path: Path) -> ModelFacts:
     )
 
 
-_LEAST_TOKENS: Final = 2
+_MIN_TOKENS: Final = 2
 _RECURRENT: Final = ("mamba", "rwkv", "arwkv")  # beginnings of architectures
 _STATES: Final = ("ssm.", "wkv.", "shortconv.")  # and of metadata
 _ENCODERS: Final = ("t5", "t5encoder", "bert", "nomic-bert", "modern-bert")
@@ -294,7 +294,7 @@ def layers_of(header: GgufHeader, path: Path) -> tuple[KvShape, ...]:
     count = header.number("block_count") - header.number("nextn_predict_layers")
     heads = _by_layer(header, "attention.head_count", count)
     width = header.number("embedding_length")
-    if not 0 < count <= _MOST_LAYERS or max(heads, default=0) < 1 or width < 1:
+    if not 0 < count <= _MAX_LAYERS or max(heads, default=0) < 1 or width < 1:
         raise ModelUnreadable(f"The GGUF {path} does not say which layers it has; convert the model again.")
     kv_heads = _by_layer(header, "attention.head_count_kv", count) or heads
     dim = width // max(heads)
@@ -319,7 +319,7 @@ def _by_layer(header: GgufHeader, key: str, count: int) -> Sequence[int]:
     if isinstance(found, list):
         whole = len(found) >= count and all(isinstance(number, int) for number in found)
         return [int(number) for number in found[:count]] if whole else []
-    return [found] * count if isinstance(found, int) and count <= _MOST_LAYERS else []
+    return [found] * count if isinstance(found, int) and count <= _MAX_LAYERS else []
 
 
 def _sliding(header: GgufHeader, count: int) -> Sequence[bool]:

@@ -91,7 +91,7 @@ COMMANDS: Final[Mapping[str, float]] = {
 }
 """Default time limit in seconds, by command."""
 
-_MOST_S: Final = 600.0
+_MAX_S: Final = 600.0
 _LATE_S: Final = 1.0
 """Extra wait for an answer, which takes time on the network."""
 
@@ -107,8 +107,8 @@ def limit_of(command: str, asked_s: float | None) -> float:
     if command not in COMMANDS:
         raise SteeringError(f"There is no command {command[:40]!r}; there are {', '.join(COMMANDS)}.")
     limit_s = COMMANDS[command] if asked_s is None else asked_s
-    if not 0 < limit_s <= _MOST_S:
-        raise SteeringError(f"A command can be given up to {_MOST_S:.0f} s, not {limit_s:.0f} s.")
+    if not 0 < limit_s <= _MAX_S:
+        raise SteeringError(f"A command can be given up to {_MAX_S:.0f} s, not {limit_s:.0f} s.")
     return limit_s
 
 

@@ -27,7 +27,7 @@ _log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _CONNECT_S: Final = 10.0
-_MOST_DEVICES: Final = 100_000
+_MAX_DEVICES: Final = 100_000
 """Most remembered devices; only the fleet's own publish, and they are limited too."""
 
 _RULES: Final = {rule.topic: rule for rule in TREE}
@@ -201,7 +201,7 @@ class SteeringWire:
 def _keep(known: dict[str, T], device: str, value: T | None) -> None:
     if value is None:
         known.pop(device, None)
-    elif device in known or len(known) < _MOST_DEVICES:
+    elif device in known or len(known) < _MAX_DEVICES:
         known[device] = value
 
 

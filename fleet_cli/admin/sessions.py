@@ -59,7 +59,7 @@ _DEVICE_ORDERS: Final = {
     "draft-time": "-draft_time",
     "certificate": "certificate",
 }
-_MOST_SORTED: Final = 10_000
+_MAX_SORTED: Final = 10_000
 """Sessions that are sorted by another column than their beginning: each is read whole, with its segments."""
 
 _SESSION_ORDERS: Final = {
@@ -188,7 +188,7 @@ def sessions(
         str,
         typer.Option(
             metavar="|".join(_SESSION_ORDERS),
-            help=f"Sort by this column; all but opened read at most the latest {_MOST_SORTED:,}.",
+            help=f"Sort by this column; all but opened read at most the latest {_MAX_SORTED:,}.",
         ),
     ] = "opened",
     only_open: Annotated[bool, typer.Option("--open", help="Only running sessions.")] = False,
@@ -212,7 +212,7 @@ def sessions(
             open=only_open,
             model=model,
             label=label or None,
-            limit=limit if sort == "opened" else max(limit, _MOST_SORTED),
+            limit=limit if sort == "opened" else max(limit, _MAX_SORTED),
         )
     among = len(found)
     found = _sorted(found, SESSIONS, order)[:limit]

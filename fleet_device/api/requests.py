@@ -121,7 +121,7 @@ def _asks_nothing(name: str, value: object) -> bool:
 R = TypeVar("R", bound=BaseModel)
 
 MOST_CHOICES: Final = 8
-_MOST_PROMPTS: Final = 256
+_MAX_PROMPTS: Final = 256
 
 
 def _strings(value: object) -> object:
@@ -130,8 +130,8 @@ def _strings(value: object) -> object:
 
 def _prompts(value: object) -> object:
     if isinstance(value, list) and value and isinstance(value[0], str | list):
-        if len(value) > _MOST_PROMPTS:
-            raise ValueError(f"a request has at most {_MOST_PROMPTS} prompts")
+        if len(value) > _MAX_PROMPTS:
+            raise ValueError(f"a request has at most {_MAX_PROMPTS} prompts")
         return tuple(map(_prompt, value))
     return (_prompt(value),)
 

@@ -45,7 +45,7 @@ from schemas.reasons import EndReason
 from schemas.topics import Topic, build
 
 _HTTP_WAIT_S: Final = 2.0
-_MOST_BYTES: Final = 1 << 20
+_MAX_BYTES: Final = 1 << 20
 
 
 class _Drafter(BaseModel):
@@ -89,7 +89,7 @@ def running_device(settings: DeviceSettings) -> RunningDevice | None:
             return None
         connection.sock = sock
         connection.request("GET", "/healthz")
-        found = RunningDevice.model_validate_json(connection.getresponse().read(_MOST_BYTES))
+        found = RunningDevice.model_validate_json(connection.getresponse().read(_MAX_BYTES))
     except (OSError, ValidationError, http.client.HTTPException):
         return None
     finally:

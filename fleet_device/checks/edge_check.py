@@ -36,7 +36,7 @@ _WAIT_S: Final = 5.0
 # Any edge of a fleet may take a session: ask again until it is the right one.
 _ATTEMPTS: Final = 16
 # In another batch, or with other drafts, rounding may decide between equally likely tokens.
-_LEAST_ACCEPTED: Final = 0.5
+_MIN_ACCEPTED: Final = 0.5
 
 
 @dataclass(slots=True)
@@ -135,7 +135,7 @@ class EdgeCheck:
 
     def _acceptance(self, agent: Agent) -> str:
         counters = self._write(agent).counters
-        if counters.accepted < _LEAST_ACCEPTED * counters.tested or not counters.accepted:
+        if counters.accepted < _MIN_ACCEPTED * counters.tested or not counters.accepted:
             raise SessionFailed(
                 f"It accepted {counters.accepted} of {counters.tested} tokens of a draft that is its own greedy text."
             )

@@ -40,7 +40,7 @@ _log = logging.getLogger(__name__)
 
 _KEPT_EVERY: Final = 64  # tokens without an edge, between two reports of the unfinished session
 
-_LEAST_WAIT_S: Final = 0.01  # a deadline that has passed is handled after the messages that are here
+_MIN_WAIT_S: Final = 0.01  # a deadline that has passed is handled after the messages that are here
 
 _WORDS: Final = re.compile(r"(?<=[a-z])(?=[A-Z])")
 
@@ -112,7 +112,7 @@ class SessionDriver:
         """Return how long to wait for the next message before `on_quiet` (seconds)."""
         if self.closing.begun:
             return self.closing.left_s
-        return max(_LEAST_WAIT_S, self.retry.deadline() - self.retry.clock())
+        return max(_MIN_WAIT_S, self.retry.deadline() - self.retry.clock())
 
     def on_quiet(self) -> None:
         """Send again, ask another edge, or give up, because nothing has arrived in time."""

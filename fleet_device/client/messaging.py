@@ -18,7 +18,7 @@ from schemas.messages import Close, Closed, Draft, Fault, Open, Opened, Progress
 from schemas.topics import TREE, Topic, build, parse, wildcard
 
 # A fleet has a handful of edges; a client that may publish as one must not fill a device's memory.
-_MOST_EDGES: Final = 1000
+_MAX_EDGES: Final = 1000
 
 
 class EdgePresences:
@@ -32,7 +32,7 @@ class EdgePresences:
         """Record an edge's state (named by the topic, which the broker checks); return its presence before."""
         with self._changed:
             before = self._states.get(edge)
-            if before is not None or len(self._states) < _MOST_EDGES:
+            if before is not None or len(self._states) < _MAX_EDGES:
                 self._states[edge] = state
                 self._changed.notify_all()
             return None if before is None else before.presence
@@ -83,7 +83,7 @@ class EdgePresences:
 
 _log = logging.getLogger(__name__)
 
-_MOST_BYTES: Final = 4 << 20
+_MAX_BYTES: Final = 4 << 20
 _EVENT_BYTES: Final = 512
 """Size of a message in addition to its payload, roughly."""
 
@@ -196,7 +196,7 @@ class Inbox:
             each.put(event, size=size)
         if size:
             with self._counting:
-                if self._waiting_bytes and self._waiting_bytes + size > _MOST_BYTES:
+                if self._waiting_bytes and self._waiting_bytes + size > _MAX_BYTES:
                     self.dropped += 1
                     return
                 self._waiting_bytes += size

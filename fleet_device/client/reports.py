@@ -28,7 +28,7 @@ from schemas.control import Presence
 from schemas.errors import CodecError
 from schemas.messages import Close, Closed
 
-_MOST_CLOSES: Final = 8
+_MAX_CLOSES: Final = 8
 _REPEATS: Final = 20
 """Number of repetitions of a Close: some edges never confirm."""
 
@@ -53,7 +53,7 @@ class UnconfirmedCloses:
             # To any edge: the one that it was meant for may never be back.
             self._closes[close.session] = close.model_copy(update={"edge": None, "handle": None})
             self._repeats[close.session] = 0
-            while len(self._closes) > _MOST_CLOSES:
+            while len(self._closes) > _MAX_CLOSES:
                 self._forget(next(iter(self._closes)))
 
     def on_event(self, event: Event) -> None:
@@ -86,7 +86,7 @@ class UnconfirmedCloses:
 _log = logging.getLogger(__name__)
 
 _ENDED, _RUNNING, _REPORTS = ".ended", ".running", "[0-9a-f]*.*"
-_MOST_REPORTS: Final = 1000
+_MAX_REPORTS: Final = 1000
 """Reports that are kept; of more, the oldest are dropped."""
 
 _CONFIRM_S: Final = 10.0
@@ -114,7 +114,7 @@ class UnverifiedReports:
     send: Callable[[Close], None] = lambda _close: None
     ready: Callable[[], bool] = lambda: True
     wall_clock: Callable[[], float] = time.time
-    most: int = _MOST_REPORTS
+    most: int = _MAX_REPORTS
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _news: "queue.SimpleQueue[bytes | _News]" = field(default_factory=queue.SimpleQueue)
     _thread: threading.Thread | None = None

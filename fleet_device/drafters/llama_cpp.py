@@ -193,11 +193,11 @@ _log = logging.getLogger(__name__)
 _MEGA = 1_000_000
 _SPARE = 4  # times as much memory as a copy takes has to be free for it
 
-_MOST_DEFAULT_THREADS = 4  # a draft token is bound by memory: more threads only wait for each other
+_MAX_DEFAULT_THREADS = 4  # a draft token is bound by memory: more threads only wait for each other
 
 
 def default_threads() -> int:
-    return min(len(os.sched_getaffinity(0)), _MOST_DEFAULT_THREADS)
+    return min(len(os.sched_getaffinity(0)), _MAX_DEFAULT_THREADS)
 
 
 @dataclass(frozen=True, slots=True)

@@ -138,7 +138,7 @@ _COUNTS: Final = SamplingPolicy(temperature=1.0, seed=0)
 _CAUGHT_UP: Final = 2
 """Tokens that the draft model may have to read although it has drafted all along: its last one, and the edge's."""
 
-_MOST_MEASURED: Final = 64
+_MAX_MEASURED: Final = 64
 """Latest tokens by which guesses or reading times are judged: if there are more, most are a prompt's."""
 
 _CATCH_UP_SHARE: Final = 0.6
@@ -292,7 +292,7 @@ class SuffixDrafter:
         if length <= self._final:
             return
         self._index.truncate(self._final)
-        begin = max(self._final, length - _MOST_MEASURED)
+        begin = max(self._final, length - _MAX_MEASURED)
         self._index.append(self._tokens[self._final : begin])
         for place in range(begin, length):
             guess = self._guess(self._tokens[max(0, place - LONGEST) : place], _COUNTS)
@@ -355,7 +355,7 @@ class SuffixDrafter:
         # The rest is the model's own: without suffix drafts it would have to read the edge's tokens too.
         self._caught_up_s += late_s * min(1.0, self._skipped / (unread - 1))
         self._skipped = 0
-        if self._token_s and unread <= _MOST_MEASURED:
+        if self._token_s and unread <= _MAX_MEASURED:
             self._catch_up_s = _mean(self._catch_up_s, late_s / (unread - 1))
         return dist
 

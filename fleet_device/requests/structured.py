@@ -30,7 +30,7 @@ NAME: Final = r"^[A-Za-z0-9_-]{1,64}$"
 """Pattern of the names of functions and formats."""
 
 _ANY_OBJECT: Final[dict[str, Any]] = {"type": "object", "properties": {}, "additionalProperties": False}
-_MOST_TOOLS: Final = 128
+_MAX_TOOLS: Final = 128
 
 MOST_CALLS: Final = 8
 """Most calls in one answer: a small model may repeat itself until its tokens are used up."""
@@ -203,7 +203,7 @@ class AllowedTools(StrictModel):
 
     class Tools(StrictModel):
         mode: Literal["auto", "required"]
-        tools: Annotated[tuple[NamedFunction, ...], Field(min_length=1, max_length=_MOST_TOOLS, fail_fast=True)]
+        tools: Annotated[tuple[NamedFunction, ...], Field(min_length=1, max_length=_MAX_TOOLS, fail_fast=True)]
 
     type: Literal["allowed_tools"]
     allowed_tools: Tools
@@ -215,7 +215,7 @@ ToolChoice = Literal["none", "auto", "required"] | NamedFunction | AllowedTools
 class ToolOptions(StrictModel):
     """Functions that an answer may call: `tools`, which of them, and whether several at once."""
 
-    tools: Annotated[tuple[Tool, ...], Field(max_length=_MOST_TOOLS, fail_fast=True)] | None = None
+    tools: Annotated[tuple[Tool, ...], Field(max_length=_MAX_TOOLS, fail_fast=True)] | None = None
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: Annotated[bool, Field(strict=True)] | None = None
 

@@ -359,7 +359,7 @@ class Rejection:
         return token
 
 
-_MOST_EARLY: Final = 64
+_MAX_EARLY: Final = 64
 """Pieces that are kept while an earlier one is missing; each has at least one token."""
 
 
@@ -388,7 +388,7 @@ class EdgeOnlyDecoding:
         return self.first_round <= verdict.round <= self.request.round
 
     def keep(self, verdict: Verdict) -> None:
-        if len(self.early) < _MOST_EARLY:
+        if len(self.early) < _MAX_EARLY:
             self.early.append(verdict)
 
     def take_early(self, length: int) -> Verdict | None:

@@ -263,7 +263,7 @@ def _after(seconds: float, work: Callable[[], None]) -> Callable[[], None]:
     return timer.cancel
 
 
-_MOST_WAITING: Final = 16
+_MAX_WAITING: Final = 16
 """Commands that wait; further ones are dropped. Of desired settings only the latest waits."""
 
 _UPDATE_POLL_S: Final = 5.0
@@ -331,11 +331,11 @@ class SteeringListener:
         with self._changed:
             if message.topic == self._topics[Topic.CONFIG_DESIRED]:
                 self._wanted = message
-            elif len(self._asked) < _MOST_WAITING:
+            elif len(self._asked) < _MAX_WAITING:
                 self._asked.append(message)
             elif not self._drops:
                 self._drops = True
-                _log.warning("Commands are dropped: %d are waiting.", _MOST_WAITING)
+                _log.warning("Commands are dropped: %d are waiting.", _MAX_WAITING)
             self._changed.notify_all()
 
     def _work(self) -> None:

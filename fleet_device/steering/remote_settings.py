@@ -160,7 +160,7 @@ def _model_problem(value: SettingValue, locate: Callable[[str], object] | None) 
 
 _log = logging.getLogger(__name__)
 
-_MOST_BYTES: Final = 1 << 18
+_MAX_BYTES: Final = 1 << 18
 _PRIVATE: Final = 0o700
 
 
@@ -197,7 +197,7 @@ def read_kept(path: Path | None) -> Kept:
         return Kept()
     try:
         with path.open("rb") as file:
-            return Kept.model_validate_json(file.read(_MOST_BYTES))
+            return Kept.model_validate_json(file.read(_MAX_BYTES))
     except FileNotFoundError:
         return Kept()
     except (OSError, ValidationError) as error:
@@ -206,7 +206,7 @@ def read_kept(path: Path | None) -> Kept:
         return Kept()
 
 
-_MOST_REFUSED: Final = 16
+_MAX_REFUSED: Final = 16
 """Refusals that are reported; more would not fit into a message."""
 
 Changed = Callable[[Collection[str]], None]
@@ -287,7 +287,7 @@ class SteeredSettings:
                 return False
             checked = self._check(wanted.values)
             if checked.refused:
-                refused = dict(list(checked.refused.items())[:_MOST_REFUSED])
+                refused = dict(list(checked.refused.items())[:_MAX_REFUSED])
                 kept = kept.model_copy(update={"considered": asked, "refused": refused})
                 self._keep(kept)
                 for name, why in refused.items():
@@ -333,7 +333,7 @@ class SteeredSettings:
                 id=chosen.id,
                 values={name: value for name, value in chosen.values.items() if name not in checked.refused},
             )
-            refused = dict(list(checked.refused.items())[:_MOST_REFUSED])
+            refused = dict(list(checked.refused.items())[:_MAX_REFUSED])
             self._kept = self._kept.model_copy(update={"taken": chosen, "refused": refused})
             checked = self._check(chosen.values)
         self._hold(chosen, checked, starting=True)

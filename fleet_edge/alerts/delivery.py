@@ -31,7 +31,7 @@ from schemas.topics import Topic, build
 
 _TIMEOUT_S: Final = 5.0
 _LONGEST_S: Final = 10.0
-_MOST_ANSWER_BYTES: Final = 4096
+_MAX_ANSWER_BYTES: Final = 4096
 _ACCEPTED: Final = range(200, 300)
 
 
@@ -67,7 +67,7 @@ class Webhook:
             target = urlunsplit(("", "", self._parts.path or "/", self._parts.query, ""))
             connection.request("POST", target, body=body, headers=self._headers(body, alerts))
             answer = connection.getresponse()
-            answer.read(_MOST_ANSWER_BYTES)
+            answer.read(_MAX_ANSWER_BYTES)
         except (OSError, http.client.HTTPException) as error:
             why = str(error) or type(error).__name__
             raise DeliveryFailed(f"{self.name.capitalize()} cannot be reached: {why}.") from error

@@ -115,7 +115,7 @@ class Evaluator:
                 self._right_since.clear()
             with self.connect() as connection:
                 changed = self._apply(connection, facts)
-                pending = book.undelivered(connection, limit=_MOST_WAITING)
+                pending = book.undelivered(connection, limit=_MAX_WAITING)
                 book.note_evaluation(connection, now=now)
         except StoreUnavailable as error:
             self._note_away(now, error)
@@ -144,9 +144,9 @@ class Evaluator:
         for each in (*self._away_waiting, *notices):
             groups.setdefault((each.rule, each.state), []).append(each)
         parts = (
-            group[place : place + _MOST_TOGETHER]
+            group[place : place + _MAX_TOGETHER]
             for group in groups.values()
-            for place in range(0, len(group), _MOST_TOGETHER)
+            for place in range(0, len(group), _MAX_TOGETHER)
         )
         for part in parts:
             # A slow receiver must not outlast the lease.
@@ -159,7 +159,7 @@ class Evaluator:
             self.deliver(alerts)
         except DeliveryFailed as error:
             if not self._failures:
-                names = " ".join(each.id for each in alerts[:_MOST_NAMED])
+                names = " ".join(each.id for each in alerts[:_MAX_NAMED])
                 _log.warning("%d alerts (%s) will be sent again: %s", len(alerts), names, error)
             # Half an interval less, as an evaluation may come a little early.
             wait_s = min(_LONGEST_WAIT_S, EVERY_S * (2.0**self._failures - 0.5))
@@ -242,9 +242,9 @@ class Evaluator:
         self._away_since = self._away_alert = None
 
 
-_MOST_WAITING: Final = 1000
-_MOST_TOGETHER: Final = 100
-_MOST_NAMED: Final = 5
+_MAX_WAITING: Final = 1000
+_MAX_TOGETHER: Final = 100
+_MAX_NAMED: Final = 5
 _LONGEST_WAIT_S: Final = 300.0
 
 

@@ -24,13 +24,13 @@ from fleet_edge.sessions.machine import EdgeSession
 from fleet_edge.verifiers.contract import Item
 from fleet_edge.verifiers.prefix_cache import LEAST_REUSED, PrefixCache
 
-_LEAST_CHUNK: Final = 16
+_MIN_CHUNK: Final = 16
 """Prompt tokens in a step that has any, even on a slow edge: fewer cost nearly as much."""
 
 _SHORT_S: Final = 1.0
 """Duration of a prompt that is not spread over steps to spare those who are served meanwhile."""
 
-_MOST_SCORED: Final = 64
+_MAX_SCORED: Final = 64
 """Rows of logits of prompts in a step: they take memory, and delay the drafts that arrive meanwhile."""
 
 
@@ -99,7 +99,7 @@ class BatchBuilder:
         far.sort(key=lambda session: self._urgency(session, evicted=bool(evicted)))
         at_once = [session for session in behind if not self.extra.waits(session.device, Extra.PROMPTS, self.now)]
         left = self.budget.tokens
-        most = max(_LEAST_CHUNK, self.cost.prompt_tokens(self.prompts_s, left))
+        most = max(_MIN_CHUNK, self.cost.prompt_tokens(self.prompts_s, left))
         reserved = min(self.budget.prefill_chunk, most, left // 2) if far else 0
         left -= self._verifications(near, left - reserved)
         others = bool(self.batch.verifications) or self.gap_s < math.inf
@@ -134,7 +134,7 @@ class BatchBuilder:
         most = self.cost.prompt_tokens(_SHORT_S, 1 << 20)
         short = sum(tokens for tokens in backlogs.values() if tokens <= most)
         devices = {session.device for session in prompts if backlogs[session.handle] > most}
-        least = 1 if self.batch.verifications else _LEAST_CHUNK
+        least = 1 if self.batch.verifications else _MIN_CHUNK
         return max(least, short + self.cost.prompt_tokens(len(devices) * self.cost.plain_s, self.budget.prefill_chunk))
 
     def _background_tokens(self, most: int, devices: Collection[str]) -> int:
@@ -143,7 +143,7 @@ class BatchBuilder:
             return 0
         gap_s = 0.0 if self.gap_s == math.inf else self.gap_s
         tokens = self.cost.prompt_tokens(max(gap_s, self.extra.quiet_s(devices, self.now)), most)
-        return tokens if tokens >= min(most, _LEAST_CHUNK) else 0
+        return tokens if tokens >= min(most, _MIN_CHUNK) else 0
 
     def _may_wait(self, session: EdgeSession) -> bool:
         device, now = session.device, self.now
@@ -214,7 +214,7 @@ class BatchBuilder:
         """Add the first part of a session's backlog; return the tokens to compute."""
         computed, scored = self._computed(session), tuple[int, ...]()
         if session.unscored:
-            most = min(most, _MOST_SCORED - self._scored)
+            most = min(most, _MAX_SCORED - self._scored)
         end = min(computed + most, len(session.tokens) - 1)
         tokens = tuple(session.tokens[computed:end])
         if session.unscored:

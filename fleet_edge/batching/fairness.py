@@ -19,7 +19,7 @@ from fleet_edge.sessions.machine import EdgeSession
 _PROMPT_SHARE: Final = 1.0 / 3.0
 """Share of the computing time for the prompts of all devices; more if their equal parts are more."""
 
-_MOST_BESIDE: Final = 0.5
+_MAX_BESIDE: Final = 0.5
 """Share of a step for prompts while others are served, since a prompt lengthens it by its duration without prompts."""
 
 _SHARE: Final = 0.2
@@ -48,11 +48,11 @@ _OF_SILENCE: Final = 0.25
 _SMOOTHING: Final = 0.1
 """Weight of the latest step in the duration of a step without extra work."""
 
-_LEAST_YIELD: Final = 0.15
+_MIN_YIELD: Final = 0.15
 _SHORT: Final = 4
 """Length of a draft (tokens) that pays even if it is rejected: five rows for one token."""
 
-_LEAST_VERIFIED: Final = 64.0
+_MIN_VERIFIED: Final = 64.0
 _MEMORY: Final = 512.0
 """Tokens computed after which half of a device's draft statistics is forgotten."""
 
@@ -142,7 +142,7 @@ class ExtraWork:
         if not others:
             return 1.0
         part = min(_PROMPT_SHARE, 1.0 / (len(devices) + others))
-        return max(_PROMPT_SHARE, min(_MOST_BESIDE, len(devices) * part))
+        return max(_PROMPT_SHARE, min(_MAX_BESIDE, len(devices) * part))
 
     def quiet_s(self, devices: Collection[str], now: float) -> float:
         """Return how long work of these devices may take in a step without delaying others by much.
@@ -162,7 +162,7 @@ class ExtraWork:
     def wasteful(self, device: str) -> bool:
         drafts = self._drafts.get(device)
         return drafts is not None and (
-            drafts.computed >= _LEAST_VERIFIED and drafts.committed < _LEAST_YIELD * drafts.computed
+            drafts.computed >= _MIN_VERIFIED and drafts.committed < _MIN_YIELD * drafts.computed
         )
 
     def longest_draft(self, device: str, most: int) -> int:

@@ -54,7 +54,7 @@ _KEPT_COST: Final = 1.0 - 1.0 / 1024
 _STIFFNESS: Final = 32.0
 """Squared spread, summed over steps, at which half of a fitted slope is believed."""
 
-_LEAST_SPREAD: Final = 1.0 / 16
+_MIN_SPREAD: Final = 1.0 / 16
 """Spread from which a slope is believed at all."""
 
 _SMOOTHING: Final = 0.3
@@ -63,7 +63,7 @@ _SMOOTHING: Final = 0.3
 _FIRST_PROMPT: Final = 16
 """Prompt tokens in a step before their cost is measured."""
 
-_LEAST_TOKEN_S: Final = 1e-9
+_MIN_TOKEN_S: Final = 1e-9
 
 _SHORT_FIRST: Final = 4.0
 """How much longer than it takes itself a prompt may wait for shorter ones that arrive later."""
@@ -71,7 +71,7 @@ _SHORT_FIRST: Final = 4.0
 _ROUNDING: Final = 1e-3
 """So that a measured time of a token has room for that token."""
 
-_LEAST_OF_MEAN: Final = 0.5
+_MIN_OF_MEAN: Final = 0.5
 """Least time of a prompt token, of the mean token in its step: the other tokens may take less than they did."""
 
 
@@ -122,8 +122,8 @@ class _Steps:
         texts_texts = self.texts_texts / self.weight - texts * texts
         texts_further = self.texts_further / self.weight - texts * further
         further_further = self.further_further / self.weight - further * further
-        texts_known = texts_texts >= _LEAST_SPREAD or expected.text_s is not None
-        further_known = further_further >= _LEAST_SPREAD or expected.token_s is not None
+        texts_known = texts_texts >= _MIN_SPREAD or expected.text_s is not None
+        further_known = further_further >= _MIN_SPREAD or expected.token_s is not None
         stiffness = _STIFFNESS / self.weight
         texts_texts, further_further = texts_texts + stiffness, further_further + stiffness
         texts_seconds = self.texts_seconds / self.weight - texts * seconds + stiffness * (expected.text_s or 0.0)
@@ -209,18 +209,18 @@ class StepCost:
         """Count a step with prompt tokens, next to `others`, which take as long as a step without prompts."""
         self._wrote = False
         mean_s = seconds / (tokens + others)
-        latest_s = max((seconds - self.plain_s) / tokens, _LEAST_OF_MEAN * mean_s) if others else mean_s
+        latest_s = max((seconds - self.plain_s) / tokens, _MIN_OF_MEAN * mean_s) if others else mean_s
         self._prompt_token_s = _smoothed(self._prompt_token_s, min(latest_s, mean_s))
 
     def prompt_tokens(self, seconds: float, most: int) -> int:
         if self._prompt_token_s is None:
             return min(most, _FIRST_PROMPT)
-        return int(min(most, seconds / max(self._prompt_token_s, _LEAST_TOKEN_S) + _ROUNDING))
+        return int(min(most, seconds / max(self._prompt_token_s, _MIN_TOKEN_S) + _ROUNDING))
 
     @property
     def prompt_token_s(self) -> float | None:
         """Seconds of a prompt token; None before one was computed."""
-        return None if self._prompt_token_s is None else max(self._prompt_token_s, _LEAST_TOKEN_S)
+        return None if self._prompt_token_s is None else max(self._prompt_token_s, _MIN_TOKEN_S)
 
     def place(self, arrived: float, tokens: int) -> float:
         """Return the place of a prompt among those that wait, the least first: by arrival, and by what is left of it.

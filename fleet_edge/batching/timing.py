@@ -53,7 +53,7 @@ _MARGIN: Final = 1.25
 _PATIENCE: Final = 3.0
 """Number of mean turnarounds for which a device is expected."""
 
-_LEAST_PATIENCE_S: Final = 0.5
+_MIN_PATIENCE_S: Final = 0.5
 
 
 @dataclass(slots=True)
@@ -96,7 +96,7 @@ class BatchingDelay:
         gap_s = math.inf
         for handle, at in self._answered.items():
             turnaround_s = self._turnaround.get(handle, 0.0)
-            if now - at <= max(_LEAST_PATIENCE_S, _PATIENCE * turnaround_s):
+            if now - at <= max(_MIN_PATIENCE_S, _PATIENCE * turnaround_s):
                 gap_s = min(gap_s, max(0.0, at + turnaround_s - now))
         return gap_s
 

@@ -83,7 +83,7 @@ def _latest(known: OrderedDict[str, _T], name: str, make: Callable[[], _T], *, m
 
 
 _PER_OCTAVE: Final = 8
-_LEAST_MS: Final = 0.01
+_MIN_MS: Final = 0.01
 _TAIL: Final = 0.05
 
 
@@ -111,7 +111,7 @@ class TokenTimes:
         if self.first_token_ms is None:
             self.first_token_ms = gap_ms
         else:
-            bucket = round(_PER_OCTAVE * math.log2(max(gap_ms / new, _LEAST_MS)))
+            bucket = round(_PER_OCTAVE * math.log2(max(gap_ms / new, _MIN_MS)))
             self._gaps[bucket] = self._gaps.get(bucket, 0) + new
         self._last, self._committed = at, committed
 

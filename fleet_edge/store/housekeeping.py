@@ -35,8 +35,8 @@ from schemas.reasons import EndReason
 _STEP_S: Final = (
     0.03  # meant for one transaction: a third of what a writer may wait, on a machine that does other things
 )
-_LEAST_REST_S: Final = 0.03  # SQLite's waiting writer looks again every 25 ms at first
-_LEAST_CHUNK: Final = 20
+_MIN_REST_S: Final = 0.03  # SQLite's waiting writer looks again every 25 ms at first
+_MIN_CHUNK: Final = 20
 _KEPT_MINUTE: Final = 10  # each tenth minute's load of an edge is kept
 
 _SETTLED: Final = timedelta(days=30)
@@ -129,7 +129,7 @@ class Pace:
 def delete_rows(engine: Engine, table: Table, condition: ColumnElement[bool], pace: Pace) -> int:
     """Delete the rows of a table that meet a condition; return their number."""
     key = list(table.primary_key)
-    total, size = 0, pace.chunk if pace.pause is rest_not else min(pace.chunk, 5 * _LEAST_CHUNK)
+    total, size = 0, pace.chunk if pace.pause is rest_not else min(pace.chunk, 5 * _MIN_CHUNK)
     while True:
         begun = time.perf_counter()
         doomed = select(*key).where(condition).limit(size)
@@ -141,8 +141,8 @@ def delete_rows(engine: Engine, table: Table, condition: ColumnElement[bool], pa
             return total
         if pace.pause is not rest_not:
             wanted = int(min(_STEP_S / max(taken, 1e-3), 2.0) * size)
-            size = min(max(wanted, _LEAST_CHUNK), pace.chunk)
-            pace.pause(max(taken, _LEAST_REST_S))
+            size = min(max(wanted, _MIN_CHUNK), pace.chunk)
+            pace.pause(max(taken, _MIN_REST_S))
 
 
 def close_abandoned(store: Store, *, now: datetime, abandoned_after: timedelta, limit: int = 1000) -> int:

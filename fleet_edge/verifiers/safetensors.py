@@ -9,7 +9,7 @@ from typing import Final
 from fleet_edge.verifiers.contract import UnsupportedModel
 
 _LENGTH_BYTES: Final = 8  # of the length of the header
-_MOST_HEADER: Final = 100 << 20
+_MAX_HEADER: Final = 100 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ def folder_tensors(folder: Path) -> list[StoredTensor]:
 def _tensors_of(path: Path) -> list[StoredTensor]:
     with path.open("rb") as file:
         begin = _LENGTH_BYTES + int.from_bytes(file.read(_LENGTH_BYTES), "little")
-        header = json.loads(file.read(min(begin, _MOST_HEADER) - _LENGTH_BYTES))
+        header = json.loads(file.read(min(begin, _MAX_HEADER) - _LENGTH_BYTES))
     header.pop("__metadata__", None)
     found = []
     for name, tensor in header.items():

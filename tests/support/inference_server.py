@@ -26,7 +26,7 @@ from tests.support.waiting import PATIENCE_S
 
 Answer = dict[str, Any]
 _GLANCE_S: Final = 0.005
-_MOST_QUESTIONS: Final = 10_000
+_MAX_QUESTIONS: Final = 10_000
 
 
 @dataclass(slots=True)
@@ -188,7 +188,7 @@ class InferenceServer:
             raise HTTPException(404, f"The model `{body.get('model')}` does not exist.")
 
     async def _faulty(self, body: Answer, answer: Answer) -> object:
-        if len(self.questions) < _MOST_QUESTIONS:
+        if len(self.questions) < _MAX_QUESTIONS:
             self.questions.append(body)
         while self.fault.hangs:  # noqa: ASYNC110 - set from another thread; until the client disconnects or the fault ends
             await asyncio.sleep(0.01)

@@ -41,7 +41,7 @@ def _page(visit: Visit, *, problem: str = "", status: int = 200) -> Response:
     return visit.page("account.html", title="Account", status=status, problem=problem)
 
 
-_MOST_NAME: Final = 63
+_MAX_NAME: Final = 63
 
 
 def log_in(visit: Visit) -> Response:
@@ -50,7 +50,7 @@ def log_in(visit: Visit) -> Response:
     password = visit.admission.form.get("password", ("",))[-1]
     services = visit.services
     browser = services.accounts.familiar(name, visit.browser)
-    attempt = Attempt(address, name[:_MOST_NAME], browser)
+    attempt = Attempt(address, name[:_MAX_NAME], browser)
     wait_s = services.attempts.take(attempt)
     if wait_s > 0:
         raise Problem(

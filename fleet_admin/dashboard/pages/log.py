@@ -96,7 +96,7 @@ def show_usage(visit: Visit) -> Response:
 
 _ALERTS_PATH: Final = "/alerts"
 _MAX_ALERTS: Final = 1_000  # that are over
-_MOST_SHOWN: Final = 200  # of one condition
+_MAX_SHOWN: Final = 200  # of one condition
 _ALERTS_GRID: Final = Grid[AlertView](ALERTS, sort="-since", links={"subject": about})
 
 
@@ -112,7 +112,7 @@ def show_alerts(visit: Visit) -> Response:
         title="Alerts",
         groups=groups,
         about=about,
-        most=_MOST_SHOWN,
+        most=_MAX_SHOWN,
         outdated=alerts.evaluation().sentence,
         number=len(is_open),
         critical=sum(each.critical for each in groups),
@@ -121,7 +121,7 @@ def show_alerts(visit: Visit) -> Response:
 
 
 _MAX_ACTIONS: Final = 2_000
-_MOST_CSV: Final = 50_000
+_MAX_CSV: Final = 50_000
 
 _AUDIT_GRID: Final = Grid[AuditView](AUDIT, sort="-at")
 
@@ -129,7 +129,7 @@ _AUDIT_GRID: Final = Grid[AuditView](AUDIT, sort="-at")
 def show_audit(visit: Visit) -> Response:
     name, length = range_of(visit, "30d")
     as_csv = visit.query("format") == "csv"
-    limit = _MOST_CSV if as_csv else _MAX_ACTIONS + 1
+    limit = _MAX_CSV if as_csv else _MAX_ACTIONS + 1
     rows = visit.services.steering.log.audit(since=visit.now - length, limit=limit)
     view = _AUDIT_GRID.view(rows[:_MAX_ACTIONS] if not as_csv else rows, visit.admission.query)
     if as_csv:

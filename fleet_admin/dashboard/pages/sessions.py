@@ -26,10 +26,10 @@ from schemas.reasons import EndReason
 _PATH: Final = "/sessions"
 _PAGE: Final = 100
 _CSV_PAGE: Final = 500
-_MOST_CSV: Final = 200_000
+_MAX_CSV: Final = 200_000
 """Sessions in one CSV; `fleet admin export` exports more, and faster."""
 
-_MOST_SKIPPED: Final = 10_000
+_MAX_SKIPPED: Final = 10_000
 _INSTANT: Final = timedelta(microseconds=1)
 _CHOICES: Final = ("device", "edge", "app", "reason", "mode", "since", "until")
 _GRID: Final = Grid(SESSIONS, sort="-opened")
@@ -54,7 +54,7 @@ class _PageStart:
             opened_at = datetime.fromtimestamp(0, UTC) + int(at) * _INSTANT
         except OverflowError:
             raise Problem(400, "The page's address is damaged; begin with the first page.") from None
-        return cls(opened_at, min(int(skip), _MOST_SKIPPED))
+        return cls(opened_at, min(int(skip), _MAX_SKIPPED))
 
     @classmethod
     def after(cls, rows: Sequence[SessionView], before: "_PageStart | None") -> "_PageStart":
@@ -108,7 +108,7 @@ def _sessions(
 
 def _lines(log: SessionLog, chosen: dict[str, str]) -> Iterator[list[object]]:
     place: _PageStart | None = None
-    for _ in range(_MOST_CSV // _CSV_PAGE):
+    for _ in range(_MAX_CSV // _CSV_PAGE):
         rows = _sessions(log, chosen, place, limit=_CSV_PAGE)
         yield from ([column.value(row) for column in SESSIONS] for row in rows)
         if len(rows) < _CSV_PAGE:
@@ -207,11 +207,11 @@ def _bar(round_: RoundView, lengths: Sequence[tuple[str, float]], *, begin_ms: f
 
 _ROUNDS: Final = 25
 _EVENTS: Final = 50
-_MOST_SEGMENTS: Final = 100
+_MAX_SEGMENTS: Final = 100
 _WIDTH: Final = 1_000
 """Width of a bar, in units of its SVG."""
 
-_LEAST_WIDTH: Final = 1.5
+_MIN_WIDTH: Final = 1.5
 
 
 def _of_round(column: Column[RoundView]) -> Column[Bar]:
@@ -245,7 +245,7 @@ def show_session(visit: Visit) -> Response:
         counters=compared(session),
         segment_columns=SEGMENTS,
         bar_columns=_BARS,
-        segments=segments[-_MOST_SEGMENTS:],
+        segments=segments[-_MAX_SEGMENTS:],
         events=log.events(session=session.session, device=device, limit=_EVENTS),
         bars=laid,
         pictures=[
@@ -286,7 +286,7 @@ def _place(begin_ms: float, whole_ms: float) -> str:
 
 
 def _width(length_ms: float, whole_ms: float) -> str:
-    return f"{max(_WIDTH * length_ms / whole_ms, _LEAST_WIDTH):.2f}"
+    return f"{max(_WIDTH * length_ms / whole_ms, _MIN_WIDTH):.2f}"
 
 
 PAGES: Final = (

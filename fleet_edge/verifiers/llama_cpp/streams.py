@@ -98,7 +98,7 @@ _STREAMS_WANTED: Final = 16
 _LENGTH_WANTED: Final = 4096
 """If the budget does not hold this many sequences of the whole context, they may have at least this many tokens."""
 
-_MOST_ROWS: Final = 320
+_MAX_ROWS: Final = 320
 """Rows of a call: 64 sequences with drafts of 4. A step with more takes another pass over the weights."""
 
 _ROW_BYTES: Final = 64 << 20
@@ -152,7 +152,7 @@ def size_streams(
     most = min(_SLAB_STREAMS, max(_FEWEST_TOKENS, _SCORE_BYTES // scores) // 2) if scores else _SLAB_STREAMS
     slabs = -(-streams // most)
     each = streams // slabs
-    rows = max(each, min(_MOST_ROWS, _ROW_BYTES // (_FLOAT32 * width * slabs)))
+    rows = max(each, min(_MAX_ROWS, _ROW_BYTES // (_FLOAT32 * width * slabs)))
     tokens = max(_FEWEST_TOKENS, 2 * each, _SCORE_BYTES // (scores * slabs)) if scores else BATCH
     tokens = min(BATCH, each * cells, tokens)
     return StreamSizes(context, slabs, SlabShape(each, cells, rows, tokens, threads))

@@ -54,7 +54,7 @@ def endpoint_url(text: str) -> str:
     return url
 
 
-_MOST_BYTES: Final = 4096
+_MAX_BYTES: Final = 4096
 
 
 def key_headers(path: Path | None) -> dict[str, str]:
@@ -68,13 +68,13 @@ def key_headers(path: Path | None) -> dict[str, str]:
     try:
         mode = path.stat().st_mode
         with path.open("rb") as file:
-            raw = file.read(_MOST_BYTES + 1)
+            raw = file.read(_MAX_BYTES + 1)
     except OSError as error:
         raise _bad_key(f"The key file {path} cannot be read ({error.strerror}); check its path.") from error
     if mode & 0o077:
         raise _bad_key(f"Other users may read the key file {path}; restrict it (chmod 600).")
     key = raw.decode("ascii", "replace").strip()
-    if not key or len(raw) > _MOST_BYTES or not all("!" <= each <= "~" for each in key):
+    if not key or len(raw) > _MAX_BYTES or not all("!" <= each <= "~" for each in key):
         raise _bad_key(f"The key file {path} holds no key: one line of printable characters is expected.")
     return {"Authorization": f"Bearer {key}"}
 

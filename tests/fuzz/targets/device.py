@@ -37,8 +37,8 @@ from tests.support.memory_fleet import DRAFT, EDGE, END, FLEET, Clock, MemoryFle
 DEVICE: Final = "device-1"
 VERDICT, REPLY, STATE, OTHER, HAPPENING = range(5)
 KIND, LIVE, PLACED = 7, 32, 64  # bits of a frame's op
-_MOST_STEPS: Final = 400  # to one frame
-_MOST_SENT: Final = 80
+_MAX_STEPS: Final = 400  # to one frame
+_MAX_SENT: Final = 80
 _TOKENS: Final = 24
 _CLOSERS: Final = {Topic.OPEN: decode_open, Topic.DRAFT: decode_draft, Topic.CLOSE: decode_close}
 
@@ -87,7 +87,7 @@ class DeviceTarget(FramedTarget):
         if any(not 0 <= token < DRAFT.size for token in session.committed):
             raise Finding("a token outside the vocabulary is committed")
         sent = link.take()
-        if len(sent) > _MOST_SENT:
+        if len(sent) > _MAX_SENT:
             raise Finding(f"{len(sent)} messages for one")
         for topic, payload in sent:
             _CLOSERS[parse(topic).topic](payload)
@@ -146,10 +146,10 @@ def _happen(driver: SessionDriver, link: StubLink, clock: Clock, what: int) -> N
 
 
 def _work(driver: SessionDriver) -> None:
-    for _ in range(_MOST_STEPS):
+    for _ in range(_MAX_STEPS):
         if driver.done or not driver.step():
             return
-    raise Finding(f"more than {_MOST_STEPS} steps for one message")
+    raise Finding(f"more than {_MAX_STEPS} steps for one message")
 
 
 def _living_verdict(payload: bytes, session: DeviceSession, *, placed: bool) -> bytes:

@@ -30,8 +30,8 @@ DEVICES: Final = ("device-1", "device-2")
 OPEN, DRAFT, CLOSE, STATE, OTHER, TIME = range(6)
 KIND, SECOND, RETAINED, LIVE, PLACED = 7, 8, 16, 32, 64  # bits of a frame's op
 _TOPICS: Final = {OPEN: Topic.OPEN, DRAFT: Topic.DRAFT, CLOSE: Topic.CLOSE, STATE: Topic.STATE}
-_MOST_ANSWERS: Final = 12  # to one frame
-_MOST_RECORDS: Final = 60
+_MAX_ANSWERS: Final = 12  # to one frame
+_MAX_RECORDS: Final = 60
 _END_S: Final = 1e6
 
 
@@ -54,7 +54,7 @@ class EdgeTarget(FramedTarget):
             if sender is not None:
                 edge.step()
             _check_answers(link.take(), sender)
-            if sender is not None and len(sink) - before > _MOST_RECORDS:
+            if sender is not None and len(sink) - before > _MAX_RECORDS:
                 raise Finding(f"{len(sink) - before} records for one message")
         clock.seconds += _END_S
         edge.handlers.expire()
@@ -99,7 +99,7 @@ class EdgeTarget(FramedTarget):
 
 
 def _check_answers(published: list[tuple[str, bytes]], sender: str | None) -> None:
-    if len(published) > _MOST_ANSWERS and sender is not None:
+    if len(published) > _MAX_ANSWERS and sender is not None:
         raise Finding(f"{len(published)} answers to one message")
     for topic, payload in published:
         address = parse(topic)

@@ -19,7 +19,7 @@ from tests.support.mqtt_packets import Publish, packet, puback_packet
 LIMIT: Final = 512
 OWN_PACKETS: Final = 0.1  # of the library, by turn
 FLUSHES: Final = 0.5  # likewise; otherwise it writes only due data
-_MOST_TURNS: Final = 20_000
+_MAX_TURNS: Final = 20_000
 
 
 def accepts(topic: bytes, _size: int, retained: bool) -> bool:
@@ -163,7 +163,7 @@ class _Library:
 def _through_socket(stream: bytes, rng: random.Random, kept: bytes, *, broken: bool) -> None:
     network = _Network(stream, rng)
     library = _Library(ScreenedSocket(network, Screen(max_packet_bytes=LIMIT, accepts=accepts)), rng)
-    if not any(library.turn() for _ in range(_MOST_TURNS)):
+    if not any(library.turn() for _ in range(_MAX_TURNS)):
         raise Finding("the socket does not come to an end")
     if broken:
         return
