@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from dssd.distribution import Dist, largest
 from dssd.sampling import Purpose, accepts, coupled_token, draw, random_uniform
-from schemas.fields import LEAST_LOGPROB, TokenLogprobs
+from schemas.fields import MIN_LOGPROB, TokenLogprobs
 from schemas.policy import Mode, SamplingPolicy
 
 _COUPLED_SUPPORT: Final = 1024
@@ -111,7 +111,7 @@ def logprobs_of_rejection(logits: NDArray[Any], p: Dist, *, policy: SamplingPoli
 def logprobs_of_correction(rejection: TokenLogprobs, probability: float, *, policy: SamplingPolicy) -> TokenLogprobs:
     """Return the log-probabilities of a correction with this probability in p, given those of the rejection."""
     own = rejection.logprob + policy.temperature * math.log(probability)
-    return replace(rejection, logprob=min(0.0, max(LEAST_LOGPROB, own)))
+    return replace(rejection, logprob=min(0.0, max(MIN_LOGPROB, own)))
 
 
 def _likeliest(logits: NDArray[Any], most: int) -> tuple[tuple[int, ...], tuple[float, ...], float]:
@@ -127,4 +127,4 @@ def _likeliest(logits: NDArray[Any], most: int) -> tuple[tuple[int, ...], tuple[
 
 
 def _bounded(value: float) -> float:
-    return min(0.0, max(LEAST_LOGPROB, value))
+    return min(0.0, max(MIN_LOGPROB, value))

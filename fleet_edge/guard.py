@@ -36,7 +36,7 @@ _WEIGHTS: Final[Mapping[FaultCode, float]] = {
 }
 """Strikes of a fault: none for the edge's own faults, few for those that a bad line or a restarted edge causes."""
 
-MOST_TOP_K: Final = 1024
+MAX_TOP_K: Final = 1024
 """Largest `top_k` of a policy; 0, the whole vocabulary, is always allowed."""
 
 _DEADLY_GRAMMAR_WEIGHT: Final = 160.0
@@ -113,10 +113,10 @@ class DeviceGuard:
         if standing.quarantined(now):
             raise self.shut_out(device)
         quotas = standing.quotas
-        if message.policy.top_k > MOST_TOP_K:
+        if message.policy.top_k > MAX_TOP_K:
             raise OpenRefused(
                 RefusalCode.QUOTA,
-                f"The policy's top_k is {message.policy.top_k}; edges allow {MOST_TOP_K}, or 0 for the whole "
+                f"The policy's top_k is {message.policy.top_k}; edges allow {MAX_TOP_K}, or 0 for the whole "
                 "vocabulary.",
             )
         if (wait_s := standing.opens.wait_s(1.0, now)) > 0.0:

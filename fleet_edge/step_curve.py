@@ -168,7 +168,7 @@ def _wrong(error: ValidationError) -> str:
     return f"{where or 'it'}: {plain_sentence(first)}"
 
 
-MOST_NEW: Final = 17
+MAX_NEW: Final = 17
 """Most new tokens of a session in a step: the longest draft granted by default, and the token before it."""
 
 _CHUNK: Final = 128
@@ -190,7 +190,7 @@ class CurveMeasurement:
     """
 
     sessions: Sequence[int] = (1, 2, 4, 8, 16, 32, 64)
-    tokens: Sequence[int] = (1, 2, 3, 5, 9, MOST_NEW)
+    tokens: Sequence[int] = (1, 2, 3, 5, 9, MAX_NEW)
     prefill: Sequence[int] = (16, 64, 128, 256)
     context: int = 256
     most_tokens: int = 576
@@ -203,7 +203,7 @@ class CurveMeasurement:
     def measure(self, verifier: Verifier, *, engine: str = "") -> StepCurve:
         """Measure a verifier without open sequences; raises `CurveError` if its context is too short."""
         info = verifier.info
-        room = max(MOST_NEW, *self.tokens)
+        room = max(MAX_NEW, *self.tokens)
         context = min(self.context, info.context - room)
         if context < 1:
             raise CurveError(

@@ -104,10 +104,10 @@ def _differ(now: float | None, before: float | None, most: float) -> bool:
 MAX_TOP_LOGPROBS: Final = 20
 """Most likely tokens of a position that can be requested."""
 
-LEAST_LOGPROB: Final = -9999.0
+MIN_LOGPROB: Final = -9999.0
 """Replaces smaller values: the logarithm of 0 is no number."""
 
-_Logprob = Annotated[float, Field(ge=LEAST_LOGPROB, le=1e-3, allow_inf_nan=False, strict=True)]
+_Logprob = Annotated[float, Field(ge=MIN_LOGPROB, le=1e-3, allow_inf_nan=False, strict=True)]
 _Offset = Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False, strict=True)]
 
 

@@ -55,7 +55,7 @@ class AccountDatabase:
         record_audit(connection, [entry], now=self.now())
 
 
-LEAST_PASSWORD: Final = 12
+MIN_PASSWORD: Final = 12
 """Minimum characters of a password, against offline guessing of stolen hashes."""
 
 _MAX_PASSWORD: Final = 256
@@ -74,9 +74,9 @@ class Passwords:
 
     def hash(self, password: str, *, account: str) -> str:
         """Return the hash of a password; raises `AccountError` if it is too short, too long, or the account's name."""
-        if not LEAST_PASSWORD <= len(password) <= _MAX_PASSWORD:
+        if not MIN_PASSWORD <= len(password) <= _MAX_PASSWORD:
             raise AccountError(
-                f"A password has {LEAST_PASSWORD} to {_MAX_PASSWORD} characters, this one {len(password):,}."
+                f"A password has {MIN_PASSWORD} to {_MAX_PASSWORD} characters, this one {len(password):,}."
             )
         if password.casefold() in {account.casefold(), account.casefold()[::-1]} or len(set(password)) == 1:
             raise AccountError("A password is not the account's name, nor one character repeated; take another.")

@@ -16,7 +16,7 @@ from schemas.errors import FleetError
 _log = logging.getLogger(__name__)
 
 
-MOST_DEVICES: Final = 2_000
+MAX_DEVICES: Final = 2_000
 """Maximum per action; for more, use several actions or `fleet admin`."""
 
 Run = Callable[[Services, Sequence[str], str, Actor], Iterator[ActionOutcome]]

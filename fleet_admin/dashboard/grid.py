@@ -46,7 +46,7 @@ LINKS: Final[Mapping[str, CellLink[Any]]] = {
 _PAGE: Final = 100
 _FIELDS: Final = 5
 _NONE: Final = "-"
-MOST_SHOWN: Final = 2
+MAX_SHOWN: Final = 2
 """Highest rank of the columns shown by default."""
 
 _COMPARISONS: Final[Mapping[str, Callable[[float, float], bool]]] = {
@@ -134,7 +134,7 @@ class Grid(Generic[T]):
         for key in keys:
             self.column(key)
         first = self.columns[0].key
-        keys = keys or {each.key for each in self.columns if each.rank <= MOST_SHOWN}
+        keys = keys or {each.key for each in self.columns if each.rank <= MAX_SHOWN}
         return tuple(each for each in self.columns if each.key in {first, *keys})
 
 

@@ -18,7 +18,7 @@ from starlette.routing import Route
 
 from fleet_admin.columns import Column, moment, shown, write_csv
 from fleet_admin.dashboard.errors import Problem
-from fleet_admin.dashboard.grid import LINKS, MOST_SHOWN, address
+from fleet_admin.dashboard.grid import LINKS, MAX_SHOWN, address
 from fleet_admin.reports import CONCLUSIONS, EVENTS, PART_TIMES, SESSIONS
 from schemas.printable import printable
 
@@ -103,7 +103,7 @@ def _environment() -> Environment:
         "conclusion_columns": CONCLUSIONS,
         "part_columns": PART_TIMES,
     }
-    environment.globals |= {name: [each for each in of if each.rank <= MOST_SHOWN] for name, of in columns.items()}
+    environment.globals |= {name: [each for each in of if each.rank <= MAX_SHOWN] for name, of in columns.items()}
     return environment
 
 

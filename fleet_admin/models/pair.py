@@ -12,7 +12,7 @@ from fleet_admin.models.facts import ModelFacts, ModelFormat, folder_facts, gguf
 from fleet_common.checks import Check, CheckStatus
 from fleet_device.drafters.contract import DrafterError, ModelNotFound
 from fleet_device.drafters.model_file import GgufModel, hugging_face, locate_model
-from fleet_device.drafters.unlike import LEAST_OVERLAP, CommonTokens
+from fleet_device.drafters.unlike import MIN_OVERLAP, CommonTokens
 from fleet_device.requests.structured import ChatMessage
 from fleet_device.requests.template import ChatError, ChatTemplate
 from fleet_edge.verifiers.blocks_engine import open_weights
@@ -94,10 +94,10 @@ def _vocabulary(draft: ModelFacts, target: ModelFacts, overlap: Callable[[], Com
             f"{apart}, and a folder does not show what they have in common; name a GGUF of the target, in any "
             "quantization, with --target-vocabulary.",
         )
-    if common.overlap < LEAST_OVERLAP:
+    if common.overlap < MIN_OVERLAP:
         return _refused(
             "vocabulary",
-            f"{apart}, and have too little in common: {common.describe()}, {LEAST_OVERLAP:.0%} is the least; choose a "
+            f"{apart}, and have too little in common: {common.describe()}, {MIN_OVERLAP:.0%} is the least; choose a "
             "draft model of the target's family.",
         )
     return _note(

@@ -92,7 +92,7 @@ class Outgoing:
 
 
 DEFAULT_RECEIVE_MAXIMUM = 65_535
-LEAST_PACKET_BYTES = 4096
+MIN_PACKET_BYTES = 4096
 """Smallest useful packet limit of a broker: enough for states, verdicts and short prompts."""
 
 
@@ -139,14 +139,14 @@ def _missing(properties: Properties | None) -> str:
     for name, lack in _NEEDED.items():
         if not getattr(properties, name, 1):
             return lack
-    limit = getattr(properties, "MaximumPacketSize", LEAST_PACKET_BYTES)
-    if limit < LEAST_PACKET_BYTES:
-        return f"takes packets of at most {limit} bytes, not the {LEAST_PACKET_BYTES} bytes"
+    limit = getattr(properties, "MaximumPacketSize", MIN_PACKET_BYTES)
+    if limit < MIN_PACKET_BYTES:
+        return f"takes packets of at most {limit} bytes, not the {MIN_PACKET_BYTES} bytes"
     return ""
 
 
 TURN_BYTES: Final = 1024  # that a flow may send per turn
-MOST_IN_A_ROW: Final = 8  # priority messages while others wait
+MAX_IN_A_ROW: Final = 8  # priority messages while others wait
 LOOK_S: Final = 0.25  # between two searches for expired messages, which visit all
 WHOLE: Final = 1_000_000_000
 SAY_S: Final = 60.0  # between two warnings
@@ -246,7 +246,7 @@ class Outbox:
             self.left_out = 0
 
     def _next(self) -> "FairQueue[str, Outgoing] | None":
-        if len(self._urgent) and (self._in_a_row < MOST_IN_A_ROW or not len(self._others)):
+        if len(self._urgent) and (self._in_a_row < MAX_IN_A_ROW or not len(self._others)):
             return self._urgent
         return self._others if len(self._others) else None
 

@@ -70,7 +70,7 @@ class Backoff:
 
 
 POLL_S = 1.0
-MOST_LEFT_OUT = 10_000  # each occupies one of a connection's 65,535 packet identifiers
+MAX_LEFT_OUT = 10_000  # each occupies one of a connection's 65,535 packet identifiers
 
 
 class PahoLink:
@@ -311,7 +311,7 @@ class PahoLink:
             return
         if waited_s > self._settings.answer_s:
             why = f"has answered none of {outbox.awaiting_answers} messages for {waited_s:.0f} s"
-        elif outbox.left_out > MOST_LEFT_OUT:
+        elif outbox.left_out > MAX_LEFT_OUT:
             why = f"has left {outbox.left_out} messages unanswered"
         else:
             return

@@ -231,10 +231,10 @@ SHORTEST_PAUSE_S: Final = 0.001
 # If one `fill` drops more messages than this, the next pause is shorter. Some brokers send a client at most 20 without
 # an acknowledgement: with longer pauses their queue for us would grow. The number rises for brokers that send more.
 CROWD: Final = 20
-MOST_CROWD: Final = 128  # half the limit of the brokers that we set up
+MAX_CROWD: Final = 128  # half the limit of the brokers that we set up
 PUBACK_BYTES: Final = 4
 MOSTLY: Final = 4  # times as many dropped as handed on
-MOST_OUTGOING_BYTES: Final = 1 << 18
+MAX_OUTGOING_BYTES: Final = 1 << 18
 
 _WAIT: Final = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
@@ -331,7 +331,7 @@ class ScreenedSocket:
     @property
     def clogged(self) -> bool:
         """Whether so much waits to be written that nothing should be added."""
-        return len(self._outgoing) >= MOST_OUTGOING_BYTES
+        return len(self._outgoing) >= MAX_OUTGOING_BYTES
 
     @property
     def ending(self) -> str:
@@ -349,7 +349,7 @@ class ScreenedSocket:
         passed, dropped = self._screen.passed, self._screen.dropped
         self._ready, self._at = self._read(), 0
         passed, dropped = self._screen.passed - passed, self._screen.dropped - dropped
-        under_way = min(len(self._screen.owed) // PUBACK_BYTES, MOST_CROWD)
+        under_way = min(len(self._screen.owed) // PUBACK_BYTES, MAX_CROWD)
         if under_way > self._crowd:
             self._crowd = under_way
         elif dropped >= self._crowd:

@@ -11,7 +11,7 @@ from typing import Any
 
 from fleet_device.drafters.contract import TextCodec
 from fleet_device.requests.generate import GeneratedText
-from schemas.fields import LEAST_LOGPROB, TokenLogprobs
+from schemas.fields import MIN_LOGPROB, TokenLogprobs
 
 TokenWithLogprobs = tuple[int, TokenLogprobs | None]
 
@@ -123,7 +123,7 @@ def _entry(spelling: TokenSpelling, token: int, logprob: float) -> dict[str, Any
 
 
 def _chosen(known: TokenLogprobs | None) -> float:
-    return LEAST_LOGPROB if known is None else known.logprob
+    return MIN_LOGPROB if known is None else known.logprob
 
 
 def _alternatives(known: TokenLogprobs | None) -> list[tuple[int, float]]:

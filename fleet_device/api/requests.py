@@ -17,7 +17,7 @@ from fleet_device.drafters.contract import TextCodec
 from fleet_device.errors import InvalidRequest
 from fleet_device.requests.chat import chat_prompt
 from fleet_device.requests.generate import GenerateRequest
-from fleet_device.requests.prompt import LONGEST_STOP, MOST_STOPS, Prompt, prepare_request
+from fleet_device.requests.prompt import LONGEST_STOP, MAX_STOPS, Prompt, prepare_request
 from fleet_device.requests.structured import (
     MISSING,
     RequestMessage,
@@ -120,7 +120,7 @@ def _asks_nothing(name: str, value: object) -> bool:
 
 R = TypeVar("R", bound=BaseModel)
 
-MOST_CHOICES: Final = 8
+MAX_CHOICES: Final = 8
 _MAX_PROMPTS: Final = 256
 
 
@@ -156,7 +156,7 @@ def _is_token(value: object) -> bool:
 
 Stops = Annotated[
     tuple[Annotated[str, Field(min_length=1, max_length=LONGEST_STOP)], ...],
-    Field(max_length=MOST_STOPS, fail_fast=True),
+    Field(max_length=MAX_STOPS, fail_fast=True),
     BeforeValidator(_strings, json_schema_input_type=str | list[str]),
 ]
 TokenLimit = Annotated[int, Field(ge=1, le=MAX_TOKENS)]
@@ -223,7 +223,7 @@ class TextRequest(GenerationRequest):
 
     max_tokens: TokenLimit | None = None
     stop: Stops | None = None
-    n: Annotated[int, Field(ge=1, le=MOST_CHOICES, strict=True)] | None = None
+    n: Annotated[int, Field(ge=1, le=MAX_CHOICES, strict=True)] | None = None
 
     @property
     def include_usage(self) -> bool:

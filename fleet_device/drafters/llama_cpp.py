@@ -79,10 +79,10 @@ def open_context(
     return context
 
 
-MOST_KEPT: Final = 8
+MAX_KEPT: Final = 8
 """Sequences in addition to the present one; a device remembers the tokens of as many conversations."""
 
-LEAST_KEPT: Final = 16
+MIN_KEPT: Final = 16
 """Fewest tokens worth reusing: computing fewer costs about as much as the bookkeeping."""
 
 _TAIL: Final = 64
@@ -92,7 +92,7 @@ _TAIL: Final = 64
 def is_worth_keeping(computed: int, common: int) -> bool:
     """Keep a sequence that has more beyond the tokens in common with a new one than is cheap to compute again."""
     behind = computed - common
-    return behind > _TAIL or (behind >= LEAST_KEPT and behind > common)
+    return behind > _TAIL or (behind >= MIN_KEPT and behind > common)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -125,12 +125,12 @@ class KeptSequences:
     def keep(self, tokens: Sequence[int], copy: Callable[[], Any]) -> None:
         """Add a sequence unless another one contains it; the least recently used make room. `copy` may return None."""
         kept = tuple(tokens)
-        if not LEAST_KEPT <= len(kept) <= self._most_tokens:
+        if not MIN_KEPT <= len(kept) <= self._most_tokens:
             return
         if any(each.tokens[: len(kept)] == kept for each in self._kept):
             return
         self._kept = [each for each in self._kept if kept[: len(each.tokens)] != each.tokens]
-        while self._kept and (len(self) >= MOST_KEPT or self.tokens + len(kept) > self._most_tokens):
+        while self._kept and (len(self) >= MAX_KEPT or self.tokens + len(kept) > self._most_tokens):
             del self._kept[0]
         state = copy()
         if state is not None:
@@ -367,7 +367,7 @@ class LlamaCppDrafter:
             kept, common = self._kept.longest(tokens)
             if kept is not None and self._native.checkpoints and common < len(kept.tokens):
                 kept = None  # it cannot be cut
-            if kept is not None and common >= own + LEAST_KEPT:
+            if kept is not None and common >= own + MIN_KEPT:
                 self._go_back_to(kept, common)
             else:
                 if is_worth_keeping(self._computed, own):

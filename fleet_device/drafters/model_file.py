@@ -164,7 +164,7 @@ def hugging_face() -> "HuggingFace":
     return HuggingFace()
 
 
-LEAST_CONTEXT: Final = 64
+MIN_CONTEXT: Final = 64
 
 _SMALLEST_BATCH: Final = 32
 _BATCH_SHARE: Final = 4
@@ -227,15 +227,15 @@ def fit_memory(
     small_keys = fitting < context and sizes.key_width % 32 == 0
     if small_keys:
         fitting = _fitting(sizes, batch, sequences, budget=budget, small_keys=True)
-    if fitting < min(context, LEAST_CONTEXT):
+    if fitting < min(context, MIN_CONTEXT):
         least = _memory_of(
-            sizes, min(context, LEAST_CONTEXT), batch, sequences, small_keys=small_keys, budget=budget
+            sizes, min(context, MIN_CONTEXT), batch, sequences, small_keys=small_keys, budget=budget
         ).needed
         several, fewer = "", ""
         if sequences > 1:
             several, fewer = f" for each of {sequences} sequences", f"set 'texts_at_once' below {sequences}, "
         raise DrafterError(
-            f"The draft model needs {least / _MEGA:,.0f} MB of memory for a context of {min(context, LEAST_CONTEXT)} "
+            f"The draft model needs {least / _MEGA:,.0f} MB of memory for a context of {min(context, MIN_CONTEXT)} "
             f"tokens{several}, and may take {budget / _MEGA:,.0f} MB; raise 'memory_mb', {fewer}or "
             'draft without a model (drafter = "suffix" or "none").'
         )

@@ -150,7 +150,7 @@ def _written(codec: TextCodec, piece: bytes, tokens: Sequence[int]) -> int:
 
 _log = logging.getLogger(__name__)
 
-LEAST_OVERLAP: Final = 0.2
+MIN_OVERLAP: Final = 0.2
 """Overlap below which a pair is refused: almost no draft would survive the restriction."""
 
 _STRETCH: Final = 16  # most tokens that are read together, so that one more never costs much
@@ -170,10 +170,10 @@ class UnlikeVocabularyDrafter:
         self.vocabulary = vocabulary
         self.codec = codec
         self.common = common or CommonTokens(inner.codec, inner.vocabulary.size, codec, vocabulary.size)
-        if self.common.overlap < LEAST_OVERLAP:
+        if self.common.overlap < MIN_OVERLAP:
             raise DrafterError(
                 f"The draft model {inner.name} has too little in common with the target's vocabulary: "
-                f"{self.common.describe()}, and at least {LEAST_OVERLAP:.0%} must be; use a draft model of the "
+                f"{self.common.describe()}, and at least {MIN_OVERLAP:.0%} must be; use a draft model of the "
                 "target's family, or one nearer to it."
             )
         self._roles = self._read_roles()

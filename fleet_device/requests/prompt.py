@@ -22,7 +22,7 @@ Prompt = str | Sequence[ChatMessage | Mapping[str, Any]] | Sequence[int]
 
 _Encode = Callable[[TextCodec], ChatPrompt]
 
-MOST_STOPS: Final = 4
+MAX_STOPS: Final = 4
 LONGEST_STOP: Final = 256
 
 _SAMPLING: Final = ("mode", "temperature", "top_k", "top_p", "seed", "grammar")
@@ -30,8 +30,8 @@ _SAMPLING: Final = ("mode", "temperature", "top_k", "top_p", "seed", "grammar")
 
 def _stops(value: object) -> tuple[str, ...]:
     stops = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, Sequence) else (None,)
-    if len(stops) > MOST_STOPS or not all(isinstance(stop, str) and 0 < len(stop) <= LONGEST_STOP for stop in stops):
-        raise ValueError(f"it is a string of 1 to {LONGEST_STOP} characters, or up to {MOST_STOPS} of them")
+    if len(stops) > MAX_STOPS or not all(isinstance(stop, str) and 0 < len(stop) <= LONGEST_STOP for stop in stops):
+        raise ValueError(f"it is a string of 1 to {LONGEST_STOP} characters, or up to {MAX_STOPS} of them")
     return stops
 
 

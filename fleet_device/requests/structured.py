@@ -32,7 +32,7 @@ NAME: Final = r"^[A-Za-z0-9_-]{1,64}$"
 _ANY_OBJECT: Final[dict[str, Any]] = {"type": "object", "properties": {}, "additionalProperties": False}
 _MAX_TOOLS: Final = 128
 
-MOST_CALLS: Final = 8
+MAX_CALLS: Final = 8
 """Most calls in one answer: a small model may repeat itself until its tokens are used up."""
 
 
@@ -298,7 +298,7 @@ class ToolOffer:
     def _lark(self) -> str:
         ways = [_call(function, f"#/anyOf/{place}") for place, function in enumerate(self.functions)]
         answers, rules = ["calls"], [f"call: %json {_text({'anyOf': ways, 'x-guidance': _COMPACT})}"]
-        rules.append(f'calls: call ("\\n" call)~0..{MOST_CALLS - 1}' if self.parallel else "calls: call")
+        rules.append(f'calls: call ("\\n" call)~0..{MAX_CALLS - 1}' if self.parallel else "calls: call")
         if self.may_talk and self.schema is not None:
             answers.append("answer")
             rules.append(f"answer: %json {_text(self.schema | {'x-guidance': _COMPACT})}")

@@ -297,7 +297,7 @@ class VerdictEffect:
         return CommittedTokens(self.tokens, origins, self.logprobs)
 
 
-MOST_REQUESTS: Final = 32
+MAX_REQUESTS: Final = 32
 """Most requests for more samples at one position. Each brings up to four times as many as all before, so an honest edge
 almost never gets a third."""
 
@@ -322,7 +322,7 @@ class Rejection:
         Samples that often fail are probably not from the distribution that rejected.
         """
         self._requests += 1
-        if self._requests > MOST_REQUESTS:
+        if self._requests > MAX_REQUESTS:
             raise SessionFailed(
                 f"The edge has sent {self.tried} samples in place of a rejected token, and none of them fits; "
                 "retry with another seed, or have the edge send another downlink form."

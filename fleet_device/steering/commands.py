@@ -40,7 +40,7 @@ from schemas.fields import MAX_SENTENCE
 from schemas.printable import printable_line
 from schemas.topics import TREE, Topic, build
 
-MOST_LINES: Final = 200
+MAX_LINES: Final = 200
 _LONGEST: Final = 500  # characters of a line
 
 
@@ -49,7 +49,7 @@ class LogTail(logging.Handler):
 
     def __init__(self) -> None:
         super().__init__()
-        self._lines: deque[str] = deque(maxlen=MOST_LINES)
+        self._lines: deque[str] = deque(maxlen=MAX_LINES)
         self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
 
     def emit(self, record: logging.LogRecord) -> None:

@@ -59,7 +59,7 @@ def notice_of(alert: AlertView, *, fleet: str, at: datetime) -> Alert:
 _EVALUATOR: Final = "evaluator"
 _RECENT: Final = timedelta(minutes=1)
 _ID_BYTES: Final = 4  # short enough to type
-MOST_OPEN: Final = 10_000
+MAX_OPEN: Final = 10_000
 """Open alerts; a fleet with more has one common problem."""
 
 
@@ -120,7 +120,7 @@ def note_wrong(
     quiet: Sequence[Row[Any]] = (),
     now: datetime,
 ) -> list[AlertView]:
-    """Open alerts, at most `MOST_OPEN`, or change open ones; return the new and graver ones.
+    """Open alerts, at most `MAX_OPEN`, or change open ones; return the new and graver ones.
 
     `found` is new or says something new about an alert of `held`, the open ones. Thousands may only remain wrong: all
     of `held` but those of `quiet`.
@@ -129,7 +129,7 @@ def note_wrong(
     for rule, reading, since in found:
         before = held.get((rule, reading.subject))
         if before is None:
-            if len(held) + len(opened) < MOST_OPEN:
+            if len(held) + len(opened) < MAX_OPEN:
                 opened.append(_new_alert(rule, reading, since=since, now=now))
         else:
             changed.append({"alert": before.id} | {f"new_{name}": value for name, value in _columns(reading).items()})

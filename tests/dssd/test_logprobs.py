@@ -9,7 +9,7 @@ from dssd.distribution import shape
 from dssd.downlink import dense, probability_of, samples, sparse
 from dssd.verification import logprobs_of_correction, logprobs_of_rejection, logprobs_of_token
 from schemas.codec import decode_verdict, encode_verdict
-from schemas.fields import LEAST_LOGPROB, Logprobs
+from schemas.fields import MIN_LOGPROB, Logprobs
 from schemas.messages import Verdict
 from schemas.policy import SamplingPolicy
 
@@ -58,5 +58,5 @@ def test_a_correction_s_follows_from_p_and_the_offset(logits: np.ndarray, policy
 def test_what_is_impossible_has_a_number_too() -> None:
     logits = np.array([0.0, -np.inf, 0.0])
     told = logprobs_of_token(logits, 1, most=3)
-    assert told.logprob == LEAST_LOGPROB
-    assert told.values == pytest.approx((math.log(0.5), math.log(0.5), LEAST_LOGPROB))
+    assert told.logprob == MIN_LOGPROB
+    assert told.values == pytest.approx((math.log(0.5), math.log(0.5), MIN_LOGPROB))

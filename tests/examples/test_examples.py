@@ -16,7 +16,7 @@ from tests.support.waiting import PATIENCE_S
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples"
 NAMES = ("query_the_log.py", "run_an_edge.py", "stream_a_chat.py", "write_a_text.py")
-MOST_LINES = 40
+MAX_LINES = 40
 
 
 def run(name: str, *arguments: object, typed: str = "") -> subprocess.CompletedProcess[str]:
@@ -40,7 +40,7 @@ def test_examples_are_short_and_the_page_for_applications_names_each() -> None:
     found = tuple(sorted(path.name for path in EXAMPLES.glob("*.py") if not path.name.startswith("reference_")))
     assert found == NAMES
     for name in NAMES:
-        assert len((EXAMPLES / name).read_text(encoding="utf-8").splitlines()) <= MOST_LINES, name
+        assert len((EXAMPLES / name).read_text(encoding="utf-8").splitlines()) <= MAX_LINES, name
         assert f"examples/{name}" in page, name
 
 

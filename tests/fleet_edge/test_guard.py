@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from fleet_edge import limits
 from fleet_edge.errors import DraftFault, OpenRefused
-from fleet_edge.guard import MOST_TOP_K, DeviceGuard, KeptStandings, OverQuota, QuarantineBegun
+from fleet_edge.guard import MAX_TOP_K, DeviceGuard, KeptStandings, OverQuota, QuarantineBegun
 from fleet_edge.limits import QuarantineSettings, QuotaSettings
 from schemas.policy import SamplingPolicy
 from schemas.reasons import Action, FaultCode, RefusalCode
@@ -169,7 +169,7 @@ def test_a_refused_open_has_spent_nothing_of_the_other_quotas() -> None:
     scene.guard.admit_open("device-1", open_message())
 
 
-@pytest.mark.parametrize(("top_k", "allowed"), [(0, True), (MOST_TOP_K, True), (MOST_TOP_K + 1, False)])
+@pytest.mark.parametrize(("top_k", "allowed"), [(0, True), (MAX_TOP_K, True), (MAX_TOP_K + 1, False)])
 def test_top_k_is_bounded_and_the_whole_vocabulary_is_not_meant(top_k: int, allowed: bool) -> None:
     scene = Scene()
     message = open_message(policy=SamplingPolicy(top_k=top_k, seed=1))

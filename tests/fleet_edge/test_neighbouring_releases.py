@@ -17,7 +17,7 @@ from tests.support.newer_release import DOWN, UP, NewerRelease, rewrite
 
 SEEDS = range(3)
 MIDDLE = 5  # of the requests that have one
-MOST_MOVES = 200
+MAX_MOVES = 200
 FORMS = {FormName.SPARSE: "form 1", FormName.SAMPLES: "form 2", FormName.DENSE: "form 3"}
 KINDS_UP, KINDS_DOWN = {"open", "resume", "draft", "close"}, {"opened", "fault", "verdict", "closed"}
 
@@ -43,7 +43,7 @@ def write(newer: NewerRelease, *, seed: int, mode: Mode, ahead: bool, form: Form
     asked = terms(seed, mode=mode, max_new_tokens=30, top_k=0, top_p=1.0)
     device = Device(fleet, "device-1", asked, length=2, ahead=ahead)
     restarted = False
-    for _ in range(MOST_MOVES):
+    for _ in range(MAX_MOVES):
         if device.done:
             break
         while device.act():

@@ -15,7 +15,7 @@ from schemas.reasons import Action, RefusalCode
 from tests.support.drafts import VOCABULARY, open_message
 from tests.support.memory_fleet import TARGET, Device, MemoryFleet, run, terms
 
-MOST_ROWS = 64
+MAX_ROWS = 64
 
 
 def scoring(fleet: MemoryFleet, number: int, prompt: Sequence[int], *, logprobs: int = 1) -> Device:
@@ -62,7 +62,7 @@ def test_prompts_of_many_devices_are_scored_a_part_in_each_step(
     run(fleet, devices, random.Random(1))
     for device in devices:
         assert_scored(device)
-    assert max(sum(item.rows for item in items if item.rows > 1) for items in steps) <= MOST_ROWS
+    assert max(sum(item.rows for item in items if item.rows > 1) for items in steps) <= MAX_ROWS
     assert sum(item.rows for items in steps for item in items if len(item.tokens) > 1) >= 5 * 99
 
 

@@ -25,7 +25,7 @@ SUSPECT_MS: Final = 10.0
 REPEATS: Final = 3  # of an input that seems to be the slowest: the least of its times goes
 LEAP_MB: Final = 64  # of the process's peak memory, in one input
 COLLECT_EVERY: Final = 256
-MOST_FINDINGS: Final = 20
+MAX_FINDINGS: Final = 20
 
 
 class Finding(Exception):  # noqa: N818 - reads as what it says
@@ -155,7 +155,7 @@ class Watch:
 
     def _crash(self, data: bytes, error: BaseException) -> None:
         where = _place(error)
-        if where in self._seen or len(self._seen) >= MOST_FINDINGS:
+        if where in self._seen or len(self._seen) >= MAX_FINDINGS:
             return
         self._seen.add(where)
         self.stats.crashes.append(where)

@@ -14,7 +14,7 @@ from tests.fuzz.mutation import mutate_bytes
 from tests.fuzz.targets.registry import TARGETS, Target
 
 CORPUS = Path(__file__).parent / "corpus"
-MOST_BYTES = 300 << 10
+MAX_BYTES = 300 << 10
 
 
 @pytest.fixture(autouse=True)
@@ -55,7 +55,7 @@ def test_the_corpus_is_replayed(name: str, target: Target, log: SurvivedErrors) 
 
 
 def test_the_corpus_is_small() -> None:
-    assert sum(path.stat().st_size for name in TARGETS for path in inputs(name)) <= MOST_BYTES
+    assert sum(path.stat().st_size for name in TARGETS for path in inputs(name)) <= MAX_BYTES
 
 
 @pytest.mark.parametrize("target", TARGETS, indirect=True)

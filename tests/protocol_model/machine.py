@@ -38,7 +38,7 @@ LEASE_S = 60.0
 HOT = (Topic.DRAFT, Topic.VERDICT)
 PLENTY = 12_000.0  # new tokens a minute
 SESSIONS = 8  # of a device, where they are not few
-MOST_RESUMES = 20  # in a row that bring nothing, before a device gives up
+MAX_RESUMES = 20  # in a row that bring nothing, before a device gives up
 WAITS = 600  # seconds in which a fleet without faults ends its requests
 MESSAGES = 60  # that it needs at most for a text, and
 MESSAGES_A_TOKEN = 12
@@ -428,7 +428,7 @@ class ProtocolModel(RuleBasedStateMachine):
             allowed = {RefusalCode.BUSY: self.crowded or self.crashes >= SESSIONS - 1}
             assert allowed.get(error.code, False), repr(error)
         elif isinstance(error, SessionFailed):
-            assert resumes >= MOST_RESUMES, repr(error)
+            assert resumes >= MAX_RESUMES, repr(error)
 
     def _check_log(self) -> None:
         closed: dict[str, int] = {}

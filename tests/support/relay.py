@@ -13,8 +13,8 @@ from typing import Final, Self
 HOST: Final = "127.0.0.1"
 CHUNK: Final = 1 << 16
 AHEAD_S: Final = 0.1
-"""Buffer of a narrow line, at least LEAST_AHEAD bytes: data beyond it is not acknowledged, as on a real slow line."""
-LEAST_AHEAD: Final = 4096
+"""Buffer of a narrow line, at least MIN_AHEAD bytes: data beyond it is not acknowledged, as on a real slow line."""
+MIN_AHEAD: Final = 4096
 _SEGMENTS: Final = struct.Struct("=136xII")  # of Linux's tcp_info: segments sent and received, acknowledgements too
 RETRANSMISSION_S: Final = (0.2, 0.6)
 """Delay of a lost segment: TCP repeats it after 0.2 s, or after 0.4 s more if it is lost again."""
@@ -144,7 +144,7 @@ class Relay:
     def _narrow(self, sock: socket.socket) -> None:
         """Let an unconnected socket buffer little before a narrow line; accepted sockets inherit that."""
         if self._bytes_per_s:
-            ahead = max(LEAST_AHEAD, round(AHEAD_S * self._bytes_per_s))
+            ahead = max(MIN_AHEAD, round(AHEAD_S * self._bytes_per_s))
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, ahead)
 
     def _pass_on(self, client: socket.socket, server: socket.socket) -> None:

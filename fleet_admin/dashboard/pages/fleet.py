@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from starlette.responses import Response
 
-from fleet_admin.dashboard.acts import ACTS, MOST_DEVICES, act_of
+from fleet_admin.dashboard.acts import ACTS, MAX_DEVICES, act_of
 from fleet_admin.dashboard.charts import RANGES, Timeline, sparkline
 from fleet_admin.dashboard.errors import Problem
 from fleet_admin.dashboard.gate import Values, parse_values
@@ -21,7 +21,7 @@ from fleet_admin.dashboard.visit import Page, Visit, action
 from fleet_admin.diagnosis import diagnose_device, diagnose_edge
 from fleet_admin.reports import COMMANDS, UPDATES, device_columns, edge_columns, setting_columns
 from fleet_admin.steering.rollout import update_views
-from fleet_edge.alerts.alerts import MOST_OPEN
+from fleet_edge.alerts.alerts import MAX_OPEN
 from fleet_edge.alerts.rules import grouped
 from fleet_edge.store.periods import Grain, floor
 from fleet_edge.store.totals import Distribution
@@ -43,7 +43,7 @@ def show_overview(visit: Visit) -> Response:
     log, line = visit.services.log, Timeline.of(visit)
     total = log.usage(since=line.begin)[0].counted
     edges, alerts = log.edges(), visit.services.alerts
-    groups, evaluation = grouped(alerts.open(limit=MOST_OPEN)), alerts.evaluation()
+    groups, evaluation = grouped(alerts.open(limit=MAX_OPEN)), alerts.evaluation()
     latencies = log.latencies_over_time(line.grain, since=line.begin)
     charts, failures = _charts(visit, line) | _latencies(line, latencies), _failures(visit, line)
     ends = log.ends(since=line.begin)
@@ -299,8 +299,8 @@ def show_act(visit: Visit) -> Response:
 def _checked(names: Sequence[str]) -> list[str]:
     """Return the device names of a form; raises `Problem` if one is invalid or there are too many."""
     found = sorted({name for name in names if name})
-    if len(found) > MOST_DEVICES:
-        raise Problem(400, f"At most {MOST_DEVICES:,} devices can be chosen at once; choose fewer.")
+    if len(found) > MAX_DEVICES:
+        raise Problem(400, f"At most {MAX_DEVICES:,} devices can be chosen at once; choose fewer.")
     try:
         return [check_name(name) for name in found]
     except InvalidName as error:

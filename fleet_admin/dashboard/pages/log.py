@@ -18,7 +18,7 @@ from fleet_admin.reports import (
     edge_seconds,
     tally_columns,
 )
-from fleet_edge.alerts.alerts import MOST_OPEN
+from fleet_edge.alerts.alerts import MAX_OPEN
 from fleet_edge.alerts.rules import grouped
 from fleet_edge.store.views import AlertView, AuditView, UsageView
 from schemas.names import model_name
@@ -103,9 +103,9 @@ _ALERTS_GRID: Final = Grid[AlertView](ALERTS, sort="-since", links={"subject": a
 def show_alerts(visit: Visit) -> Response:
     alerts = visit.services.alerts
     if visit.query("format") == "csv":
-        view = _ALERTS_GRID.view(alerts.list(limit=MOST_OPEN + _MAX_ALERTS), visit.admission.query)
+        view = _ALERTS_GRID.view(alerts.list(limit=MAX_OPEN + _MAX_ALERTS), visit.admission.query)
         return csv_response("alerts", view.headings, view.lines())
-    is_open = alerts.open(limit=MOST_OPEN)
+    is_open = alerts.open(limit=MAX_OPEN)
     groups = grouped(is_open)
     return visit.page(
         "alerts.html",

@@ -16,7 +16,7 @@ from fleet_common.mqtt.link import CallbackGuard, Message
 from fleet_common.mqtt.screen import (
     CROWD,
     LONGEST_PAUSE_S,
-    MOST_CROWD,
+    MAX_CROWD,
     SHORTEST_PAUSE_S,
     BrokenStream,
     Screen,
@@ -326,7 +326,7 @@ def test_a_broker_that_has_more_under_way_is_read_less_often(ends: tuple[socket.
     for _ in range(20):
         pause_s = flood(1)
     assert pause_s == LONGEST_PAUSE_S
-    assert flood(MOST_CROWD) < LONGEST_PAUSE_S, "however many there may be"
+    assert flood(MAX_CROWD) < LONGEST_PAUSE_S, "however many there may be"
 
 
 def test_few_acknowledgements_are_collected_and_many_are_not(ends: tuple[socket.socket, ScreenedSocket]) -> None:

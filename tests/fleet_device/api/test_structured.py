@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from fleet_common.grammar.errors import OutsideGrammar
 from fleet_common.grammar.tokenizer import GrammarTokenizer
 from fleet_device.api.requests import ChatRequest, read_request
-from fleet_device.requests.structured import MOST_CALLS, ToolCalls
+from fleet_device.requests.structured import MAX_CALLS, ToolCalls
 from schemas.policy import Grammar
 from tests.support.compiled_grammar import compile_grammar
 
@@ -115,8 +115,8 @@ def test_objects_are_closed_unless_a_schema_is_not_strict(fields: dict[str, Any]
         ("required", '{"name": "other", "arguments": {}}', False),
         ("required", "Bonn", False),
         ("required", f"{CALL}\n{CALL}", True),
-        ("required", "\n".join([CALL] * MOST_CALLS), True),
-        ("required", "\n".join([CALL] * (MOST_CALLS + 1)), False),
+        ("required", "\n".join([CALL] * MAX_CALLS), True),
+        ("required", "\n".join([CALL] * (MAX_CALLS + 1)), False),
         ("required", f"{CALL}\n", False),
         ("required", f"{CALL} {CALL}", False),
         ("auto", f'{CALL}\n{{"name": "stop", "arguments": {{}}}}', True),

@@ -8,7 +8,7 @@ from gguf import TokenType
 from fleet_device.drafters.contract import DrafterError, ModelNotFound
 from fleet_device.drafters.llama_cpp import LlamaCppDrafter, LlamaCppSettings, load
 from fleet_device.drafters.model_file import (
-    LEAST_CONTEXT,
+    MIN_CONTEXT,
     GgufModel,
     ModelSizes,
     automatic_budget,
@@ -154,7 +154,7 @@ def test_any_budget_is_kept_or_refused() -> None:
             refused += 1
             continue
         assert memory.needed <= budget
-        assert min(context, LEAST_CONTEXT) <= memory.context <= context
+        assert min(context, MIN_CONTEXT) <= memory.context <= context
         assert 1 <= memory.batch <= min(batch, memory.context)
         assert 0 <= memory.kept <= context
     assert 300 < refused < 2700
@@ -187,7 +187,7 @@ def test_a_small_budget_makes_a_small_context(tmp_path: Path, budget: int, caplo
 def test_the_setting_is_in_megabytes_and_too_little_is_a_sentence(tmp_path: Path) -> None:
     path = tiny_gguf(tmp_path / "tiny.gguf", context=1 << 17)
     drafter = load(DeviceSettings(model=str(path), memory_mb=1, context=1 << 17))
-    assert LEAST_CONTEXT <= drafter.context < 1 << 13
+    assert MIN_CONTEXT <= drafter.context < 1 << 13
     drafter.close()
     with pytest.raises(DrafterError, match="raise 'memory_mb'"):
         LlamaCppDrafter(LlamaCppSettings(path, context=2048, memory_bytes=10_000))

@@ -13,7 +13,7 @@ from fleet_device.gateway import Asked, Gateway
 from fleet_device.requests.generate import GenerateRequest
 from fleet_device.service import DeviceService
 from fleet_device.steering import commands
-from fleet_device.steering.commands import MOST_LINES, Answer, Commands, LogTail
+from fleet_device.steering.commands import MAX_LINES, Answer, Commands, LogTail
 from fleet_device.steering.remote_settings import SteeredSettings
 from fleet_device.updates.handoff import STATE, TESTED, TrialResult, UpdateFolder, UpdateState
 from schemas.control import (
@@ -363,7 +363,7 @@ def test_a_self_test_without_an_edge_says_what_is_missing(tmp_path: Path) -> Non
 
 
 def test_the_log_tail_has_the_last_lines(device: Steered) -> None:
-    for number in range(MOST_LINES + 20):
+    for number in range(MAX_LINES + 20):
         record = logging.LogRecord("a.module.of.the.device", logging.WARNING, "", 0, "line %d\x1b[2J", (number,), None)
         device.tail.handle(record)
     found = device.monitor.command("log-tail").result or ""

@@ -370,7 +370,7 @@ def test_alerts_about_which_nothing_is_new_are_refreshed_by_one_statement(world:
 
 
 def test_no_more_are_open_than_there_is_room_for(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fleet_edge.alerts.alerts.MOST_OPEN", 5)
+    monkeypatch.setattr("fleet_edge.alerts.alerts.MAX_OPEN", 5)
     world.look(**{f"edge_{number}": 0.95 for number in range(40)})
     world.look(60)
     assert len(world.alerts.open()) == 5
