@@ -67,14 +67,14 @@ def run(_bench: Bench) -> Report:
         }
         for draft_ms in _DRAFT_MS:
             work = Workload(curve=curve, draft_s=draft_ms / 1e3, acceptance=_ACCEPTANCE, round_trip_s=_ROUND_TRIP_S)
-            row[f"drafts_{draft_ms}_ms"] = most_devices(work)
+            row[f"drafts_{draft_ms}_ms"] = max_devices(work)
         rows.append(row)
     columns = {"machine_and_target": "", "step_ms": ".0f", "balance": ".0f"}
     table(rows, columns | {f"drafts_{each}_ms": "d" for each in _DRAFT_MS})
     return Report(rows)
 
 
-def most_devices(work: Workload) -> int | None:
+def max_devices(work: Workload) -> int | None:
     """Return the most devices of `_DEVICES` for which drafts pay, or None."""
 
     def gain(devices: int) -> float:

@@ -186,14 +186,14 @@ class CurveMeasurement:
 
     All sessions hold the same tokens and draft random ones, since times do not depend on content. `cell_s` is about the
     time for each size; no size starts after `limit_s`, except prompts and one session. Steps with more than
-    `most_tokens` new tokens are left out, except those of one token a session.
+    `max_tokens` new tokens are left out, except those of one token a session.
     """
 
     sessions: Sequence[int] = (1, 2, 4, 8, 16, 32, 64)
     tokens: Sequence[int] = (1, 2, 3, 5, 9, MAX_NEW)
     prefill: Sequence[int] = (16, 64, 128, 256)
     context: int = 256
-    most_tokens: int = 576
+    max_tokens: int = 576
     mode: Mode = Mode.RESIDUAL
     cell_s: float = 1.0
     limit_s: float = 120.0
@@ -274,7 +274,7 @@ class CurveMeasurement:
         """Return tokens and milliseconds of steps of these sessions, as far as memory allows."""
         row = []
         for tokens in sorted(set(self.tokens) | {1}):
-            if tokens > 1 and (tokens * len(keys) > self.most_tokens or self.clock() >= until):
+            if tokens > 1 and (tokens * len(keys) > self.max_tokens or self.clock() >= until):
                 break
             items = [
                 self._item(key, text[context + place % (_APART + 1) :][:tokens], tokens)

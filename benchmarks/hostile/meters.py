@@ -93,7 +93,7 @@ class MemoryMeter:
     ) -> None:
         self._process = psutil.Process(pid)
         self._kept_mb = kept_mb
-        self._most_kept_mb = 0.0
+        self._max_kept_mb = 0.0
         self._clock = clock
         self._samples: list[tuple[float, float]] = []
         self._stopping = threading.Event()
@@ -121,8 +121,8 @@ class MemoryMeter:
             memory = self._process.memory_info().rss
         except psutil.Error:
             return
-        self._most_kept_mb = max(self._most_kept_mb, self._kept_mb())
-        self._samples.append((self._clock(), memory / _MIB - self._most_kept_mb))
+        self._max_kept_mb = max(self._max_kept_mb, self._kept_mb())
+        self._samples.append((self._clock(), memory / _MIB - self._max_kept_mb))
 
 
 class KvMeter:

@@ -34,7 +34,7 @@ class Workers:
 
     def __init__(self, *, threads: int, answer_s: float) -> None:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="dashboard")
-        self._most_of_one = max(1, threads // _SHARE)
+        self._max_of_one = max(1, threads // _SHARE)
         self._answer_s = answer_s
         self._asked = Counter[str]()
         self._places: dict[str, asyncio.Semaphore] = {}
@@ -45,10 +45,10 @@ class Workers:
         Raises:
             Problem: It took too long, or the account has too many requests in progress.
         """
-        if self._asked[account] >= self._most_of_one + _MAX_WAITING:
+        if self._asked[account] >= self._max_of_one + _MAX_WAITING:
             raise Problem(429, "Your earlier requests are still running; try again soon.", retry_after_s=5)
         self._asked[account] += 1
-        places = self._places.setdefault(account, asyncio.Semaphore(self._most_of_one))
+        places = self._places.setdefault(account, asyncio.Semaphore(self._max_of_one))
         loop = asyncio.get_running_loop()
 
         def done() -> None:

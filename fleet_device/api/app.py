@@ -334,7 +334,7 @@ class _Api:
             if isinstance(each, Failed):
                 each = replace(each, error=_problem(each.error, asked))
             silent = isinstance(each, Piece) and not each.text and not each.reasoning
-            if silent and asked.most_logprobs is None and not asked.continuous_usage:
+            if silent and asked.max_logprobs is None and not asked.continuous_usage:
                 return  # there is nothing to send
             loop.call_soon_threadsafe(events.put_nowait, (number, each))
 
@@ -389,7 +389,7 @@ class _Api:
         return next(iter(self.backend.targets()), self.backend.draft_model)
 
     def _spelling(self, asked: TextRequest) -> TokenSpelling | None:
-        return None if asked.most_logprobs is None else self.spelling
+        return None if asked.max_logprobs is None else self.spelling
 
 
 def _problem(error: Exception, asked: TextRequest) -> ApiProblem:

@@ -257,7 +257,7 @@ class TextRequest(GenerationRequest):
             mode=self.mode,
             seed=self.seed,
             stop=self.stop,
-            logprobs=self.most_logprobs,
+            logprobs=self.max_logprobs,
             offline=self.offline,
             grammar=self.text_grammar(),
             edge_only=bool(self.edge_only),
@@ -288,7 +288,7 @@ class TextRequest(GenerationRequest):
         return self.max_tokens
 
     @property
-    def most_logprobs(self) -> int | None:
+    def max_logprobs(self) -> int | None:
         return None
 
     def text_prompt(self) -> Prompt:
@@ -343,7 +343,7 @@ class ChatRequest(TextRequest, ToolOptions):
         return self
 
     @property
-    def most_logprobs(self) -> int | None:
+    def max_logprobs(self) -> int | None:
         return (self.top_logprobs or 0) if self.logprobs else None
 
     @property
@@ -437,7 +437,7 @@ class CompletionRequest(TextRequest):
         return self
 
     @property
-    def most_logprobs(self) -> int | None:
+    def max_logprobs(self) -> int | None:
         return self.logprobs
 
     @property

@@ -102,8 +102,8 @@ class KeptSequence:
 
 
 class KeptSequences:
-    def __init__(self, most_tokens: int) -> None:
-        self._most_tokens = most_tokens
+    def __init__(self, max_tokens: int) -> None:
+        self._max_tokens = max_tokens
         self._kept: list[KeptSequence] = []  # the one unused for longest first
 
     def __len__(self) -> int:
@@ -125,12 +125,12 @@ class KeptSequences:
     def keep(self, tokens: Sequence[int], copy: Callable[[], Any]) -> None:
         """Add a sequence unless another one contains it; the least recently used make room. `copy` may return None."""
         kept = tuple(tokens)
-        if not MIN_KEPT <= len(kept) <= self._most_tokens:
+        if not MIN_KEPT <= len(kept) <= self._max_tokens:
             return
         if any(each.tokens[: len(kept)] == kept for each in self._kept):
             return
         self._kept = [each for each in self._kept if kept[: len(each.tokens)] != each.tokens]
-        while self._kept and (len(self) >= MAX_KEPT or self.tokens + len(kept) > self._most_tokens):
+        while self._kept and (len(self) >= MAX_KEPT or self.tokens + len(kept) > self._max_tokens):
             del self._kept[0]
         state = copy()
         if state is not None:

@@ -34,7 +34,7 @@ class EventCounts:
     """Writes one event for each device, kind, code and minute, with its count. Thread-safe.
 
     The first event is written at once; repetitions in the same minute are counted and written by `flush` or with the
-    next minute. Events above `most_codes` per minute and device count as one, `other`; so do those above `most_events`
+    next minute. Events above `max_codes` per minute and device count as one, `other`; so do those above `max_events`
     of all devices, without a device. `put` MUST NOT block or raise.
     """
 
@@ -42,8 +42,8 @@ class EventCounts:
     edge: str
     now: Callable[[], datetime]
     new_id: Callable[[], str] = lambda: uuid.uuid4().hex
-    most_codes: int = 16
-    most_events: int = 4096
+    max_codes: int = 16
+    max_events: int = 4096
     _minute: int = -1
     _counts: dict[_Key, _Count] = field(default_factory=dict)
     _codes: Counter[str | None] = field(default_factory=Counter)
@@ -112,9 +112,9 @@ class EventCounts:
         key = (device, kind, code)
         if key in self._counts:
             return key, sentence, session
-        if self._codes[device] >= self.most_codes - 1:
+        if self._codes[device] >= self.max_codes - 1:
             key, sentence, session = (device, _OTHER, _OTHER), "Events of other kinds, counted together.", None
-        if key not in self._counts and len(self._counts) >= self.most_events - 1:
+        if key not in self._counts and len(self._counts) >= self.max_events - 1:
             key, sentence, session = (None, _OTHER, _OTHER), "Events of other devices, counted together.", None
         return key, sentence, session
 

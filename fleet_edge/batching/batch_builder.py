@@ -175,7 +175,7 @@ class BatchBuilder:
         """Add a session's drafts, or the first part of its backlog; return the tokens to compute."""
         first = session.ready
         try:
-            forced = self.extra.most_forced(session.device, self._forced, self.now)
+            forced = self.extra.max_forced(session.device, self._forced, self.now)
             chain = session.chain(allowance, forced=forced)
         except DraftFault as fault:
             assert first is not None

@@ -129,7 +129,7 @@ class ExtraWork:
         """Whether extra work of a device has to wait, because others are served."""
         return self._deficit(device, kind) > self._burst_s(kind) and self._others_served(device, now)
 
-    def most_forced(self, device: str, speculated: int, now: float) -> int:
+    def max_forced(self, device: str, speculated: int, now: float) -> int:
         """Return how many forced tokens of a session to speculate in a step that speculates some already."""
         if self._row_s <= 0.0 or not self._others_served(device, now):
             return MAX_FORCED

@@ -255,7 +255,7 @@ class EdgeSession:
         if (ready := self.ready) is None:
             return ()
         if ready.draft.write is not None:
-            return (self._with_forced(ready, most=most, most_forced=forced),)
+            return (self._with_forced(ready, most=most, max_forced=forced),)
         return self._waiting.chain(base=self.committed, digest=self._digest, most=most)
 
     def wants_token_after(self, chain: Sequence[ReceivedDraft]) -> bool:
@@ -304,14 +304,14 @@ class EdgeSession:
             return Finish.NO
         return self.limits.finish(self.tokens[-1:], committed=self.committed)
 
-    def _with_forced(self, ready: ReceivedDraft, *, most: int, most_forced: int) -> ReceivedDraft:
+    def _with_forced(self, ready: ReceivedDraft, *, most: int, max_forced: int) -> ReceivedDraft:
         """Add what the grammar forces to a draft of edge-only decoding: it costs less here than in steps of its own."""
         if self.constraint is None:
             return ready
         assert self.decode is not None
         # The token after the forced ones is wanted too.
         room = max(0, min(most, self.decode.until - self.committed) - 1)
-        forced = self.constraint.next_forced(self.text, min(room, most_forced))
+        forced = self.constraint.next_forced(self.text, min(room, max_forced))
         tokens = tuple(takewhile(lambda token: token not in self.limits.end_tokens, forced))
         return replace(ready, draft=ready.draft.model_copy(update={"tokens": tokens})) if tokens else ready
 

@@ -65,7 +65,7 @@ def test_seeds_and_their_mutations_are_inputs(target: Target, log: SurvivedError
     for seed in seeds[:20]:
         target(seed)
         data = target.mutate(seed, rng, lambda part: mutate_bytes(part, rng))
-        target(target.cross(data, rng.choice(seeds), rng)[: target.most_bytes])
+        target(target.cross(data, rng.choice(seeds), rng)[: target.max_bytes])
         log.check()
 
 

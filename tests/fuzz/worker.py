@@ -79,7 +79,7 @@ def _plain(target: "Target", one_input: Callable[[bytes], None], folders: Sequen
             data = target.mutate(data, rng, lambda part: mutate_bytes(part, rng))
         if rng.random() < CROSSED:
             data = target.cross(data, rng.choice(pool), rng)
-        one_input(data[: target.most_bytes])
+        one_input(data[: target.max_bytes])
 
 
 def _guided(target: "Target", one_input: Callable[[bytes], None], flags: Sequence[str]) -> None:
@@ -94,7 +94,7 @@ def _guided(target: "Target", one_input: Callable[[bytes], None], flags: Sequenc
     def cross(data: bytes, other: bytes, most: int, seed: int) -> bytes:
         return target.cross(data, other, random.Random(seed))[:most]
 
-    bounds = [f"-max_len={target.most_bytes}", f"-timeout={LONGEST_S}", "-rss_limit_mb=4096", "-len_control=0"]
+    bounds = [f"-max_len={target.max_bytes}", f"-timeout={LONGEST_S}", "-rss_limit_mb=4096", "-len_control=0"]
     atheris.Setup([sys.argv[0], *bounds, *flags], one_input, custom_mutator=mutate, custom_crossover=cross)
     atheris.Fuzz()
 

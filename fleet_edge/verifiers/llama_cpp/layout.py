@@ -113,15 +113,15 @@ def _layer(
     for end in range(1, len(streams) + 1):
         best, cut = float("inf"), end - 1
         height, last = least, streams[end - 1]
-        least_room, seen = room[last], last
+        min_room, seen = room[last], last
         for begin in range(end - 1, -1, -1):
             stream = streams[begin]
             height = max(height, counts[stream])
             # Every stream of the rectangle needs room for its height, also those in gaps.
             for number in range(stream, seen):
-                least_room = min(least_room, room[number])
+                min_room = min(min_room, room[number])
             seen = stream
-            if least_room < height and begin < end - 1:
+            if min_room < height and begin < end - 1:
                 break
             cost = costs[begin] + call_tokens + (last - stream + 1) * height
             if cost < best:

@@ -75,7 +75,7 @@ def test_devices_kinds_and_codes_are_counted_apart() -> None:
 
 
 def test_one_devices_many_codes_are_bounded_and_cost_others_nothing() -> None:
-    scene = Scene(most_codes=4)
+    scene = Scene(max_codes=4)
     for number in range(1000):
         scene.note(code=f"code-{number}")
     scene.note(device="sensor-2")
@@ -88,7 +88,7 @@ def test_one_devices_many_codes_are_bounded_and_cost_others_nothing() -> None:
 
 
 def test_many_devices_are_bounded_and_every_event_is_counted() -> None:
-    scene = Scene(most_events=5)
+    scene = Scene(max_events=5)
     for number in range(1000):
         scene.note(device=f"sensor-{number}")
     scene.events.flush()

@@ -64,7 +64,7 @@ def test_nothing_waits_and_nothing_counts_while_no_other_device_is_served() -> N
     for kind in Extra:
         extra.spend("a", kind, 100.0, now)
         assert not extra.waits("a", kind, now)
-    assert extra.most_forced("a", 1000, now) == MAX_FORCED
+    assert extra.max_forced("a", 1000, now) == MAX_FORCED
     now = pass_step(extra, now, served=["b"])
     assert not any(extra.waits("a", kind, now) for kind in Extra)
 

@@ -128,7 +128,7 @@ class _Backend(ScriptedBackend):
 
 
 class ApiTarget(FramedTarget):
-    most_bytes = 1 << 14
+    max_bytes = 1 << 14
     json = frozenset({BODY})
 
     def __init__(self) -> None:

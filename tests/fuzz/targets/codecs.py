@@ -54,9 +54,9 @@ class CodecTarget:
         pairs: tuple[Pair, ...],
         reads: tuple[str, ...],
         mutate_payload: Callable[[bytes, random.Random, Bytes], bytes],
-        most_bytes: int,
+        max_bytes: int,
     ) -> None:
-        self.most_bytes = most_bytes
+        self.max_bytes = max_bytes
         self._pairs, self._reads, self._mutate = pairs, reads, mutate_payload
 
     def __call__(self, data: bytes) -> None:

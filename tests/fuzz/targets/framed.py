@@ -17,7 +17,7 @@ class FramedTarget:
     `cbor` and `json` are the kinds of frames that hold such messages; `kinds` has the bits of a frame's kind.
     """
 
-    most_bytes: ClassVar[int] = 1 << 13
+    max_bytes: ClassVar[int] = 1 << 13
     head: ClassVar[int] = 1
     cbor: ClassVar[frozenset[int]] = frozenset()
     json: ClassVar[frozenset[int]] = frozenset()

@@ -13,9 +13,9 @@ from tests.fuzz.targets.screen import ScreenTarget
 
 
 class Target(Protocol):
-    """A fuzz target; `most_bytes` limits its inputs."""
+    """A fuzz target; `max_bytes` limits its inputs."""
 
-    most_bytes: int
+    max_bytes: int
 
     def __call__(self, data: bytes) -> None:
         """Run an input; raise whatever is not as documented."""

@@ -29,7 +29,7 @@ def accepts(topic: bytes, _size: int, retained: bool) -> bool:
 class ScreenTarget:
     """An input is a byte, which seeds the cuts, and a stream."""
 
-    most_bytes = 1 << 11
+    max_bytes = 1 << 11
 
     def __call__(self, data: bytes) -> None:
         if not data:
