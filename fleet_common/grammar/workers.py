@@ -236,7 +236,10 @@ class GrammarWorkers:
         """
         with self._trials, contextlib.closing(self._fork(TRIAL)) as process:
             replies = [process.ask(each, _COMPILE_S + _limit_s(each), patient=True) for each in requests]
-            return replies, process.used_s()
+            try:
+                return replies, process.used_s()
+            except OSError:
+                raise WorkerEnded from None
 
     @property
     def tokenizer(self) -> GrammarTokenizer:
