@@ -2,8 +2,7 @@
 
 import socket
 import struct
-from dataclasses import dataclass
-from typing import Final, Self
+from typing import Final, NamedTuple, Self
 
 _LENGTH: Final = struct.Struct("=I")
 _HEAD: Final = struct.Struct("=c?QII")
@@ -36,8 +35,7 @@ class Status:
     NOT_READY: Final = b"w"
 
 
-@dataclass(frozen=True, slots=True)
-class GrammarRequest:
+class GrammarRequest(NamedTuple):
     """A question about a generation: which tokens may follow (`Op.ALLOWED`), or which must (`Op.FORCED`).
 
     Attributes:

@@ -79,11 +79,10 @@ class _Link:
         """Return the reply; raise WorkerEnded, or TimeoutError if the process does nothing."""
         until = time.monotonic() + _PATIENCE * limit_s
         used_s: float | None = None
-        self._end.settimeout(_PATIENCE * limit_s)
+        self._end.settimeout(limit_s / 2.0)
         with contextlib.suppress(BrokenPipeError):  # then the exit code can be read
             self._channel.send(request)
         while True:
-            self._end.settimeout(limit_s / 2.0)
             try:
                 reply = self._channel.receive()
             except TimeoutError:
@@ -99,7 +98,6 @@ class _Link:
             if reply[:1] != Status.ENCODE:
                 return reply
             ids = np.asarray(self._tokenizer.encode_inside(reply[1:].decode("utf-8", "replace")), dtype=np.uint32)
-            self._end.settimeout(_PATIENCE * limit_s)
             self._channel.send(ids.tobytes())
 
 

@@ -1,6 +1,7 @@
 import random
 import signal
 import threading
+from array import array
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -188,8 +189,9 @@ def test_a_request_that_ends_the_worker_and_then_a_process_of_its_own_ends_its_g
         ended = end_at(patch, (4, 5, 1))
         with pytest.raises(GrammarNotReady):
             cause.allowed((4, 5, 1), patient=False)
+        other.restore((4,))
         with pytest.raises(GrammarNotReady):
-            cause.allowed((4, 5), patient=False)
+            cause.allowed((4, 5, 1), patient=False)
         assert len(ended) == 1, "it ends no other worker"
         with pytest.raises(GrammarKilled):
             cause.restore((4, 5))
@@ -200,14 +202,16 @@ def test_a_request_that_ends_the_worker_and_then_a_process_of_its_own_ends_its_g
     assert compiler.matcher(GRAMMAR).allowed((4,)).tolist() == [5], "the grammar is not banned"
 
 
+@pytest.mark.parametrize(("number", "times"), [(signal.SIGSEGV, 1), (signal.SIGKILL, 2)])
 def test_a_request_that_is_answered_in_a_process_of_its_own_goes_on(
-    compiler: GrammarCompiler, monkeypatch: pytest.MonkeyPatch
+    compiler: GrammarCompiler, monkeypatch: pytest.MonkeyPatch, number: int, times: int
 ) -> None:
-    """Another request of that moment was the cause."""
+    """Another request of that moment was the cause, or the kernel, which may end the process of its own too."""
     matcher = compiler.matcher(GRAMMAR)
-    ended = end_at(monkeypatch, (4, 5), times=1)
+    ended = end_at(monkeypatch, (4, 5), number, times=times)
     assert matcher.allowed((4, 5)).tolist() == [1]
-    assert len(ended) == 1
+    assert len(ended) == times
+    assert matcher.allowed((4, 5), patient=False).tolist() == [1]
 
 
 def test_a_generation_whose_workers_end_again_and_again_is_given_up(
@@ -400,6 +404,26 @@ def test_two_hundred_generations_of_a_grammar_that_reaches_a_limit_of_its_lexer_
         matcher, text = letters.matcher(grammar), begin + rng.choices(both, k=1000)
         for length in range(len(begin), len(text), 250):
             assert set(both) <= set(matcher.allowed(tuple(text[:length])).tolist())
+
+
+def test_a_lexer_at_its_limit_is_no_reason_to_refuse_a_token() -> None:
+    """Another generation has brought it there at the same time; then it takes no token, and reports nothing."""
+    vocabulary = NativeVocabulary(WORDS.description())
+    vocabulary.encoder.set_caller(lambda text: list(WORDS.encode_inside(text)))
+    cache = MatcherCache(vocabulary, lambda: 0)
+    pattern = Grammar.json_schema({"type": "array", "items": {"pattern": "^[ab]*a[ab]{16}$", "type": "string"}})
+    request = GrammarRequest(Op.ALLOWED, pattern.kind.value.encode() + b"\0" + pattern.text.encode(), number=1)
+    assert cache.answer(request, patient=True)[:1] == Status.DONE
+    rng, begin = random.Random(1), [LETTERS.index(letter) for letter in '["']
+    both = [LETTERS.index("a"), LETTERS.index("b")]
+    error = ""
+    while not error:
+        other = cache._grammars[request.grammar].deep_copy()
+        other.try_consume_tokens(begin + rng.choices(both, k=1000))
+        error = other.get_error()
+    request = request._replace(tokens=array("I", [*begin, *rng.choices(both, k=20)]).tobytes(), number=2)
+    assert cache.answer(request, patient=True)[:1] == Status.FAILED
+    assert cache.answer(request, patient=True)[:1] == Status.DONE
 
 
 def test_the_process_that_others_are_forked_from_is_replaced_when_it_ends(compiler: GrammarCompiler) -> None:
