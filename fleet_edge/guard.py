@@ -86,7 +86,7 @@ class DeviceGuard:
     # On the link's thread
 
     def accepts(self, topic: bytes, size: int, retained: bool) -> bool:
-        """Return whether to decode a message; `topic` is UTF-8, `size` counts the packet's bytes."""
+        """Decide before a message is decoded; `topic` is UTF-8, `size` counts the packet's bytes."""
         channel = self._channels.get(topic) or self._channel(topic)
         if channel is None:
             return True  # not a device's topic
@@ -159,11 +159,11 @@ class DeviceGuard:
         return self._standing(device).quotas.kv_share
 
     def may_repeat(self, device: str, size: int) -> bool:
-        """Whether `size` bytes may be sent to a device again; counts them if so."""
+        """Count `size` bytes that are sent to a device again; False if that is too many."""
         return self._standing(device).repeats.take(size, self._clock()) == 0.0
 
     def may_answer(self, device: str) -> bool:
-        """Whether a device may be sent another fault or refusal; counts it if so."""
+        """Count a fault or refusal for a device; False if it has had too many."""
         return self._standing(device).answers.take(1.0, self._clock()) == 0.0
 
     def strike(self, device: str, code: FaultCode) -> None:

@@ -309,6 +309,6 @@ class MessageHandlers:
 
 
 def _is_behind(session: EdgeSession, message: Close) -> bool:
-    """Whether the device has more verified tokens than this edge has sent."""
+    """The device has more verified tokens than this edge has sent."""
     verified = message.tokens - (message.unverified or 0)
     return verified > (session.committed if message.fix is None else session.longest_committed)

@@ -21,7 +21,7 @@ class Availability:
     _reported: bool = False
 
     def changes(self, reason: str) -> bool:
-        """Return whether to notify devices that the model is away, or back; `reason` is empty if it is there."""
+        """Decide whether to notify devices that the model is away, or back; `reason` is empty if it is there."""
         if not reason:
             self._since = None
         elif self._since is None:

@@ -46,7 +46,7 @@ class ControlMessage(BaseModel):
 
 
 class Presence(StrEnum):
-    """Whether the sender of a state is online. An unknown value is read as `DRAINING`: it gets no new work."""
+    """State of a sender's connection. An unknown value is read as `DRAINING`: it gets no new work."""
 
     ONLINE = "online"
     DRAINING = "draining"  # finishes what it has, takes nothing new
@@ -141,7 +141,7 @@ class Telemetry(ControlMessage):
 
 
 class AlertState(StrEnum):
-    """Whether an alert is active. An unknown value is read as `OPEN`, so that somebody looks."""
+    """State of an alert. An unknown value is read as `OPEN`, so that somebody looks."""
 
     OPEN = "open"
     CLEARED = "cleared"

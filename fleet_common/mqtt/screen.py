@@ -154,7 +154,7 @@ class Screen:
         return after, taken
 
     def _judge_message(self, data: bytes, at: int, body: int, after: int, *, first: bool) -> bool | None:
-        """Return whether a PUBLISH is done, None if too little of it has arrived; record its acknowledgement."""
+        """Take a PUBLISH; True once it is done, None if too little of it has arrived. Record its acknowledgement."""
         name = body + TOPIC_LENGTH
         if name > len(data):
             return None
@@ -308,29 +308,29 @@ class ScreenedSocket:
 
     @property
     def ready(self) -> bool:
-        """Whether `recv` would return or raise something."""
+        """`recv` would return or raise something."""
         return self._at < len(self._ready) or bool(self._ended)
 
     @property
     def pending(self) -> bool:
-        """Whether there is more to read although the descriptor may not say so."""
+        """There is more to read although the descriptor may not say so."""
         return self._more or self.ready
 
     @property
     def receiving(self) -> bool:
-        """Whether a large packet is being received, behind which others may wait at the sender."""
+        """A large packet is being received, behind which others may wait at the sender."""
         return self._screen.within
 
     @property
     def wants_write(self) -> bool:
-        """Whether packets of ours, or TLS records, wait until the socket is writable."""
+        """Packets of ours, or TLS records, wait until the socket is writable."""
         if self._outgoing or (self._screen.owed and not self._held):
             return True
         return self._tls is not None and self._tls.wants_write
 
     @property
     def clogged(self) -> bool:
-        """Whether so much waits to be written that nothing should be added."""
+        """So much waits to be written that nothing should be added."""
         return len(self._outgoing) >= MAX_OUTGOING_BYTES
 
     @property

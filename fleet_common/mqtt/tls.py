@@ -172,7 +172,7 @@ class Credentials:
             self._reject(self._tried_stamp, why)
 
     def renewed(self) -> bool:
-        """Whether there are usable files that this connection was not made with. Checks at most once a second."""
+        """There are usable files that this connection was not made with. Checks at most once a second."""
         if self._tls is None or self._clock() - self._looked_at < LOOK_S:
             return False
         self._looked_at = self._clock()
@@ -201,7 +201,7 @@ def _stamp(tls: TlsSettings) -> _Stamp:
 
 
 def _facts(path: Path) -> tuple[int, ...] | None:
-    """Return what changes when a file is replaced or written, None if it is away for the moment."""
+    """Identify the content of a file by its inode, size and time; None if it is away for the moment."""
     try:
         found = os.stat(path)  # noqa: PTH116 - follows links, as configuration tools set them
     except OSError:
@@ -242,7 +242,7 @@ class TlsStream:
 
     @property
     def pending(self) -> bool:
-        """Whether `recv` would return or raise something although the descriptor may not say so."""
+        """`recv` would return or raise something although the descriptor may not say so."""
         return bool(self._incoming.pending or self._tls.pending() or self._ended)
 
     @property

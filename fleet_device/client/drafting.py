@@ -256,7 +256,7 @@ class DraftSequence:
 
     @property
     def full(self) -> bool:
-        """Whether the request has outgrown the draft model's context."""
+        """The request has outgrown the draft model's context."""
         return len(self.session.request.prompt) + self.session.position >= self.drafter.context
 
     def draft(self, limit: int) -> bool:

@@ -329,7 +329,7 @@ class SessionEnd:
 
     @property
     def begun(self) -> bool:
-        """Whether the session has ended, and only its last messages are left."""
+        """The session has ended, and only its last messages are left."""
         return self._until is not None
 
     @property

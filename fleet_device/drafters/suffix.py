@@ -260,7 +260,7 @@ class SuffixDrafter:
     # For the pacing
 
     def prospect(self, policy: SamplingPolicy) -> Prospect | None:
-        """Return what a draft from earlier tokens promises now; None if nothing is found."""
+        """Estimate the acceptance of a draft from earlier tokens; None if nothing is found."""
         if not self._tokens:
             return None
         started = self._clock()

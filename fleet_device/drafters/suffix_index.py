@@ -103,7 +103,7 @@ class SuffixIndex:
         self._length = length
 
     def find(self, end: Sequence[int] | Ints) -> Match | None:
-        """Return what followed the places that match the end of a sequence best (its last `longest` tokens)."""
+        """Return the tokens after the places that match the end of a sequence best (its last `longest` tokens)."""
         tail = [int(token) for token in end[-self._longest :]]
         whole = np.array(tail, dtype=np.int32).tobytes() if len(tail) == self._longest else None
         tail.reverse()

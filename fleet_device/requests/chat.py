@@ -225,5 +225,5 @@ class ConversationCodec:
         self._written.appendleft(_Written(encoded.text + text, (*encoded.tokens, *tokens)))
 
     def _goes_on(self, text: str, beginning: str) -> bool:
-        """Whether a text continues another behind a control token, so that the parts can be encoded separately."""
+        """Behind a control token the parts of a text can be encoded separately."""
         return text.startswith(beginning) and any(text.startswith(each, len(beginning)) for each in self.control_texts)

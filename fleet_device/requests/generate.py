@@ -369,7 +369,7 @@ class _GrowingText:
         return not self.origins or self.origins[-1].verified
 
     def finish(self) -> tuple[str, str]:
-        """Return what was held back of the thinking and of the answer."""
+        """Return the rest of the thinking and of the answer that was held back."""
         reasoning, text = self._splitter.finish()
         self.reasoning.append(reasoning)
         self.pieces.append(self.stops.feed(text) + self.stops.finish())

@@ -220,7 +220,7 @@ class ToolOptions(StrictModel):
     parallel_tool_calls: Annotated[bool, Field(strict=True)] | None = None
 
     def tool_offer(self, schema: dict[str, Any] | None = None) -> "ToolOffer | None":
-        """Return what is offered, None without tools; raise InvalidRequest for a choice that none of them fits.
+        """Read the tools of a request, None without any; raise InvalidRequest for a choice that none of them fits.
 
         `schema` is that of an answer without a call; None for any text.
         """
@@ -364,7 +364,7 @@ def _moved(schema: Any, place: str) -> Any:  # noqa: ANN401 - JSON
 
 
 def _begin(name: str) -> str:
-    """Return what the grammar puts before the arguments of a call."""
+    """Return the text before the arguments of a call, as the grammar has it."""
     return f'{{"name": {json.dumps(name)}, "arguments": '
 
 

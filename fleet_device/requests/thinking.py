@@ -159,7 +159,7 @@ class ThinkingSplitter:
         return thinking, answer
 
     def finish(self) -> tuple[str, str]:
-        """Return what was held back, at the end of the output."""
+        """Return the rest that was held back, at the end of the output."""
         held, self._held = self._held, ""
         if self._part is _Part.THINKING:
             return held.rstrip(), ""

@@ -80,7 +80,7 @@ class DeviceSession:
 
     @property
     def open_sent(self) -> bool:
-        """Whether an Open was made, so that some edge may have the session."""
+        """An Open was made, so that some edge may have the session."""
         return self._attempt >= 0
 
     def open(self, *, wait_s: float | None = None) -> Open:
@@ -199,7 +199,7 @@ class DeviceSession:
 
     @property
     def may_draft_ahead(self) -> bool:
-        """Whether the draft being built may announce another: the window and the length limit have room."""
+        """The draft being built may announce another: the window and the length limit have room."""
         opened, drafts = self.opened, self._drafts
         if opened is None or not drafts.building or drafts.last_token in opened.end_tokens:
             return False
@@ -258,7 +258,7 @@ class DeviceSession:
 
     @property
     def first_under_way(self) -> bool:
-        """Whether the edge computes the prompt: the first draft since the session was opened is in flight."""
+        """The edge computes the prompt: the first draft since the session was opened is in flight."""
         return self._drafts.first_under_way or (self._edge_only is not None and self._edge_only.first)
 
     def unanswered(self) -> tuple[Draft, ...]:
@@ -277,7 +277,7 @@ class DeviceSession:
 
     @property
     def may_renew_edge_only(self) -> bool:
-        """Whether the edge decodes without drafts, was not asked to stop, and may be asked for more."""
+        """The edge decodes without drafts, was not asked to stop, and may be asked for more."""
         decoding, opened = self._edge_only, self.opened
         if decoding is None or opened is None or decoding.stops:
             return False

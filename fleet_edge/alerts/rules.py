@@ -92,7 +92,7 @@ def readings(facts: Facts, settings: AlertSettings) -> Iterator[tuple[str, RuleR
 
 
 def _above(subject: str, value: float, threshold: float, sentence: str) -> RuleReading:
-    """Return whether a value is above its threshold, or clearly not."""
+    """Wrong above the threshold, right only clearly below it, so that an alert does not flap."""
     return RuleReading(
         subject=subject,
         sentence=sentence,
@@ -197,7 +197,7 @@ def _refusals(facts: Facts, _settings: AlertSettings) -> Iterator[RuleReading]:
 
 
 def _belongs(machine: DeviceSigns | EdgeView, now: datetime) -> bool:
-    """Return whether a machine still counts as part of the fleet."""
+    """A machine that was not heard for long is no longer part of the fleet."""
     last = machine.last_sign_at if isinstance(machine, DeviceSigns) else machine.seen_at
     return now - last <= _GONE
 

@@ -173,7 +173,7 @@ class EdgeDrafter:
         self._sequences: dict[int, _Sequence] = {}  # the least recently used first
 
     def order(self, batch: Batch) -> list[DraftOrder]:
-        """Return what to draft for a step."""
+        """Choose the sessions and the number of tokens to draft for in a step."""
         works = {work.session.handle: work for work in batch.works if _draftable(work)}
         seen = {handle: self._follow(work.session) for handle, work in works.items()}
         if not works:
@@ -277,7 +277,7 @@ class EdgeDrafter:
 
 
 def _draftable(work: WorkItem) -> bool:
-    """Return whether a step decodes one token of a session without a grammar, and nothing else is speculated."""
+    """The step decodes one token of a session without a grammar, and nothing else is speculated."""
     return work.decodes and not work.speculated and work.session.constraint is None
 
 

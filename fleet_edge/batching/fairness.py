@@ -126,7 +126,7 @@ class ExtraWork:
         self._served |= dict.fromkeys(devices, now)
 
     def waits(self, device: str, kind: Extra, now: float) -> bool:
-        """Whether extra work of a device has to wait, because others are served."""
+        """Extra work of a device has to wait while others are served."""
         return self._deficit(device, kind) > self._burst_s(kind) and self._others_served(device, now)
 
     def max_forced(self, device: str, speculated: int, now: float) -> int:

@@ -57,7 +57,7 @@ class DecodeRequest:
     _latest: Draft | None = None  # cached: asked for several times a step
 
     def may_wait(self, committed: int) -> bool:
-        """Whether the latest tokens may be sent later: the device asks for more once it has half."""
+        """The latest tokens may be sent later: the device asks for more once it has half."""
         half = self.until - (self.request.write or 0) // 2
         return committed < self.until and not self.sent < half <= committed
 
@@ -72,7 +72,7 @@ class DecodeRequest:
     def result(
         self, arrived: ReceivedDraft, judgement: Judgement, *, limits: SessionLimits, committed: int
     ) -> DraftResult:
-        """Return what a step has decoded, limited to what the device still asks for.
+        """Limit the tokens of a step to those that the device still asks for.
 
         `arrived` is the step's draft with speculated tokens; `committed` counts the tokens before it, fewer than
         `until`.
@@ -259,12 +259,12 @@ class EdgeSession:
         return self._waiting.chain(base=self.committed, digest=self._digest, most=most)
 
     def wants_token_after(self, chain: Sequence[ReceivedDraft]) -> bool:
-        """Whether to draw a bonus token once the whole chain is accepted."""
+        """A bonus token is drawn after a chain that is accepted whole, unless another draft or the end follows."""
         length = sum(len(arrived.draft.tokens) for arrived in chain)
         return not chain[-1].draft.more and self.committed + length < self.limits.max_new_tokens
 
     def awaits(self, chain: Sequence[ReceivedDraft]) -> bool:
-        """Whether the result for a chain still counts, whatever has arrived since.
+        """The result for a chain may be outdated by what has arrived since.
 
         The generation may have ended, and drafts and requests for edge-only decoding replace each other. But a token of
         edge-only decoding is the same for any request.
@@ -380,7 +380,7 @@ class EdgeSession:
             raise tokens_differ("The correction is a token that the edge has not offered.")
 
     def _may_follow(self, fix: int) -> bool:
-        """Return whether the device may have drawn this token in place of the rejected one."""
+        """A device can draw only tokens that are possible in p in place of the rejected one."""
         return self.rejection is not None and self.rejection.p.probability(fix) > 0.0
 
     def _correct(self, fix: int | None) -> None:

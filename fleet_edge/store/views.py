@@ -49,7 +49,7 @@ def device_state(
 
 
 def is_active(since_last_sign: timedelta) -> bool:
-    """Return whether a device has been heard lately; its activity says nothing about its connection."""
+    """A device is active if it was heard lately; that says nothing about its connection."""
     return since_last_sign <= ACTIVE_WITHIN
 
 
@@ -142,7 +142,7 @@ class DeviceView(DeviceColumns):
 
     @property
     def connected(self) -> bool:
-        """Return whether what it last reported of itself is current."""
+        """Its last report is current only while it is connected."""
         return self.state in CONNECTED
 
 
