@@ -245,7 +245,7 @@ class DeviceSettings(Settings):
     )
     verdict_s: float = setting(10.0, "Wait before an unanswered draft is repeated.", unit="seconds", rare=True, gt=0)
     drain_s: float = setting(
-        10.0, "Time for running requests to end when the device stops.", unit="seconds", rare=True, ge=0
+        60.0, "Time for running requests to end when the device stops.", unit="seconds", rare=True, ge=0
     )
     applications: Path | None = setting(
         None,
