@@ -1,9 +1,9 @@
 """Prefix cache: a verifier that retains ended sequences' keys and values for sequences with the same beginning.
 
 It wraps any verifier and is one itself. A closed sequence stays in memory until its room is needed; the least recently
-used goes first, before any open one. A sequence whose next tokens are known (`expect`) reuses what another has computed
-(`reuse`), by taking over an ended sequence or forking. `ahead` names a sequence that is about to compute the same, so
-that only one of many computes it.
+used goes first, before any open one, and a prefix that several devices have used goes last. A sequence whose next
+tokens are known (`expect`) reuses what another has computed (`reuse`), by taking over an ended sequence or forking.
+`ahead` names a sequence that is about to compute the same, so that only one of many computes it.
 """
 
 import secrets
@@ -113,7 +113,8 @@ class HeldSequence:
 
     `key` is its key at the verifier, `caller` that of the caller or None once ended. `expected` are the packed tokens
     that it computes first. `stable`: all of it was computed with `Item.stable`. `reached` is the number of tokens that
-    it had before evictions. `used_at`: when it ended, or another one like it.
+    it had before evictions. `shared` is the length of the prefix that another owner has used too. `used_at`: when it
+    ended, or another one like it.
     """
 
     key: int
@@ -123,6 +124,7 @@ class HeldSequence:
     expected: bytes = b""
     stable: bool = True
     reached: int = 0
+    shared: int = 0
     used_at: float = 0.0
 
     @property
@@ -230,6 +232,7 @@ class PrefixCache:
         held = self._of(sequence)
         self._verifier.truncate(held.key, length)
         del held.tokens[length:]
+        held.shared = min(held.shared, length)
 
     def close(self, sequence: int) -> None:
         held = self._open.pop(sequence, None)
@@ -280,11 +283,14 @@ class PrefixCache:
         if source is None or gained < LEAST_REUSED:
             return 0
         try:
+            theirs = source.owner != held.owner
             found = self._take(source, length, taker=held)
         except CapacityExceeded:
             return 0
         found.owner, found.expected, found.stable = held.owner, held.expected, held.stable
         found.reached = held.reached
+        found.shared = length if theirs else min(source.shared, length)
+        source.shared = max(source.shared, found.shared)
         self._note_owner(found)
         self._drop(held)
         self._hold(found)
@@ -462,14 +468,37 @@ class PrefixCache:
         del self._held[held.key]
 
     def _drop_one(self, *, keep: HeldSequence | None = None) -> bool:
-        """Drop the least recently used sequence, first of owners above their share; return whether there was one."""
+        """Drop the least recently used sequence, or what no other owner has used of it; return whether there was one.
+
+        Those of owners above their share go first.
+        """
         whole = sum(held.computed for held in self._held.values()) if self._retained else 0
         greedy = {owner for owner, tokens in self._owned.items() if tokens > self._share(owner) * whole}
         candidates = [held for held in self._retained.values() if held is not keep]
         if not candidates:
             return False
-        self._drop(next((held for held in candidates if held.owner in greedy), candidates[0]))
+        held = next((held for held in candidates if held.owner in greedy), None)
+        if held is not None:
+            self._drop(held)
+            return True
+        held = next((held for held in candidates if held.computed > held.shared), candidates[0])
+        if LEAST_REUSED <= held.shared < held.computed:
+            self._cut(held)
+        else:
+            self._drop(held)
         return True
+
+    def _cut(self, held: HeldSequence) -> None:
+        """Keep what other owners have used, unless another sequence has it."""
+        used_at = held.used_at
+        self._release(held)
+        self._verifier.truncate(held.key, held.shared)
+        del held.tokens[held.shared :]
+        if self._worth_keeping(held):
+            self._retain(held)
+            held.used_at = used_at
+        else:
+            self._drop(held)
 
     # The wrapped verifier
 

@@ -108,6 +108,31 @@ def test_the_next_turn_of_a_conversation_computes_what_is_new() -> None:
     assert cache.retained_tokens == len(text) - 9, "of the turns one sequence is left, which has it all"
 
 
+def flood(cache: PrefixCache, *, first: int) -> None:
+    """Compute sequences without a common beginning, more than the memory holds."""
+    for number in range(first, first + 6):
+        compute(cache, number, [(number * 37 + index * 3) % VOCABULARY for index in range(100)], owner="device-3")
+        cache.close(number)
+
+
+def test_what_devices_share_outlasts_what_they_do_not() -> None:
+    cache = PrefixCache(scripted(budget_tokens=400))
+    for number in range(2):
+        compute(cache, number, [*SYSTEM, *[number + 1] * 30], owner=f"device-{number}")
+        cache.close(number)
+    flood(cache, first=2)
+    assert compute(cache, 10, [*SYSTEM, *[1] * 30], owner="device-0") == 30, "without what nobody shares"
+
+
+def test_what_one_device_uses_again_is_not_shared() -> None:
+    cache = PrefixCache(scripted(budget_tokens=400))
+    for number in range(2):
+        compute(cache, number, [*SYSTEM, *[number + 1] * 30], owner="device-0")
+        cache.close(number)
+    flood(cache, first=2)
+    assert compute(cache, 10, SYSTEM, owner="device-0") == 100
+
+
 def test_the_next_with_the_same_beginning_computes_what_is_new_while_the_first_is_open_and_after_it() -> None:
     cache = PrefixCache(scripted())
     assert compute(cache, 0, [*SYSTEM, 1, 2, 3]) == 103
