@@ -46,6 +46,7 @@ def assemble(
         spend_prompts=guard.spend_prompts,
         sharing=settings.prefix_sharing,
         drafter=None if draft_verifier is None else EdgeDrafter(draft_verifier),
+        clock=clock,
     )
     recorder = Recorder(sink, settings.edge, now)
     figures = Figures(clock)

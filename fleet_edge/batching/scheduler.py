@@ -5,6 +5,7 @@ eviction and verification differ only in whether rows of logits are wanted at th
 """
 
 import logging
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -79,8 +80,9 @@ class Scheduler:
         sharing: PrefixSharing = PrefixSharing.OFF,
         cost: StepCost | None = None,
         drafter: EdgeDrafter | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._verifier = PrefixCache(verifier, sharing=sharing, share=kv_share)
+        self._verifier = PrefixCache(verifier, sharing=sharing, share=kv_share, clock=clock)
         self._budget = budget or Budget()
         self._delay = delay or BatchingDelay()
         self._extra = ExtraWork()

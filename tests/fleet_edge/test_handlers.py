@@ -424,3 +424,22 @@ def test_a_flush_logs_what_has_been_counted_so_far(scene: Scene) -> None:
     scene.fleet.edge.handlers.flush()
     progress = {record.session: record for record in scene.fleet.sink.of(SegmentProgress)}
     assert (progress[scene.bad.terms.session.hex()].rounds, progress[scene.good.terms.session.hex()].rounds) == (1, 0)
+
+
+def test_what_ended_sessions_have_computed_is_dropped_after_a_day() -> None:
+    fleet = MemoryFleet()
+    device = Device(fleet, "device-1", terms(1, prompt=[1, 2, 3, 4] * 6), length=2, ahead=False)
+    device.open()
+    run(fleet, [device], random.Random(1))
+    scheduler = fleet.edge.scheduler
+
+    def retained() -> int:
+        fleet.edge.handlers.expire()
+        scheduler.note_memory(fleet.edge.sessions, then=lambda: None)
+        return scheduler.memory.retained
+
+    assert retained() >= 20
+    fleet.clock.seconds += 23 * 3600.0
+    assert retained() >= 20
+    fleet.clock.seconds += 2 * 3600.0
+    assert retained() == 0
