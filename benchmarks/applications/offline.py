@@ -173,7 +173,7 @@ _SEEN: Final = ("killed", "cut")
 
 
 @dataclass(frozen=True, slots=True)
-class Trial:
+class OfflineTrial:
     policy: OfflinePolicy
     way: str
     at: int
@@ -234,7 +234,7 @@ class _Seen:
     status: int = 200
 
 
-def run_trial(site: Site, policy: OfflinePolicy, way: str, *, tokens: int, rng: random.Random) -> Trial:
+def run_trial(site: Site, policy: OfflinePolicy, way: str, *, tokens: int, rng: random.Random) -> OfflineTrial:
     """Run one request; on return the edge is back."""
     prompt = [rng.randrange(LANGUAGE.size) for _ in range(_PROMPT)]
     sampling = SamplingPolicy(mode=Mode.COUPLED, temperature=0.8, top_k=12, top_p=0.95, seed=rng.getrandbits(63))
@@ -256,7 +256,7 @@ def run_trial(site: Site, policy: OfflinePolicy, way: str, *, tokens: int, rng: 
             pull.begin(comes_back=policy is OfflinePolicy.WAIT)
     pull.end()
     expected = [LANGUAGE.words[token] for token in reference_text(prompt, sampling, tokens)]
-    return Trial(
+    return OfflineTrial(
         policy=policy,
         way=way,
         at=pull_at,
@@ -338,7 +338,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(bench: Bench) -> Report:
-    rng, trials = random.Random(bench.options.seed), list[Trial]()
+    rng, trials = random.Random(bench.options.seed), list[OfflineTrial]()
     with Site(bench.new_folder()) as site:
         for policy in OfflinePolicy:
             for number in range(bench.options.times):
@@ -353,7 +353,7 @@ def run(bench: Bench) -> Report:
     return Report(rows, _goals(rows), more={"trials": [asdict(trial) for trial in trials]}, wrong=wrong)
 
 
-def _summary(policy: OfflinePolicy, trials: Sequence[Trial]) -> dict[str, Any]:
+def _summary(policy: OfflinePolicy, trials: Sequence[OfflineTrial]) -> dict[str, Any]:
     after = sorted(trial.after_s for trial in trials if trial.after_s is not None)
     return {
         "policy": policy.value,
@@ -374,7 +374,7 @@ def _goals(rows: Sequence[dict[str, Any]]) -> list[BenchGoal]:
     ]
 
 
-def compare(database: Path, trials: Sequence[Trial]) -> list[str]:
+def compare(database: Path, trials: Sequence[OfflineTrial]) -> list[str]:
     """Return differences: each request is in the log once, with its tokens and the unverified ones."""
     with SessionLog(f"sqlite:///{database}") as log:
         logged = log.sessions(limit=max(1000, 2 * len(trials)))

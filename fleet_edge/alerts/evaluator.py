@@ -248,7 +248,7 @@ _MAX_NAMED: Final = 5
 _LONGEST_WAIT_S: Final = 300.0
 
 
-class Channel(Protocol):
+class AlertChannel(Protocol):
     """A destination of alerts."""
 
     @property
@@ -277,12 +277,12 @@ class RunningAlerts(Closing):
         settings: AlertSettings,
         *,
         holder: str = "",
-        channels: Sequence[Channel] = (),
+        channels: Sequence[AlertChannel] = (),
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._broker = None if settings.fleet is None else BrokerChannel(settings)
         webhooks = [Webhook(settings.webhook, secret=settings.secret())] if settings.webhook else []
-        self._channels: list[Channel] = [*channels, *webhooks, *([self._broker] if self._broker else [])]
+        self._channels: list[AlertChannel] = [*channels, *webhooks, *([self._broker] if self._broker else [])]
         # By channel, while another one has not accepted the same.
         self._accepted: list[set[_Notice]] = [set() for _ in self._channels]
         self._evaluator = Evaluator(connect, settings, deliver=self._deliver, holder=holder or _process(), now=now)
