@@ -1,5 +1,5 @@
 import pytest
-from hypothesis import Phase, settings
+from hypothesis import Phase, seed, settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from schemas.topics import Topic
@@ -28,8 +28,11 @@ LATE = {
     ],
 )
 def test_a_planted_fault_is_found(kind: Planted) -> None:
+    class Model(ProtocolModel):
+        """A class of its own, so that the seed is that of this test alone."""
+
     with planted(kind), pytest.raises(AssertionError):
-        run_state_machine_as_test(ProtocolModel, settings=FIRST)
+        run_state_machine_as_test(seed(0)(Model), settings=FIRST)
 
 
 @pytest.mark.parametrize("kind", sorted(LATE))
