@@ -18,6 +18,7 @@ from tests.support.edge_thread import NO_QUOTAS
 from tests.support.memory_device import TalkingCodec
 from tests.support.scripted_language import CONTEXT, LANGUAGE, draft_language
 from tests.support.scripted_verifier import ScriptedVerifier
+from tests.support.waiting import PATIENCE_S
 from tests.support.whole import FLEET, Whole
 
 
@@ -57,7 +58,7 @@ def device_at(whole: Whole, drafter: Drafter | None = None, **given: Any) -> Ite
     gateway = Gateway(DeviceService(DeviceSettings.model_validate(fixed | given), drafter or ReadingDrafter()))
     gateway.start()
     try:
-        assert gateway.service.edges.wait_online(10.0)
+        assert gateway.service.edges.wait_online(PATIENCE_S)
         yield Served(f"{gateway.address}/v1", gateway, whole)
     finally:
         gateway.stop()

@@ -27,6 +27,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Final, Literal
 
+import psutil
 import typer
 
 from benchmarks.__main__ import SUITES
@@ -199,8 +200,8 @@ def _check_benchmark(words: list[str]) -> str:
 _SERVES: Final = re.compile(r"mosquitto |fleet (edge run|device run|admin serve)|fleet admin \w+ .*--(follow|watch)")
 """Services: they run until the end of their document, or until a similar one starts."""
 _READY: Final = re.compile(r"is online at|of fleet \S+, draft model|http://")
-_READY_S: Final = 90.0
-_SETTLED_S: Final = 2.0  # for what serves and says nothing
+_READY_S: Final = 180.0
+_SETTLED_S: Final = 2.0  # for what follows the log, and says nothing yet
 _LONGEST_S: Final = 180.0
 
 
@@ -233,15 +234,16 @@ class Shell:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-            deadline = time.monotonic() + (_READY_S if key.endswith(" run") else _SETTLED_S)
+            follows = key.startswith("fleet admin ") and key != "fleet admin serve"
+            deadline = time.monotonic() + (_SETTLED_S if follows else _READY_S)
             while time.monotonic() < deadline:
                 said = Path(log.name).read_text(errors="replace")
                 if process.poll() is not None:
                     return f"it ended with exit code {process.returncode}: {said[-600:].strip()}"
-                if _READY.search(said):
-                    break
+                if _READY.search(said) or (key == "mosquitto " and _listens(process.pid)):
+                    return ""
                 time.sleep(0.2)
-        return ""
+        return "" if follows else f"it was not ready within {_READY_S:.0f} s: {said[-600:].strip()}"
 
     def _stop(self, key: str) -> None:
         if (process := self._serving.pop(key, None)) is not None:
@@ -251,6 +253,10 @@ class Shell:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+
+
+def _listens(pid: int) -> bool:
+    return any(each.status == psutil.CONN_LISTEN for each in psutil.Process(pid).net_connections())
 
 
 def _finish(words: str) -> str:

@@ -17,7 +17,7 @@ import pytest
 
 from broker_config.broker import Broker
 from broker_config.files import TABLE, render_rules
-from tests.support.waiting import until
+from tests.support.waiting import PATIENCE_S, until
 
 pytestmark = [
     pytest.mark.broker,
@@ -80,7 +80,7 @@ class Cable:
 
     def on_broker(self, *command: str, text: str | None = None) -> str:
         full = ["ip", "netns", "exec", f"{self.name}-b", *command]
-        return subprocess.run(full, input=text, capture_output=True, text=True, check=True, timeout=30).stdout
+        return subprocess.run(full, input=text, capture_output=True, text=True, check=True, timeout=PATIENCE_S).stdout
 
     def load(self, description: Broker) -> None:
         self.on_broker("nft", "-f", "-", text=render_rules(description))
@@ -88,7 +88,7 @@ class Cable:
     def start(self, side: str, program: str, *arguments: object) -> str:
         command = ["ip", "netns", "exec", f"{self.name}-{side}", sys.executable, "-c", program, *map(str, arguments)]
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.stack.callback(process.communicate, timeout=10)
+        self.stack.callback(process.communicate, timeout=PATIENCE_S)
         self.stack.callback(process.terminate)
         assert process.stdout is not None
         return process.stdout.readline()

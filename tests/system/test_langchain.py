@@ -6,8 +6,6 @@ import pytest
 from tests.support.served_device import Served, served_device
 from tests.system.test_openai_client import LENGTH, expected
 
-langchain_openai = pytest.importorskip("langchain_openai")
-
 pytestmark = [pytest.mark.broker]
 
 
@@ -19,6 +17,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 def model(served: Served, **given: Any) -> Any:
     fixed = {"base_url": served.url, "api_key": "unused", "model": "fleet", "seed": 5, "max_tokens": LENGTH}
+    langchain_openai = pytest.importorskip("langchain_openai")  # takes a second of each worker that collects it
     return langchain_openai.ChatOpenAI(**fixed, extra_body={"mode": "coupled", "top_k": 20}, **given)
 
 

@@ -111,10 +111,7 @@ def test_every_certificate_is_renewed_under_load_and_no_session_fails(fleet: Tls
                 renew(fleet.authority, name, identities[name])
                 until(lambda: counters(service).renewals == times and counters(service).connects == times + 1)  # noqa: B023
         enough = [len(writer.texts) + 1 for writer in writers]
-        until(
-            lambda: all(len(w.texts) >= count or w.failure for w, count in zip(writers, enough, strict=True)),
-            patience_s=60,
-        )
+        until(lambda: all(len(w.texts) >= count or w.failure for w, count in zip(writers, enough, strict=True)))
         for writer in writers:
             writer.end()
         totals = {name: counters(service) for name, service in services.items()}

@@ -106,7 +106,10 @@ def test_a_broker_or_an_edge_that_has_ended_ends_the_demo(
         running.check()
 
 
-def test_the_device_file_configures_a_device_and_a_foreign_one_stays(tmp_path: Path, models: Path) -> None:
+def test_the_device_file_configures_a_device_and_a_foreign_one_stays(
+    tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("FLEET_DEVICE_MODELS_DIR", raising=False)
     broker: Any = SimpleNamespace(host="127.0.0.1", port=1234)
     path = tmp_path / "device.toml"
     with ExitStack() as stack:
