@@ -132,11 +132,21 @@ def _why(session: "SessionView") -> str | None:
     return session.end_sentence and f"{session.end_sentence} ({session.end_code})"
 
 
+def _prompt_under_way(session: "SessionView") -> str | None:
+    """Return how much of the prompt of a running session is computed, until its first token."""
+    if session.reason is not None or session.counted.tokens or not session.prompt_tokens:
+        return None
+    computed = session.counted.prefill_tokens + session.counted.reused_tokens
+    return f"{min(computed, session.prompt_tokens):,} of {session.prompt_tokens:,}"
+
+
 SESSIONS: "Final[list[Column[SessionView]]]" = [
     Column("session", lambda row: row.session, "id", rank=0),
     Column("device", lambda row: row.device, rank=0),
     Column("end", lambda row: row.reason or RUNNING, "state", key="reason", rank=0),
     Column("tokens", lambda row: row.counted.tokens, "count", rank=1),
+    Column("prompt", _prompt_under_way, rank=1,
+           meaning="Tokens of the prompt of a running session that are computed, until its first token."),
     Column("opened", lambda row: row.opened_at, "moment", rank=1),
     Column("application", lambda row: row.app, key="app", rank=2),
     Column("edge", lambda row: row.edge, rank=2),
