@@ -57,8 +57,15 @@ PORTS = (22, 502, 8321, 8883, 9464)
     [
         ("devices", {}, [22]),
         ("devices", {"device_settings": {"api_listen": "0.0.0.0:8321"}, "host_open": ["502/tcp"]}, [22, 502, 8321]),
-        ("devices", {"device_settings": {"api_listen": "/run/fleet/api.sock"}, "ansible_port": 502}, [502]),
-        ("edges", {"edge_settings": {"metrics": {"listen": "127.0.0.1:9464"}}}, [22]),
+        pytest.param(
+            "devices",
+            {"device_settings": {"api_listen": "/run/fleet/api.sock"}, "ansible_port": 502},
+            [502],
+            marks=pytest.mark.exhaustive,
+        ),
+        pytest.param(
+            "edges", {"edge_settings": {"metrics": {"listen": "127.0.0.1:9464"}}}, [22], marks=pytest.mark.exhaustive
+        ),
         ("edges", {"edge_metrics_listen": "192.0.2.2:9464"}, [22, 9464]),
         ("broker", BROKER_PORTS, [22, 8883]),
     ],

@@ -308,7 +308,8 @@ def our_texts(broker: MosquittoProcess, *, seeds: range, tokens: int) -> list[li
         (Mode.RESIDUAL, FormName.AUTO),
         pytest.param(Mode.RESIDUAL, FormName.SAMPLES, marks=pytest.mark.exhaustive),
         pytest.param(Mode.RESIDUAL, FormName.DENSE, marks=pytest.mark.exhaustive),
-        (Mode.COUPLED, FormName.AUTO),
+        # Each coupled output is compared with ours below.
+        pytest.param(Mode.COUPLED, FormName.AUTO, marks=pytest.mark.exhaustive),
     ],
 )
 def test_its_texts_follow_the_target(mode: Mode, form: FormName, tmp_path: Path, start_mosquitto: StartBroker) -> None:

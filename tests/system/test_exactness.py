@@ -32,8 +32,6 @@ IN_SMALL = {
     "residual auto suffix fault:likeliest",
     "residual sparse unlike",
     "residual auto llama.cpp",
-    "coupled vllm",
-    "coupled 4-bit",
     "residual sparse grammar",
     "residual sparse wide",
     "residual edge-only edge-draft near",
@@ -46,6 +44,8 @@ IN_SMALL = {
 
 # Of the cases of other engines, those that are run at all: more of the same are in `benchmarks exactness system`.
 OTHER_ENGINES = {
+    "coupled vllm",
+    "coupled 4-bit",
     "residual auto ahead 8-bit",
     "residual auto ahead vllm",
     "residual auto greedy vllm",
