@@ -10,7 +10,7 @@ from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Protocol, TypeAlias, runtime_checkable
+from typing import TYPE_CHECKING, Final, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +35,25 @@ class VerifierError(FleetError):
 
 class UnsupportedModel(VerifierError):  # noqa: N818 - reads as what it says
     """This verifier cannot serve the model's architecture, or one of its files."""
+
+
+RUNNING_STATE: Final = frozenset(
+    (
+        "qwen3next", "qwen35", "qwen35moe", "lfm2", "lfm2moe", "granitehybrid", "nemotron_h", "nemotron_h_moe",
+        "falcon-h1", "jamba", "mamba", "mamba2", "rwkv6", "rwkv7",  # in a GGUF
+        "qwen3_next", "qwen3_5_text", "qwen3_5", "qwen3_5_moe", "qwen3_5_moe_text", "lfm2_moe", "granitemoehybrid",
+        "falcon_h1",  # in a config.json
+    )
+)  # fmt: skip
+"""Architectures with layers that have a running state instead of keys and values."""
+
+
+def running_state(kind: str) -> UnsupportedModel:
+    """Return the error that refuses such a model: no engine serves one."""
+    return UnsupportedModel(
+        f"No engine of an edge serves this {kind} model yet, because its layers with a running state cannot take back "
+        "rejected tokens; choose a transformer decoder as target model. As a draft model it can be used."
+    )
 
 
 class CapacityExceeded(VerifierError):  # noqa: N818

@@ -10,7 +10,7 @@ from typing import Final
 from fleet_common.extras import install_command
 from fleet_common.gguf_files import GgufUnreadable, read_header
 from fleet_common.host import available_memory
-from fleet_edge.verifiers.contract import UnsupportedModel, VerifierError
+from fleet_edge.verifiers.contract import RUNNING_STATE, UnsupportedModel, VerifierError, running_state
 
 _CONFIG: Final = "config.json"
 _WEIGHTS: Final = ("*.safetensors", "pytorch_model*.bin")
@@ -69,6 +69,8 @@ def check_gguf_reader(path: Path) -> None:
     except GgufUnreadable as error:
         raise UnsupportedModel(str(error)) from error
     kind = str(header.metadata.get("general.architecture"))
+    if kind in RUNNING_STATE:
+        raise running_state(kind)
     scaling = str(header.metadata.get(f"{kind}.rope.scaling.type", "none"))
     if kind not in _READ_BY_TRANSFORMERS or header.metadata.get(f"{kind}.expert_count", 0):
         reason = f"transformers does not read this {kind} model from a GGUF"

@@ -8,7 +8,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from fleet_edge.verifiers.contract import UnsupportedModel
+from fleet_edge.verifiers.contract import RUNNING_STATE, UnsupportedModel, running_state
 
 ARCHITECTURES: Final = ("llama", "mistral", "qwen2", "qwen3", "smollm3", "phi3", "gemma3", "qwen3moe")
 
@@ -78,6 +78,8 @@ class Geometry:
 
 def refusal(kind: str, reason: str = "") -> UnsupportedModel:
     """Return the error that refuses a model by the name of its architecture."""
+    if kind in RUNNING_STATE:
+        return running_state(kind)
     because = reason or f"it serves {', '.join(ARCHITECTURES)}"
     return UnsupportedModel(
         f"The engine blocks cannot serve this {kind} model, because {because}; set engine to llama.cpp and target to a "

@@ -18,7 +18,7 @@ from typing import Any, Final, Protocol
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from fleet_edge.verifiers.contract import Item, UnsupportedModel, Verifier
+from fleet_edge.verifiers.contract import RUNNING_STATE, Item, UnsupportedModel, Verifier, running_state
 from fleet_edge.verifiers.packed.kv import LayerShape
 from fleet_edge.verifiers.packed.layout import FEW_ROWS, Group, Layout, Write
 
@@ -229,8 +229,11 @@ def inspect_model(model: Any) -> tuple[LayerShape, ...]:  # noqa: ANN401 - trans
 def refusal(model: Any, reason: str) -> UnsupportedModel:  # noqa: ANN401
     """Return the error that refuses a model by its architecture's name."""
     kind = getattr(model.config, "model_type", None) or type(model).__name__
+    if kind in RUNNING_STATE:
+        return running_state(kind)
     return UnsupportedModel(
-        f"The architecture {kind} cannot be served by the packed verifier; choose another target model. {reason}"
+        f"The engine torch cannot serve the architecture {kind}; set engine to llama.cpp and target to a GGUF of it, "
+        f"or choose another target model. {reason}"
     )
 
 

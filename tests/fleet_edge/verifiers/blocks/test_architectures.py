@@ -10,6 +10,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from fleet_edge.verifiers.blocks.architectures import of_config
 from fleet_edge.verifiers.blocks.folder_weights import FolderWeights
 from fleet_edge.verifiers.blocks.kv import ProcessMemory
 from fleet_edge.verifiers.blocks.model import Model
@@ -124,3 +125,10 @@ def test_a_config_that_does_not_fit_the_weights_is_refused(name: str, key: str, 
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(UnsupportedModel, match="damaged"):
         _verifier(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["qwen3_5_text", "lfm2"])
+def test_a_model_that_no_engine_serves_is_not_sent_to_another_engine(kind: str) -> None:
+    with pytest.raises(UnsupportedModel) as error:
+        of_config({"model_type": kind}, {})
+    assert "engine to" not in str(error.value)
