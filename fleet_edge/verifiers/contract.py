@@ -48,11 +48,11 @@ RUNNING_STATE: Final = frozenset(
 """Architectures with layers that have a running state instead of keys and values."""
 
 
-def running_state(kind: str) -> UnsupportedModel:
-    """Return the error that refuses such a model: no engine serves one."""
+def running_state(kind: str, engine: str) -> UnsupportedModel:
+    """Return the error that refuses such a model in an engine other than llama.cpp."""
     return UnsupportedModel(
-        f"No engine of an edge serves this {kind} model yet, because its layers with a running state cannot take back "
-        "rejected tokens; choose a transformer decoder as target model. As a draft model it can be used."
+        f"The engine {engine} cannot serve this {kind} model, because some layers have a running state; set engine to "
+        "llama.cpp and target to a GGUF of it."
     )
 
 

@@ -70,7 +70,7 @@ def check_gguf_reader(path: Path) -> None:
         raise UnsupportedModel(str(error)) from error
     kind = str(header.metadata.get("general.architecture"))
     if kind in RUNNING_STATE:
-        raise running_state(kind)
+        raise running_state(kind, "torch")
     scaling = str(header.metadata.get(f"{kind}.rope.scaling.type", "none"))
     if kind not in _READ_BY_TRANSFORMERS or header.metadata.get(f"{kind}.expert_count", 0):
         reason = f"transformers does not read this {kind} model from a GGUF"

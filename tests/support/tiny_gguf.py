@@ -111,14 +111,15 @@ def write_gguf(writer: gguf.GGUFWriter) -> None:
     writer.close()
 
 
-def tiny_hybrid_gguf(path: Path, *, seed: int = 7) -> Path:
+def tiny_hybrid_gguf(path: Path, *, rows: Sequence[Row] | None = None, context: int = 256, seed: int = 7) -> Path:
     """Write a model of LFM2's architecture: a layer of short convolutions, one of attention, and again."""
-    rows = [*tiny_rows(), *_padding(len(tiny_rows()))]
+    rows = [*tiny_rows(), *_padding(len(tiny_rows()))] if rows is None else rows
     width, heads, inner, kernel = 64, 2, 96, 3
     kv_heads = [0, 1, 0, 1]
     writer = new_gguf(
-        path, "lfm2", layers=len(kv_heads), width=width, inner=inner, heads=heads, kv_heads=kv_heads, rows=rows
-    )
+        path, "lfm2", layers=len(kv_heads), width=width, inner=inner, heads=heads, kv_heads=kv_heads, rows=rows,
+        context=context,
+    )  # fmt: skip
     writer.add_vocab_size(len(rows))
     writer.add_shortconv_l_cache(kernel)
     random = np.random.default_rng(seed)

@@ -79,7 +79,7 @@ class Geometry:
 def refusal(kind: str, reason: str = "") -> UnsupportedModel:
     """Return the error that refuses a model by the name of its architecture."""
     if kind in RUNNING_STATE:
-        return running_state(kind)
+        return running_state(kind, "blocks")
     because = reason or f"it serves {', '.join(ARCHITECTURES)}"
     return UnsupportedModel(
         f"The engine blocks cannot serve this {kind} model, because {because}; set engine to llama.cpp and target to a "

@@ -53,11 +53,11 @@ def open_target(path: Path, *, gpu_layers: int) -> GgufTarget:
         check_memory(str(path), size, "or use a smaller target model or quantization")
     target = GgufTarget(path, gpu_layers=gpu_layers)
     kind = target.unlike_a_decoder
-    if kind is not None:
+    if kind is not None and not target.is_hybrid:
         target.close()
         raise UnsupportedModel(
             f"{path} is a model of the {kind} kind, which cannot remove tokens after a rejected draft; "
-            "choose a transformer decoder as target model."
+            "choose a transformer decoder, or a hybrid of both, as target model."
         )
     return target
 

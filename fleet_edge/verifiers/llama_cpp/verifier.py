@@ -31,6 +31,7 @@ from fleet_edge.verifiers.contract import (
     Verifier,
     VerifierError,
 )
+from fleet_edge.verifiers.llama_cpp.hybrid import HybridVerifier
 from fleet_edge.verifiers.llama_cpp.layout import Call, CallLimits, StreamPart, cost, lay_out
 from fleet_edge.verifiers.llama_cpp.slab import GgufTarget, LlamaSlab, open_target
 from fleet_edge.verifiers.llama_cpp.streams import (
@@ -433,6 +434,12 @@ def load(settings: EdgeSettings) -> Verifier:
     check(settings)
     require_trial(Path(settings.target).expanduser(), error=VerifierError)
     target = open_target(Path(settings.target), gpu_layers=settings.gpu_layers)
+    if target.is_hybrid:
+        hybrid = HybridVerifier(
+            target, budget_bytes=settings.kv_bytes, context=settings.context, threads=settings.threads
+        )
+        run_trial(hybrid)
+        return hybrid
     return LlamaCppVerifier(
         target,
         budget_bytes=settings.kv_bytes,

@@ -230,7 +230,7 @@ def refusal(model: Any, reason: str) -> UnsupportedModel:  # noqa: ANN401
     """Return the error that refuses a model by its architecture's name."""
     kind = getattr(model.config, "model_type", None) or type(model).__name__
     if kind in RUNNING_STATE:
-        return running_state(kind)
+        return running_state(kind, "torch")
     return UnsupportedModel(
         f"The engine torch cannot serve the architecture {kind}; set engine to llama.cpp and target to a GGUF of it, "
         f"or choose another target model. {reason}"

@@ -128,7 +128,7 @@ def test_a_config_that_does_not_fit_the_weights_is_refused(name: str, key: str, 
 
 
 @pytest.mark.parametrize("kind", ["qwen3_5_text", "lfm2"])
-def test_a_model_that_no_engine_serves_is_not_sent_to_another_engine(kind: str) -> None:
+def test_a_hybrid_is_not_sent_to_an_engine_that_refuses_it(kind: str) -> None:
     with pytest.raises(UnsupportedModel) as error:
         of_config({"model_type": kind}, {})
-    assert "engine to" not in str(error.value)
+    assert "torch" not in str(error.value)

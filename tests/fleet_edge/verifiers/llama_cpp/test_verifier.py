@@ -220,7 +220,6 @@ def test_a_single_token_has_company_only_where_its_row_is_to_be_stable(
     ("question", "kind"),
     [
         ("llama_model_is_recurrent", "recurrent"),
-        ("llama_model_is_hybrid", "hybrid recurrent"),
         ("llama_model_has_encoder", "encoder"),
     ],
 )
