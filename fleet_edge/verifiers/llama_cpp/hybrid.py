@@ -12,15 +12,15 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
-from fleet_common.grammar.process import GrammarTokenizer
 from numpy.typing import NDArray
 
+from fleet_common.grammar.tokenizer import GrammarTokenizer
 from fleet_common.llama import library, native_reason
 from fleet_edge.verifiers.contract import CapacityExceeded, Item, TargetInfo, TokenVerifier, VerifierError
 from fleet_edge.verifiers.llama_cpp.slab import CELL_ROUNDING, GgufTarget
 from fleet_edge.verifiers.source import weights_digest
 
-_MOST_SLOTS: Final = 64
+_MAX_SLOTS: Final = 64
 _STATES_SHARE: Final = 2
 """At most this fraction of the budget is for running states, the rest for keys and values."""
 
@@ -61,7 +61,7 @@ class HybridVerifier(TokenVerifier):
         """
         threads = threads or len(os.sched_getaffinity(0))
         state = 2 * target.state_bytes
-        slots = max(1, min(_MOST_SLOTS, budget_bytes // _STATES_SHARE // max(1, state)))
+        slots = max(1, min(_MAX_SLOTS, budget_bytes // _STATES_SHARE // max(1, state)))
         tokens = min(
             max(0, budget_bytes - slots * state) // target.token_kv_bytes,
             slots * (target.context or budget_bytes),
