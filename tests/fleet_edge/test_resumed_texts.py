@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -73,11 +74,11 @@ def test_they_follow_the_target(mode: Mode) -> None:
 def test_a_device_that_resumes_with_an_unverified_token_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     opened = DeviceSession.open
 
-    def open_keeping(session: DeviceSession) -> Open:
+    def open_keeping(session: DeviceSession, **options: Any) -> Open:
         drafted = session._drafts.tokens if session.open_sent else ()
         if drafted and drafted[0] != END and len(session.committed) < 11:
             session.sequence.commit(drafted[:1])
-        return opened(session)
+        return opened(session, **options)
 
     monkeypatch.setattr(DeviceSession, "open", open_keeping)
     assert min(p_values(generate(Mode.RESIDUAL)[0], Mode.RESIDUAL)) < ALARM

@@ -91,8 +91,8 @@ def _on_any_verdict(self: DeviceSession, verdict: Verdict) -> Any:
     return _on_verdict(self, verdict)
 
 
-def _resume_short(self: DeviceSession) -> Open:
-    asked = _open(self)
+def _resume_short(self: DeviceSession, **options: Any) -> Open:
+    asked = _open(self, **options)
     self._asking = asked.model_copy(update={"resume": asked.resume and asked.resume[:-1]})
     return self._asking
 
