@@ -21,6 +21,8 @@ from benchmarks.harness import MODELS, Bench, Report, at_most, number_of, say, t
 from benchmarks.large.models import FILES, FIRST, SHAPES, make
 from benchmarks.processes import Cores
 from fleet_device import Device
+from fleet_edge.settings import EdgeSettings, KeptIn
+from fleet_edge.verifiers.blocks_engine import kept_pages_path
 from tests.support.processes import Program
 
 _NEXT_S: Final = 7.0
@@ -59,7 +61,11 @@ def run(bench: Bench) -> Report:
     cores = bench.cores.edge | bench.cores.others
     bench.cores = Cores(cores, cores)
     target = make(options.cache, options.shape, options.file, vocabulary=bench.model("Q4_0.gguf"))
+    kept = kept_pages_path(EdgeSettings(fleet=bench.fleet, kv_kept=KeptIn.MEMORY))
     with bench.broker() as broker, contextlib.ExitStack() as stack:
+        if kept is not None:
+            kept.unlink(missing_ok=True)  # or a second run would find the prompts of the first
+            stack.callback(kept.unlink, missing_ok=True)
         start = _starter(bench, broker.port, target)
         edge, _ = start()
 
