@@ -85,7 +85,7 @@ def test_a_client_id_that_is_anothers_does_not_end_the_others_session(stage: Sta
 
 
 def test_the_limit_of_packets_is_announced(stage: Stage) -> None:
-    link = stage.trial.connect("device-a", client_id="packets", packet_bytes=LARGEST_PACKET)
+    link = stage.trial.connect("device-d", packet_bytes=LARGEST_PACKET)
     assert link.max_packet_bytes == DESCRIPTION.max_packet_bytes
 
 
