@@ -80,7 +80,7 @@ def test_a_restart_under_load_computes_less_than_a_page_of_each_request_again(
     segments = [whole.rows(SEGMENTS.format(each.session.hex())) for each in outputs]
     resumed = [its for its in segments if its[0]["reason"] == "handed-over"]
     assert resumed
-    for before, after in resumed:
+    for before, *after in resumed:  # a busy machine may have it resume again
         assert before["prefill_tokens"] >= 3 * PAGE
-        assert after["prefill_tokens"] < PAGE
+        assert all(each["prefill_tokens"] < PAGE for each in after)
     assert whole.rows("SELECT code FROM events WHERE severity != 'info'") == []
