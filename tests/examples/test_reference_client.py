@@ -340,10 +340,12 @@ def client_across_two_edges(broker: MosquittoProcess, folder: Path) -> Iterator[
         lines = [process.stdout.readline() for _ in range(20)]
         first.kill()
         with toy_edge(broker):
-            out, complaint = process.communicate(timeout=PATIENCE_S)
-            assert process.returncode == 0, complaint
-            texts = [json.loads(line)["tokens"] for line in [*lines, *out.splitlines()]]
-            yield texts, len(lines)
+            lines_before = len(lines)
+            lines += process.stdout  # not `communicate`, which loses what is buffered here
+            assert process.wait(PATIENCE_S) == 0, process.stderr.read()
+            texts = [json.loads(line)["tokens"] for line in lines]
+            assert len(texts) == 80
+            yield texts, lines_before
 
 
 @pytest.mark.broker
