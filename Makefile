@@ -28,7 +28,7 @@ endif
 check: lint      ## Before every commit: style, types, layers, and the fast tests, which need no broker and no models.
 	@.venv/bin/python -m pytest $(PARALLEL) -m "$(FAST)" $(ARGS)
 
-test:            ## What shows that all of it works here. Options: make test ARGS="tests/dssd -x"
+test:            ## What shows that all of it works here. Options: make test ARGS="tests/sampling -x"
 	@scripts/setup dev
 	@scripts/need-mosquitto
 	@.venv/bin/python -m pytest $(PARALLEL) -m "not exhaustive" $(ARGS)

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from benchmarks.harness import (
     Bench,
     BenchGoal,
-    Report,
+    SuiteReport,
     at_least,
     at_most,
     edge_only_pacing,
@@ -34,7 +34,6 @@ from benchmarks.harness import (
 )
 from benchmarks.recordings import RecordedLaws, record_laws
 from benchmarks.systems import DRAFT
-from dssd.downlink import FormName
 from fleet_admin.models.prompts import built_in, some
 from fleet_common.mqtt.link import Handler, Message
 from fleet_common.mqtt.paho_link import PahoLink
@@ -45,6 +44,7 @@ from fleet_device.pacing.contract import FixedPacing, Pacing, Plan
 from fleet_device.requests.generate import GenerateRequest
 from fleet_edge.settings import EdgeSettings
 from fleet_edge.verifiers.contract import Item
+from sampling.downlink import FormName
 from schemas.policy import Mode
 from schemas.topics import Topic
 from schemas.vocabulary import Vocabulary
@@ -176,11 +176,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tokens", type=number_of(int, 2), default=64, help="of each text, at most")
 
 
-def run(bench: Bench) -> Report:
+def run(bench: Bench) -> SuiteReport:
     rows: list[dict[str, Any]] = []
     for draft in bench.options.drafts:
         rows += _measure(bench, draft)
-    return Report(rows, goals(rows))
+    return SuiteReport(rows, goals(rows))
 
 
 def _measure(bench: Bench, draft: str) -> list[dict[str, Any]]:

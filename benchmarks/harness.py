@@ -1,8 +1,8 @@
 """Harness of the benchmarks: what a suite starts, prepares, prints and keeps.
 
 A suite is a module with a docstring (what it compares, in which units, how long it takes), `add_options(parser)` and
-`run(bench)`, which returns a `Report`. The harness parses the options, makes missing models, ends child processes at
-Ctrl-C or SIGTERM, prints the goals, and writes JSON where it is asked for.
+`run(bench)`, which returns a `SuiteReport`. The harness parses the options, makes missing models, ends child processes
+at Ctrl-C or SIGTERM, prints the goals, and writes JSON where it is asked for.
 """
 
 import argparse
@@ -76,7 +76,7 @@ def at_least(what: str, value: float, bound: float) -> BenchGoal:
 
 
 @dataclass(slots=True)
-class Report:
+class SuiteReport:
     """What a suite found.
 
     Attributes:
@@ -255,13 +255,23 @@ class Bench:
             yield ServedEdge(process.pid, log)
 
     @contextmanager
-    def device(self, port: int, number: int = 0, **settings: object) -> Iterator[ServedDevice]:
+    def device(
+        self,
+        port: int,
+        number: int = 0,
+        *,
+        module: str = EDGE_PROGRAM,
+        environment: Mapping[str, str] | None = None,
+        **settings: object,
+    ) -> Iterator[ServedDevice]:
         """Run `fleet device run` on the other cores; on entry an edge is online."""
         address = free_address()
-        given = {"fleet": self.fleet, "device": f"device-{number}", "port": port, "model": self.model("Q4_0.gguf")}
+        given = {"fleet": self.fleet, "device": f"device-{number}", "port": port}
+        if "model" not in settings:
+            given["model"] = self.model("Q4_0.gguf")
         words = ["device", "run", "--events", *_flags(given | {"api_listen": address} | settings)]
         log = self.new_folder() / f"device-{number}"
-        with Program("fleet_cli.main", words, cores=self.cores.others, log=log) as program:
+        with Program(module, words, cores=self.cores.others, log=log, environment=environment) as program:
             program.wait_for('"online"', timeout_s=_START_S)
             yield ServedDevice(program.pid, f"http://{address}/v1")
 

@@ -17,14 +17,14 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Final
 
-from benchmarks.harness import Bench, Report, add_curve, add_engine, link_to, table
+from benchmarks.harness import Bench, SuiteReport, add_curve, add_engine, link_to, table
 from benchmarks.recordings import policy_of
 from benchmarks.systems import SYSTEMS
 from fleet_admin.models.prompts import built_in, some
 from fleet_device.client.agent import Agent
 from fleet_device.drafters.llama_cpp import LlamaCppDrafter, LlamaCppSettings
 from fleet_device.pacing.contract import FixedPacing, Pacing
-from fleet_device.requests.chat import encode_chat
+from fleet_device.requests.chat import chat_prompt
 from fleet_device.requests.generate import GenerateRequest, RequestContext
 from fleet_device.requests.structured import ChatMessage
 from schemas.policy import SamplingPolicy
@@ -85,7 +85,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_curve(parser)
 
 
-def run(bench: Bench) -> Report:
+def run(bench: Bench) -> SuiteReport:
     cores = sorted(bench.cores.edge | bench.cores.others)
     edge_core, device_core = cores[0], cores[-1]
     rows: list[dict[str, Any]] = []
@@ -95,7 +95,7 @@ def run(bench: Bench) -> Report:
             rows += _measure(bench, cost, draft, edge_core, device_core)
     if bench.options.picture:
         _draw(rows).savefig(bench.options.picture, dpi=120)
-    return Report(rows)
+    return SuiteReport(rows)
 
 
 def _measure(bench: Bench, cost: int, draft: str, edge_core: int, device_core: int) -> list[dict[str, Any]]:
@@ -107,7 +107,7 @@ def _measure(bench: Bench, cost: int, draft: str, edge_core: int, device_core: i
             closing(LlamaCppDrafter(LlamaCppSettings(path=bench.model(f"{draft}.gguf"), threads=1)))
         )
         asked = some(built_in(), 1)[: options.texts]
-        prompts = [tuple(encode_chat(drafter.codec, [ChatMessage("user", prompt.text)])) for prompt in asked]
+        prompts = [tuple(chat_prompt(drafter.codec, [ChatMessage("user", prompt.text)]).tokens) for prompt in asked]
         os.sched_setaffinity(0, {edge_core})
         ports = {}
         for form in {SYSTEMS[name].form for name in options.systems}:

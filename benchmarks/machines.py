@@ -9,7 +9,7 @@ import argparse
 from dataclasses import dataclass
 from typing import Final
 
-from benchmarks.harness import Bench, Report, table
+from benchmarks.harness import Bench, SuiteReport, table
 from fleet_admin.advice import Workload, best_drafting, edge_only
 from fleet_edge.step_curve import StepCurve
 
@@ -56,7 +56,7 @@ def add_options(_parser: argparse.ArgumentParser) -> None:
     pass
 
 
-def run(_bench: Bench) -> Report:
+def run(_bench: Bench) -> SuiteReport:
     rows = []
     for machine in MACHINES:
         curve = machine.curve()
@@ -71,7 +71,7 @@ def run(_bench: Bench) -> Report:
         rows.append(row)
     columns = {"machine_and_target": "", "step_ms": ".0f", "balance": ".0f"}
     table(rows, columns | {f"drafts_{each}_ms": "d" for each in _DRAFT_MS})
-    return Report(rows)
+    return SuiteReport(rows)
 
 
 def max_devices(work: Workload) -> int | None:

@@ -21,7 +21,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from benchmarks.fleet_load import FleetLoad, WrittenTexts, mean_pace
-from benchmarks.harness import Bench, Report, add_engine, at_least, edge_only_pacing, number_of, table
+from benchmarks.harness import Bench, SuiteReport, add_engine, at_least, edge_only_pacing, number_of, table
 from benchmarks.recordings import Recording, record
 from fleet_admin.models.prompts import built_in
 from fleet_device.drafters.model_file import GgufModel
@@ -67,7 +67,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quick", action="store_true", help="one draft, one device, 20 ms, one round")
 
 
-def run(bench: Bench) -> Report:
+def run(bench: Bench) -> SuiteReport:
     options = bench.options
     if options.quick:
         options.drafts, options.devices, options.round_trips, options.rounds = ["Q4_0"], [1], [20], 1
@@ -98,7 +98,7 @@ def run(bench: Bench) -> Report:
         at_least("the same, in the worst cell", min(ratios), _MIN_GOAL),
         at_least("auto over edge-only decoding, in the worst cell", least, _EDGE_ONLY_GOAL),
     ]
-    return Report(rows, goals)
+    return SuiteReport(rows, goals)
 
 
 def _measure(

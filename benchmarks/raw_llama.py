@@ -80,10 +80,10 @@ class RawLlama(_Context):
     """Steps of sequences that are all filled with the same tokens."""
 
     def __init__(self, path: str, *, streams: int, cells: int, context: int, threads: int, flash: bool) -> None:
-        most = max(STEP, streams * (cells - context))
+        most = max(STEP, streams * min(STEP, cells - context))
         super().__init__(path, streams=streams, cells=cells, threads=threads, flash=flash, most=most)
         self._size = llama_cpp.llama_vocab_n_tokens(self._vocabulary)
-        self._context = context
+        self._lengths, self._is_hybrid = [context] * streams, llama_cpp.llama_model_is_hybrid(self._model)
         for begin in range(0, context, STEP):
             self._fill(self._entry(0, at, wanted=False) for at in range(begin, min(begin + STEP, context)))
             self._decode()
@@ -92,15 +92,22 @@ class RawLlama(_Context):
         self.step(1, 1)  # llama.cpp copies at the next call
 
     def step(self, sequences: int, tokens: int) -> float:
-        """Compute a step and roll it back; return its milliseconds."""
-        positions = range(self._context, self._context + tokens)
-        self._fill(self._entry(stream, at, wanted=True) for stream in range(sequences) for at in positions)
+        """Compute a step; return its milliseconds. It is rolled back, except in a hybrid, whose sequences grow."""
+        lengths = self._lengths[:sequences]
+        self._fill(
+            self._entry(stream, at, wanted=True)
+            for stream, length in enumerate(lengths)
+            for at in range(length, length + tokens)
+        )
         before = time.perf_counter()
         self._decode()
         llama_cpp.llama_get_logits(self._native)
         taken = time.perf_counter() - before
-        for stream in range(sequences):
-            llama_cpp.llama_memory_seq_rm(self._memory, stream, self._context, -1)
+        for stream, length in enumerate(lengths):
+            if self._is_hybrid:
+                self._lengths[stream] += tokens
+            else:
+                llama_cpp.llama_memory_seq_rm(self._memory, stream, length, -1)
         return 1e3 * taken
 
     def _entry(self, stream: int, position: int, *, wanted: bool) -> tuple[int, int, int, bool]:

@@ -18,15 +18,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.harness import Bench, say
-from dssd.distribution import Dist
-from dssd.sampling import coupled_token
 from fleet_admin.models.acceptance import write_texts
 from fleet_admin.models.prompts import Prompt
 from fleet_device.drafters.llama_cpp import LlamaCppDrafter, LlamaCppSettings
-from fleet_device.requests.chat import encode_chat
+from fleet_device.requests.chat import chat_prompt
 from fleet_device.requests.structured import ChatMessage
 from fleet_edge.settings import EdgeSettings
 from fleet_edge.verifiers.registry import load_verifier
+from sampling.distribution import Dist
+from sampling.drawing import coupled_token
 from schemas.errors import FleetError
 from schemas.policy import Mode, SamplingPolicy
 from tests.support.recorded_drafter import RecordedText
@@ -147,7 +147,7 @@ def _record(
 ) -> None:
     drafter = LlamaCppDrafter(LlamaCppSettings(path=draft, threads=1))
     with closing(drafter):
-        encoded = [tuple(encode_chat(drafter.codec, [ChatMessage("user", prompt.text)])) for prompt in prompts]
+        encoded = [tuple(chat_prompt(drafter.codec, [ChatMessage("user", prompt.text)]).tokens) for prompt in prompts]
         policies = [policy_of(number) for number in range(len(prompts))]
         cells = -(-(max(map(len, encoded)) + tokens + 1) // _CELLS) * _CELLS
         settings = {"target": str(target), **engine, "context": cells - 1, "kv_bytes": _KV_BYTES}

@@ -22,20 +22,20 @@ import httpx
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.harness import MODELS, Bench, Report, connected, table, together
-from dssd.distribution import shape
+from benchmarks.harness import MODELS, Bench, SuiteReport, connected, table, together
 from fleet_admin.models.prompts import PROMPTS
 from fleet_device.client.agent import Agent
 from fleet_device.drafters.llama_cpp import LlamaCppDrafter, LlamaCppSettings
 from fleet_device.drafters.model_file import GgufModel
 from fleet_device.pacing.contract import FixedPacing
-from fleet_device.requests.chat import encode_chat
+from fleet_device.requests.chat import chat_prompt
 from fleet_device.requests.generate import GenerateRequest, Generation
 from fleet_device.requests.structured import ChatMessage
 from fleet_edge.settings import EdgeSettings, InferenceServerSettings
 from fleet_edge.verifiers.contract import Item, RunsElsewhere, Verifier, VerifierError
 from fleet_edge.verifiers.registry import load_verifier
 from fleet_edge.verifiers.remote.local import endpoint_url, key_headers, load_local
+from sampling.distribution import shape
 from schemas.policy import Mode, SamplingPolicy
 from tests.support.statistics import ALARM, p_value
 
@@ -266,21 +266,21 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--repeats", type=int, default=12, help="of a timed step; 0 times nothing")
 
 
-def run(bench: Bench) -> Report:
+def run(bench: Bench) -> SuiteReport:
     logging.getLogger("fleet_device.client").setLevel(logging.ERROR)  # a slow server is measured, not reported
     rows: list[dict[str, Any]] = []
     wrong: list[str] = []
     if bench.options.texts:
         rows, wrong = _check(bench)
     steps = _time(bench) if bench.options.repeats else []
-    return Report(rows, more={"steps": steps}, wrong=wrong)
+    return SuiteReport(rows, more={"steps": steps}, wrong=wrong)
 
 
 def _check(bench: Bench) -> tuple[list[dict[str, Any]], list[str]]:
     options = bench.options
     local = load_local(str(options.target))
     with closing(GgufModel(options.draft, vocabulary_only=True)) as codec:
-        prompts = [encode_chat(codec, [ChatMessage("user", text)]) for text in PROMPTS]
+        prompts = [chat_prompt(codec, [ChatMessage("user", text)]).tokens for text in PROMPTS]
         story = codec.encode("Once upon a time there was a")
     url, headers = endpoint_url(options.endpoint), key_headers(options.api_key_file)
     oracle = Oracle(url, headers=headers, vocabulary=len(local.strings))

@@ -20,7 +20,7 @@ import httpx
 import jsonschema
 from referencing import Registry
 
-from benchmarks.harness import Bench, Report, add_engine, at_most, number_of, say, table
+from benchmarks.harness import Bench, SuiteReport, add_engine, at_most, number_of, say, table
 from benchmarks.processes import BenchError
 from fleet_common.grammar.rewriting import FORMATS
 
@@ -49,7 +49,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_engine(parser)
 
 
-def run(bench: Bench) -> Report:
+def run(bench: Bench) -> SuiteReport:
     options = bench.options
     try:
         lines = [json.loads(line) for line in options.file.read_text(encoding="utf-8").splitlines()]
@@ -66,7 +66,7 @@ def run(bench: Bench) -> Report:
     return judge(answers)
 
 
-def judge(answers: Sequence[SchemaAnswer]) -> Report:
+def judge(answers: Sequence[SchemaAnswer]) -> SuiteReport:
     """Print what the answers were, and compare with the goals."""
     counted = Counter(answer.outcome for answer in answers)
     refused = [answer for answer in answers if answer.outcome == "refused"]
@@ -82,7 +82,7 @@ def judge(answers: Sequence[SchemaAnswer]) -> Report:
         at_most("share of schemas that are refused", len(refused) / len(answers), _MAX_REFUSED),
         at_most("seconds until the slowest refusal", slowest, _LONGEST_REFUSAL_S),
     ]
-    return Report(rows, goals, more=row)
+    return SuiteReport(rows, goals, more=row)
 
 
 def ask_all(url: str, schemas: Mapping[str, Any], *, clients: int, tokens: int) -> list[SchemaAnswer]:

@@ -6,9 +6,9 @@ from types import MappingProxyType
 from typing import Final
 
 from benchmarks.harness import edge_only_pacing
-from dssd.downlink import FormName
 from fleet_device.pacing.adaptive import AdaptivePacing
 from fleet_device.pacing.contract import FixedPacing, Pacing
+from sampling.downlink import FormName
 from schemas.policy import Mode
 
 DRAFT: Final = 4

@@ -23,7 +23,7 @@ from typing import Any, Final
 import jsonschema
 from openai import OpenAI, OpenAIError
 
-from benchmarks.harness import MODELS, Bench, Report, add_engine, number_of, say, table
+from benchmarks.harness import MODELS, Bench, SuiteReport, add_engine, number_of, say, table
 from benchmarks.processes import BenchError, venv
 
 _PACKAGE: Final = "bfcl-eval==2026.3.23"
@@ -68,7 +68,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_engine(parser)
 
 
-def run(bench: Bench) -> Report:
+def run(bench: Bench) -> SuiteReport:
     options = bench.options
     # Its dependencies are the clients of all models.
     venv(options.tools / "bfcl", "--no-deps", _PACKAGE)
@@ -91,7 +91,7 @@ def run(bench: Bench) -> Report:
     return judge(answers)
 
 
-def judge(answers: Sequence[ToolAnswer]) -> Report:
+def judge(answers: Sequence[ToolAnswer]) -> SuiteReport:
     """Print counts by category. Only a truncated answer may fail to parse or to be valid."""
     counts = dict[str, Counter[str]]()
     for each in answers:
@@ -100,7 +100,7 @@ def judge(answers: Sequence[ToolAnswer]) -> Report:
         counted.update(cases=1, calls=each.calls, several=int(each.calls > 1), **flags)
     table([{"category": name, **counts[name]} for name in counts], {"category": ""} | dict.fromkeys(_FIGURES, "d"))
     wrong = [f"{each.case}: {each.sentence}" for each in answers if not (each.valid or each.truncated)]
-    return Report([asdict(each) for each in answers], wrong=wrong)
+    return SuiteReport([asdict(each) for each in answers], wrong=wrong)
 
 
 def load_cases(data: Path, number: int) -> list[ToolCase]:

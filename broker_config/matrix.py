@@ -54,8 +54,9 @@ def may_receive(broker: Broker, user: str, topic: str) -> bool:
         return False
     if _may_clear(broker, user, address):
         return address.topic is not Topic.DRAFT or address.edge in broker.edges
-    # Everybody may learn which edges are up.
-    return any(address.topic is Topic.EDGE_STATE or _own(role, user, address) for role in roles & address.rule.readers)
+    # Everybody may read what edges publish of themselves.
+    own_topic = address.device is None and address.edge is not None
+    return any(own_topic or _own(role, user, address) for role in roles & address.rule.readers)
 
 
 def _shown_to_home_assistant(broker: Broker, user: str, topic: str) -> frozenset[str]:

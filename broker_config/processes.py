@@ -16,6 +16,7 @@ import tempfile
 import threading
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
@@ -92,16 +93,21 @@ class ThrowAwayBroker(ABC):
     """Run a broker in a child process; use it as a context manager, or call `start` and `stop`.
 
     It has its own process group, so that Ctrl-C does not reach it before its clients have said goodbye. With port 0,
-    free ports are chosen at the first start and kept.
+    free ports are chosen at the first start and kept until `close`, whether it runs or not.
     """
 
     def __init__(self, broker: Broker | None = None) -> None:
         self._broker = broker if broker is not None else Broker()
         self._process: subprocess.Popen[bytes] | None = None
         self._directory: Path | None = None
+        self._ports_kept = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
-        self.start()
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -142,7 +148,7 @@ class ThrowAwayBroker(ABC):
             return
         self.stop()  # one that has ended leaves a pipe
         if self._broker.port == 0:
-            port, edge_port = _free_ports(2)
+            port, edge_port = (self._ports_kept.enter_context(reserved_port()) for _ in range(2))
             self._broker = self._broker.model_copy(
                 update={"port": port, "edge_port": edge_port if self._broker.edge_port else 0}
             )
@@ -194,6 +200,7 @@ class ThrowAwayBroker(ABC):
         if self._directory is not None:
             shutil.rmtree(self._directory, ignore_errors=True)
             self._directory = None
+        self._ports_kept.close()
 
     def log(self) -> str:
         """Return the log since the first start."""
@@ -274,10 +281,20 @@ def unprivileged_user() -> str | None:
     return "root"
 
 
-def _free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        probes = [stack.enter_context(socket.create_server((HOST, 0))) for _ in range(count)]
-        return [int(probe.getsockname()[1]) for probe in probes]
+@contextlib.contextmanager
+def reserved_port() -> Iterator[int]:
+    """Yield a free port of loopback on which a server that is told its number can listen.
+
+    Linux gives it to nobody else meanwhile: the socket that is bound to it does not listen, and both allow the address
+    to be used again. Other systems would refuse the server too, so there it is only free on entry.
+    """
+    with socket.socket() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((HOST, 0))
+        port = int(sock.getsockname()[1])
+        if sys.platform != "linux":
+            sock.close()
+        yield port
 
 
 def _accepts(port: int) -> bool:

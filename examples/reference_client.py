@@ -1,9 +1,9 @@
-"""Write texts with a client of one's own: from docs/protocol.md and docs/formulas.md, with nothing of this project.
+"""Run requests with a client of one's own: from docs/protocol.md and docs/formulas.md, with nothing of this project.
 
     python examples/reference_client.py vocabulary.json --fleet home --mode coupled --seed 7 --tokens 40
 
 `vocabulary.json` is the list of the target's token strings. Each text is a line of JSON. A token is drafted by
-what followed the one before it so far: a poor draft, and the text is the large model's all the same.
+what followed the one before it so far: a poor draft, and the output is the large model's all the same.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 from reference_formulas import DRAFT, correct, couple, digest, fingerprint, invert, quantize, shape, uniform
-from reference_link import Map, ReferenceLink, Resume, pack
+from reference_link import Map, ReferenceLink, SessionLostError, pack
 
 NOT_COUNTED = dict.fromkeys(("drafted", "tested", "accepted", "rounds", "uplink_bytes", "downlink_bytes"), 0)
 NOT_TIMED = dict.fromkeys(("draft_ms", "wait_ms", "wall_ms"), 0.0)
@@ -49,7 +49,7 @@ class Text:
         self.tokens, self.rounds, self.fix, self.target = list[int](), itertools.count(), None, b""
 
     def write(self) -> Map:
-        """Write the text, and close its session whatever comes."""
+        """Run the request, and close its session whatever comes."""
         opened, reason = None, "failed"
         try:
             for attempt in range(20):
@@ -57,7 +57,7 @@ class Text:
                 resume = {"resume": pack(self.tokens)} if attempt else {}
                 resume |= {"target_id": self.target} if self.tokens else {}
                 wanted = {"kind": "opened", "session": self.session, "attempt": attempt}
-                with contextlib.suppress(Resume):
+                with contextlib.suppress(SessionLostError):
                     opened = self.link.ask("up/open", self.job | {"attempt": attempt} | resume, wanted, again_s=1.0)
                     self.link.ours["handle"], self.target = opened["handle"], opened["target_id"]
                     reason = self.draft(opened)
@@ -68,15 +68,15 @@ class Text:
                 self.close(opened, reason)
 
     def close(self, opened: Map, reason: str) -> None:
-        """Say how the text has ended, and wait a little for the edge's word on it."""
+        """Say how the request has ended, and wait a little for the edge's word on it."""
         close = {"kind": "close", "session": self.session, "handle": opened["handle"], "edge": opened["edge"]}
         close |= {"reason": reason, "tokens": len(self.tokens), "digest": digest(self.tokens)}
         close |= NOT_COUNTED | NOT_TIMED | ({} if self.fix is None else {"fix": self.fix})
-        with contextlib.suppress(Resume, TimeoutError, ValueError):
+        with contextlib.suppress(SessionLostError, TimeoutError, ValueError):
             self.link.ask("up/close", close, {"kind": "closed", "session": self.session}, again_s=5.0, most_s=5.0)
 
     def draft(self, opened: Map) -> str:
-        """Draft and commit until the text ends; return why."""
+        """Draft and commit until the request ends; return why."""
         text, policy, size = self.tokens, self.job["policy"], self.job["vocabulary"]["size"]
         ends, residual, epoch, self.fix = set(opened["end_tokens"]), policy["mode"] == "residual", 0, None
         while True:
@@ -114,7 +114,7 @@ class Text:
 
 
 def main() -> None:
-    """Write texts, each with the seed after the last one's."""
+    """Run requests, each with the seed after the last one's."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("vocabulary", type=Path)
     parser.add_argument("--prompt", type=int, nargs="+", default=[1])

@@ -27,6 +27,24 @@ def gumbel(seed: int, position: int, token: int) -> float:
     return float(-np.log(-np.log(min(uniform(seed, position, GUMBEL, token) + 2**-54, 1 - 2**-53))))
 
 
+def adjust(
+    logits: list[float], policy: dict[str, Any], prompt: list[int], generated: list[int], ends: list[int]
+) -> list[float]:
+    """Return the logits to shape behind a prompt and generated tokens; `ends` are the tokens that end an output."""
+    scores = np.array(logits, dtype=np.float32)
+    if len(generated) < policy.get("min_tokens", 0):
+        scores[ends] = -np.inf
+    for token, bias in policy.get("logit_bias", []):
+        scores[token] += bias
+    factor = policy.get("repetition_penalty", 1.0)
+    for token in {*prompt, *generated}:
+        scores[token] = scores[token] / factor if scores[token] > 0 else scores[token] * factor
+    for token in set(generated):
+        scores[token] -= policy.get("frequency_penalty", 0.0) * generated.count(token)
+        scores[token] -= policy.get("presence_penalty", 0.0)
+    return list(map(float, scores))
+
+
 def shape(logits: list[float], policy: dict[str, Any]) -> dict[int, float]:
     """Return the distribution that is sampled from: probabilities by token, falling if any are cut, else by id."""
     scores, temperature = np.array(logits, dtype=float), policy["temperature"]
@@ -36,6 +54,7 @@ def shape(logits: list[float], policy: dict[str, Any]) -> dict[int, float]:
     if cut:
         ids = np.argsort(-scores, kind="stable")[: policy["top_k"] or None]
     weights = np.exp((scores[ids] - scores.max()) / temperature)
+    weights[weights < policy.get("min_p", 0.0)] = 0
     weights /= weights.sum()
     if policy["top_p"] < 1:
         weights = weights[: np.searchsorted(np.cumsum(weights), policy["top_p"]) + 1]

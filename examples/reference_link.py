@@ -36,7 +36,7 @@ def read(topic: str, payload: bytes) -> Map:
     return found if isinstance(found, dict) else {"kind": "verdict", **dict(zip(VERDICT, found, strict=False))}
 
 
-class Resume(Exception):  # noqa: N818
+class SessionLostError(Exception):
     """The session has to be opened again."""
 
 
@@ -90,11 +90,11 @@ class ReferenceLink:
             return 0.0
         match reply:
             case {"presence": "offline", "edge": edge} if topic.endswith(f"/{edge}"):
-                raise Resume
+                raise SessionLostError
             case {"kind": "nobody"} if topic.startswith("up/draft/"):
-                raise Resume
+                raise SessionLostError
             case {"kind": "closed"} | {"kind": "fault", "action": "resume"}:
-                raise Resume
+                raise SessionLostError
             case {"kind": "fault", "action": "wait"}:
                 return max(reply.get("retry_s", 0.0), 0.25 if "handle" in reply else 1.0)
             case {"kind": "refused", "code": code} if "retry_s" in reply or code in PASSING:

@@ -1,4 +1,4 @@
-"""Write one text.
+"""Generate one output.
 
     python examples/write_a_text.py "Why is the sky blue?" [device.toml]
 
@@ -11,7 +11,7 @@ from fleet_device import Device, FleetError
 
 
 def main(prompt: str, config: str | None = None) -> None:
-    """Print the text, and how it went."""
+    """Print the output, and how it went."""
     with Device.from_config(config) as device:
         text = device.generate(prompt, max_new_tokens=60)
     print(text.text)

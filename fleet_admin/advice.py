@@ -16,9 +16,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
+from fleet_admin.token_time import token_time
 from fleet_device.pacing.contract import Plan
 from fleet_device.pacing.estimates import Conditions
-from fleet_edge.batching.batch_builder import Budget
+from fleet_edge.batching.batch_builder import Budget, max_prompts_s
+from fleet_edge.batching.prompt_wait import PromptWait
 from fleet_edge.session_log import SessionLog
 from fleet_edge.step_curve import StepCurve
 from schemas.errors import FleetError
@@ -27,8 +29,6 @@ LARGE_CURVE: Final = Path(__file__).parent / "curves" / "7b-two-cores.json"
 """Step times of a 7B target, measured by `python -m benchmarks engines steps`; those of prompts from 92 tokens/s."""
 
 _SINCE: Final = "7d"
-_SESSIONS: Final = 2000
-_MIN_TESTED: Final = 200
 _MIN_SESSIONS: Final = 5
 _ROUND_TRIP_MS: Final = 20.0
 _MAX_MS: Final = 60_000.0
@@ -90,23 +90,18 @@ def _check(given: Given) -> None:
 
 
 def _of_log(db: str) -> dict[str, tuple[float, str]]:
-    """Return the figures that devices reported in the last week."""
+    """Return the figures of last week's sessions at the edge that has served most of them."""
     with SessionLog(db) as log:
-        sessions = log.sessions(since=_SINCE, limit=_SESSIONS)
-    closed = [each for each in sessions if each.device_drafted is not None]
-    drafted = sum(each.device_drafted or 0 for each in closed)
-    tested = sum(each.device_tested or 0 for each in closed)
-    said = f"the last {len(closed)} sessions of a week in the session log"
-    found: dict[str, tuple[float, str]] = {}
-    if tested >= _MIN_TESTED:
-        found["acceptance"] = (sum(each.device_accepted or 0 for each in closed) / tested, said)
-        found["draft_ms"] = (sum(each.device_draft_ms or 0.0 for each in closed) / drafted, said)
-    # Edge-only devices wait all the time; the others once for each verdict and once for the Open.
-    waiting = [each for each in closed if not each.counted.edge_only and each.network_ms is not None]
-    rounds = sum((each.device_rounds or 0) + 1 for each in waiting)
-    if len(waiting) >= _MIN_SESSIONS:
-        found["round_trip_ms"] = (sum(each.network_ms or 0.0 for each in waiting) / rounds, said)
-    return found
+        spent = log.spent_times("edge", since=_SINCE)
+    times = [(time, edge) for edge, each in spent.items() if (time := token_time(each)) is not None]
+    time, edge = max(times, key=lambda pair: pair[0].sessions, default=(None, ""))
+    if time is None or time.sessions < _MIN_SESSIONS:
+        return {}
+    figures = {"acceptance": time.acceptance, "draft_ms": time.draft_ms}
+    if time.draft_tokens:  # edge-only devices wait all the time, not for answers
+        figures["round_trip_ms"] = time.link_ms
+    said = f"{time.sessions} sessions of the last week at {edge} in the session log"
+    return {name: (value, said) for name, value in figures.items() if value is not None}
 
 
 _WORTH: Final = 1.05
@@ -146,7 +141,8 @@ class Workload:
 
     @property
     def prompt_s(self) -> float:
-        return self.curve.step_ms(0, 0.0, prefill=self.prompt_tokens) / 1e3
+        tokens_per_s = 1e3 * self.prompt_tokens / self.curve.step_ms(0, 0.0, prefill=self.prompt_tokens)
+        return PromptWait(self.prompt_tokens, 0, tokens_per_s).seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,12 +159,15 @@ def edge_only(workload: Workload, devices: int) -> Rate:
     step_s = workload.curve.step_ms(devices, 1) / 1e3
     prompts_s = devices * workload.prompt_s
     seconds = workload.text_tokens * step_s + prompts_s + workload.round_trip_s
-    chunk = min(Budget().prefill_chunk, workload.prompt_tokens)
+    chunk = float(min(Budget().prefill_chunk, workload.prompt_tokens))
+    more_s = workload.curve.step_ms(devices, 1, prefill=chunk) / 1e3 - step_s
+    most_s = max_prompts_s(step_s, workload.prompt_s)
+    if more_s > most_s:
+        chunk, more_s = chunk * most_s / more_s, most_s
     chunks = devices * workload.prompt_tokens / chunk / workload.text_tokens  # per step
-    slow_s = workload.curve.step_ms(devices, 1, prefill=chunk) / 1e3
     return Rate(
         tokens_per_s=workload.text_tokens / seconds,
-        gap_s=slow_s if chunks > _RARE else step_s,
+        gap_s=step_s + more_s if chunks > _RARE else step_s,
         busy=1.0 - workload.round_trip_s / seconds,
         plan=Plan(1, edge_only=True),
     )

@@ -2,9 +2,10 @@
 
 import csv
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
 from datetime import UTC, datetime, timedelta
+from operator import attrgetter
 from typing import Any, Final, Generic, Literal, TextIO, TypeVar
 
 from pydantic import BaseModel
@@ -22,6 +23,7 @@ Kind = Literal[
 
 ABSENT: Final = "—"
 _NUMBERS: Final = frozenset({"count", "figure", "ratio", "percent", "ms", "bytes", "days", "number"})
+_TIMES: Final = frozenset({"moment", "day", "month", "ago"})
 _KILO: Final = 1000.0
 _LONG_MS: Final = 10_000.0
 _MINUTE_S: Final = 60
@@ -38,20 +40,29 @@ class Column(Generic[T]):
     """
 
     heading: str  # without the unit, which is in the cell
-    value: Callable[[T], Any]
+    source: str | Callable[[T], Any]  # name of the row's attribute, or what computes the value
     kind: Kind = "text"
-    key: str = ""  # in addresses, in `--sort` and in CSV; by default the heading with `_` for spaces
+    key: str = ""  # in filters, in `--sort` and in CSV; by default the heading with `_` for spaces
     rank: int = 1
     meaning: str = ""
+    absent: str = ""  # word for no value
+    choices: Collection[str] = ()  # all values that there are
+    value: Callable[[T], Any] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         if not self.key:
             object.__setattr__(self, "key", self.heading.replace(" ", "_"))
+        read = attrgetter(self.source) if isinstance(self.source, str) else self.source
+        object.__setattr__(self, "value", (lambda row: read(row) or self.absent) if self.absent else read)
 
     @property
     def numeric(self) -> bool:
-        """Numbers are aligned right and filtered by size."""
+        """Numbers are aligned right."""
         return self.kind in _NUMBERS
+
+    @property
+    def timed(self) -> bool:
+        return self.kind in _TIMES
 
 
 def in_order(rows: Sequence[T], column: Column[T], *, falling: bool) -> list[T]:
@@ -68,7 +79,7 @@ def shown(value: Any, kind: Kind = "text", *, now: datetime | None = None) -> st
     from 0 to 1, `ms` milliseconds, `bytes` bytes and `days` days; `moment`, `day`, `month` and `ago` take aware times.
     `ago` is an age given `now`, otherwise a time.
     """
-    if value is None or value == "":
+    if value is None or value in ("", ()):
         return ABSENT
     if kind == "ago":
         return ago(value, now=now)
@@ -96,6 +107,8 @@ def ago(value: datetime | None, *, now: datetime | None) -> str:
 def _text(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, tuple):
+        return " ".join(value)
     return moment(value) if isinstance(value, datetime) else str(value)
 
 
@@ -119,7 +132,7 @@ def _bytes(value: float) -> str:
 
 _FORMS: Final[Mapping[str, Callable[[Any], str]]] = {
     "text": _text,
-    "sentence": str,
+    "sentence": _text,
     "state": str,
     "id": str,
     "number": str,
@@ -171,7 +184,7 @@ def csv_cell(value: object) -> object:
         return value
     if isinstance(value, datetime):
         return value.isoformat()
-    text = value if isinstance(value, str) else str(value)
+    text = value if isinstance(value, str) else _text(value)
     if text[:1] in _FORMULA:
         return f"'{printable_line(text)}"
     return text if text.isprintable() else printable_line(text)

@@ -14,8 +14,7 @@ from typing import Final
 
 from fleet_admin.columns import shown
 from fleet_admin.token_time import TimePart, TokenTime, token_time
-from fleet_edge.counters import SegmentCounters
-from fleet_edge.session_log import SessionLog
+from fleet_edge.session_log import SegmentCounters, SessionLog
 from schemas.reasons import RefusalCode
 
 
@@ -220,7 +219,7 @@ def _full(facts: PeriodFigures) -> Conclusion:
     else:
         codes = ", ".join(sorted(facts.refused)) or "none was refused"
         why = f"Sessions wait for an edge that grants them (refusals: {codes})."
-        advice = "`fleet admin edges` shows whether edges are online; `fleet admin events --kind refused` says why not."
+        advice = "`fleet admin edges` shows whether edges are online; `fleet admin events kind=refused` says why not."
     return Conclusion(Cause.FULL, facts.share(TimePart.SESSION), why, advice)
 
 
@@ -255,7 +254,7 @@ def _overloaded(facts: PeriodFigures) -> Conclusion | None:
             )
             return Conclusion(Cause.OWN_SHARE, part, f"{sentence} {facts.edge}{uses}", advice)
         sentence = f"{sentence} {facts.edge}{uses}"
-    advice = "Add an edge, or limit the busiest devices by quotas (`fleet admin usage --by device --sort edge_s`)."
+    advice = "Add an edge, or limit the busiest devices by quotas (`fleet admin usage --by device --sort -edge_s`)."
     return Conclusion(Cause.OVERLOADED, part, sentence, advice)
 
 
@@ -277,9 +276,7 @@ def _slow_steps(facts: PeriodFigures) -> Conclusion | None:
 
 def _quota(facts: DeviceFacts) -> Conclusion:
     sentence = "The device has used up a quota at the edge, and waits as the edge asks."
-    advice = (
-        f"`fleet admin events --device {facts.name}` names the quota; send less, or raise it for a label of devices."
-    )
+    advice = f"`fleet admin events device={facts.name}` names the quota; send less, or raise it for a label of devices."
     return Conclusion(Cause.QUOTA, facts.share(TimePart.QUOTA), sentence, advice)
 
 
@@ -320,8 +317,8 @@ def _rejected(facts: DeviceFacts) -> Conclusion:
         f"The edge accepts {_percent(acceptance)} of the draft tokens; usual are {_percent(facts.usual_acceptance)}."
     )
     advice = (
-        "Compare its draft model with the others' (`fleet admin devices --wide`), and roll out again. If the model "
-        "does not know such text (language, code), `edge_only = true` avoids drafts."
+        "Compare its draft model with the others' (`fleet admin devices --columns all`), and roll out again. If the "
+        "model does not know such text (language, code), `edge_only = true` avoids drafts."
     )
     part = facts.lost * sum(facts.own.share(each) for each in _OF_ROUNDS)
     return Conclusion(Cause.REJECTED_DRAFTS, part, sentence, advice)
@@ -499,8 +496,8 @@ def _busiest(log: SessionLog, edge: str, age: timedelta) -> Busiest | None:
 
 def _computed(counted: SegmentCounters) -> int:
     """Return roughly how many tokens the target model has computed."""
-    rows = max(counted.rounds, counted.edge_only - counted.guessed_right)
-    return counted.prefill_tokens + counted.drafted + counted.guessed + rows
+    rows = max(counted.rounds, counted.edge_only - counted.speculated_accepted)
+    return counted.prefill_tokens + counted.drafted + counted.speculated + rows
 
 
 def _earlier_step_ms(log: SessionLog, edge: str, own: TokenTime, age: timedelta) -> float | None:

@@ -1,34 +1,54 @@
-"""Columns of the session log's reports on the command line, the dashboard and in CSV."""
+"""Reports of the session log, and the columns of tables that belong to one device, edge or session."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final
 
 from fleet_admin.columns import Column, Kind, plain, shown
-from fleet_edge.store.views import CONNECTED
+from fleet_admin.report import Report
+from fleet_edge.session_log import (
+    AUDIT_FIELDS,
+    COMMAND_FIELDS,
+    CONNECTED,
+    EDGES_ALONE,
+    EVENT_FIELDS,
+    SESSION_FIELDS,
+    Filter,
+    MachineState,
+    Severity,
+)
 from schemas.names import model_name
+from schemas.policy import Mode
+from schemas.reasons import EndReason
 
 if TYPE_CHECKING:
     from fleet_admin.diagnosis import Conclusion, PartTime
     from fleet_admin.steering import DeviceSettingsView
+    from fleet_admin.steering.log import SteeringLog
     from fleet_admin.steering.rollout import UpdateView
-    from fleet_edge.alerts.rules import AlertGroup
-    from fleet_edge.store.views import (
+    from fleet_edge.session_log import (
+        AlertGroup,
         AlertView,
         AuditView,
         CommandView,
         DeviceView,
         EdgeView,
         EventView,
+        QuarantineView,
         RoundView,
         SegmentView,
+        SessionLog,
         SessionView,
         Tally,
     )
 
-T = TypeVar("T")
-
 _DAY: Final = timedelta(days=1)
+_EDGE_STATES: Final = [
+    each.value for each in MachineState if each not in {MachineState.QUARANTINED, MachineState.RETIRED}
+]
+_DEVICE_STATES: Final = [each.value for each in MachineState if each not in EDGES_ALONE]
 
 
 # Devices and edges
@@ -45,19 +65,19 @@ def device_columns(now: datetime, *, past: bool = False) -> "list[Column[DeviceV
 
     last = "last " if past else ""
     return [
-        Column("device", lambda row: row.device, rank=0),
-        Column("state", lambda row: row.state.value, "state", rank=0),
-        Column("since", lambda row: row.state_since, "ago", rank=2),
-        Column("last active", lambda row: row.last_sign_at, "ago", key="seen", rank=1,
+        Column("device", "device", rank=0),
+        Column("state", "state.value", "state", rank=0, choices=_DEVICE_STATES),
+        Column("since", "state_since", "ago", rank=2),
+        Column("last active", "last_sign_at", "ago", key="seen", rank=1,
                meaning="Its latest message; an idle device sends none, and stays online."),
         Column("draft model", lambda row: model_name(row.draft_model, row.quantization), key="draft", rank=1),
-        Column("tokens today", lambda row: row.tokens_today, "count", rank=1),
-        Column("acceptance 24 h", lambda row: row.acceptance_24h, "percent", key="acceptance_24h", rank=1),
+        Column("tokens today", "tokens_today", "count", rank=1),
+        Column("acceptance 24 h", "acceptance_24h", "percent", key="acceptance_24h", rank=1),
         Column(f"{last}round trip", reported("round_trip_ms"), "ms", key="round_trip", rank=1,
                meaning="From a draft to its verdict."),
-        Column("edge", lambda row: row.last_edge, rank=2, meaning="The edge of its latest session."),
-        Column("release", lambda row: row.software, rank=2, meaning="The version that the device reports."),
-        Column("acceptance 1 h", lambda row: row.acceptance_1h, "percent", key="acceptance_1h", rank=2),
+        Column("edge", "last_edge", rank=2, meaning="The edge of its latest session."),
+        Column("release", "software", rank=2, meaning="The version that the device reports."),
+        Column("acceptance 1 h", "acceptance_1h", "percent", key="acceptance_1h", rank=2),
         Column(f"{last}draft time per token", reported("draft_ms_per_token"), "ms", key="draft_time", rank=3,
                meaning="Of its draft model."),
         Column(f"{last}plan", reported("plan"), key="plan", rank=2),
@@ -68,15 +88,15 @@ def device_columns(now: datetime, *, past: bool = False) -> "list[Column[DeviceV
                meaning="Of its processor."),
         Column(f"{last}joules per token", reported("joules_per_token"), "ratio", key="joules", rank=3,
                meaning="By the device's meter or figures, since it started."),
-        Column("sessions", lambda row: row.sessions, "count", rank=2),
+        Column("sessions", "sessions", "count", rank=2),
         Column("certificate", lambda row: days_left(row.certificate_until, now), "days", rank=2, meaning="Days left."),
-        Column("certificate until", lambda row: row.certificate_until, "moment", rank=3),
-        Column("labels", lambda row: " ".join(row.labels) or None, rank=2),
-        Column("last verdict", lambda row: row.last_verdict_at, "ago", key="verdict", rank=3),
-        Column(f"{last}acceptance reported", reported("told_acceptance"), "percent", key="told", rank=3,
+        Column("certificate until", "certificate_until", "moment", rank=3),
+        Column("labels", "labels", rank=2),
+        Column("last verdict", "last_verdict_at", "ago", key="verdict", rank=3),
+        Column(f"{last}acceptance reported", reported("acceptance"), "percent", key="acceptance", rank=3,
                meaning="By the device, since it started."),
-        Column("telemetry", lambda row: row.telemetry_at, "ago", rank=3),
-        Column("first seen", lambda row: row.first_seen_at, "moment", rank=3),
+        Column("telemetry", "telemetry_at", "ago", rank=3),
+        Column("first seen", "first_seen_at", "moment", rank=3),
     ]  # fmt: skip
 
 
@@ -91,9 +111,11 @@ def edge_columns(now: datetime) -> "list[Column[EdgeView]]":
         return 0 if row.state.value == "draining" else row.free_sessions if row.state.value == "online" else None
 
     return [
-        Column("edge", lambda row: row.edge, rank=0),
-        Column("state", lambda row: row.state.value, "state", rank=0),
-        Column("since", lambda row: row.state_since, "ago", rank=2),
+        Column("edge", "edge", rank=0),
+        Column("state", "state.value", "state", rank=0, choices=_EDGE_STATES),
+        Column("since", "state_since", "ago", rank=2),
+        Column("loaded", lambda row: (row.loading or 0) / 100 if row.state.value == "loading" else None, "percent",
+               rank=1, meaning="Of the target model, by an edge that starts."),
         Column("open sessions", loaded("open_sessions"), "count", key="open", rank=1),
         Column("free sessions", free, "count", key="free", rank=1, meaning="Sessions that the edge can still open."),
         Column("tokens/s", loaded("tokens_per_s"), "figure", key="tokens", rank=1),
@@ -103,22 +125,50 @@ def edge_columns(now: datetime) -> "list[Column[EdgeView]]":
         Column("queue", loaded("queue_ms"), "ms", rank=1, meaning="Mean wait of a draft for its step."),
         Column("KV use", loaded("kv_usage"), "percent", key="kv", rank=1,
                meaning="Of the memory for keys and values."),
-        Column("records waiting", lambda row: row.spooled_records, "count", key="spool", rank=1,
+        Column("records waiting", "spooled_records", "count", key="spool", rank=1,
                meaning="Of the session log, on the edge's disk, because the database did not take them."),
-        Column("release", lambda row: row.software, rank=2),
+        Column("release", "software", rank=2),
         Column("certificate", lambda row: days_left(row.certificate_until, now), "days", rank=2, meaning="Days left."),
-        Column("target model", lambda row: row.target, key="target", rank=2),
-        Column("target identity", lambda row: row.target_id, key="target_id", rank=2,
+        Column("target model", "target", key="target", rank=2),
+        Column("target identity", "target_id", key="target_id", rank=2,
                meaning="Of what the model computes: a request is continued only by an edge with the same."),
-        Column("last seen", lambda row: row.seen_at, "ago", key="seen", rank=2),
-        Column("load reported", lambda row: row.load_at, "ago", key="load", rank=3),
-        Column("first seen", lambda row: row.first_seen_at, "moment", rank=3),
+        Column("last seen", "seen_at", "ago", key="seen", rank=2),
+        Column("load reported", "load_at", "ago", key="load", rank=3),
+        Column("first seen", "first_seen_at", "moment", rank=3),
     ]  # fmt: skip
 
 
 def days_left(until: datetime | None, now: datetime) -> int | None:
     """Return the whole days until a certificate expires, as `fleet broker list` does; negative afterwards."""
     return None if until is None else (until - now) // _DAY
+
+
+# Figures that the log counts
+
+_FIGURES: "Final[list[Column[Any]]]" = [
+    Column("tokens", "counted.tokens", "count"),
+    Column("acceptance", "counted.acceptance", "percent"),
+    Column("tokens/s", "counted.tokens_per_s", "figure", key="speed", meaning="Of one session, on average."),
+    Column("rounds", "counted.rounds", "count"),
+    Column("sessions per step", "counted.mean_batch", "figure"),
+    Column("prefilled", "counted.prefill_tokens", "count", meaning="Tokens of prompts that were computed."),
+    Column("reused", "counted.reused_tokens", "count", meaning="Tokens of prompts that were known already."),
+    Column("edge-only", "counted.edge_only", "count", key="edge_only", meaning="Tokens of edge-only decoding."),
+    Column("speculated", "counted.speculated", "count",
+           meaning="Tokens that the edge proposed in edge-only decoding, by n-grams or its draft model."),
+    Column("speculated and accepted", "counted.speculated_accepted", "count"),
+    Column("forced", "counted.forced", "count", meaning="Tokens forced by a grammar."),
+    Column("grammar", lambda row: row.counted.grammar_ms or None, "ms",
+           meaning="Compiling grammars, and their masks in steps."),
+    Column("up per token", "counted.uplink_bytes_per_token", "bytes"),
+    Column("down per token", "counted.downlink_bytes_per_token", "bytes"),
+]  # fmt: skip
+
+
+def _counted(keys: str, rank: int) -> "list[Column[Any]]":
+    """Return columns of rows with a `Tally` as `counted`."""
+    by_key = {each.key: each for each in _FIGURES}
+    return [replace(by_key[key], rank=rank) for key in keys.split()]
 
 
 # Sessions and events
@@ -133,60 +183,52 @@ def _why(session: "SessionView") -> str | None:
 
 
 def _prompt_under_way(session: "SessionView") -> str | None:
-    """Return how much of the prompt of a running session is computed, until its first token."""
-    if session.reason is not None or session.counted.tokens or not session.prompt_tokens:
+    """Return how much of the prompt of a running session is computed, and the seconds left at its pace so far."""
+    counted = session.counted
+    if session.reason is not None or counted.tokens or not session.prompt_tokens:
         return None
-    computed = session.counted.prefill_tokens + session.counted.reused_tokens
-    return f"{min(computed, session.prompt_tokens):,} of {session.prompt_tokens:,}"
+    left = max(0, session.prompt_tokens - counted.prefill_tokens - counted.reused_tokens)
+    done = f"{session.prompt_tokens - left:,} of {session.prompt_tokens:,}"
+    if not left or not counted.prefill_tokens:
+        return done
+    return f"{done}, {max(1.0, left * counted.duration_ms / counted.prefill_tokens / 1e3):,.0f} s"
 
 
 SESSIONS: "Final[list[Column[SessionView]]]" = [
-    Column("session", lambda row: row.session, "id", rank=0),
-    Column("device", lambda row: row.device, rank=0),
-    Column("end", lambda row: row.reason or RUNNING, "state", key="reason", rank=0),
-    Column("tokens", lambda row: row.counted.tokens, "count", rank=1),
+    Column("session", "session", "id", rank=0),
+    Column("device", "device", rank=0),
+    Column("end", "reason", "state", key="reason", rank=0, absent=RUNNING, choices=[*EndReason, RUNNING]),
+    *_counted("tokens", 1),
     Column("prompt", _prompt_under_way, rank=1,
-           meaning="Tokens of the prompt of a running session that are computed, until its first token."),
-    Column("opened", lambda row: row.opened_at, "moment", rank=1),
-    Column("application", lambda row: row.app, key="app", rank=2),
-    Column("edge", lambda row: row.edge, rank=2),
-    Column("acceptance", lambda row: row.counted.acceptance, "percent", rank=1),
-    Column("tokens/s", lambda row: row.counted.tokens_per_s, "figure", key="speed", rank=1),
+           meaning="Tokens of a running session's prompt that are computed, and the time left at its pace so far."),
+    Column("opened", "opened_at", "moment", rank=1),
+    Column("application", "app", key="app", rank=2),
+    Column("edge", "edge", rank=2),
+    *_counted("acceptance speed", 1),
     Column("unverified", lambda row: row.device_unverified or None, "count", rank=1,
            meaning="Tokens that the device wrote without an edge."),
-    Column("first token", lambda row: row.first_token_ms, "ms", rank=2),
-    Column("gap p95", lambda row: row.gap_p95_ms, "ms", rank=2,
+    Column("first token", "first_token_ms", "ms", rank=2),
+    Column("gap p95", "gap_p95_ms", "ms", rank=2,
            meaning="19 of 20 tokens came no later than this after the one before."),
     Column("why", _why, "sentence", rank=0, meaning="It ended so, where that is more than its end says."),
-    Column("mode", lambda row: row.mode, rank=2),
+    Column("mode", "mode", rank=2, choices=list(Mode)),
     Column("draft model", lambda row: model_name(row.draft_model, row.quantization), key="draft", rank=2),
-    Column("prompt tokens", lambda row: row.prompt_tokens, "count", rank=3),
-    Column("prefilled", lambda row: row.counted.prefill_tokens, "count", rank=3),
-    Column("reused", lambda row: row.counted.reused_tokens, "count", rank=3),
-    Column("edge-only", lambda row: row.counted.edge_only, "count", rank=3, meaning="Tokens of edge-only decoding."),
-    Column("speculated", lambda row: row.counted.guessed, "count", rank=3,
-           meaning="Tokens that the edge proposed in edge-only decoding, by n-grams or its draft model."),
-    Column("speculated and accepted", lambda row: row.counted.guessed_right, "count", rank=3),
-    Column("forced", lambda row: row.counted.forced, "count", rank=3),
-    Column("grammar", lambda row: row.counted.grammar_ms or None, "ms", rank=3,
-           meaning="Compiling it, and its masks in steps."),
-    Column("rounds", lambda row: row.counted.rounds, "count", rank=3),
-    Column("sessions per step", lambda row: row.counted.mean_batch, "figure", rank=3),
-    Column("up per token", lambda row: row.counted.uplink_bytes_per_token, "bytes", rank=3),
-    Column("down per token", lambda row: row.counted.downlink_bytes_per_token, "bytes", rank=3),
+    Column("prompt tokens", "prompt_tokens", "count", rank=3),
+    *_counted("prefilled reused edge_only speculated speculated_and_accepted forced grammar rounds", 3),
+    *_counted("sessions_per_step up_per_token down_per_token", 3),
 ]  # fmt: skip
 
 SESSION_FACTS: "Final[list[Column[SessionView]]]" = [
     *SESSIONS[1:],
-    Column("closed", lambda row: row.closed_at, "moment"),
-    Column("target model", lambda row: row.target),
-    Column("target identity", lambda row: row.target_id),
-    Column("temperature", lambda row: row.temperature),
-    Column("top-k", lambda row: row.top_k),
-    Column("top-p", lambda row: row.top_p),
-    Column("seed", lambda row: row.seed),
-    Column("maximum new tokens", lambda row: row.max_new_tokens, "count"),
-    Column("tokens at the end", lambda row: row.final_tokens, "count", meaning="Of the whole sequence."),
+    Column("closed", "closed_at", "moment"),
+    Column("target model", "target"),
+    Column("target identity", "target_id"),
+    Column("temperature", "temperature"),
+    Column("top-k", "top_k"),
+    Column("top-p", "top_p"),
+    Column("seed", "seed"),
+    Column("maximum new tokens", "max_new_tokens", "count"),
+    Column("tokens at the end", "final_tokens", "count", meaning="Of the whole sequence."),
 ]
 """Columns of one session."""
 
@@ -223,67 +265,66 @@ def compared(session: "SessionView") -> list[tuple[str, str, str]]:
 
 
 SEGMENTS: "Final[list[Column[SegmentView]]]" = [
-    Column("opened", lambda row: row.opened_at, "moment", rank=0),
-    Column("edge", lambda row: row.edge, rank=0),
-    Column("end", lambda row: row.reason or RUNNING, "state", rank=0),
-    Column("tokens", lambda row: row.counted.tokens, "count", rank=0),
-    Column("resumed tokens", lambda row: row.resumed_tokens, "count", rank=1),
-    Column("acceptance", lambda row: row.counted.acceptance, "percent", rank=1),
-    Column("first token", lambda row: row.first_token_ms, "ms", rank=1),
-    Column("gap p95", lambda row: row.gap_p95_ms, "ms", rank=1),
-    Column("rounds", lambda row: row.counted.rounds, "count", rank=2),
-    Column("Open", lambda row: row.open_bytes, "bytes", rank=2, meaning="Its size."),
-    Column("prefilled", lambda row: row.counted.prefill_tokens, "count", rank=2),
-    Column("reused", lambda row: row.counted.reused_tokens, "count", rank=2),
-    Column("target model", lambda row: row.target, rank=3),
-    Column("target identity", lambda row: row.target_id, rank=3),
+    Column("opened", "opened_at", "moment", rank=0),
+    Column("edge", "edge", rank=0),
+    Column("end", "reason", "state", rank=0, absent=RUNNING),
+    *_counted("tokens", 0),
+    Column("resumed tokens", "resumed_tokens", "count", rank=1),
+    *_counted("acceptance", 1),
+    Column("first token", "first_token_ms", "ms", rank=1),
+    Column("gap p95", "gap_p95_ms", "ms", rank=1),
+    *_counted("rounds", 2),
+    Column("Open", "open_bytes", "bytes", rank=2, meaning="Its size."),
+    *_counted("prefilled reused", 2),
+    Column("target model", "target", rank=3),
+    Column("target identity", "target_id", rank=3),
     Column("draft model", lambda row: model_name(row.draft_model, row.quantization), rank=3),
 ]
 
 ROUNDS: "Final[list[Column[RoundView]]]" = [
-    Column("round", lambda row: row.round, "count", rank=0),
+    Column("round", "round", "count", rank=0),
     Column("verdict", lambda row: f"{row.at:%H:%M:%S}", rank=0),
-    Column("drafted", lambda row: row.drafted, "count", rank=1),
-    Column("verified", lambda row: row.tested, "count", rank=1, meaning="Draft tokens that were accepted or rejected."),
-    Column("accepted", lambda row: row.accepted, "count", rank=0),
-    Column("sessions in its step", lambda row: row.batch, "count", key="batch", rank=2),
-    Column("up", lambda row: row.uplink_bytes, "bytes", rank=1),
-    Column("down", lambda row: row.downlink_bytes, "bytes", rank=1),
-    Column("queue", lambda row: row.queue_ms, "ms", rank=1),
-    Column("step", lambda row: row.compute_ms, "ms", rank=1),
-    Column("prompt wait", lambda row: row.prefill_ms, "ms", rank=2),
-    Column("base", lambda row: row.base, "count", rank=3, meaning="Tokens before it."),
-    Column("form", lambda row: row.form, rank=3, meaning="How the verdict sends the next token."),
+    Column("drafted", "drafted", "count", rank=1),
+    Column("verified", "tested", "count", rank=1, meaning="Draft tokens that were accepted or rejected."),
+    Column("accepted", "accepted", "count", rank=0),
+    Column("sessions in its step", "batch", "count", key="batch", rank=2),
+    Column("up", "uplink_bytes", "bytes", rank=1),
+    Column("down", "downlink_bytes", "bytes", rank=1),
+    Column("queue", "queue_ms", "ms", rank=1),
+    Column("step", "compute_ms", "ms", rank=1),
+    Column("prompt wait", "prefill_ms", "ms", rank=2),
+    Column("base", "base", "count", rank=3, meaning="Tokens before it."),
+    Column("form", "form", rank=3, meaning="How the verdict sends the next token."),
 ]
 
 EVENTS: "Final[list[Column[EventView]]]" = [
-    Column("at", lambda row: row.at, "moment", rank=0),
-    Column("severity", lambda row: row.severity, "state", rank=0),
-    Column("device", lambda row: row.device, rank=1),
-    Column("code", lambda row: row.code, rank=1),
-    Column("times", lambda row: row.count, "count", rank=1),
-    Column("edge", lambda row: row.edge, rank=2),
-    Column("kind", lambda row: row.kind, rank=2),
-    Column("who", lambda row: row.who, rank=2),
-    Column("session", lambda row: row.session, "id", rank=3),
-    Column("last", lambda row: row.last_at, "moment", rank=3),
-    Column("what happened", lambda row: row.sentence, "sentence", key="sentence", rank=0),
+    Column("at", "at", "moment", rank=0),
+    Column("severity", "severity", "state", rank=0, choices=list(Severity)),
+    Column("device", "device", rank=1),
+    Column("code", "code", rank=1),
+    Column("times", "count", "count", rank=1),
+    Column("edge", "edge", rank=2),
+    Column("kind", "kind", rank=2),
+    Column("who", "who", rank=2),
+    Column("session", "session", "id", rank=3),
+    Column("last", "last_at", "moment", rank=3),
+    Column("what happened", "sentence", "sentence", key="sentence", rank=0),
 ]
 
 
 PART_TIMES: "Final[list[Column[PartTime]]]" = [
-    Column("a token's time", lambda row: row.part.value, key="part", rank=0),
-    Column("per token", lambda row: row.ms, "ms", rank=0),
-    Column("share", lambda row: row.share, "percent", rank=0),
-    Column("median of the others", lambda row: row.usual_ms, "ms", key="usual", rank=0,
+    Column("a token's time", "part.value", key="part", rank=0),
+    Column("per token", "ms", "ms", rank=0),
+    Column("share", "share", "percent", rank=0),
+    Column("median of the others", "usual_ms", "ms", key="usual", rank=0,
            meaning="Of the fleet's other devices, or other edges."),
 ]  # fmt: skip
 
 CONCLUSIONS: "Final[list[Column[Conclusion]]]" = [
-    Column("cause", lambda row: row.cause.value, rank=0),
-    Column("share", lambda row: row.share, "percent", rank=0, meaning="Of the time."),
-    Column("why", lambda row: row.sentence, "sentence", rank=0),
-    Column("what to do", lambda row: row.advice, "sentence", key="advice", rank=0),
+    Column("cause", "cause.value", rank=0),
+    Column("share", "share", "percent", rank=0, meaning="Of the time."),
+    Column("why", "sentence", "sentence", rank=0),
+    Column("what to do", "advice", "sentence", key="advice", rank=0),
 ]
 
 # Totals
@@ -294,56 +335,32 @@ def edge_seconds(counted: "Tally") -> float | None:
     return counted.own_compute_ms / 1e3 or None
 
 
-def tally_columns(take: "Callable[[T], Tally]") -> list[Column[T]]:
-    """Return the columns of a `Tally`, which `take` returns of a row."""
-    return [
-        Column("tokens", lambda row: take(row).tokens, "count", rank=0),
-        Column("sessions", lambda row: take(row).sessions, "count", rank=1),
-        Column("tokens/s per session", lambda row: take(row).tokens_per_s, "figure", key="speed", rank=1),
-        Column("acceptance", lambda row: take(row).acceptance, "percent", rank=1),
-        Column("up", lambda row: take(row).uplink_bytes, "bytes", rank=1),
-        Column("down", lambda row: take(row).downlink_bytes, "bytes", rank=1),
-        Column("edge time (s)", lambda row: edge_seconds(take(row)), "figure", key="edge_s", rank=2,
-               meaning="Time of the steps, each shared equally by its sessions."),
-        Column("sessions per step", lambda row: take(row).mean_batch, "figure", rank=2),
-        Column("queue per round", lambda row: take(row).queue_ms_per_round, "ms", key="queue", rank=2),
-        Column("step per round", lambda row: take(row).compute_ms_per_round, "ms", key="step", rank=2),
-        Column("prompt tokens computed", lambda row: take(row).prefill_tokens, "count", key="prompt", rank=2),
-        Column("prompt tokens reused", lambda row: take(row).reused_tokens, "count", key="reused", rank=3),
-        Column("rounds", lambda row: take(row).rounds, "count", rank=3),
-        Column("resumes", lambda row: take(row).segments - take(row).sessions, "count", rank=3),
-        Column("edge-only tokens", lambda row: take(row).edge_only, "count", key="edge_only", rank=3,
-               meaning="Of edge-only decoding."),
-        Column("speculated tokens", lambda row: take(row).guessed, "count", key="speculated", rank=3,
-               meaning="Proposed by the edge in edge-only decoding, by n-grams or its draft model."),
-        Column("speculated and accepted", lambda row: take(row).guessed_right, "count", rank=3),
-        Column("forced tokens", lambda row: take(row).forced, "count", key="forced", rank=3),
-        Column("grammar time", lambda row: take(row).grammar_ms, "ms", key="grammar", rank=3,
-               meaning="Of compilations, and of masks in steps."),
-        Column("drafted tokens", lambda row: take(row).drafted, "count", key="drafted", rank=3),
-        Column("verified tokens", lambda row: take(row).tested, "count", key="verified", rank=3,
-               meaning="Draft tokens that were accepted or rejected; those after a rejection are discarded."),
-        Column("accepted tokens", lambda row: take(row).accepted, "count", key="accepted", rank=3),
-        Column("up per token", lambda row: take(row).uplink_bytes_per_token, "bytes", rank=3),
-        Column("down per token", lambda row: take(row).downlink_bytes_per_token, "bytes", rank=3),
-        Column("prompt wait per round", lambda row: take(row).prefill_ms_per_round, "ms", key="prefill", rank=3),
-    ]  # fmt: skip
-
-
-_START_KINDS: "Final[Mapping[str, Kind]]" = {"hour": "moment", "day": "day", "month": "month"}
-
-
-def start_column(grain: str, take: "Callable[[T], datetime | None]") -> Column[T]:
-    """Return the column of a row's start time."""
-    return Column(grain, take, _START_KINDS[grain], key="start", rank=0)
+TALLY: "Final[list[Column[Any]]]" = [
+    *_counted("tokens", 0),
+    Column("sessions", "counted.sessions", "count", rank=1),
+    *_counted("speed acceptance", 1),
+    Column("up", "counted.uplink_bytes", "bytes", rank=1),
+    Column("down", "counted.downlink_bytes", "bytes", rank=1),
+    Column("edge time (s)", lambda row: edge_seconds(row.counted), "figure", key="edge_s", rank=2,
+           meaning="Time of the steps, each shared equally by its sessions."),
+    *_counted("sessions_per_step", 2),
+    Column("queue per round", "counted.queue_ms_per_round", "ms", key="queue", rank=2),
+    Column("step per round", "counted.compute_ms_per_round", "ms", key="step", rank=2),
+    *_counted("prefilled", 2),
+    *_counted("reused rounds", 3),
+    Column("resumes", lambda row: row.counted.segments - row.counted.sessions, "count", rank=3),
+    *_counted("edge_only speculated speculated_and_accepted forced grammar", 3),
+    Column("drafted", "counted.drafted", "count", rank=3),
+    Column("verified", "counted.tested", "count", rank=3,
+           meaning="Draft tokens that were accepted or rejected; those after a rejection are discarded."),
+    Column("accepted", "counted.accepted", "count", rank=3),
+    *_counted("up_per_token down_per_token", 3),
+    Column("prompt wait per round", "counted.prefill_ms_per_round", "ms", key="prefill", rank=3),
+]  # fmt: skip
+"""Columns of rows with a `Tally` as `counted`."""
 
 
 # What administrators did
-
-
-def alert_state(alert: "AlertView") -> str:
-    """Return an alert's severity, or that it is over."""
-    return alert.severity if alert.open else "cleared"
 
 
 def as_assignments(values: Mapping[str, object]) -> str | None:
@@ -356,13 +373,13 @@ def setting(value: object) -> str | None:
 
 
 COMMANDS: "Final[list[Column[CommandView]]]" = [
-    Column("at", lambda row: row.at, "moment", rank=0),
-    Column("who", lambda row: row.who, rank=2),
-    Column("command", lambda row: row.command, rank=0),
-    Column("device", lambda row: row.device, rank=0),
-    Column("outcome", lambda row: row.outcome or "waiting", "state", rank=0),
-    Column("message", lambda row: row.sentence, "sentence", rank=1),
-    Column("id", lambda row: row.id, "id", rank=3),
+    Column("at", "at", "moment", rank=0),
+    Column("who", "who", rank=2),
+    Column("command", "command", rank=0),
+    Column("device", "device", rank=0),
+    Column("outcome", "outcome", "state", rank=0, absent="waiting"),
+    Column("message", "sentence", "sentence", rank=1),
+    Column("id", "id", "id", rank=3),
 ]
 
 
@@ -383,47 +400,193 @@ def setting_columns(view: "DeviceSettingsView") -> list[Column[str]]:
 
 
 UPDATES: "Final[list[Column[UpdateView]]]" = [
-    Column("device", lambda row: row.device, rank=0),
-    Column("release", lambda row: row.release, "count", rank=0),
-    Column("stage", lambda row: row.stage, "state", rank=0),
-    Column("fetched", lambda row: row.share, "percent", rank=1),
-    Column("running", lambda row: row.running or None, rank=0),
-    Column("reported", lambda row: row.at, "ago", rank=2),
-    Column("message", lambda row: row.sentence or None, "sentence", rank=0),
+    Column("device", "device", rank=0),
+    Column("release", "release", "count", rank=0),
+    Column("stage", "stage", "state", rank=0),
+    Column("fetched", "share", "percent", rank=1),
+    Column("running", "running", rank=0),
+    Column("reported", "at", "ago", rank=2),
+    Column("message", "sentence", "sentence", rank=0),
 ]
 
 
 ALERT_GROUPS: "Final[list[Column[AlertGroup]]]" = [
-    Column("state", lambda row: row.severity, "state", rank=0),
+    Column("state", "severity", "state", rank=0),
     Column("alerts", lambda row: len(row.alerts), "count", rank=1),
-    Column("condition", lambda row: row.rule, rank=2),
-    Column("since", lambda row: row.since_at, "ago", rank=1),
-    Column("subjects", lambda row: row.subjects, rank=1),
-    Column("what is wrong", lambda row: row.sentence, "sentence", key="sentence", rank=0),
+    Column("condition", "rule", rank=2),
+    Column("since", "since_at", "ago", rank=1),
+    Column("subjects", "subjects", rank=1),
+    Column("what is wrong", "sentence", "sentence", key="sentence", rank=0),
 ]  # fmt: skip
 """Columns of open alerts by condition."""
 
 ALERTS: "Final[list[Column[AlertView]]]" = [
-    Column("alert", lambda row: row.id, "id", key="id", rank=0),
-    Column("state", alert_state, "state", rank=0),
-    Column("condition", lambda row: row.rule, key="rule", rank=1),
-    Column("subject", lambda row: row.subject, key="subject", rank=1),
-    Column("since", lambda row: row.since_at, "ago", rank=1),
-    Column("last seen", lambda row: row.last_at, "ago", key="last", rank=2),
-    Column("value", lambda row: row.value, "figure", rank=3),
-    Column("threshold", lambda row: row.threshold, "figure", rank=3),
-    Column("cleared", lambda row: row.cleared_at, "moment", key="cleared", rank=2),
-    Column("what is wrong", lambda row: row.sentence, "sentence", key="sentence", rank=0),
+    Column("alert", "id", "id", key="id", rank=0),
+    Column("state", "state", "state", rank=0, choices=("warning", "critical", "cleared")),
+    Column("condition", "rule", key="rule", rank=1),
+    Column("subject", "subject", key="subject", rank=1),
+    Column("since", "since_at", "ago", rank=1),
+    Column("last seen", "last_at", "ago", key="last", rank=2),
+    Column("value", "value", "figure", rank=3),
+    Column("threshold", "threshold", "figure", rank=3),
+    Column("cleared", "cleared_at", "moment", key="cleared", rank=2),
+    Column("what is wrong", "sentence", "sentence", key="sentence", rank=0),
 ]
 
 AUDIT: "Final[list[Column[AuditView]]]" = [
-    Column("at", lambda row: row.at, "moment", rank=0),
-    Column("who", lambda row: row.who, rank=1),
-    Column("action", lambda row: row.action, rank=0),
-    Column("subject", lambda row: row.subject, key="subject", rank=0),
-    Column("before", lambda row: row.before or None, rank=1),
-    Column("after", lambda row: row.after or None, rank=1),
-    Column("outcome", lambda row: row.outcome or None, rank=1),
-    Column("from", lambda row: row.source or None, key="source", rank=2,
+    Column("at", "at", "moment", rank=0),
+    Column("who", "who", rank=1),
+    Column("action", "action", rank=0),
+    Column("subject", "subject", key="subject", rank=0),
+    Column("before", "before", rank=1),
+    Column("after", "after", rank=1),
+    Column("outcome", "outcome", rank=1),
+    Column("from", "source", key="source", rank=2,
            meaning="The machine, or the address of the reader."),
 ]  # fmt: skip
+
+
+# Reports
+
+
+def devices(log: "SessionLog", now: datetime) -> "Report[DeviceView]":
+    empty = (
+        "No device has been seen: one appears when it first connects to a broker that an edge of this database uses "
+        "(`fleet device run`)."
+    )
+    return Report("devices", device_columns(now), lambda **_: log.devices(), "device", empty=empty, now=now)
+
+
+def edges(log: "SessionLog", now: datetime) -> "Report[EdgeView]":
+    empty = "No edge has written to this database: one appears when it runs with it (`fleet edge run --db URL`)."
+    return Report("edges", edge_columns(now), lambda **_: log.edges(), "edge", empty=empty, now=now)
+
+
+def sessions(log: "SessionLog", now: datetime) -> "Report[SessionView]":
+    def stored(each: Filter) -> bool:
+        return each.field in SESSION_FIELDS or (each.field == "labels" and each.operator == "=" and bool(each.value))
+
+    return Report(
+        "sessions",
+        SESSIONS,
+        log.sessions,
+        order="-opened",
+        paged=True,
+        stored=stored,
+        hidden=[Column("labels", "labels"), Column("model", "draft_model")],
+        empty="No sessions yet: a session begins when an application asks a device to generate.",
+        now=now,
+    )
+
+
+def events(log: "SessionLog", now: datetime) -> "Report[EventView]":
+    return Report(
+        "events",
+        EVENTS,
+        log.events,
+        order="-at",
+        paged=True,
+        stored=lambda each: each.field in EVENT_FIELDS,
+        empty="No events.",
+        now=now,
+    )
+
+
+def alerts(log: "SessionLog", now: datetime, *, is_open: bool | None = None) -> "Report[AlertView]":
+    empty = "No alert is open." if is_open else "There are no alerts."
+    return Report("alerts", ALERTS, lambda limit, **_: log.alerts(open=is_open, limit=limit), "", empty=empty, now=now)
+
+
+def audit(log: "SteeringLog", now: datetime) -> "Report[AuditView]":
+    return Report(
+        "actions",
+        AUDIT,
+        log.audit,
+        order="-at",
+        paged=True,
+        stored=lambda each: each.field in AUDIT_FIELDS,
+        empty="No actions: what operators do to devices, alerts and accounts is recorded here.",
+        now=now,
+    )
+
+
+def commands(log: "SteeringLog", now: datetime) -> "Report[CommandView]":
+    return Report(
+        "commands",
+        COMMANDS,
+        log.commands,
+        order="-at",
+        paged=True,
+        stored=lambda each: each.field in COMMAND_FIELDS,
+        empty="No command was given.",
+        now=now,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseCount:
+    """Edges and devices that run a release; None: they have not said which."""
+
+    software: str | None
+    edges: int
+    devices: int
+    online: int
+    offline: int
+
+
+def releases(log: "SessionLog", now: datetime) -> Report[ReleaseCount]:
+    def count(**_: object) -> list[ReleaseCount]:
+        devices, serving = log.devices(counted=False), Counter(edge.software for edge in log.edges())
+        every = Counter(device.software for device in devices)
+        online, offline = (
+            Counter(device.software for device in devices if device.state.value == state)
+            for state in ("online", "offline")
+        )
+        names = sorted({*every, *serving}, key=lambda name: (-every[name], name or ""))
+        return [ReleaseCount(name, serving[name], every[name], online[name], offline[name]) for name in names]
+
+    columns: list[Column[ReleaseCount]] = [
+        Column("software", "software", rank=0),
+        Column("edges", "edges", "count"),
+        Column("devices", "devices", "count"),
+        Column("of these online", "online", "count", key="online"),
+        Column("offline", "offline", "count"),
+    ]
+    return Report("releases", columns, count, "", empty="No edge and no device has been seen.", now=now)
+
+
+def quarantines(log: "SessionLog", now: datetime) -> "Report[QuarantineView]":
+    columns: list[Column[QuarantineView]] = [
+        Column("device", "device", rank=0),
+        Column("since", "since_at", "moment", rank=1),
+        Column("until", "until_at", rank=0, absent="lifted"),
+        Column("by", "by", rank=1),
+        Column("reason", "reason", "sentence", rank=0),
+        Column("strikes", "strikes", "count", rank=2),
+        Column("doubled", "level", "count", rank=2),
+    ]
+    empty = "No device is quarantined."
+    return Report("quarantined devices", columns, lambda **_: log.quarantines(), "device", empty=empty, now=now)
+
+
+@dataclass(frozen=True, slots=True)
+class LabelUse:
+    label: str
+    devices: tuple[str, ...]
+
+
+def labels(log: "SteeringLog", now: datetime) -> Report[LabelUse]:
+    def collect(**_: object) -> list[LabelUse]:
+        found: dict[str, tuple[str, ...]] = {}
+        for device, words in log.labels().items():
+            for word in words:
+                found[word] = (*found.get(word, ()), device)
+        return [LabelUse(word, devices) for word, devices in found.items()]
+
+    columns: list[Column[LabelUse]] = [
+        Column("label", "label", rank=0),
+        Column("number", lambda row: len(row.devices), "count", rank=0),
+        Column("devices", "devices", "sentence", rank=0),
+    ]
+    empty = "No device has a label: fleet admin label DEVICE --add WORD gives one."
+    return Report("labels", columns, collect, "label", empty=empty, now=now)

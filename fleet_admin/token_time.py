@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-from fleet_edge.counters import share
-from fleet_edge.store.spent_time import SpentTime
+from fleet_edge.session_log import SpentTime, share
 
 
 class TimePart(StrEnum):
@@ -76,7 +75,7 @@ def token_time(spent: SpentTime, *, round_trip_ms: float | None = None) -> Token
     quota_ms = min(own.quota_wait_ms, wait_ms)
     session_ms = min(max(own.wall_ms - counted.duration_ms - quota_ms, 0.0), wait_ms - quota_ms)
     # An edge counts one step of each piece of edge-only decoding.
-    steps = max(counted.verified, counted.edge_only - counted.guessed_right)
+    steps = max(counted.verified, counted.edge_only - counted.speculated_accepted)
     repeated = share(steps, counted.verified) or 0.0
     queue_ms, steps_ms = repeated * counted.queue_ms, repeated * counted.compute_ms
     at_edge_ms = queue_ms + steps_ms + counted.prefill_ms

@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Final
 
 from fleet_common.identity.certificates import IdentityRole
-from fleet_common.identity.index import CertificateState, CertificateStatus, Entry, certificate_statuses
+from fleet_common.identity.index import CertificateRecord, CertificateState, standing
 from fleet_edge.session_log import SessionLog
 from schemas.names import probe_name
 
@@ -35,10 +35,10 @@ def seen_in(log: SessionLog) -> dict[Machine, datetime]:
 
 
 def find_unmatched(
-    entries: Sequence[Entry], seen: Mapping[Machine, datetime], *, now: datetime
+    entries: Sequence[CertificateRecord], seen: Mapping[Machine, datetime], *, now: datetime
 ) -> list[UnmatchedMachine]:
     """Find unmatched, those never seen first, each kind by name. `entries` are certificates, oldest first."""
-    statuses = {(each.name, each.role): each for each in certificate_statuses(entries, now=now)}
+    statuses = {(each.name, each.role): each for each in standing(entries, now=now)}
     enrolled = {key for key, each in statuses.items() if each.state in _IN_FORCE and each.role in _SPEAKING}
     # The identities of `fleet edge selftest`, which announce no state.
     probes = {(probe_name(name), IdentityRole.DEVICE) for name, role in statuses if role is IdentityRole.EDGE}
@@ -62,7 +62,7 @@ def find_unmatched(
     ]
 
 
-def _standing(status: CertificateStatus | None) -> str:
+def _standing(status: CertificateRecord | None) -> str:
     if status is None:
         return "this authority has never given it a certificate: another authority has, or the broker asks for none"
     if status.revoked_at is not None:

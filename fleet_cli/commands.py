@@ -32,7 +32,7 @@ COMMANDS: Final = {
 
 
 _OURS: Final = frozenset(
-    {"fleet_admin", "broker_config", "dssd", "fleet_cli", "fleet_device", "fleet_edge", "fleet_common", "schemas"}
+    {"fleet_admin", "broker_config", "sampling", "fleet_cli", "fleet_device", "fleet_edge", "fleet_common", "schemas"}
 )
 
 

@@ -62,6 +62,10 @@ _COMPARED_TOKENS: Final = 64
 _WARM_UP: Final = 12
 """Largest number of requests after which a device is compared although its choice is not settled."""
 
+_UNSETTLED: Final = (
+    "Not settled yet: in so few requests, what the device measured varies by more than the two ways differ, as it does "
+    "while other programs run. It goes on trying both, at 1.5 % of the time at most."
+)
 _ROUNDS: Final = 2  # of the comparison
 
 _DRAFT_MS: Final = 15.0
@@ -69,7 +73,7 @@ _ACCEPTANCE: Final = 0.8
 _ROUND_TRIP_MS: Final = 20.0
 """Draft model and network assumed with a 7B target; those of the command that `large_target_lines` names."""
 
-_SHOWN: Final = 320  # characters of a text that grows
+_SHOWN: Final = 320  # characters of an answer that grows
 
 
 def draft_model(draft: str, models: Path) -> str:
@@ -224,11 +228,11 @@ class _Fleet:
         self.edge = self.stack.enter_context(edge_process(self.edge_arguments))
 
     def add_device(self, name: str, *arguments: str, port: int = 0) -> None:
-        port = free_port(port)
+        listen = free_port(port) if port else 0
         state = self.stack.enter_context(tempfile.TemporaryDirectory(prefix=f"fleet-{name}-"))
-        own = ["--api-listen", f"127.0.0.1:{port}", "--state-dir", state]
-        self.stack.enter_context(device_service(name, [*self.device_arguments, *own, *arguments]))
-        self.ports[name] = port
+        own = ["--api-listen", f"127.0.0.1:{listen}", "--state-dir", state]
+        started = self.stack.enter_context(device_service(name, [*self.device_arguments, *own, *arguments]))
+        self.ports[name] = int(started.online["api"].rpartition(":")[2])
 
     def kill_edge(self) -> None:
         self.edge.child.process.kill()
@@ -402,19 +406,18 @@ def stay(fleet: _Fleet, db: str, dashboard: str) -> None:
     """Say what can be done with the fleet, and wait for Ctrl-C."""
     api = f"http://127.0.0.1:{next(iter(fleet.ports.values()))}"
     # No line is longer than 80 characters, so that no terminal breaks a command.
-    fleet.console.print(
-        f"""
-The fleet stays up until Ctrl-C. In another terminal:
+    said = f"""
+The fleet stays up until Ctrl-C. A chat in the browser: {api}/
+In another terminal:
   curl -s {api}/v1/chat/completions \\
       -H 'Content-Type: application/json' -d '{{"model": "fleet", "max_tokens": 60,
       "messages": [{{"role": "user", "content": "Why is the sky blue?"}}]}}'
   {program()} admin sessions --db {db}
 Python: Device.from_config("device.toml"), in this folder.
 OpenAI clients: {api}/v1
-Dashboard: {dashboard}""",
-        soft_wrap=True,
-    )
+Dashboard: {dashboard}"""
     with suppress(KeyboardInterrupt):  # the usual end, which is no error of `make demo`
+        fleet.console.print(said, soft_wrap=True)
         while True:
             fleet.check()
             time.sleep(1.0)
@@ -430,7 +433,7 @@ def run_chat(device: str, arguments: Sequence[str]) -> int:
 
 
 def _check_settings(*, max_new_tokens: int, edge: Mapping[str, object]) -> None:
-    from fleet_edge.store.engine import parse_url
+    from fleet_edge.session_log import parse_url
 
     load_settings(DeviceSettings, config=None, flags={"max_new_tokens": max_new_tokens})
     parse_url(load_settings(EdgeSettings, config=None, flags=edge).db)
@@ -512,6 +515,7 @@ def demo_command(
         _prose(
             console,
             *(f"With {each.target}: {each.reason}" for each in report.comparisons),
+            *([] if all(each.settled for each in report.comparisons) else [_UNSETTLED]),
             *large_target_lines(report.computed),
         )
         _write(report, json_file)

@@ -227,7 +227,7 @@ def stream_answer(port: int, prompt: str, *, raw: bool = False, **options: objec
         connection.close()
 
 
-def free_port(wanted: int = 0) -> int:
+def free_port(wanted: int) -> int:
     """Return a free port on loopback: the wanted one if possible."""
     for port in (wanted, 0):
         with contextlib.suppress(OSError), socket.create_server((_HOST, port)) as listener:

@@ -1,4 +1,4 @@
-"""Command group `fleet device`: a device as a service, one text on the terminal, and checks."""
+"""Command group `fleet device`: a device as a service, one request on the terminal, and checks."""
 
 import json
 import logging
@@ -12,13 +12,14 @@ import typer
 from pydantic import ValidationError
 
 from fleet_cli.device_chat import EDGE_S, TELLS_WAITS, chat_command
-from fleet_cli.device_update import update_command
 from fleet_cli.errors import CommandError, ExitCode
 from fleet_cli.identities import enroll_command
 from fleet_cli.options import ends_with_reader, on_interrupt, run_checks, with_events, with_settings
+from fleet_cli.sampling_options import with_sampling
 from fleet_cli.tables import Column, print_table
-from fleet_common.host import Systemd
+from fleet_common.host import Systemd, locked
 from fleet_common.logs import Event, EventStream, hold_back_repetition, write_log_as
+from fleet_common.mqtt.settings import TlsSettings
 from fleet_device.applications import Application, ApplicationsFile, new_key
 from fleet_device.checks.doctor import Doctor
 from fleet_device.device import Device, preflight
@@ -26,6 +27,7 @@ from fleet_device.drafters.contract import Drafter
 from fleet_device.drafters.model_file import load_drafter
 from fleet_device.gateway import Asked, Gateway
 from fleet_device.requests.generate import GeneratedText
+from fleet_device.requests.prompt import TextOptions, prepare_request
 from fleet_device.service import DeviceService
 from fleet_device.session.sequence import TokenOrigin
 from fleet_device.settings import DeviceSettings, OfflinePolicy
@@ -125,9 +127,11 @@ Show = Callable[..., None]  # takes an event and its fields
 @app.command("generate")
 @with_events(outlives_reader=False)
 @with_settings(DeviceSettings)
+@with_sampling
 def generate_command(
     prompt: Annotated[str, typer.Argument(help="The prompt; `-` reads standard input.")],
     settings: DeviceSettings,
+    sampling: TextOptions,
     *,
     stop: Annotated[list[str] | None, typer.Option(help="Stop before this string; repeatable.")] = None,
     raw: Annotated[bool, typer.Option("--raw", help="No chat template: continue the prompt.")] = False,
@@ -143,10 +147,12 @@ def generate_command(
         raise CommandError("--stop is empty; give the string before which the output ends.")
     grammar = read_grammar(json_schema=json_schema, regex=regex, lark=lark)
     asked = _read_prompt(prompt)
+    options: TextOptions = {**sampling, "raw": raw, "stop": tuple(stop or ()), "grammar": grammar}
+    prepare_request(asked, settings, **options)  # before the model is loaded
     show: Show = events.write if events else _silent if as_json else _print
     with ends_with_reader():
         events.write(Event.LOADING, model=settings.model)
-        text, vocabulary = _write(settings, asked, raw=raw, stop=tuple(stop or ()), grammar=grammar, show=show)
+        text, vocabulary = _write(settings, asked, options, show=show)
         result = _result(settings.device, vocabulary, text)
         if events:
             events.write(Event.END, **result)
@@ -162,12 +168,10 @@ def generate_command(
         raise typer.Exit(ExitCode.INTERRUPTED)
 
 
-def _write(
-    settings: DeviceSettings, asked: str, *, raw: bool, stop: tuple[str, ...], grammar: Grammar | None, show: Show
-) -> tuple[GeneratedText, int]:
+def _write(settings: DeviceSettings, asked: str, options: TextOptions, *, show: Show) -> tuple[GeneratedText, int]:
     with (
         Device(settings) as device,
-        device.stream(asked, raw=raw, stop=stop, grammar=grammar) as stream,
+        device.stream(asked, **options) as stream,
         on_interrupt(at_first(stream.cancel)),
     ):
         stream.on_wait = lambda reason: show(Event.WAITING, reason=reason)
@@ -402,6 +406,59 @@ def _path(settings: DeviceSettings) -> Path:
     if settings.applications is None:
         raise CommandError("Name the file of the applications: --applications, or `applications` in the configuration.")
     return settings.applications.expanduser()
+
+
+Programs = Annotated[Path, typer.Option(help="Folder of programs, releases and links.")]
+Models = Annotated[Path, typer.Option(help="Folder of the models.")]
+
+
+def update_command(
+    *,
+    url: Annotated[str, typer.Option(metavar="URL", help="Repository of signed releases (https).")],
+    root: Annotated[Path, typer.Option(help="Trusted root metadata, root.json.")],
+    ca: Annotated[Path, typer.Option(help="Certificate authorities (PEM) of the repository's server.")],
+    certificate: Annotated[Path, typer.Option(help="This device's certificate (PEM).")],
+    key: Annotated[Path, typer.Option(help="Private key (PEM).")],
+    folder: Annotated[Path, typer.Option(help="Folder that the service shares, its `update_dir`.")] = Path(
+        "/var/lib/fleet/updates"
+    ),
+    programs: Programs = Path("/opt/fleet"),
+    models: Models = Path("/var/lib/fleet/models"),
+    trial_s: Annotated[float, typer.Option(min=1, help="Longest self-test of a release (seconds).")] = 900.0,
+) -> None:
+    """Bring this device to the release that its service was asked for. systemd starts it every few minutes.
+
+    It downloads what is missing, checks the signatures, installs the release next to the running one, restarts the
+    service with it, waits for its self-test, and returns to the previous release if that fails.
+    It prints each stage, and what it waits for.
+    """
+    from fleet_device.updates.handoff import UpdateFolder, UpdateState
+    from fleet_device.updates.layout import UpdatePaths
+    from fleet_device.updates.repository import Repository
+    from fleet_device.updates.updater import Updater
+
+    shown = False
+
+    def show(state: UpdateState) -> None:
+        nonlocal shown
+        shown = True
+        print(f"Release {state.release}: {state.stage}. {state.sentence}".rstrip(), flush=True)
+
+    if not url.startswith("https://"):
+        raise CommandError(f"{url!r} is no address of a repository; it begins with https://.")
+    try:
+        with locked(folder, timeout_s=1.0):
+            tls = TlsSettings(ca, certificate, key)
+            repository = Repository(url, root.read_bytes(), folder / "metadata", tls)
+            state = Updater(
+                UpdateFolder(folder), UpdatePaths(programs, models), repository, trial_s=trial_s, show=show
+            ).run()
+    except OSError as error:
+        raise CommandError(f"The updater cannot work: {error}.") from error
+    if state is None:
+        print("No release is desired.")
+    elif not shown:
+        show(state)
 
 
 app.command("chat")(chat_command)

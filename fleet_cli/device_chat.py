@@ -2,22 +2,23 @@
 
 import contextlib
 import logging
-import os
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass
-from typing import Annotated, Final, Protocol, TextIO
+from dataclasses import KW_ONLY, dataclass, field
+from typing import TYPE_CHECKING, Annotated, Final, Protocol, TextIO, Unpack
 
 import typer
 
 from fleet_cli.options import ends_with_reader, on_interrupt, with_settings
+from fleet_cli.sampling_options import with_sampling
 from fleet_device.checks.doctor import refuse_beside_running
 from fleet_device.device import Device
 from fleet_device.drafters.contract import Drafter
 from fleet_device.errors import PromptTooLong, SessionRefused
 from fleet_device.requests.chat import ChatHistory
 from fleet_device.requests.generate import GeneratedText, Piece
+from fleet_device.requests.prompt import TextOptions, prepare_request
 from fleet_device.requests.queue import TextStream
 from fleet_device.requests.structured import ChatMessage
 from fleet_device.session.sequence import TokenOrigin
@@ -26,71 +27,45 @@ from schemas.errors import FleetError
 from schemas.printable import printable, printable_line
 from schemas.reasons import EndReason, RefusalCode
 
-_RESET: Final = "\x1b[0m"
+if TYPE_CHECKING:
+    from rich.color import ColorSystem
 
-_STYLES: Final[Mapping[TokenOrigin, str]] = {
-    TokenOrigin.DRAFTED: "\x1b[32m",  # green
-    TokenOrigin.CORRECTED: "\x1b[33m",  # yellow
-    TokenOrigin.BONUS: "\x1b[36m",  # cyan
-    TokenOrigin.EDGE_ONLY: "\x1b[36m",
-    TokenOrigin.FORCED: "\x1b[35m",  # magenta
-    TokenOrigin.OTHER_TARGET: "\x1b[4;33m",  # yellow, underlined
-    TokenOrigin.UNVERIFIED: "\x1b[4;31m",  # red, underlined
+_ORIGINS: Final[Mapping[TokenOrigin, tuple[str, str]]] = {
+    TokenOrigin.DRAFTED: ("green", "drafted and accepted"),
+    TokenOrigin.CORRECTED: ("yellow", "corrected"),
+    TokenOrigin.BONUS: ("cyan", "drawn by the edge behind a draft"),
+    TokenOrigin.EDGE_ONLY: ("cyan", "edge-only"),
+    TokenOrigin.FORCED: ("magenta", "forced by a grammar"),
+    TokenOrigin.OTHER_TARGET: ("underline yellow", "of another target model"),
+    TokenOrigin.UNVERIFIED: ("underline red", "unverified"),
 }
-_THINKING: Final = "\x1b[2m"  # dim
-_MEANINGS: Final[Mapping[TokenOrigin, str]] = {
-    TokenOrigin.DRAFTED: "drafted here and accepted",
-    TokenOrigin.CORRECTED: "corrected by the edge",
-    TokenOrigin.EDGE_ONLY: "edge-only",
-    TokenOrigin.FORCED: "forced by a grammar",
-    TokenOrigin.OTHER_TARGET: "of another target model",
-    TokenOrigin.UNVERIFIED: "unverified",
-}
+_THINKING: Final = "dim"
 
 
-def wants_colours(stream: TextIO, environment: Mapping[str, str] = os.environ) -> bool:
-    """Use colours on a terminal that has them, unless NO_COLOR is set."""
-    return stream.isatty() and not environment.get("NO_COLOR") and environment.get("TERM") != "dumb"
+def colours_of(stream: TextIO) -> "ColorSystem | None":
+    """Return the colours to write with: those of a terminal that has them, unless NO_COLOR is set."""
+    from rich.color import ColorSystem
+    from rich.console import Console
+
+    console = Console(file=stream)
+    return ColorSystem.STANDARD if console.color_system and not console.no_color else None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Painter:
-    """Makes output safe for a terminal, and colours its tokens."""
-
-    colours: bool
-
-    def paint(self, piece: Piece) -> str:
-        """Return a piece without control characters; its colours end with it."""
-        thought = printable(piece.reasoning)
-        if not self.colours or not piece.parts:
-            return thought + printable(piece.text)
-        painted, style = [f"{_THINKING}{thought}{_RESET}"] if thought else [], ""
-        for part in piece.parts:
-            if not part.text:
-                continue
-            if (wanted := _STYLES[part.origin]) != style:
-                # Reset each time, because a style may be more than a colour.
-                painted.append(f"{_RESET}{wanted}" if style else wanted)
-                style = wanted
-            painted.append(printable(part.text))
-        return "".join(painted) + (_RESET if style else "")
-
-    def legend(self) -> str:
-        """Return the meaning of each colour; empty without colours."""
-        if not self.colours:
-            return ""
-        return " · ".join(f"{_STYLES[origin]}{meaning}{_RESET}" for origin, meaning in _MEANINGS.items())
+def paint(piece: Piece, colours: "ColorSystem | None") -> str:
+    """Return a piece without control characters, coloured by the origin of its tokens."""
+    parts = [(_ORIGINS[each.origin][0], each.text) for each in piece.parts] or [("none", piece.text)]
+    return "".join(_styled(text, style, colours) for style, text in [(_THINKING, piece.reasoning), *parts])
 
 
-_WORDS: Final = {
-    TokenOrigin.DRAFTED: "drafted and accepted",
-    TokenOrigin.CORRECTED: "corrected",
-    TokenOrigin.BONUS: "drawn by the edge behind a draft",
-    TokenOrigin.EDGE_ONLY: "edge-only",
-    TokenOrigin.FORCED: "forced by a grammar",
-    TokenOrigin.OTHER_TARGET: "of another target model",
-    TokenOrigin.UNVERIFIED: "unverified",
-}
+def _styled(text: str, style: str, colours: "ColorSystem | None") -> str:
+    from rich.style import Style
+
+    return Style.parse(style).render(printable(text), color_system=colours)
+
+
+def legend(colours: "ColorSystem") -> str:
+    """Return the meaning of each colour."""
+    return " · ".join(_styled(words, style, colours) for style, words in _ORIGINS.values())
 
 
 def answer_lines(text: GeneratedText) -> list[str]:
@@ -98,7 +73,7 @@ def answer_lines(text: GeneratedText) -> list[str]:
     generation, origins = text.generation, Counter(text.origins)
     first = "" if generation.first_ms is None else f", the first after {generation.first_ms / 1e3:.2f} s"
     rate = f"{text.tokens_per_s:.1f} tokens/s{first}; {text.reason.value}"
-    counted = ", ".join(f"{origins[each]} {words}" for each, words in _WORDS.items() if origins[each])
+    counted = ", ".join(f"{origins[each]} {words}" for each, (_, words) in _ORIGINS.items() if origins[each])
     accepted = "no draft was tested"
     if text.acceptance is not None:
         accepted = f"{text.acceptance:.2f} of {generation.counters.tested} draft tokens"
@@ -129,7 +104,7 @@ class Talker(Protocol):
 
     def count_tokens(self, prompt: Sequence[ChatMessage]) -> int: ...
 
-    def stream(self, prompt: Sequence[ChatMessage]) -> TextStream: ...
+    def stream(self, prompt: Sequence[ChatMessage], **options: Unpack[TextOptions]) -> TextStream: ...
 
 
 @dataclass(slots=True)
@@ -141,10 +116,11 @@ class Conversation:
 
     _talker: Talker
     _terminal: "StandardTerminal"
-    _painter: Painter
+    _colours: "ColorSystem | None"
     _history: ChatHistory
     _: KW_ONLY
     answer_tokens: int
+    options: TextOptions = field(default_factory=TextOptions)
     _last: GeneratedText | None = None
     _ended: bool = False
 
@@ -177,8 +153,8 @@ class Conversation:
             case "/system":
                 self._system(rest.strip())
             case "/help":
-                for text in filter(None, (*HELP, self._painter.legend())):
-                    self._terminal.note(text)
+                for help_line in (*HELP, *([legend(self._colours)] if self._colours else [])):
+                    self._terminal.note(help_line)
             case "/quit":
                 self._ended = True
             case _:
@@ -211,12 +187,12 @@ class Conversation:
     def _write(self, messages: Sequence[ChatMessage]) -> GeneratedText:
         shown = ""
         # Ctrl-C stops only the answer, however often it is pressed.
-        with self._talker.stream(messages) as stream, on_interrupt(lambda *_: stream.cancel()):
+        with self._talker.stream(messages, **self.options) as stream, on_interrupt(lambda *_: stream.cancel()):
             stream.on_wait = lambda reason: self._terminal.note(f"[Waiting: {printable(reason)}]")
             try:
                 for piece in stream.pieces():
                     shown += piece.text
-                    self._terminal.write(self._painter.paint(piece))
+                    self._terminal.write(paint(piece, self._colours))
                 text = stream.result()
             finally:
                 if shown:
@@ -247,7 +223,7 @@ class Conversation:
 
 _PROMPT: Final = "> "
 EDGE_S: Final = 1.0  # an edge's retained state comes with the connection
-TELLS_WAITS: Final = "fleet_device.client.retry.waits"
+TELLS_WAITS: Final = "fleet_device.client.driver.waits"
 
 
 class StandardTerminal:
@@ -279,24 +255,27 @@ class StandardTerminal:
         print(sentence, file=sys.stderr, flush=True)
 
 
-def talk(device: Device, *, system: str) -> None:
+def talk(device: Device, *, system: str, options: TextOptions) -> None:
     settings, terminal = device.settings, StandardTerminal()
-    painter = Painter(colours=wants_colours(sys.stdout))
+    colours = colours_of(sys.stdout)
     logging.getLogger(TELLS_WAITS).setLevel(logging.ERROR)  # the conversation says so itself
     terminal.note(
         f"Device {settings.device} of fleet {settings.fleet}, draft model {printable(device.drafter.name)}. "
         "/help lists the commands, Ctrl-C stops an answer, Ctrl-D ends."
     )
-    if legend := painter.legend():
-        terminal.note(legend)
+    if colours:
+        terminal.note(legend(colours))
     if not device.wait_for_edge(EDGE_S):
         terminal.note(f"[No edge of fleet {settings.fleet!r} is online; start one with `fleet edge run`.]")
-    Conversation(device, terminal, painter, ChatHistory(system), answer_tokens=settings.max_new_tokens).run()
+    answer_tokens = settings.max_new_tokens
+    Conversation(device, terminal, colours, ChatHistory(system), answer_tokens=answer_tokens, options=options).run()
 
 
 @with_settings(DeviceSettings)
+@with_sampling
 def chat_command(
     settings: DeviceSettings,
+    sampling: TextOptions,
     *,
     system: Annotated[str, typer.Option(help="System message for the large model.")] = "",
 ) -> None:
@@ -305,8 +284,9 @@ def chat_command(
     Ctrl-C stops an answer, Ctrl-D ends. NO_COLOR turns colours off. Without a terminal, each line of standard input is
     a message.
     """
+    prepare_request("checked", settings, **sampling)  # before the model is loaded
     refuse_beside_running(settings)
     # A conversation runs one request at a time, whose context gets all the memory.
     settings = settings.model_copy(update={"texts_at_once": 1})
     with ends_with_reader(), Device(settings) as device:
-        talk(device, system=system)
+        talk(device, system=system, options=sampling)

@@ -15,14 +15,15 @@ from fleet_cli.edge_advise import advise_command
 from fleet_cli.errors import CommandError
 from fleet_cli.identities import enroll_command
 from fleet_cli.options import run_checks, with_events, with_settings
+from fleet_cli.warm_prompts import read_warm_prompts
 from fleet_common.grammar.compiler import BANNED_FILE, BannedGrammars
 from fleet_common.host import Systemd, use_one_heap
 from fleet_common.logs import Event, EventStream, hold_back_repetition, write_log_as
 from fleet_common.mqtt.tls import certificate_name
 from fleet_common.settings import load_settings
 from fleet_edge.edge import Edge
+from fleet_edge.session_log import parse_url, shown
 from fleet_edge.settings import EdgeSettings
-from fleet_edge.store.engine import parse_url, shown
 from fleet_edge.verifiers.blocks_engine import kept_pages_path
 from fleet_edge.verifiers.registry import check_target_files, read_target_tokens
 from schemas.errors import FleetError
@@ -83,7 +84,8 @@ def run_command(settings: EdgeSettings, *, events: EventStream) -> None:
     write_log_as(settings.log_format, fleet=settings.fleet, edge=settings.edge)
     hold_back_repetition()
     use_one_heap()  # before there are threads
-    running, unit = Edge(settings), Systemd.from_environment()
+    running = Edge(settings, warm_prompts=read_warm_prompts(settings))
+    unit = Systemd.from_environment()
 
     def say(sentence: str) -> None:
         if settings.log_format == "json":
@@ -210,6 +212,7 @@ def forget_prompts_command(settings: EdgeSettings) -> None:
     """Delete the prompts and outputs that this edge keeps, in computed form, for its next start.
 
     A running edge drops those of ended requests when the next request begins, and keeps nothing until it is restarted.
+    It computes its warm prompts again.
     """
     path = kept_pages_path(settings)
     if path is None or not path.exists():

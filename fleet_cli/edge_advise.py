@@ -23,8 +23,7 @@ from fleet_cli.options import with_settings
 from fleet_cli.tables import Column, plain, print_table
 from fleet_device.pacing.contract import Plan
 from fleet_edge.settings import EdgeSettings
-from fleet_edge.step_curve import StepCurve, read_curve, write_curve
-from fleet_edge.step_curve import as_json as curve_json
+from fleet_edge.step_curve import StepCurve, as_json as curve_json, read_curve, write_curve
 from schemas.policy import Mode
 from schemas.printable import json_text
 

@@ -20,7 +20,7 @@ from fleet_common.identity.certificates import IdentityRole, load_request
 from fleet_common.identity.enforcement import BrokerAccess, enforce_revocation
 from fleet_common.identity.enrolment import Enrolment
 from fleet_common.identity.files import PUBLIC, CutOffFailed, IdentityError, make_folder, read_bounded, write_atomically
-from fleet_common.identity.index import CertificateStatus, Entry, certificate_statuses
+from fleet_common.identity.index import CertificateRecord, standing
 from fleet_common.validation import field_at, plain_sentence
 from schemas.errors import FleetError
 
@@ -74,7 +74,9 @@ def _ask(prompt: str, *, confirm: bool = False) -> bytes:
     return answer.encode()
 
 
-def _write_signed(authority: Authority, entries: Iterable[Entry], out: Path | None, *, as_json: bool) -> None:
+def _write_signed(
+    authority: Authority, entries: Iterable[CertificateRecord], out: Path | None, *, as_json: bool
+) -> None:
     folder, ca = out or authority.folder.issued, authority.folder.certificate
     make_folder(folder)
     made = []
@@ -89,17 +91,18 @@ def _write_signed(authority: Authority, entries: Iterable[Entry], out: Path | No
     print(f"Send it there, the first time together with {ca}." if made else "No certificate is due.")
 
 
-_STANDING: Final[list[Column[CertificateStatus]]] = [
-    Column("name", lambda line: line.name, rank=0),
-    Column("role", lambda line: line.role.value, "state", rank=0),
-    Column("state", lambda line: line.state.value, "state", rank=0),
-    Column("left", lambda line: line.days_left, "days", rank=0),
-    Column("until", lambda line: line.not_after, "moment", rank=1),
-    Column("serial", lambda line: line.serial, "id", rank=2),
+_STANDING: Final[list[Column[CertificateRecord]]] = [
+    Column("name", "name", rank=0),
+    Column("role", "role.value", "state", rank=0),
+    Column("state", "state.value", "state", rank=0),
+    Column("left", "days_left", "days", rank=0),
+    Column("until", "not_after", "moment", rank=1),
+    Column("by", "by", rank=2, meaning="Who signed it."),
+    Column("serial", "serial", "id", rank=2),
 ]
 
 
-def _facts(entry: Entry, path: Path) -> dict[str, object]:
+def _facts(entry: CertificateRecord, path: Path) -> dict[str, object]:
     return {
         "name": entry.name,
         "role": entry.role.value,
@@ -284,7 +287,7 @@ def _tell_log(db: str, names: list[str]) -> None:
     """Record a revocation in the session log; without the log it is valid too."""
     try:
         with open_log(db) as log:
-            from fleet_edge.store.event_codes import EventKind
+            from fleet_edge.session_log import EventKind
 
             for name in dict.fromkeys(names):
                 sentence = f"All certificates of {name} were revoked."
@@ -303,7 +306,7 @@ def list_command(
 ) -> None:
     """List the identities with status and remaining days."""
     authority = open_authority(ca, None)
-    found = certificate_statuses(authority.entries(), now=authority.clock(), history=history)
+    found = standing(authority.entries(), now=authority.clock(), history=history)
     print_table("Identities", _STANDING, found, as_json=as_json, empty="The authority has issued no certificate yet.")
 
 
@@ -329,7 +332,7 @@ def enroll_command(
         return
     if new_key:
         raise CommandError("A new key needs a new request: run the command without --certificate first.")
-    signed = enrolment.take(certificate, ca)
+    signed = enrolment.install(certificate, ca)
     # On an edge's machine the probe enrols; the edge itself gets its files from the operator.
     probes = context.parent is not None and context.parent.info_name == "edge"
     _show_taken(enrolment, signed, probes=probes, as_json=as_json)

@@ -102,8 +102,7 @@ def check_command(
     as_json: AsJson = False,
 ) -> None:
     """Check whether a draft model and a target fit, and how much memory they need. Only --measure loads weights."""
-    from fleet_cli.models_report import as_json as to_json
-    from fleet_cli.models_report import measured_json, show, show_measured
+    from fleet_cli.models_report import as_json as to_json, measured_json, show, show_measured
 
     chosen = _prompts(prompts, each)
     pair = _checked(draft, target, models_dir, target_vocabulary)

@@ -95,7 +95,7 @@ def show_claims(found: Measured) -> None:
         ("edge-only / drafting / chosen, tokens/s", " / ".join(f"{way['tokens_per_s']:.1f}" for way in ways)),
         ("edge-only / drafting / chosen, bytes a token", " / ".join(f"{way['bytes_per_token']:.1f}" for way in ways)),
     ]
-    print_table(f"{demo['draft']} for {demo['target']}, one device", _CLAIMS, claims, wide=True)
+    print_table(f"{demo['draft']} for {demo['target']}, one device", _CLAIMS, claims, whole=True)
     print(f"The device chose: {compared['plan']}.")
 
 

@@ -67,7 +67,7 @@ def with_options(
                     for option, (annotation, default) in options.items()
                 )
             else:
-                parameters.append(parameter)
+                parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
         # Typer reads both.
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
@@ -225,16 +225,6 @@ Database = Annotated[
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
-Wide = Annotated[bool, typer.Option("--wide", help="Show all columns, whatever the terminal's width.")]
-SHOWN: Final = 50
-"""Rows of a table by default."""
-
-AtMost = Annotated[
-    int | None, typer.Option(min=1, help=f"Maximum number of rows; by default {SHOWN} in a table and all in JSON.")
-]
-Since = Annotated[
-    str | None, typer.Option(help="Sessions opened since: 90s, 30m, 2h or 7d ago, or an ISO 8601 time (UTC).")
-]
 DEFAULT_DB = ""
 
 
@@ -256,10 +246,6 @@ def time_of(option: str, text: str | None) -> datetime | None:
         return read_time(text, now=datetime.now(UTC))
     except ValueError as error:
         raise CommandError(f"{option}: {error}") from error
-
-
-def shown_of(number: int, total: int) -> str:
-    return f"{number:,}" if number == total else f"{number:,} of {total:,} (all: --limit {total})"
 
 
 def open_log(url: str) -> "SessionLog":

@@ -55,19 +55,22 @@ def print_table(
     rows: Iterable[T],
     *,
     sort: str = "",
-    wide: bool = False,
+    whole: bool = False,
     as_json: bool = False,
+    all_columns: str = "--json",
     empty: str = "There are none.",
 ) -> None:
-    """Print a table, or `empty` without rows. A pipe gets all columns; a terminal those that fit, unless it is `wide`.
+    """Print a table, or `empty` without rows. A pipe gets all columns; a terminal those that fit, unless `whole`.
 
-    The first column and the one with the key `sort`, by which the rows are sorted, are always shown.
+    The first column and the one with the key `sort`, by which the rows are sorted, are always shown. `all_columns` is
+    the option that shows the others.
     """
     body = list(rows)
     if as_json:
         print_json(body)
         return
-    lines = [title, *table_lines(columns, body, width=None if wide else terminal_width(), sort=sort), ""]
+    width = None if whole else terminal_width()
+    lines = [title, *table_lines(columns, body, width=width, sort=sort, all_columns=all_columns), ""]
     sys.stdout.write("\n".join(lines if body else [empty]) + "\n")
 
 
@@ -100,7 +103,9 @@ class _Laid(Generic[T]):
         return min(self.whole, max(width, _longest(self.heading.split())))
 
 
-def table_lines(columns: Sequence[Column[T]], rows: Sequence[T], *, width: int | None, sort: str = "") -> list[str]:
+def table_lines(
+    columns: Sequence[Column[T]], rows: Sequence[T], *, width: int | None, sort: str = "", all_columns: str = "--json"
+) -> list[str]:
     """Return the lines of a table: headings, a rule, the rows, and the number of hidden columns.
 
     Without a `width` all columns and values are shown whole.
@@ -128,7 +133,7 @@ def table_lines(columns: Sequence[Column[T]], rows: Sequence[T], *, width: int |
         table.add_row(*map(Text, cells))
     lines = _rendered(table, _UNLIMITED if width is None else max(width, _total(kept, _NARROWEST)))
     if hidden := len(laid) - len(kept):
-        lines.append(f"{hidden} column{'s' * (hidden > 1)} hidden: widen the terminal, or use --json.")
+        lines.append(f"{hidden} column{'s' * (hidden > 1)} hidden: widen the terminal, or use {all_columns}.")
     return lines
 
 

@@ -29,6 +29,9 @@ _MAX_DIMENSIONS: Final = 4
 _FIRST_OF_SEVERAL: Final = re.compile(r"-00001-of-(\d{5})\.gguf$", re.IGNORECASE)
 _OF_VOCABULARY: Final = ("general.", "tokenizer.")
 _TOKENS: Final = "tokenizer.ggml.tokens"
+_MISTRAL_SHAPE: Final = (4_096, 14_336, 8)
+_MISTRAL_WINDOW: Final = 4_096
+_ROPE_BASE: Final = 10_000.0
 
 
 class GgufUnreadable(FleetError):  # noqa: N818 - reads as what it says
@@ -68,6 +71,20 @@ class GgufHeader:
     @property
     def weight_bytes(self) -> int:
         return sum(tensor.nbytes for tensor in self.tensors.values())
+
+    @property
+    def lost_window(self) -> int:
+        """Sliding window that the converter drops: of Mistral 7B v0.1 and what is made of it; 0 of other models.
+
+        Such a file names the architecture of Llama. Its shape and context tell it from others; later releases have no
+        window, and another base of the rotary embedding.
+        """
+        shape = (self.of("embedding_length"), self.of("feed_forward_length"), self.of("attention.head_count_kv"))
+        named = "mistral" in f"{self.metadata.get('general.name')} {self.metadata.get('general.basename')}".lower()
+        if self.architecture != "llama" or self.of("expert_count") or not (named or shape == _MISTRAL_SHAPE):
+            return 0
+        unscaled = (self.of("rope.freq_base") or _ROPE_BASE) == _ROPE_BASE and not self.of("rope.scaling.type")
+        return _MISTRAL_WINDOW if unscaled and (self.of("context_length") or 0) > _MISTRAL_WINDOW else 0
 
     @property
     def end_tokens(self) -> tuple[int, ...]:

@@ -5,20 +5,26 @@ connections. Here we accept connections ourselves, so that silent and slow ones 
 """
 
 import asyncio
+import errno
+import ipaddress
 import math
 import socket
 import threading
 import time
+from collections.abc import Collection
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import h11
 import uvicorn
-from starlette.types import ASGIApp
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Scope
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
 from fleet_common.limits import Connections, cut
+from schemas.errors import FleetError
 
 _MOST: Final = 500
 _REQUEST_S: Final = 20.0
@@ -31,12 +37,74 @@ _SWEEP_S: Final = 1.0
 _PAUSE_S: Final = 0.1
 
 
+_BACKLOG: Final = 512
+
+
+class HttpServerError(FleetError):
+    """An address cannot be listened on, or a certificate cannot be used. The message is one sentence for the user."""
+
+
+def listen(host: str, port: int, *, setting: str) -> socket.socket:
+    """Listen on an address; raise HttpServerError, which names the setting of the address, if it cannot be used."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        listener = socket.create_server((host, port), family=family, backlog=_BACKLOG)
+    except OSError as error:
+        raise unusable(f"{host}:{port}", error, setting=setting) from error
+    # Accepted connections inherit it. asyncio sets it only on sockets that name their protocol, unlike this one: an
+    # answer's second packet would wait for the client's delayed acknowledgement, 40 ms.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listener
+
+
+def unusable(address: object, error: OSError, *, setting: str) -> HttpServerError:
+    if error.errno == errno.EADDRINUSE:
+        what = "is in use: stop what listens there"
+    else:
+        what = f"cannot be used ({error.strerror or error})"
+    return HttpServerError(f"The address {address} {what}, or set `{setting}` to another.")
+
+
+LOOPBACK: Final = frozenset({"127.0.0.1", "localhost", "[::1]", "::1"})
+"""Names of this machine in a URL."""
+
+
+def is_named(scope: Scope, names: Collection[str]) -> bool:
+    """A request names us by its Host header: by one of `names`, or by the address at which it arrives.
+
+    Any web page can make a browser send requests here, also on loopback, under a name of its own that it lets resolve
+    to our address. It cannot let a name resolve to a host that is an address already.
+    """
+    hosts = Headers(scope=scope).getlist("host")
+    if len(hosts) != 1:
+        return False
+    host = hosts[0].lower()
+    name, colon, port = host.rpartition(":")
+    name = name if colon and name and port.isascii() and port.isdigit() else host
+    arrived, _ = scope.get("server") or (None, None)
+    return name in names or host in names or (_is_address(name) and name.strip("[]") == arrived)
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name.strip("[]"))
+    except ValueError:
+        return False
+    return True
+
+
+def bearer_token(scope: Scope) -> bytes:
+    """Return the bearer token of a request; empty without one."""
+    kind, _, token = Headers(scope=scope).get("authorization", "").partition(" ")
+    return token.strip().encode("latin-1", "replace") if kind.lower() == "bearer" else b""
+
+
 class HttpServer:
     """Serves an application from `start` until it is stopped. Connections are accepted once the socket listens.
 
     `sock` is closed at the end; `grace_s` is the time for running answers then. With a finite `answer_s` a connection
     is closed if an answer takes longer, and earlier if that makes room for another. Without a `certificate` (PEM file
-    with chain and key) the server uses HTTP. Raise OSError or ValueError if it cannot be used.
+    with chain and key) the server uses HTTP; raise HttpServerError, which names its `setting`, if it cannot be used.
     """
 
     def __init__(
@@ -48,6 +116,7 @@ class HttpServer:
         grace_s: int,
         keep_alive_s: int = 5,
         certificate: Path | None = None,
+        setting: str = "",
         most: int = _MOST,
         request_s: float = _REQUEST_S,
         answer_s: float = math.inf,
@@ -65,7 +134,20 @@ class HttpServer:
             timeout_graceful_shutdown=grace_s,
             ssl_certfile=certificate,
         )
-        config.load()
+        try:
+            config.load()
+        except (OSError, ValueError) as error:
+            sock.close()
+            raise HttpServerError(
+                f"The certificate {certificate} cannot be used ({error}): put certificate, chain and key into that "
+                f"file, and correct `{setting}`."
+            ) from error
+        bound = sock.getsockname()
+        if isinstance(bound, str):
+            self.address = f"unix:{bound}"
+        else:
+            host = f"[{bound[0]}]" if ":" in bound[0] else bound[0]
+            self.address = f"{'http' if certificate is None else 'https'}://{host}:{bound[1]}"
         self._sock = sock
         self._server = _Server(config, sock, most=most, request_s=request_s, answer_s=answer_s)
         self._thread = threading.Thread(target=self._server.run, name=name, daemon=True)
@@ -112,10 +194,11 @@ class _Server(uvicorn.Server):
         for connection in list(self._connections):  # those without a protocol yet
             connection.close()
 
-    def _begin(self, work: Any) -> None:  # noqa: ANN401 - a coroutine
+    def _begin(self, work: Any) -> asyncio.Task[None]:  # noqa: ANN401 - a coroutine
         task = asyncio.get_running_loop().create_task(work)
         self._working.add(task)
         task.add_done_callback(self._working.discard)
+        return task
 
     async def _accept(self) -> None:
         loop = asyncio.get_running_loop()
@@ -130,7 +213,8 @@ class _Server(uvicorn.Server):
             if ends is not None:
                 cut(ends)
             if ends is not connection:
-                self._begin(self._connect(connection))
+                # A task that is cancelled before it has begun runs none of its code.
+                self._begin(self._connect(connection)).add_done_callback(partial(_close_cancelled, connection))
             else:
                 connection.close()
 
@@ -147,15 +231,17 @@ class _Server(uvicorn.Server):
         except OSError:  # of TLS too
             self._connections.discard(connection)
             connection.close()
-        except asyncio.CancelledError:
-            connection.close()
-            raise
 
     async def _sweep(self) -> None:
         while True:
             await asyncio.sleep(min(_SWEEP_S, self._request_s / 2))
             for connection in self._connections.overdue(wait_s=self._request_s, answer_s=self._answer_s):
                 cut(connection)
+
+
+def _close_cancelled(connection: socket.socket, task: asyncio.Task[None]) -> None:
+    if task.cancelled():
+        connection.close()
 
 
 class _Protocol(H11Protocol):

@@ -77,7 +77,7 @@ class FairQueue(Generic[K, T]):
         key = self._next_key()
         return None if key is None else self._lanes[key].entries[0][0]
 
-    def take(self) -> T | None:
+    def pop(self) -> T | None:
         key = self._next_key()
         if key is None:
             return None
@@ -156,7 +156,7 @@ class TokenBucket:
         self._level = burst
         self._at = now
 
-    def take(self, amount: float, now: float) -> float:
+    def try_spend(self, amount: float, now: float) -> float:
         """Take an amount if it is available; return 0.0, else the seconds until it is.
 
         An amount above the burst is available when the bucket is full; it leaves a debt.

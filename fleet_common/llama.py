@@ -225,7 +225,14 @@ class GgufFile:
     error: ClassVar[type[FleetError]] = LlamaError
     key: ClassVar[str] = "model"
 
-    def __init__(self, path: Path, *, vocabulary_only: bool = False, gpu_layers: int = 0) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        vocabulary_only: bool = False,
+        gpu_layers: int = 0,
+        on_progress: Callable[[float], None] = lambda _share: None,
+    ) -> None:
         self._require_gguf(path)
         try:
             self._library = library()
@@ -235,10 +242,17 @@ class GgufFile:
         parameters = self._library.llama_model_default_params()
         parameters.vocab_only = vocabulary_only
         parameters.n_gpu_layers = gpu_layers
+
+        def note_progress(share: float, _data: object) -> bool:
+            on_progress(share)
+            return True  # go on
+
+        parameters.progress_callback = callback = self._library.llama_progress_callback(note_progress)
         native_reason()  # drop messages about other files
         self.thread = NativeThread()
         load = self._library.llama_model_load_from_file
         self._handle = self.thread.call(load, os.fsencode(path), parameters)
+        del callback  # which must live as long as the call
         if not self._handle:
             self.thread.close()
             raise self.error(f"llama.cpp cannot load {path}: {native_reason()}; fetch it again, or choose another.")

@@ -5,7 +5,6 @@ ones are closed first, each is closed after some seconds, and on loopback a requ
 """
 
 import hmac
-import socket
 from typing import Final
 
 from starlette.applications import Starlette
@@ -14,19 +13,17 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from fleet_common.http_server import HttpServer
-from fleet_common.metrics import CONTENT_TYPE, Health, ListenAddress, MetricsError, MetricsPages
+from fleet_common.http_server import LOOPBACK, HttpServer, bearer_token, is_named, listen
+from fleet_common.metrics import CONTENT_TYPE, Health, ListenAddress, MetricsPages
 
 _AT_ONCE: Final = 64
 _LONGEST_S: Final = 10.0
 _GRACE_S: Final = 1
-_BACKLOG: Final = 512
-_LOOPBACK: Final = frozenset({"127.0.0.1", "localhost", "[::1]", "::1"})
 _HEADERS: Final = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
 
 
 class MetricsServer(HttpServer):
-    """Serves pages until stopped; raise MetricsError if the address cannot be listened on.
+    """Serves pages until stopped; raise HttpServerError if the address cannot be listened on.
 
     Without a `token` no bearer token is required; any connection is closed after `longest_s`.
     """
@@ -34,16 +31,7 @@ class MetricsServer(HttpServer):
     def __init__(
         self, address: ListenAddress, pages: MetricsPages, *, token: bytes | None = None, longest_s: float = _LONGEST_S
     ) -> None:
-        family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-        try:
-            sock = socket.create_server((address.host, address.port), family=family, backlog=_BACKLOG)
-        except OSError as error:
-            raise MetricsError(
-                f"Metrics cannot be served on {address.host}:{address.port} ({error.strerror}): set "
-                "`metrics.listen` to another address or port."
-            ) from error
-        host, port = sock.getsockname()[:2]
-        self.url: Final = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        sock = listen(address.host, address.port, setting="metrics.listen")
         app = _application(pages, token, local=address.loopback)
         super().__init__(
             app, sock, name="metrics", grace_s=_GRACE_S, most=_AT_ONCE, request_s=longest_s, answer_s=longest_s
@@ -52,15 +40,11 @@ class MetricsServer(HttpServer):
 
 def _application(pages: MetricsPages, token: bytes | None, *, local: bool) -> Starlette:
     def trusted(request: Request) -> bool:
-        if token is None:
-            return True
-        kind, _, given = request.headers.get("Authorization", "").partition(" ")
         # Constant time: the duration must not reveal how much of a guess was right.
-        same = hmac.compare_digest(given.strip().encode("latin-1", "replace"), token)
-        return kind.lower() == "bearer" and same
+        return token is None or hmac.compare_digest(bearer_token(request.scope), token)
 
     def check_host(request: Request) -> None:
-        if local and _host_name(request.headers.get("Host", "")) not in _LOOPBACK:
+        if local and not is_named(request.scope, LOOPBACK):
             raise HTTPException(421, "This endpoint only answers under a loopback name.\n", _HEADERS)
 
     # Not coroutines: they wait for the program's threads.
@@ -88,8 +72,3 @@ def _health(health: Health, *, trusted: bool) -> Response:
     if trusted:
         body["checks"] = {name: sentence or "ok" for name, sentence in health.checks.items()}
     return JSONResponse(body, 200 if health.well else 503, _HEADERS)
-
-
-def _host_name(host: str) -> str:
-    name, colon, port = host.lower().rpartition(":")
-    return name if colon and port.isdigit() and name else host.lower()

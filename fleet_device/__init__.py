@@ -65,25 +65,5 @@ __all__ = [
     "ToolCall",
 ]
 
-_MODULES = {
-    "fleet_common.mqtt.errors": "ConnectFailed",
-    "fleet_common.settings": "SettingsError",
-    "fleet_device.device": "AsyncDevice Device",
-    "fleet_device.drafters.contract": "DrafterError",
-    "fleet_device.errors": "DeviceClosed DeviceError EdgeUnavailable InvalidRequest PromptTooLong ProtocolViolation "
-    "RequestTimeout SessionFailed SessionRefused TextCancelled",
-    "fleet_device.requests.template": "ChatError",
-    "fleet_device.requests.generate": "GeneratedText",
-    "fleet_device.requests.prompt": "Prompt TextOptions",
-    "fleet_device.requests.queue": "AsyncTextStream TextStream",
-    "fleet_device.requests.structured": "ChatMessage ToolCall",
-    "fleet_device.session.sequence": "TokenOrigin",
-    "fleet_device.settings": "DeviceSettings",
-    "schemas.errors": "FleetError",
-    "schemas.policy": "Grammar",
-}
-
 if not TYPE_CHECKING:
-    __getattr__, __dir__ = lazy_names(
-        __name__, {name: module for module, names in _MODULES.items() for name in names.split()}
-    )
+    __getattr__, __dir__ = lazy_names(__name__, __file__)

@@ -166,8 +166,8 @@ class _AnyDevice:
             closing.service.stop(Presence.CLOSED)  # a program has ended; a service is to come back
 
     def _count(self, prompt: Prompt, *, raw: bool) -> int:
-        codec = self._require_open().service.drafter.codec
-        return len(prepare_request(prompt, self.settings, raw=raw).encode(codec).prompt)
+        service = self._require_open().service
+        return len(service.encode(prepare_request(prompt, self.settings, raw=raw).encode, self.settings.target).prompt)
 
     @property
     def drafter(self) -> Drafter:
@@ -202,7 +202,7 @@ class Device(_AnyDevice):
         self._end()
 
     def generate(self, prompt: Prompt, **options: Unpack[TextOptions]) -> GeneratedText:
-        """Generate a text, and return it when it is complete.
+        """Run a request, and return its output when it is complete.
 
         A broker or an edge that restarts meanwhile costs time; if it stays away, the request fails after `offline_s`
         seconds. With `offline="wait"` it continues as soon as one is back, however long that takes; with
@@ -228,7 +228,7 @@ class Device(_AnyDevice):
             return stream.result()
 
     def stream(self, prompt: Prompt, **options: Unpack[TextOptions]) -> TextStream:
-        """Begin to generate a text, and return an iterator over its pieces as they are verified.
+        """Begin a request, and return an iterator over its output as it is verified.
 
         Leaving the loop, or closing the stream, cancels the request; use it in a `with` statement if other code may end
         before the loop does.
@@ -244,7 +244,11 @@ class Device(_AnyDevice):
         prepared = prepare_request(prompt, self.settings, **options)
         opened = self._require_open()
         opened.check_grammar(prepared)
-        return TextStream(opened.queue, lambda: prepared.encode(opened.service.codec), timeout=options.get("timeout"))
+        return TextStream(
+            opened.queue,
+            lambda: opened.service.encode(prepared.encode, prepared.target),
+            timeout=options.get("timeout"),
+        )
 
     def count_tokens(self, prompt: Prompt, *, raw: bool = False) -> int:
         """Return the number of tokens of a prompt, chat template included.
@@ -287,18 +291,18 @@ class AsyncDevice(_AnyDevice):
         await asyncio.to_thread(self._end)
 
     async def generate(self, prompt: Prompt, **options: Unpack[TextOptions]) -> GeneratedText:
-        """Generate a text, and return it when it is complete; see `Device.generate`."""
+        """Run a request, and return its output when it is complete; see `Device.generate`."""
         async with self.stream(prompt, **options) as stream:
             return await stream.result()
 
     def stream(self, prompt: Prompt, **options: Unpack[TextOptions]) -> AsyncTextStream:
-        """Begin to generate a text, and return an asynchronous iterator over its pieces; see `Device.stream`."""
+        """Begin a request, and return an asynchronous iterator over its output; see `Device.stream`."""
         prepared = prepare_request(prompt, self.settings, **options)
         opened = self._require_open()
 
         def prepare() -> GenerateRequest:
             opened.check_grammar(prepared)  # here, because it would stop the event loop
-            return prepared.encode(opened.service.codec)
+            return opened.service.encode(prepared.encode, prepared.target)
 
         return AsyncTextStream(opened.queue, prepare, timeout=options.get("timeout"))
 

@@ -87,7 +87,7 @@ class Gateway:
         self._asked.put(what)
 
     def start(self) -> None:
-        """Serve the API, and connect as soon as possible; raise ConfigurationError if the port cannot be used."""
+        """Serve the API, and connect as soon as possible; raise HttpServerError if the port cannot be used."""
         if self._settings.api_listen:
             from fleet_device.api.listening import listen_as  # noqa: PLC0415 - a web server, only where there is to be one
 
@@ -173,8 +173,11 @@ class Gateway:
     def since(self) -> datetime:
         return self.service.since
 
-    def submit(self, prepare: Callable[[TextCodec], GenerateRequest], listener: Listener) -> Ticket:
-        return self._queue.submit(lambda: prepare(self.service.codec), listener)
+    def submit(
+        self, prepare: Callable[[TextCodec], GenerateRequest], listener: Listener, *, target: str = ""
+    ) -> Ticket:
+        any_name = target != self._settings.target  # what an application wrote, not what the operator did
+        return self._queue.submit(lambda: self.service.encode(prepare, target, any_name=any_name), listener)
 
     def cancel(self, ticket: Ticket) -> None:
         self._queue.cancel(ticket)
@@ -184,7 +187,7 @@ class Gateway:
 
     @property
     def codec(self) -> TextCodec:
-        return self.service.codec
+        return self.service.formats.codec(self.service.codec)
 
     @property
     def draft_model(self) -> str:
@@ -194,8 +197,8 @@ class Gateway:
     def context(self) -> int:
         return self.service.drafter.context
 
-    def targets(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(state.target for state in self.service.edges.online()))
+    def targets(self, *, online: bool = True) -> tuple[str, ...]:
+        return self.service.edges.targets(online=online)
 
     def absence(self, *, for_s: float = 0.0) -> EdgeUnavailable | None:
         return self.service.absence(for_s=for_s)
@@ -226,16 +229,19 @@ class Gateway:
                 "quantization": service.drafter.quantization,
                 "context": service.drafter.context,
                 "vocabulary": str(service.drafter.vocabulary),
+                "chat_format": service.formats.own_name,
             },
             "broker": {"host": settings.broker.host, "port": settings.broker.port, "connected": service.link.connected},
             "edges": [
                 {
                     "edge": state.edge,
-                    "presence": "loading" if state.loading else state.presence.value,
+                    "presence": state.presence.value if state.loading is None else "loading",
+                    "loading": state.loading,
                     "target": state.target,
                     "target_id": state.target_id,
                     "vocabulary": state.vocabulary,
                     "software": state.software,
+                    "chat_format": state.chat_format,
                 }
                 for state in service.edges.known()
             ],

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from fleet_device.pacing.goals import MESSAGE_BYTES, RENEWED
+from fleet_device.pacing.plans import MESSAGE_BYTES, RENEWED
 from fleet_device.requests.generate import Generation
 from fleet_device.settings import Power
 

@@ -16,10 +16,11 @@ from fleet_common.mqtt.paho_link import PahoLink
 from fleet_common.mqtt.settings import LinkSettings
 from fleet_common.mqtt.tls import certificate_end
 from fleet_device.client.agent import Agent
+from fleet_device.client.chat_formats import ChatFormats
+from fleet_device.client.decision import RetryPolicy
 from fleet_device.client.messaging import EdgePresences, Inbox
 from fleet_device.client.reports import UnverifiedReports
-from fleet_device.client.retry import RetryPolicy
-from fleet_device.drafters.contract import Drafter, sequences_of
+from fleet_device.drafters.contract import Drafter, TextCodec, sequences_of
 from fleet_device.errors import EdgeUnavailable
 from fleet_device.pacing.adaptive import make_pacing
 from fleet_device.pacing.contract import Pacing, RoundTrips
@@ -129,6 +130,7 @@ class DeviceService:
     since: datetime = field(init=False)
     texts_at_once: int = field(init=False)
     link: Link = field(init=False)
+    formats: ChatFormats = field(init=False)
     _counting: threading.Lock = field(default_factory=threading.Lock)
     reports: UnverifiedReports = field(init=False)
     _presence: Presence = Presence.ONLINE
@@ -162,6 +164,14 @@ class DeviceService:
             edge_only=edge_only,
             edge_only_allowed=settings.edge_only is not False,
             reports=self.reports,
+        )
+        self.formats = ChatFormats(
+            self.link,
+            settings.fleet,
+            self.edges,
+            self.drafter.codec,
+            self.drafter.vocabulary,
+            settings.state_file(".chat"),
         )
         self.agent.attach()
         # Again after every reconnect: meanwhile the broker has published our will.
@@ -250,6 +260,17 @@ class DeviceService:
                 return EdgeUnavailable(str(self.agent.inbox.rejected), code=LinkFault.NOT_AUTHORIZED)
             return EdgeUnavailable(self.edges.absence(self.settings.fleet))
         return None
+
+    def encode(
+        self, prepare: Callable[[TextCodec], GenerateRequest], target: str = "", *, any_name: bool = False
+    ) -> GenerateRequest:
+        """Return a request whose prompt is rendered with the chat template of a target that can serve it.
+
+        It may wait some seconds for the template. With the name of a target, only its edges serve the request;
+        `any_name` is explained at `ChatFormats.codec`.
+        """
+        codec = self.formats.codec(self.codec, target, any_name=any_name)
+        return replace(prepare(codec), target_id=codec.target_id, end_tokens=codec.end_tokens)
 
     def generate(self, request: GenerateRequest, context: RequestContext | None = None) -> GeneratedText:
         """Run a request and count it; see `generate_text`. More than `texts_at_once` threads wait for each other."""

@@ -136,6 +136,9 @@ class DeviceSettings(Settings):
         "`NAME:QUANTIZATION` for `NAME/QUANTIZATION.gguf` in `models_dir`.",
         min_length=1,
     )
+    target: str = setting(
+        "", "Target model of requests that name none, by the name that its edges have; empty for any edge's."
+    )
     models_dir: Path = setting(Path("models"), "Folder of the models that are named as `NAME:QUANTIZATION`.")
     drafter: DrafterName = setting(
         "llama.cpp",
@@ -222,6 +225,13 @@ class DeviceSettings(Settings):
         "How long a model thinks whose chat template can set it; `none` turns thinking off. By default as the template "
         "says.",
     )
+    thinking_token_budget: int | None = setting(
+        None,
+        "Most tokens of the thinking before an answer, which then follows; by default only `max_new_tokens` bounds it.",
+        unit="tokens",
+        ge=0,
+        le=MAX_TOKENS,
+    )
     offline: OfflinePolicy = setting(
         OfflinePolicy.FAIL,
         "When no edge answers: `fail` ends the request with an error, `wait` continues when an edge is back, "
@@ -265,6 +275,11 @@ class DeviceSettings(Settings):
     )
     api_certificate: Path | None = setting(
         None, "Server certificate, its chain and its key (PEM, one file): turns the API's port into HTTPS.", rare=True
+    )
+    api_page: bool = setting(
+        True,  # noqa: FBT003 - a default
+        "Serve a page at `/` of the API, to try the device with a chat.",
+        rare=True,
     )
     api_waiting: int = setting(8, "Maximum number of waiting requests.", unit="requests", rare=True, ge=0, le=1000)
 

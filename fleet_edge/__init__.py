@@ -13,10 +13,9 @@ if TYPE_CHECKING:
     from fleet_common.settings import SettingsError
     from fleet_edge.edge import Edge
     from fleet_edge.errors import EdgeError
-    from fleet_edge.session_log import SessionLog
-    from fleet_edge.settings import EdgeSettings
-    from fleet_edge.store.errors import InvalidQuery, NotFound, StoreError, StoreUnavailable
-    from fleet_edge.store.views import (
+    from fleet_edge.session_log.errors import InvalidQuery, NotFound, StoreError, StoreUnavailable
+    from fleet_edge.session_log.log import SessionLog
+    from fleet_edge.session_log.views import (
         DeviceView,
         EventView,
         QuarantineView,
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
         Tally,
         UsageView,
     )
+    from fleet_edge.settings import EdgeSettings
     from fleet_edge.verifiers.contract import VerifierError
     from schemas.errors import FleetError
 
@@ -53,28 +53,4 @@ __all__ = [
 ]
 
 if not TYPE_CHECKING:
-    __getattr__, __dir__ = lazy_names(
-        __name__,
-        {
-            "ConnectFailed": "fleet_common.mqtt.errors",
-            "DeviceView": "fleet_edge.store.views",
-            "Edge": "fleet_edge.edge",
-            "EdgeError": "fleet_edge.errors",
-            "EdgeSettings": "fleet_edge.settings",
-            "EventView": "fleet_edge.store.views",
-            "QuarantineView": "fleet_edge.store.views",
-            "FleetError": "schemas.errors",
-            "InvalidQuery": "fleet_edge.store.errors",
-            "NotFound": "fleet_edge.store.errors",
-            "RoundView": "fleet_edge.store.views",
-            "SegmentView": "fleet_edge.store.views",
-            "SessionLog": "fleet_edge.session_log",
-            "SessionView": "fleet_edge.store.views",
-            "SettingsError": "fleet_common.settings",
-            "StoreError": "fleet_edge.store.errors",
-            "StoreUnavailable": "fleet_edge.store.errors",
-            "Tally": "fleet_edge.store.views",
-            "UsageView": "fleet_edge.store.views",
-            "VerifierError": "fleet_edge.verifiers.contract",
-        },
-    )
+    __getattr__, __dir__ = lazy_names(__name__, __file__)

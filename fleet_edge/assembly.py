@@ -81,7 +81,7 @@ def assemble(
 
 
 def _grammars(settings: EdgeSettings, verifier: Verifier, call: Callable[[Callable[[], None]], object]) -> Grammars:
-    """Return what prepares grammars; the target's tokens and whole rows must be known."""
+    """Prepare grammars only where the target's tokens and whole rows are known."""
     if not settings.grammars:
         return Grammars(refusal=SWITCHED_OFF)
     if verifier.info.most_top_k is not None or not isinstance(verifier, ProvidesTokenizer):

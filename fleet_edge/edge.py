@@ -7,11 +7,13 @@
     Edge.from_config("edge.toml").run()
 """
 
+import math
 import os
 import queue
 import signal
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,8 +27,9 @@ from fleet_common.mqtt.settings import LinkSettings
 from fleet_common.settings import load_settings
 from fleet_edge.errors import EdgeError
 from fleet_edge.settings import EdgeSettings
-from fleet_edge.verifiers.registry import load_draft, load_verifier
+from fleet_edge.verifiers.registry import load_draft, load_verifier, read_chat_format
 from schemas.control import MAX_LABEL, EdgeState, Presence, encode_json
+from schemas.errors import FleetError
 from schemas.names import VERSION
 from schemas.topics import Topic, build
 
@@ -35,6 +38,9 @@ if TYPE_CHECKING:
     from fleet_edge.verifiers.contract import TargetInfo, Verifier
 
 _CONNECT_S: Final = 10.0
+_PROGRESS_S: Final = 1.0
+_LOGGED_S: Final = 5.0
+"""Intervals in which devices, and the session log, learn how much of the target model is loaded."""
 
 CONFIG_VARIABLE: Final = "FLEET_EDGE_CONFIG"
 """Environment variable that names the TOML file."""
@@ -49,6 +55,8 @@ class Edge:
         settings: The configuration.
         verifier: The target model; loaded according to the settings if left out.
         make_link: Makes the connection to the broker.
+        warm_prompts: Tokens of prompts to compute ahead and keep for all devices; `fleet edge run` reads them from the
+            file that the settings name.
         now: The wall clock (UTC).
     """
 
@@ -58,12 +66,14 @@ class Edge:
         *,
         verifier: "Verifier | None" = None,
         make_link: Callable[[LinkSettings], Link] = PahoLink,
+        warm_prompts: Sequence[Sequence[int]] = (),
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self.settings = settings
         self._verifier = verifier
         self._loaded = False  # loaded, and shut down, by this object
         self._make_link = make_link
+        self._warm_prompts = warm_prompts
         self._now = now
         self._begun = threading.Lock()
         self._checked = False
@@ -193,22 +203,31 @@ class Edge:
         if self._verifier is None:
             if not self._checked:
                 self.check()
-            with self._announced_as_loading():
-                self._verifier = load_verifier(self.settings)
+            with self._announced_as_loading() as on_progress:
+                self._verifier = load_verifier(self.settings, on_progress)
             self._loaded = True
         draft = load_draft(self.settings, self._verifier)
         # Imported late, because it takes seconds.
         from fleet_edge.service import EdgeService  # noqa: PLC0415
 
         service = EdgeService(
-            self.settings, self._verifier, make_link=self._make_link, draft_verifier=draft, now=self._now
+            self.settings,
+            self._verifier,
+            make_link=self._make_link,
+            draft_verifier=draft,
+            chat_format=read_chat_format(self.settings, self._verifier.info.end_tokens) if self._loaded else None,
+            now=self._now,
         )
         service.start()
+        service.orchestrator.scheduler.warm.add(self._warm_prompts)
         return service
 
     @contextmanager
-    def _announced_as_loading(self) -> Iterator[None]:
-        """Announce that this edge loads its target model, which may take minutes; until it is online, or fails."""
+    def _announced_as_loading(self) -> Iterator[Callable[[float], None]]:
+        """Announce that this edge loads its target model, which may take minutes; until it is online, or fails.
+
+        Yields a function that takes the share that is loaded.
+        """
         settings = self.settings
         topic = build(Topic.EDGE_STATE, fleet=settings.fleet, edge=settings.edge)
         offline = EdgeState(
@@ -226,16 +245,43 @@ class Edge:
             with suppress(LinkError):  # it is published again after a reconnect
                 link.publish(topic, encode_json(state), retain=True, content_type="application/json")
 
-        loading = offline.model_copy(update={"loading": True})
-        link.on_connection(lambda up: publish(loading) if up else None)
+        percent, published_at, loaded = 0, -math.inf, threading.Event()
+
+        def announce() -> None:
+            publish(offline.model_copy(update={"loading": percent}))
+
+        def note(share: float) -> None:
+            nonlocal percent, published_at
+            percent, now = max(percent, int(100 * share)), time.monotonic()
+            if now - published_at >= _PROGRESS_S:
+                published_at = now
+                announce()
+
+        def log() -> None:
+            # Imported here, because it takes seconds, in which the model is loaded.
+            from fleet_edge.session_log.database import Store  # noqa: PLC0415
+            from fleet_edge.session_log.records import loading_record  # noqa: PLC0415
+
+            store = Store(settings.db)
+            while not loaded.is_set():
+                with suppress(FleetError):  # the log is complete without it
+                    store.apply([loading_record(settings.edge, percent, self._now())])
+                loaded.wait(_LOGGED_S)
+            store.close()
+
+        log_thread = threading.Thread(target=log, name="log-loading", daemon=True)
+        log_thread.start()
+        link.on_connection(lambda up: announce() if up else None)
         try:
             link.start(timeout_s=_CONNECT_S)
-            yield
+            yield note
         except BaseException:
             publish(offline)
             raise
         finally:
+            loaded.set()
             link.stop()
+            log_thread.join(_CONNECT_S)
 
     def _end(self, service: "EdgeService") -> int:
         from fleet_edge.verifiers.contract import RunsElsewhere  # noqa: PLC0415 - see `_start`

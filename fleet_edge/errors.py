@@ -6,7 +6,7 @@
     ├── OpenRefused             an Open that is answered with Refused
     └── DraftFault              a Draft that is answered with Fault
 
-    VerifierError (fleet_edge.verifiers.contract) and StoreError (fleet_edge.store) are separate.
+    VerifierError (fleet_edge.verifiers.contract) and StoreError (fleet_edge.session_log) are separate.
 """
 
 from schemas.errors import FleetError

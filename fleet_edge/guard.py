@@ -19,7 +19,7 @@ from pydantic import AwareDatetime, BaseModel, Field, ValidationError
 
 from fleet_edge.errors import DraftFault, OpenRefused
 from fleet_edge.limits import GRAMMAR_S_PER_MIN, KeptStanding, QuarantineSettings, QuotaSettings, Standing, Strikes
-from fleet_edge.store.quarantines import Quarantines
+from fleet_edge.session_log.quarantines import Quarantines
 from schemas.errors import TopicError
 from schemas.messages import Open
 from schemas.reasons import Action, FaultCode, RefusalCode
@@ -94,7 +94,7 @@ class DeviceGuard:
         if now < standing.quarantined_until:
             return self._while_quarantined(kind, standing, now)
         weight = _SLOWED_WEIGHT if standing.strikes.slowed(now) else 1.0
-        wait_s = standing.messages[kind].take(weight, now) or standing.uplink.take(size, now)
+        wait_s = standing.messages[kind].try_spend(weight, now) or standing.uplink.try_spend(size, now)
         if wait_s == 0.0 or retained:
             standing.heard = now
             return True
@@ -125,7 +125,7 @@ class DeviceGuard:
             raise _over(f"The device's prompts may take {quotas.prompt_s_per_min:g} s a minute", wait_s)
         if (wait_s := standing.new_tokens.wait_s(1.0, now)) > 0.0:
             raise _over(f"The device may generate {quotas.new_tokens_per_min:g} tokens a minute", wait_s)
-        standing.opens.take(1.0, now)
+        standing.opens.try_spend(1.0, now)
 
     def admit_grammar(self, device: str) -> None:
         """Check that a device may have another grammar compiled; raises `OpenRefused`."""
@@ -160,11 +160,11 @@ class DeviceGuard:
 
     def may_repeat(self, device: str, size: int) -> bool:
         """Count `size` bytes that are sent to a device again; False if that is too many."""
-        return self._standing(device).repeats.take(size, self._clock()) == 0.0
+        return self._standing(device).repeats.try_spend(size, self._clock()) == 0.0
 
     def may_answer(self, device: str) -> bool:
         """Count a fault or refusal for a device; False if it has had too many."""
-        return self._standing(device).answers.take(1.0, self._clock()) == 0.0
+        return self._standing(device).answers.try_spend(1.0, self._clock()) == 0.0
 
     def strike(self, device: str, code: FaultCode) -> None:
         weight = _WEIGHTS.get(code, 0.0)

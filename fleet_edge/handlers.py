@@ -11,14 +11,14 @@ from fleet_edge.batching.scheduler import Scheduler
 from fleet_edge.errors import DraftFault, OpenRefused
 from fleet_edge.guard import DeviceGuard, OverQuota, QuarantineBegun, SharedQuarantines
 from fleet_edge.intake import Malformed, ReceivedMessage
+from fleet_edge.session_log.event_codes import EventKind
+from fleet_edge.session_log.quarantines import Quarantines
+from fleet_edge.session_log.records import LeaveReason
 from fleet_edge.sessions.admission import SessionLimits, SessionOffer, grant
 from fleet_edge.sessions.drafts import ReceivedDraft
 from fleet_edge.sessions.grammars import Constraint, Grammars, PreparedGrammar
 from fleet_edge.sessions.machine import EdgeSession
 from fleet_edge.sessions.table import SessionTable
-from fleet_edge.store.event_codes import EventKind
-from fleet_edge.store.quarantines import Quarantines
-from fleet_edge.store.records import LeaveReason
 from schemas.control import DeviceState, Telemetry
 from schemas.messages import Close, Draft, Open
 from schemas.reasons import Action, EndReason, FaultCode, RefusalCode
@@ -56,17 +56,17 @@ class MessageHandlers:
         self.answers.figures.heard(arrival.device)
         match arrival.message:
             case Draft() as draft:
-                self._draft(arrival.device, draft, arrival)
+                self._on_draft(arrival.device, draft, arrival)
             case Open() as message:
-                self._open(arrival.device, message, arrival.size)
+                self._on_open(arrival.device, message, arrival.size)
             case Close() as message:
-                self._close(arrival.device, message)
+                self._on_close(arrival.device, message)
             case DeviceState() as state:
-                self._state(arrival.device, state)
+                self._on_state(arrival.device, state)
             case Telemetry() as telemetry:
                 self.recorder.sightings.telemetry(arrival.device, telemetry)
             case Malformed() as malformed:
-                self._malformed(arrival.device, malformed)
+                self._on_malformed(arrival.device, malformed)
 
     def expire(self) -> None:
         for session in self.sessions.expired(self.clock()):
@@ -115,7 +115,7 @@ class MessageHandlers:
 
     # By kind
 
-    def _open(self, device: str, message: Open, size: int) -> None:
+    def _on_open(self, device: str, message: Open, size: int) -> None:
         old = self.sessions.by_name(device, message.session)
         if old is not None and message.attempt < old.attempt:
             return  # delivered late: the device has opened it again
@@ -219,9 +219,10 @@ class MessageHandlers:
         if message.wait_s is None:
             return
         tokens = (*message.prompt, *(message.resume or ()))
-        expected_s = self.scheduler.first_token_s(
+        wait = self.scheduler.wait_of_new(
             self.sessions, device, tokens, stable=message.policy.repeats, now=self.clock()
         )
+        expected_s = wait.seconds
         if (late_s := expected_s - message.wait_s) > 0.0:
             raise OpenRefused(
                 RefusalCode.TOO_LATE,
@@ -230,7 +231,7 @@ class MessageHandlers:
                 retry_s=late_s,
             )
 
-    def _draft(self, device: str, draft: Draft, arrival: ReceivedMessage) -> None:
+    def _on_draft(self, device: str, draft: Draft, arrival: ReceivedMessage) -> None:
         session = None
         try:
             session = self.sessions.find(device=device, handle=draft.handle, now=self.clock())
@@ -248,7 +249,7 @@ class MessageHandlers:
         elif receipt.request:
             self.answers.send_samples(session, arrived)
 
-    def _close(self, device: str, message: Close) -> None:
+    def _on_close(self, device: str, message: Close) -> None:
         session = self.sessions.by_name(device, message.session)
         if message.edge not in (None, self.edge):
             if session is not None:  # resumed at another edge, which answers and logs the end
@@ -268,13 +269,13 @@ class MessageHandlers:
         self.answers.confirm_end(session, message.reason, message=message)
         self._forget(session)
 
-    def _state(self, device: str, state: DeviceState) -> None:
+    def _on_state(self, device: str, state: DeviceState) -> None:
         self.recorder.sightings.device(device, state)
         self.answers.figures.heard(device, state.presence)
         if state.presence.gone:
             self.sessions.shorten(device, expires=self.clock() + self.grace_s)
 
-    def _malformed(self, device: str, malformed: Malformed) -> None:
+    def _on_malformed(self, device: str, malformed: Malformed) -> None:
         if malformed.topic in (Topic.DRAFT, Topic.OPEN, Topic.CLOSE):
             error = DraftFault(FaultCode.MALFORMED, Action.GIVE_UP, malformed.sentence)
             self.answers.send_fault(device, error)

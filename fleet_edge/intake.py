@@ -96,7 +96,7 @@ class IntakeQueue:
             entries: list[ReceivedMessage | Callable[[], None]] = [*self._calls]
             self._calls.clear()
             for _ in range(most):
-                message = self._messages.take()
+                message = self._messages.pop()
                 if message is None:
                     break
                 entries.append(message)

@@ -17,17 +17,17 @@ from apscheduler.schedulers.background import BackgroundScheduler
 from sqlalchemy.exc import SQLAlchemyError
 
 from fleet_common.host import give_back_free_memory
-from fleet_edge.alerts.alerts import forget
-from fleet_edge.alerts.settings import EVERY_S
-from fleet_edge.store import housekeeping
-from fleet_edge.store.database import Store
-from fleet_edge.store.errors import StoreError
-from fleet_edge.store.event_codes import EventKind
-from fleet_edge.store.housekeeping import Pace
-from fleet_edge.store.periods import BEGINNING, Grain, floor
-from fleet_edge.store.quarantines import Quarantines
-from fleet_edge.store.records import SESSIONS_DAYS
-from fleet_edge.store.tables import COMMANDS, EVENTS, ROUNDS
+from fleet_edge.session_log import housekeeping
+from fleet_edge.session_log.alerts.alerts import forget
+from fleet_edge.session_log.alerts.settings import EVERY_S
+from fleet_edge.session_log.database import Store
+from fleet_edge.session_log.errors import StoreError
+from fleet_edge.session_log.event_codes import EventKind
+from fleet_edge.session_log.housekeeping import Pace
+from fleet_edge.session_log.periods import BEGINNING, Grain, floor
+from fleet_edge.session_log.quarantines import Quarantines
+from fleet_edge.session_log.records import SESSIONS_DAYS
+from fleet_edge.session_log.tables import COMMANDS, EVENTS, ROUNDS
 
 _log = logging.getLogger(__name__)
 
@@ -89,6 +89,7 @@ class EdgeJobs:
         self._settings = settings or JobSettings()
         self._now = now
         self._stopping = threading.Event()
+        self._setting = threading.Lock()
         self._waiting: set[str] = set()
         self._doubted = False
         self._tell = tell
@@ -133,7 +134,8 @@ class EdgeJobs:
 
     def stop(self) -> None:
         """Stop after the jobs under way; a purge leaves the rest to the next run. Idempotent."""
-        self._stopping.set()
+        with self._setting:
+            self._stopping.set()
         if self._scheduler.running:
             self._scheduler.shutdown(wait=True)
         for thread in self._threads:
@@ -168,15 +170,18 @@ class EdgeJobs:
     def _set(self, name: str) -> None:
         """Run a job once, after its interval; an interval trigger would list all times that a step has skipped."""
         every_s, _ = self._dated[name]
-        at = datetime.now(UTC) + timedelta(seconds=every_s)  # by the clock that the scheduler goes by
-        self._scheduler.add_job(self._run_dated, "date", run_date=at, args=[name], id=name, replace_existing=True)
+        # `shutdown` holds the lock that `add_job` takes, and waits for the thread that would call it.
+        with self._setting:
+            if self._stopping.is_set():
+                return
+            at = datetime.now(UTC) + timedelta(seconds=every_s)  # by the clock that the scheduler goes by
+            self._scheduler.add_job(self._run_dated, "date", run_date=at, args=[name], id=name, replace_existing=True)
 
     def _run_dated(self, name: str) -> None:
         try:
             self.run(name)
         finally:
-            if not self._stopping.is_set():
-                self._set(name)
+            self._set(name)
 
     def run(self, name: str) -> bool:
         """Run one job now; return whether it succeeded. Failures are logged."""

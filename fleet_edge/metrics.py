@@ -16,9 +16,9 @@ from enum import StrEnum
 from typing import Final
 
 from fleet_common.metrics import PREFIX, Histogram, Metric, MetricKind
-from fleet_edge.sessions.drafts import DraftResult, DraftTiming
+from fleet_edge.session_log.views import CONNECTED, MachineState, device_state, is_active
+from fleet_edge.sessions.drafts import DraftResult
 from fleet_edge.sessions.machine import EdgeSession
-from fleet_edge.store.views import CONNECTED, MachineState, device_state, is_active
 from schemas.control import Presence
 from schemas.fields import MAX_DRAFT
 from schemas.reasons import EndReason, FaultCode, RefusalCode
@@ -103,7 +103,7 @@ class Figures:
         if not resumed:
             self.prompt_tokens += session.prompt_length
 
-    def on_verdict(self, session: EdgeSession, result: DraftResult, timing: DraftTiming) -> None:
+    def on_verdict(self, session: EdgeSession, result: DraftResult) -> None:
         drafted = len(result.arrived.draft.tokens)
         if drafted:
             self.drafts += 1
@@ -111,12 +111,12 @@ class Figures:
             self.tested += result.tested
             self.accepted += result.accepted
             self.accepted_lengths[min(result.accepted, MAX_DRAFT)] += 1
-        self.queue_time.observe(timing.queue_ms / 1e3)
+        self.queue_time.observe(result.queue_ms / 1e3)
         self._add_tokens(session, DRAFT)
 
-    def on_decoded(self, session: EdgeSession, timing: DraftTiming) -> None:
+    def on_decoded(self, session: EdgeSession, result: DraftResult) -> None:
         """Count tokens of edge-only decoding that were sent, or are about to be."""
-        self.queue_time.observe(timing.queue_ms / 1e3)
+        self.queue_time.observe(result.queue_ms / 1e3)
         self._add_tokens(session, EDGE_ONLY)
 
     def on_close(self, session: EdgeSession, reason: str) -> None:

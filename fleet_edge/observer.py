@@ -18,10 +18,11 @@ from fleet_edge.answers.recorder import Recorder
 from fleet_edge.batching.scheduler import KvMemory
 from fleet_edge.metrics import Figures
 from fleet_edge.orchestrator import Orchestrator
-from fleet_edge.store.event_codes import EventKind
-from fleet_edge.store.records import LoadReported
-from fleet_edge.store.views import CONNECTED, MachineState
-from fleet_edge.store.writer import LogWriter
+from fleet_edge.session_log.event_codes import EventKind
+from fleet_edge.session_log.records import Record, minute_of
+from fleet_edge.session_log.rules import stored
+from fleet_edge.session_log.views import CONNECTED, EdgeView, LoadView, MachineState
+from fleet_edge.session_log.writer import LogWriter
 from schemas.names import VERSION
 
 _ANSWER_S: Final = 2.0
@@ -192,7 +193,7 @@ class SelfWatch:
 
     observer: EdgeObserver
     recorder: Recorder
-    most_sessions: int
+    max_sessions: int
     clock: Callable[[], float]
     now: Callable[[], datetime]
     _before: dict[str, tuple[float, int]] = field(init=False)  # sums and numbers at the last observation
@@ -229,23 +230,30 @@ class SelfWatch:
         devices = self.observer.device_states()
         queue_s, step_s = mean("queue_time"), mean("step")
         tokens, seconds = (now[name][0] - before[name][0] for name in ("tokens", "seconds"))
-        self.recorder.sink.put(
-            LoadReported(
-                edge=self.observer.edge,
-                at=self.now(),
-                open_sessions=state.running,
-                most_sessions=self.most_sessions,
-                batch_sessions=mean("batch_sessions"),
-                step_ms=None if step_s is None else step_s * 1e3,
-                queue_ms=None if queue_s is None else queue_s * 1e3,
-                tokens_per_s=tokens / max(1e-3, seconds),
-                kv_usage=memory.computed / memory.whole if memory.whole else None,
-                spooled_records=max(0, store.spooled - store.replayed),
-                memory_bytes=resident_memory(),
-                devices_active=self.observer.active_devices(),
-                devices_connected=sum(devices[state] for state in CONNECTED),
-            )
-        )
+        load = {
+            "open_sessions": state.running,
+            "max_sessions": self.max_sessions,
+            "batch_sessions": mean("batch_sessions"),
+            "step_ms": None if step_s is None else step_s * 1e3,
+            "queue_ms": None if queue_s is None else queue_s * 1e3,
+            "tokens_per_s": tokens / max(1e-3, seconds),
+            "kv_usage": memory.computed / memory.whole if memory.whole else None,
+            "spooled_records": max(0, store.spooled - store.replayed),
+            "memory_bytes": resident_memory(),
+            "devices_active": self.observer.active_devices(),
+            "devices_connected": sum(devices[state] for state in CONNECTED),
+        }
+        at = self.now()
+        key: dict[str, dict[str, object]] = {
+            "edges": {"load_at": at},
+            "edge_loads": {"minute": minute_of(at), "at": at},
+        }
+        kept = {"edges": stored(EdgeView), "edge_loads": stored(LoadView)}
+        rows = {
+            table: {"edge": self.observer.edge, **key[table], **{name: load[name] for name in load if name in names}}
+            for table, names in kept.items()
+        }
+        self.recorder.sink.put(Record(at, rows))
 
     def _sums(self) -> dict[str, tuple[float, int]]:
         figures = self.observer.figures

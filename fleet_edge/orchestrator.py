@@ -10,9 +10,9 @@ import math
 from collections.abc import Callable, Container, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Final
 
-from dssd.verification import Judgement
 from fleet_edge.answers.answers import Responder
 from fleet_edge.batching.edge_draft import with_proposed
 from fleet_edge.batching.judging import Case, judge_batch
@@ -21,11 +21,11 @@ from fleet_edge.batching.steps import Batch, DraftOrder, StepReport, StepTimes, 
 from fleet_edge.errors import DraftFault
 from fleet_edge.handlers import MessageHandlers
 from fleet_edge.intake import IntakeQueue, ReceivedMessage
-from fleet_edge.sessions.drafts import DraftResult, DraftTiming
+from fleet_edge.session_log.event_codes import EventKind
 from fleet_edge.sessions.machine import EdgeSession
 from fleet_edge.sessions.table import SessionTable
-from fleet_edge.store.event_codes import EventKind
 from fleet_edge.verifiers.contract import SequenceFailed, TargetAway, VerifierError
+from sampling.verification import Judgement
 from schemas.reasons import Action, FaultCode
 
 _log = logging.getLogger(__name__)
@@ -63,20 +63,7 @@ class ComputedStep:
 @dataclass(frozen=True, slots=True)
 class RunningStep:
     batch: Batch
-    future: "Future[ComputedStep]"
-
-
-@dataclass(frozen=True, slots=True)
-class WorkResult:
-    """What a step has decided for one session: results of its drafts with their times, or a fault."""
-
-    work: WorkItem
-    results: Sequence[tuple[DraftResult, DraftTiming]] = ()
-    fault: DraftFault | None = None
-
-    @property
-    def decoded(self) -> bool:
-        return self.fault is None and self.work.decodes
+    future: "Future[ComputedStep | None]"  # None of a chunk of warm prompts, whose batch is empty
 
 
 @dataclass(slots=True)
@@ -96,7 +83,7 @@ class Orchestrator:
     piece_s: float = PIECE_S
     _pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="computing"))
     _running: RunningStep | None = None
-    _held: dict[int, WorkResult] = field(default_factory=dict)  # by session, tokens that wait to be sent
+    _held: dict[int, WorkItem] = field(default_factory=dict)  # by session, tokens that wait to be sent
     _step_s: float = 0.0  # duration of the last step
     _paused_until: float = -math.inf
     _progress_at: float = -math.inf  # when to look at it next
@@ -108,19 +95,21 @@ class Orchestrator:
         """
         self._receive(0.0)
         if self._running is None:
-            self._run(self._next_batch(wait_s))
+            self._run(self._next_batch(0.0 if self.scheduler.warm.left else wait_s))
+        if self._running is None and not self._away:
+            self._warm()
         if self._running is None:
             return False
         results = self._finish(self._running)
         self._report_progress()
         self._run(self._batch_at_once())
-        self._send(results)
+        self._send_results(results)
         return True
 
     def finish_step(self) -> None:
         """Finish a running step and send its verdicts; begin no other."""
         if self._running is not None:
-            self._send(self._finish(self._running))
+            self._send_results(self._finish(self._running))
 
     def receive_last(self, *, wait_s: float) -> None:
         """Handle last messages before the edge ends, until `wait_s` seconds pass without any.
@@ -173,16 +162,25 @@ class Orchestrator:
         if batch.items:
             cases = [_case(work) for work in batch.judged]
             orders = self.scheduler.order_drafts(batch)
-            self.scheduler.begin_step()
-            future = self._pool.submit(self._compute, batch, cases, orders)
-            future.add_done_callback(lambda _: self.inbox.wake())
-            self._running = RunningStep(batch, future)
+            self._begin(batch, partial(self._compute, batch, cases, orders))
         for session, draft, fault in batch.faults:
             self.answers.send_fault(session.device, fault, session=session, draft=draft)
 
+    def _warm(self) -> None:
+        """Compute a chunk of the prompts that are computed ahead, because no session has work."""
+        chunk = self.scheduler.warm.next_chunk(brief=len(self.sessions) > 0)
+        if chunk is not None:
+            self._begin(Batch(), chunk)
+
+    def _begin(self, batch: Batch, compute: Callable[[], ComputedStep | None]) -> None:
+        self.scheduler.begin_step()
+        future = self._pool.submit(compute)
+        future.add_done_callback(lambda _: self.inbox.wake())
+        self._running = RunningStep(batch, future)
+
     def _compute(self, batch: Batch, cases: Sequence[Case], orders: Sequence[DraftOrder]) -> ComputedStep:
         started = self.clock()
-        proposed = self.scheduler.draft(orders)
+        proposed = self.scheduler.propose(orders)
         drafted = self.clock()
         if proposed:
             batch = with_proposed(batch, proposed)
@@ -197,7 +195,7 @@ class Orchestrator:
 
     # Post-process
 
-    def _finish(self, running: RunningStep) -> list[WorkResult]:
+    def _finish(self, running: RunningStep) -> list[WorkItem]:
         """Handle messages until a step has ended, and let its sessions commit; return the results to send."""
         while not running.future.done():
             self._receive(_POLL_S, most=_MESSAGES_IN_A_STEP)
@@ -213,7 +211,11 @@ class Orchestrator:
         except SequenceFailed as error:
             return self._failed(Batch([work for work in batch.works if work.item.sequence == error.sequence]), error)
         except (VerifierError, RuntimeError, ValueError, MemoryError) as error:
+            if not batch.works:
+                self.scheduler.warm.stop()
             return self._failed(batch, error)
+        if step is None:
+            return []
         batch, times = step.report.batch, step.report.times
         self._step_s = times.seconds
         self.scheduler.on_step(step.report)
@@ -231,7 +233,7 @@ class Orchestrator:
         self._note_grammars(batch)
         return results
 
-    def _commit(self, work: WorkItem, judgement: Judgement | None, times: StepTimes) -> WorkResult:
+    def _commit(self, work: WorkItem, judgement: Judgement | None, times: StepTimes) -> WorkItem:
         session = work.session
         if judgement is None:
             self.scheduler.evict(session)  # its keys and values may be wrong too
@@ -244,14 +246,14 @@ class Orchestrator:
                 session.decode.due_at = times.ended
             else:
                 self.scheduler.expect_draft(session, at=self.clock())
-            return WorkResult(work, [(each, self.scheduler.timing(work, each.arrived, times)) for each in results])
+            return self.scheduler.timed(work, results, times)
         except Exception:  # noqa: BLE001 - logged with its traceback
             return _without_verdict(work)
 
     def _awaited(self, work: WorkItem) -> bool:
         return work.session in self.sessions and (not work.chain or work.session.awaits(work.chain))
 
-    def _failed(self, batch: Batch, error: Exception) -> list[WorkResult]:
+    def _failed(self, batch: Batch, error: Exception) -> list[WorkItem]:
         """Evict the sessions of a step that has failed, and fail those that wait for it."""
         sentence = f"A step of {len(batch.items)} sessions failed: {error}"
         _log.error("%s", sentence)
@@ -277,7 +279,7 @@ class Orchestrator:
 
     # Send
 
-    def _send(self, results: Sequence[WorkResult]) -> None:
+    def _send_results(self, results: Sequence[WorkItem]) -> None:
         """Send results to devices, except tokens that wait for those of the running step.
 
         A message costs more than a token on a fast edge, so tokens of edge-only decoding wait for the next ones, though
@@ -287,36 +289,36 @@ class Orchestrator:
         running = {work.session.handle for work in works}
         due, self._held = self._held, {}
         for result in results:
-            handle = result.work.session.handle
+            handle = result.session.handle
             before = due.pop(handle, None)
-            if before is not None and result.decoded:
-                due[handle] = replace(result, results=[*before.results, *result.results])
+            if before is not None and result.fault is None and result.decodes:
+                due[handle] = replace(result, results=(*before.results, *result.results))
             else:
                 due[handle] = result
         for handle, result in due.items():
             if self._may_wait(result, running):
                 self._held[handle] = result
-            elif result.work.session in self.sessions:
+            elif result.session in self.sessions:
                 self._answer(result)
 
-    def _may_wait(self, result: WorkResult, running: Container[int]) -> bool:
-        session, decode = result.work.session, result.work.session.decode
-        if session.handle not in running or not result.decoded or decode is None:
+    def _may_wait(self, result: WorkItem, running: Container[int]) -> bool:
+        session, decode = result.session, result.session.decode
+        if session.handle not in running or result.fault is not None or not result.decodes or decode is None:
             return False
         return decode.may_wait(session.committed) and self.clock() + self._step_s - decode.sent_at < self.piece_s
 
-    def _answer(self, result: WorkResult) -> None:
-        work, session = result.work, result.work.session
-        if result.fault is not None:
+    def _answer(self, work: WorkItem) -> None:
+        session = work.session
+        if work.fault is not None:
             draft = work.chain[0].draft if work.chain else None
-            self.answers.send_fault(session.device, result.fault, session=session, draft=draft)
+            self.answers.send_fault(session.device, work.fault, session=session, draft=draft)
             return
         try:
-            if not result.decoded:
-                for each, timing in result.results:
-                    self.answers.send_verdict(session, each, timing)
+            if not work.decodes:
+                for result in work.results:
+                    self.answers.send_verdict(session, result)
             elif session.decode is not None:  # otherwise the device has asked for something else since
-                self.answers.send_decoded(session, [each for each, _ in result.results], result.results[-1][1])
+                self.answers.send_decoded(session, work.results)
         except Exception:  # noqa: BLE001 - logged with its traceback
             self._answer(_without_verdict(work))
 
@@ -326,11 +328,11 @@ class Orchestrator:
         if now < self._progress_at:
             return
         self._progress_at = now + _PROGRESS_LOOK_S
-        for session, work in self.scheduler.progress(self.sessions, now=now):
-            is_long = now - work.since >= PROGRESS_S or work.left_s >= PROGRESS_S
+        for session, since, wait in self.scheduler.progress(self.sessions, now=now):
+            is_long = now - since >= PROGRESS_S or wait.seconds >= PROGRESS_S
             if is_long and now - session.progress_at >= PROGRESS_S:
                 session.progress_at = now
-                self.answers.send_progress(session, work)
+                self.answers.send_progress(session, wait)
 
     # Receive
 
@@ -355,6 +357,7 @@ def _case(work: WorkItem) -> Case:
     if not drafts:
         return Case(work.scored, None, session.policy, 0, bonus=False, logprobs=session.logprobs, scored=True)
     counted = drafts[0].counts is not None
+    shaped_by_text = session.constraint is not None or session.policy.adjusts
     return Case(
         tokens=tuple(token for draft in drafts for token in draft.tokens),
         counts=tuple(count for draft in drafts for count in draft.counts or ()) if counted else None,
@@ -364,7 +367,9 @@ def _case(work: WorkItem) -> Case:
         written=drafts[0].write is not None,
         logprobs=session.logprobs,
         constraint=session.constraint,
-        text=() if session.constraint is None else session.text,
+        text=session.text if shaped_by_text else (),
+        prompt=session.tokens[: session.prompt_length] if session.policy.adjusts else (),
+        end_tokens=session.limits.end_tokens,
     )
 
 
@@ -372,13 +377,13 @@ def _is_ready(session: EdgeSession) -> bool:
     return session.constraint is None or session.constraint.ready
 
 
-def _give_up(work: WorkItem, sentence: str) -> WorkResult:
+def _give_up(work: WorkItem, sentence: str) -> WorkItem:
     fault = DraftFault(FaultCode.INTERNAL, Action.GIVE_UP, sentence)
     work.session.fail(fault)
-    return WorkResult(work, fault=fault)
+    return replace(work, fault=fault)
 
 
-def _without_verdict(work: WorkItem) -> WorkResult:
+def _without_verdict(work: WorkItem) -> WorkItem:
     """Log the exception being handled and fail its session, so that others are served on."""
     session = work.session.session.hex()
     extra = {"session": session, "device": work.session.device}

@@ -9,11 +9,11 @@ from fleet_common.mqtt.link import Link
 from fleet_common.mqtt.paho_link import PahoLink
 from fleet_common.mqtt.settings import LinkSettings
 from fleet_common.settings import SettingsError, check_all
-from fleet_edge.alerts.settings import load_alert_settings
+from fleet_edge.session_log.alerts.settings import load_alert_settings
+from fleet_edge.session_log.database import check_database
+from fleet_edge.session_log.errors import SpoolInUse
+from fleet_edge.session_log.spool import Spool
 from fleet_edge.settings import EdgeSettings
-from fleet_edge.store.database import check_database
-from fleet_edge.store.errors import SpoolInUse
-from fleet_edge.store.spool import Spool
 from fleet_edge.verifiers.registry import check_draft, check_verifier
 
 # The broker may be starting too; if another check has failed, the wait is short.

@@ -20,8 +20,6 @@ from fleet_common.mqtt.link import Link, PublishOutcome, Will
 from fleet_common.mqtt.paho_link import PahoLink
 from fleet_common.mqtt.settings import LinkSettings
 from fleet_common.mqtt.tls import certificate_end
-from fleet_edge.alerts.evaluator import RunningAlerts
-from fleet_edge.alerts.settings import load_alert_settings
 from fleet_edge.answers.answers import Responder
 from fleet_edge.assembly import assemble
 from fleet_edge.batching.scheduler import Scheduler
@@ -30,21 +28,23 @@ from fleet_edge.intake import Intake, leave_opens
 from fleet_edge.jobs import EdgeJobs, JobSettings
 from fleet_edge.observer import EdgeObserver, SelfWatch
 from fleet_edge.orchestrator import Orchestrator
+from fleet_edge.session_log.alerts.evaluator import RunningAlerts
+from fleet_edge.session_log.alerts.settings import load_alert_settings
+from fleet_edge.session_log.database import Store, transaction
+from fleet_edge.session_log.engine import CLOCKS_DIFFER, database_now
+from fleet_edge.session_log.errors import StoreError, StoreRefused, StoreUnavailable
+from fleet_edge.session_log.event_codes import EventKind
+from fleet_edge.session_log.queries import read_edges
+from fleet_edge.session_log.records import LeaveReason
+from fleet_edge.session_log.spool import Spool
+from fleet_edge.session_log.views import EdgeView
+from fleet_edge.session_log.writer import LogWriter
 from fleet_edge.sessions.machine import EdgeSession
 from fleet_edge.sessions.table import HANDLES, MAX_SESSIONS, SessionTable
 from fleet_edge.settings import EdgeSettings
-from fleet_edge.store.database import Store, transaction
-from fleet_edge.store.engine import CLOCKS_DIFFER, database_now
-from fleet_edge.store.errors import StoreError, StoreRefused, StoreUnavailable
-from fleet_edge.store.event_codes import EventKind
-from fleet_edge.store.queries import edges
-from fleet_edge.store.records import LeaveReason
-from fleet_edge.store.spool import Spool
-from fleet_edge.store.views import EdgeView
-from fleet_edge.store.writer import LogWriter
 from fleet_edge.verifiers.contract import Verifier
 from fleet_edge.watch import Availability, LifeEvents
-from schemas.control import EdgeState, Presence, encode_json
+from schemas.control import ChatFormat, EdgeState, Presence, encode_json
 from schemas.names import VERSION
 from schemas.reasons import EndReason
 from schemas.topics import Topic, build
@@ -94,6 +94,7 @@ class EdgeService:
     verifier: Verifier
     make_link: Callable[[LinkSettings], Link] = PahoLink
     draft_verifier: Verifier | None = None
+    chat_format: ChatFormat | None = None
     clock: Callable[[], float] = time.monotonic
     now: Callable[[], datetime] = lambda: datetime.now(UTC)
     orchestrator: Orchestrator = field(init=False)
@@ -117,8 +118,8 @@ class EdgeService:
         """Open the database, connect, and announce that this edge is online.
 
         A database that is away is opened later by the writer; until then records wait in the spool. Raises
-        `SettingsError`, `StoreError`, `ConnectFailed`, `MetricsError`, or `PublishRejected` if the broker does not let
-        this edge publish in its fleet.
+        `SettingsError`, `StoreError`, `ConnectFailed`, `MetricsError`, `HttpServerError`, or `PublishRejected` if the
+        broker does not let this edge publish in its fleet.
         """
         settings = self.settings
         alerts = load_alert_settings(settings.alerts)
@@ -277,7 +278,7 @@ class EdgeService:
 
         self.metrics = MetricsServer(settings.address, self.observer().pages(), token=settings.token())
         self.metrics.start()
-        _log.info("Metrics are at %s/metrics.", self.metrics.url)
+        _log.info("Metrics are at %s/metrics.", self.metrics.address)
 
     def _look_for_target(self) -> None:
         """Be offline to devices while the target model has been away for long."""
@@ -336,7 +337,7 @@ class EdgeService:
     def _last_run(self) -> EdgeView | None:
         try:
             with self._store.engine.connect() as connection:
-                return next(iter(edges(connection, now=self.now(), only=self.settings.edge)), None)
+                return next(iter(read_edges(connection, now=self.now(), only=self.settings.edge)), None)
         except (StoreError, SQLAlchemyError):
             return None
 
@@ -355,6 +356,7 @@ class EdgeService:
             since=self._since,
             certificate_until=certificate_end(self.settings.broker.certificate),
             sessions_per_device=self.settings.max_sessions_per_device,
+            chat_format=self.chat_format and self.chat_format.name,
         )
 
     def _take_no_opens(self) -> None:
@@ -368,6 +370,14 @@ class EdgeService:
             state = self._state(self._presence)
             self.orchestrator.handlers.recorder.sightings.own(state)
             try:
+                if self.chat_format is not None and not self._presence.gone:
+                    # Before the state, which names it.
+                    self._link.publish(
+                        build(Topic.EDGE_CHAT, fleet=self.settings.fleet, edge=self.settings.edge),
+                        encode_json(self.chat_format),
+                        retain=True,
+                        content_type="application/json",
+                    )
                 self._link.publish(
                     self._state_topic,
                     encode_json(state),

@@ -6,14 +6,14 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, ClassVar, Final, Literal
 
-from pydantic import BaseModel, Field, field_validator
+from pydantic import BaseModel, Field, ValidationInfo, field_validator
 
-from dssd.downlink import FormName
 from fleet_common.metrics import MetricsSettings
 from fleet_common.mqtt.settings import BrokerSettings
 from fleet_common.settings import Settings, setting
 from fleet_edge.limits import QuarantineSettings, QuotaSettings
-from fleet_edge.store.records import SESSIONS_DAYS
+from fleet_edge.session_log.records import SESSIONS_DAYS
+from sampling.downlink import FormName
 from schemas.fields import MAX_DRAFT, MAX_TOKENS, MAX_WINDOW, SESSIONS_PER_DEVICE
 from schemas.names import Name
 
@@ -23,7 +23,7 @@ AUTO: Final = "auto"
 VERIFIERS: Final[Mapping[str, str]] = MappingProxyType(
     {
         "llama.cpp": "fleet_edge.verifiers.llama_cpp.verifier:load",
-        "torch": "fleet_edge.verifiers.packed:load",
+        "torch": "fleet_edge.verifiers.torch_engine:load",
         "blocks": "fleet_edge.verifiers.blocks_engine:load",
         "remote": "fleet_edge.verifiers.remote.loading:load",
     }
@@ -196,6 +196,12 @@ class EdgeSettings(Settings):
         "what others have asked), or none (`off`).",
         rare=True,
     )
+    warm_prompts: Path | None = setting(
+        None,
+        "File of system prompts that `fleet edge run` computes ahead, while no session has work, and keeps for all "
+        "devices: on each line a JSON string, or a JSON list of messages (docs/operations.md).",
+        rare=True,
+    )
     keep_sessions_days: float = setting(
         SESSIONS_DAYS, "Retention of sessions.", unit="days", rare=True, gt=0, le=36_500
     )
@@ -218,6 +224,15 @@ class EdgeSettings(Settings):
         "`FLEET_DASHBOARD_…`.",
     )
     metrics: MetricsSettings = Field(default_factory=MetricsSettings)
+
+    @field_validator("warm_prompts")
+    @classmethod
+    def _usable_warm_prompts(cls, path: Path | None, info: ValidationInfo) -> Path | None:
+        if path is not None and info.data.get("prefix_sharing") is PrefixSharing.OFF:
+            raise ValueError("they are kept as prefixes; set prefix_sharing to device or all")
+        if path is not None and info.data.get("engine") == "remote":
+            raise ValueError("they are computed by this process; leave them out with the engine remote")
+        return path
 
     @field_validator("weight_bits", mode="before")
     @classmethod

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from threading import Lock
 
 from fleet_edge.answers.recorder import Recorder
-from fleet_edge.store.event_codes import EventKind
-from fleet_edge.store.views import EdgeView
+from fleet_edge.session_log.event_codes import EventKind
+from fleet_edge.session_log.views import EdgeView
 from fleet_edge.verifiers.contract import TargetInfo
 from schemas.control import Presence
 
@@ -75,7 +75,7 @@ class LifeEvents:
         if before.presence not in (None, Presence.OFFLINE.value):
             sentence = (
                 "The edge's last run ended unexpectedly: it was killed, or its machine went down. It was last "
-                f"heard of at {before.seen_at:%Y-%m-%d %H:%M:%S} UTC."
+                f"heard of at {before.load_at or before.seen_at:%Y-%m-%d %H:%M:%S} UTC."
             )
             self._edge("ended-unexpectedly", sentence)
         if before.software not in (None, self.software):

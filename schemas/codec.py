@@ -18,6 +18,7 @@ from schemas.downlink import DownlinkForm, UnknownForm, pack_form, unpack_form
 from schemas.errors import MalformedMessage
 from schemas.fields import EdgeLoad, Logprobs
 from schemas.messages import PROTOCOL, Close, Draft, Open, Opened, SessionReply, Verdict
+from schemas.policy import ADJUSTMENTS, SamplingPolicy
 
 _NULL: Final = b"\xf6"
 _MAX_FIELDS: Final = 23  # of an array with a one-byte head
@@ -140,11 +141,19 @@ def decode_verdict(payload: bytes) -> Verdict:
     return _validated(Verdict, fields | unpacked)
 
 
+OMITTED: Final = ("min_p", *ADJUSTMENTS)
+"""Keys of a policy that are sent only where they have an effect: an older edge refuses what it does not know."""
+
+
 def encode_open(message: Open) -> bytes:
     fields = message.model_dump(exclude_none=True)
-    fields["policy"]["mode"] = message.policy.mode.value
+    policy = fields["policy"]
+    policy["mode"] = message.policy.mode.value
+    for name in OMITTED:
+        if policy[name] == SamplingPolicy.model_fields[name].default:
+            del policy[name]
     if message.policy.grammar is not None:
-        fields["policy"]["grammar"]["kind"] = message.policy.grammar.kind.value
+        policy["grammar"]["kind"] = message.policy.grammar.kind.value
     return _dump_map(fields)
 
 

@@ -3,12 +3,13 @@
 Retained states double as last wills, so a reader always knows whether the sender is online.
 
 The desired settings of a device are one retained message with an id. The device accepts or refuses them as a whole. It
-reports which id it last considered, which is in force, and why it refused a setting.
+reports which id it last considered, and why it refused a setting.
 """
 
+import hashlib
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Annotated, Final, TypeVar
+from typing import Annotated, ClassVar, Final, TypeVar
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
@@ -19,6 +20,11 @@ from schemas.printable import PRINTABLE
 from schemas.reasons import unknown_as
 
 MAX_CONTROL_BYTES = 64 << 10
+
+MAX_CHAT_FORMAT_BYTES: Final = 256 << 10
+"""Ten times the longest published chat template."""
+
+CHAT_FORMAT_BYTES: Final = 16
 
 MAX_LABEL: Final = 200
 """Characters."""
@@ -43,6 +49,8 @@ class ControlMessage(BaseModel):
     """Base of all control messages; fields of newer releases are ignored."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
+
+    max_bytes: ClassVar[int] = MAX_CONTROL_BYTES
 
 
 class Presence(StrEnum):
@@ -92,7 +100,8 @@ class EdgeState(ControlMessage):
         since: When the process connected (UTC).
         certificate_until: End of validity of its client certificate, if it has one.
         sessions_per_device: Most open sessions of a device here; a device with more requests lets them wait.
-        loading: Whether an edge that is offline loads its target model.
+        loading: Percent of the target model that an edge has loaded, which is offline until then; None otherwise.
+        chat_format: Hash of the edge's `ChatFormat`; None if its target has no chat template.
     """
 
     presence: Annotated[Presence, unknown_as(Presence.DRAINING)]
@@ -104,7 +113,35 @@ class EdgeState(ControlMessage):
     certificate_until: Instant | None = None
     sessions_per_device: Annotated[int, Field(ge=1, le=1 << 16, strict=True)] | None = None
     target_id: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$", strict=True)] | None = None
-    loading: Annotated[bool, Field(strict=True)] | None = None
+    loading: Annotated[int, Field(ge=0, le=100, strict=True)] | None = None
+    chat_format: Annotated[str, Field(pattern=rf"^[0-9a-f]{{{2 * CHAT_FORMAT_BYTES}}}$", strict=True)] | None = None
+
+
+class ChatFormat(ControlMessage):
+    """How a target model was trained to read a chat; retained, since it is too long for the edge's state.
+
+    Attributes:
+        template: Jinja source.
+        bos: Text of the token at the beginning; empty if there is none.
+        eos: Text of the token at the end of an answer; likewise.
+        end_tokens: Ids that end a generation, rising.
+    """
+
+    max_bytes: ClassVar[int] = MAX_CHAT_FORMAT_BYTES
+
+    template: Annotated[str, Field(min_length=1)]
+    bos: _Label = ""
+    eos: _Label = ""
+    end_tokens: Annotated[tuple[Annotated[int, Field(ge=0, lt=1 << 32)], ...], Field(max_length=64)] = ()
+
+    @property
+    def name(self) -> str:
+        """Hash of the message, as the edge's state has it."""
+        return chat_format_name(encode_json(self))
+
+
+def chat_format_name(payload: bytes) -> str:
+    return hashlib.sha256(payload).digest()[:CHAT_FORMAT_BYTES].hex()
 
 
 class Telemetry(ControlMessage):
@@ -187,11 +224,11 @@ def decode_json(model: type[C], payload: bytes) -> C:
     """Read a control message.
 
     Raises:
-        MessageTooLarge: It exceeds `MAX_CONTROL_BYTES`.
+        MessageTooLarge: It exceeds `max_bytes` of its model.
         MalformedMessage: It is not the JSON that `model` describes.
     """
-    if len(payload) > MAX_CONTROL_BYTES:
-        raise MessageTooLarge(size=len(payload), bound=MAX_CONTROL_BYTES)
+    if len(payload) > model.max_bytes:
+        raise MessageTooLarge(size=len(payload), bound=model.max_bytes)
     try:
         return model.model_validate_json(payload)
     except ValidationError as error:
@@ -282,7 +319,6 @@ class ReportedSettings(ControlMessage):
 
     Attributes:
         id: Of the desired settings that it has considered last; None if there were none.
-        applied: Of those in force; another than `id` if the last were refused.
         values: In force, by name.
         refused: Why the latest were refused, by name; then none of them was accepted.
         needs_restart: Settings that were accepted and take effect when the device next loads its model.
@@ -291,7 +327,6 @@ class ReportedSettings(ControlMessage):
     """
 
     id: Id | None = None
-    applied: Id | None = None
     values: _Values
     refused: Annotated[dict[_SettingName, Sentence], Field(max_length=MAX_SETTINGS)] = Field(default_factory=dict)
     needs_restart: _Names = ()

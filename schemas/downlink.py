@@ -1,6 +1,6 @@
 """Downlink forms: encodings of the target distribution p of one position, all exact, chosen by size.
 
-A form is a class that defines its wire format; `dssd.downlink` makes it from p and draws from it.
+A form is a class that defines its wire format; `sampling.downlink` makes it from p and draws from it.
 """
 
 from collections.abc import Callable, Mapping

@@ -69,8 +69,8 @@ class Open(_Message):
         prompt: Token ids.
         max_new_tokens: Most tokens to generate.
         resume: All tokens committed so far, if the session was opened before.
-        target_id: Identity of the target model that `resume` is of; an edge with another one refuses. None if there are
-            no tokens, or if any target model may continue.
+        target_id: Identity of the target model that `resume` is of, or that the prompt is rendered for; an edge with
+            another one refuses. None if any target model may serve the request.
         logprobs: Requests the target's log-probabilities of all tokens, and of this number of most likely tokens at
             each position.
         app: Application of the device that the request is for, for the log.

@@ -47,7 +47,7 @@ class RefusalCode(StrEnum):
     QUOTA = "over-quota"  # of the device, not of the edge; see `retry_s`
     LOGPROBS = "logprobs"  # the edge cannot compute them exactly
     QUARANTINED = "quarantined"  # for misbehaviour or by an administrator; see `retry_s`
-    OTHER_TARGET = "other-target"  # the tokens to resume are of another target model
+    OTHER_TARGET = "other-target"  # the request is for another target model
     TOO_LATE = "too-late"  # the first token would come after the request's time; see `retry_s`
     GRAMMAR = "grammar"  # invalid, too expensive, violated by the resumed tokens, or unsupported
     OTHER = "other"  # of a newer release, or explained by the sentence only

@@ -40,6 +40,7 @@ class Topic(StrEnum):
     COMMAND_REQUEST = "command/request"
     COMMAND_RESPONSE = "command/response"
     EDGE_STATE = "_edge"
+    EDGE_CHAT = "_edge/chat"
     ALERT = "_alert"
 
 
@@ -68,6 +69,11 @@ class TopicRule:
     binary: bool = False
 
     @property
+    def of_edge(self) -> bool:
+        """An edge publishes here about itself."""
+        return self.template.startswith("_edge/")
+
+    @property
     def content_type(self) -> str:
         return "application/cbor" if self.binary else "application/json"
 
@@ -94,6 +100,7 @@ TREE: Final[tuple[TopicRule, ...]] = (
     TopicRule(Topic.COMMAND_REQUEST, "{device}/command/request", _MONITOR, _DEVICE, expiry_s=COMMAND_EXPIRY_S),
     TopicRule(Topic.COMMAND_RESPONSE, "{device}/command/response", _DEVICE, _MONITOR),
     TopicRule(Topic.EDGE_STATE, "_edge/{edge}/state", _EDGE, _ALL, retained=True),
+    TopicRule(Topic.EDGE_CHAT, "_edge/{edge}/chat", _EDGE, _ALL, retained=True),
     TopicRule(Topic.ALERT, "_alert", _MONITOR, _MONITOR),
 )
 
@@ -179,8 +186,8 @@ def rules_for(
         if role in rule.writers:
             rights += [Access(pattern, write=True, retained=rule.retained) for pattern in patterns]
         if role in rule.readers:
-            # Every role may learn which edges are up.
-            everywhere = [wildcard(rule.topic, fleet=fleet)] if rule.topic is Topic.EDGE_STATE else patterns
+            # What edges publish of themselves, every reader may read of all.
+            everywhere = [wildcard(rule.topic, fleet=fleet)] if rule.of_edge else patterns
             rights += [Access(pattern, write=False) for pattern in everywhere]
     return tuple(rights)
 

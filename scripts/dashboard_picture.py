@@ -10,9 +10,9 @@ from fleet_admin.dashboard.app import DashboardServer
 from fleet_admin.dashboard.services import open_services
 from fleet_admin.dashboard.settings import AccountRole, DashboardSettings
 from fleet_admin.steering import Actor
-from fleet_edge.alerts.evaluator import RunningAlerts
-from fleet_edge.alerts.settings import AlertSettings
-from fleet_edge.store.database import open_store
+from fleet_edge.session_log.alerts.evaluator import RunningAlerts
+from fleet_edge.session_log.alerts.settings import AlertSettings
+from fleet_edge.session_log.database import open_store
 from tests.support.chromium import Chromium
 
 PICTURES = Path(__file__).resolve().parent.parent / "docs" / "pictures"
@@ -33,17 +33,17 @@ def main() -> None:
         services.accounts.add("anna", role=AccountRole.OPERATOR, password=PASSWORD, actor=Actor("picture"))
         server = DashboardServer(settings, services=services)
         tab = browser.tab(width=1280, height=800)
-        tab.goto(f"{server.address}login")
+        tab.goto(f"{server.address}/login")
         fields = "document.querySelector('[name={0}]').value = '{1}';"
         tab.evaluate(fields.format("account", "anna") + fields.format("password", PASSWORD))
         tab.after_load(lambda: tab.evaluate("document.querySelector('form').requestSubmit()"))
         device = services.log.devices()[0].device
         pages = {"overview": "", "device": f"devices/{device}", "edge": "edges/edge-1"}
         for name, path in pages.items():
-            tab.goto(server.address + path)
+            tab.goto(f"{server.address}/{path}")
             tab.until("document.querySelectorAll('.chart canvas').length > 1")
             tab.screenshot(PICTURES / f"dashboard-{name}.png")
-        tab.goto("about:blank")  # ends the stream of events
+        tab.goto("about:blank")  # ends its looks
         server.stop()
 
 

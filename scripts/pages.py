@@ -3,23 +3,24 @@
 
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from fleet_admin.dashboard.settings import DashboardSettings
 from fleet_admin.settings import AdminSettings
 from fleet_common.settings import SettingField, Settings, fields_of
 from fleet_device.settings import DeviceSettings
-from fleet_edge.alerts.settings import AlertSettings
+from fleet_edge.session_log.alerts.settings import AlertSettings
+from fleet_edge.session_log.event_codes import EVENT_CODES, EventKind, Severity
 from fleet_edge.settings import EdgeSettings
-from fleet_edge.store.event_codes import EVENT_CODES, EventKind, Severity
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 SETTINGS_HEAD = """# Settings
 
 <!-- Written by scripts/pages.py from the settings classes of device, edge, administrator, dashboard and alerts. -->
 
-A setting is read from, in this order: a flag, an environment variable, the TOML file, the default.
+A setting is read from, in this order: a flag, an environment variable, the TOML file, the default. `--help` of a command has values, defaults and meanings of
+its settings; this page has their names, and those without a flag.
 
 | source | name of the setting `NAME` |
 | --- | --- |
@@ -32,14 +33,14 @@ program may read, or in a variable.
 """  # noqa: E501 - tables and paragraphs of a page
 EVENTS_HEAD = """# Events
 
-<!-- Written by scripts/pages.py from fleet_edge/store/event_codes.py. -->
+<!-- Written by scripts/pages.py from fleet_edge/session_log/event_codes.py. -->
 
 The session log records events: of a device, an edge, the broker, the database, or an administrator. An event has time, kind, code, severity and a sentence;
 where they apply, also device, session and user. `edge` is the edge that logged it, or `the administrator` for actions of `fleet admin`.
 
     fleet admin events --since 2h                       # latest first
-    fleet admin events --follow --severity warning      # live, until Ctrl-C
-    fleet admin events --kind refused --device gateway-7
+    fleet admin events severity!=info --follow          # live, until Ctrl-C
+    fleet admin events kind=refused device=gateway-7
     fleet admin events --count kind,code --since 7d     # counts
 
 Repetitions of an event of one device within a minute are counted in one row: a device that floods adds at most 16 rows a minute. What all edges see (a
@@ -51,13 +52,15 @@ SEVERITIES = {
     Severity.WARNING: "Warnings: degraded, but working",
     Severity.INFO: "Information: as expected",
 }
-MODELS: dict[str, type[Settings]] = {
-    "Device": DeviceSettings,
-    "Edge": EdgeSettings,
-    "Administrator": AdminSettings,
-    "Dashboard": DashboardSettings,
-    "Alerts, in a file of their own": AlertSettings,
+MODELS: dict[str, tuple[type[Settings], str]] = {
+    "Device": (DeviceSettings, "fleet device run"),
+    "Edge": (EdgeSettings, "fleet edge run"),
+    "Administrator": (AdminSettings, "fleet admin set"),
+    "Dashboard": (DashboardSettings, "fleet admin serve"),
+    "Alerts, in a file of their own": (AlertSettings, ""),
 }
+"""Settings of a program, and the command that has them as flags."""
+
 COLUMNS = ("setting", "value (default)", "meaning")
 _NUMBERS = (
     (r" from (\d+) to (10{9}(\.0)?|1099511627776)$", r" ≥ \1"),  # as good as unbounded
@@ -88,19 +91,31 @@ def row(field: SettingField) -> str:
     return f"| `{field.name}` | {value(field)} | {field.meaning}{note} |"
 
 
-def table(title: str, prefix: str, fields: Iterable[SettingField]) -> str:
-    head = f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}"
-    return "\n".join([f"\n## {title}\n", f"Environment: {prefix}\n", head, *map(row, fields), ""])
+def names(fields: Iterable[SettingField]) -> str:
+    return ", ".join(f"`{field.name}`" for field in fields)
+
+
+def section(title: str, prefix: str, command: str, fields: Sequence[SettingField]) -> str:
+    """Return the names of the settings that a command's help explains, and a table of the others."""
+    explained = [field for field in fields if command and field.flag]
+    others = [field for field in fields if field not in explained]
+    parts = [f"\n## {title}\n", f"Environment: {prefix}\n"]
+    if explained:
+        parts.append(f"`{command} --help` explains {names(explained)}.\n")
+    if others:
+        parts += [f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}", *map(row, others), ""]
+    return "\n".join(parts)
 
 
 def settings_page() -> str:
     sections = [
-        (title, f"`{model.variable_prefix}…`", [field for field in fields_of(model) if field.path[0] != "broker"])
-        for title, model in MODELS.items()
+        (title, f"`{model.variable_prefix}…`", command, [each for each in fields_of(model) if each.path[0] != "broker"])
+        for title, (model, command) in MODELS.items()
     ]
     broker = [field for field in fields_of(AdminSettings) if field.path[0] == "broker"]
-    sections.insert(3, ("Broker, for all of them", "`FLEET_{DEVICE,EDGE,ADMIN,DASHBOARD,ALERTS}_…`", broker))
-    return SETTINGS_HEAD + "".join(table(*section) for section in sections)
+    variables = "`FLEET_{DEVICE,EDGE,ADMIN,DASHBOARD,ALERTS}_…`"
+    sections.insert(3, ("Broker, for all of them", variables, "fleet device run", broker))
+    return SETTINGS_HEAD + "".join(section(*each) for each in sections)
 
 
 def events_page() -> str:

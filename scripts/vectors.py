@@ -11,12 +11,12 @@ from typing import Any
 import cbor2
 import numpy as np
 
-from dssd.distribution import Dist, QuantizedDist, draw_draft, quantize, shape
-from dssd.downlink import correct, dense, samples, sparse
-from dssd.sampling import Purpose, accepts, coupled_token, gumbel, random_uniform, residual
-from dssd.verification import judge
+from sampling.distribution import Dist, QuantizedDist, draw_draft, quantize, shape
+from sampling.downlink import correct, dense, samples, sparse
+from sampling.drawing import Purpose, accepts, coupled_token, gumbel, random_uniform, residual
+from sampling.verification import judge
 from schemas.downlink import DownlinkForm, pack_form
-from schemas.policy import Mode, SamplingPolicy
+from schemas.policy import ADJUSTMENTS, Mode, SamplingPolicy
 from schemas.vocabulary import EMPTY_DIGEST, Vocabulary, extend_digest, token_strings
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -96,6 +96,35 @@ def shapes() -> Iterator[dict[str, Any]]:
         found = shape(numbers, policy(temperature=temperature, top_k=top_k, top_p=top_p))
         given = {"logits": logits, "temperature": temperature, "top_k": top_k, "top_p": top_p}
         yield {"name": name, **given, **shown(found)}
+    yield from adjusted_shapes()
+
+
+def adjusted_shapes() -> Iterator[dict[str, Any]]:
+    """Shapes after `min_p` and what adjusts logits; a policy without a field leaves it at no effect."""
+    plain = [0.5, 2.0, -1.0, 1.25, 0.0]
+    given = {"logits": plain, "temperature": 0.5, "top_k": 4, "top_p": 1.0}
+    prompt, generated, ends = [0, 2, 0], [1, 3, 1], [1]
+    before = {"prompt": prompt, "generated": generated, "end_tokens": ends}
+    penalties = {"repetition_penalty": 2.0, "frequency_penalty": 0.25, "presence_penalty": -0.5}
+    for name, fields in (
+        ("min_p", {"min_p": 0.2}),
+        ("min_p counts after top_k and before top_p", {"min_p": 0.02, "top_p": 0.96}),
+        ("min_p keeps one at least", {"min_p": 1.0}),
+        ("logit_bias", {"logit_bias": [[0, 1.5], [1, -100.0]]}),
+        ("repetition_penalty: prompt and output, by sign", {"repetition_penalty": 2.0}),
+        ("frequency_penalty: the output, each time", {"frequency_penalty": 0.25}),
+        ("presence_penalty: the output, once", {"presence_penalty": 0.5}),
+        ("min_tokens: not reached", {"min_tokens": 4}),
+        ("min_tokens: reached", {"min_tokens": 3}),
+        ("all, in their order", {"min_tokens": 4, "logit_bias": [[2, 2.0], [3, -2.0]], **penalties}),
+        ("adjusted, then greedy", {"temperature": 0.0, "logit_bias": [[4, 4.0]]}),
+        ("nothing generated yet", {**penalties, "generated": []}),
+    ):
+        case = given | (before if fields.keys() & set(ADJUSTMENTS) else {}) | fields
+        settings = {field: case[field] for field in SamplingPolicy.model_fields if field in case}
+        settings["logit_bias"] = tuple(map(tuple, case.get("logit_bias", ())))
+        at = policy(**settings).after(prompt, case.get("generated", ()), ends)
+        yield {"name": name, **case, **shown(shape(np.array(plain), at))}
 
 
 def quantizations() -> Iterator[dict[str, Any]]:

@@ -2,6 +2,8 @@
 
 import gc
 import os
+import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from typing import Any
@@ -23,14 +25,35 @@ os.environ["XDG_STATE_HOME"] = os.environ["XDG_CONFIG_HOME"] = tempfile.mkdtemp(
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests.support.brokers import mosquitto, own_mosquitto, start_mosquitto
+from tests.support.brokers import free_port, mosquitto, own_mosquitto, start_mosquitto
+from tests.support.chromium import chromium, running_chromium
 from tests.support.command import fleet
+from tests.support.databases import database_server, database_url, empty_databases, postgres, tables
 from tests.support.needs import note_markers
 
-__all__ = ["fleet", "mosquitto", "own_mosquitto", "start_mosquitto"]
+__all__ = [
+    "chromium",
+    "database_server",
+    "database_url",
+    "empty_databases",
+    "fleet",
+    "free_port",
+    "mosquitto",
+    "own_mosquitto",
+    "postgres",
+    "running_chromium",
+    "start_mosquitto",
+    "tables",
+]
 
-# The speed of drawing examples depends on the machine's load, not on the tested code.
-settings.register_profile("fleet", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# Where nothing keeps compiled files, each worker would rewrite all tests again, and each process compile its modules.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+# The same examples in each run: a new one is looked for by fuzzing and by `--hypothesis-profile=search`, not by chance.
+# The speed of drawing them depends on the machine's load, not on the tested code.
+settings.register_profile("search", derandomize=False, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("fleet", settings.get_profile("search"), derandomize=True, database=None)
 settings.load_profile("fleet")
 
 _REAL_MODELS = {"verifier", "oracle", "drafters"}
@@ -61,6 +84,10 @@ class FailuresAtOnce:
 def pytest_configure(config: pytest.Config) -> None:
     if not hasattr(config, "workerinput"):
         config.pluginmanager.register(FailuresAtOnce(config))
+
+
+def pytest_unconfigure() -> None:
+    shutil.rmtree(os.environ["XDG_STATE_HOME"], ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

@@ -24,7 +24,7 @@ EDGE = [
 
 # Other packages import their modules; the packages themselves export nothing.
 WITHOUT_A_FACE = (
-    "broker_config", "dssd", "fleet_admin", "fleet_cli", "fleet_common",
+    "broker_config", "sampling", "fleet_admin", "fleet_cli", "fleet_common",
     "schemas",
 )  # fmt: skip
 
@@ -62,9 +62,9 @@ def test_the_public_names_are_these_and_each_is_documented(package: str, names: 
         (
             "fleet_edge.SessionLog",
             (
-                "active_devices beginning close device devices edge edge_loads edges ends event_counts events "
-                "export_columns export_rows failures labels latencies latencies_over_time latest quarantine "
-                "quarantines record_event rounds segments session sessions spent_times "
+                "active_devices alerts beginning close device devices edge edge_loads edges ends evaluation "
+                "event_counts events export_columns export_rows failures labels latencies latencies_over_time latest "
+                "quarantine quarantines record_event rounds segments session sessions spent_times "
                 "unquarantine usage"
             ),
         ),

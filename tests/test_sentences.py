@@ -9,7 +9,7 @@ pytestmark = pytest.mark.xdist_group("sentences")
 ROOT = Path(__file__).parent.parent
 PACKAGES = (
     "schemas",
-    "dssd",
+    "sampling",
     "broker_config",
     "fleet_common",
     "fleet_device",

@@ -16,7 +16,10 @@ def test_the_generated_pages_are_current() -> None:
 
 def test_settings_are_few_enough_to_be_read() -> None:
     """A new setting replaces one, or is a good constant instead."""
-    assert len(re.findall(r"^\| `", (ROOT / "docs/settings.md").read_text(), flags=re.MULTILINE)) <= 120
+    page = (ROOT / "docs/settings.md").read_text()
+    lists = re.findall(r"--help` explains (.*)\.$", page, flags=re.MULTILINE)
+    explained = [name for line in lists for name in line.split(", ")]
+    assert len(explained) + len(re.findall(r"^\| `", page, flags=re.MULTILINE)) <= 120
 
 
 @pytest.mark.parametrize("page", ["docs/structure.md", "docs/extending.md", "CONTRIBUTING.md"])

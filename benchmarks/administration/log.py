@@ -26,23 +26,23 @@ from typing import Any, Final
 from sqlalchemy import Engine, Table, func, insert, select, text
 
 from benchmarks.administration.observability import Viewer
-from benchmarks.harness import Bench, Report, at_most, number_of
+from benchmarks.harness import Bench, SuiteReport, at_most, number_of
 from fleet_admin.dashboard.app import DashboardServer
 from fleet_admin.dashboard.services import open_services
 from fleet_admin.dashboard.settings import DashboardSettings
-from fleet_edge.counters import SegmentCounters
-from fleet_edge.session_log import SessionLog
-from fleet_edge.store import housekeeping
-from fleet_edge.store.database import open_store
-from fleet_edge.store.engine import parse_url, sqlite_path
-from fleet_edge.store.event_codes import EVENT_CODES
-from fleet_edge.store.housekeeping import Pace
-from fleet_edge.store.periods import BEGINNING
-from fleet_edge.store.records import SegmentProgress, SessionOpened, minute_of, segment_number
-from fleet_edge.store.rollups import add_segments
-from fleet_edge.store.steering import add_labels, record_audit
-from fleet_edge.store.tables import DEVICES, EDGE_LOADS, EDGES, EVENTS, ROUNDS, SEGMENTS, SESSIONS
-from fleet_edge.store.views import AuditEntry
+from fleet_edge.session_log import housekeeping
+from fleet_edge.session_log.counters import SegmentCounters
+from fleet_edge.session_log.database import open_store
+from fleet_edge.session_log.engine import parse_url, sqlite_path
+from fleet_edge.session_log.event_codes import EVENT_CODES
+from fleet_edge.session_log.housekeeping import Pace
+from fleet_edge.session_log.log import SessionLog
+from fleet_edge.session_log.periods import BEGINNING
+from fleet_edge.session_log.records import FOR_GOOD, Record, minute_of, open_record, segment_number
+from fleet_edge.session_log.rollups import add_segments
+from fleet_edge.session_log.steering import add_labels, record_audit
+from fleet_edge.session_log.tables import DEVICES, EDGE_LOADS, EDGES, EVENTS, ROUNDS, SEGMENTS, SESSIONS
+from fleet_edge.session_log.views import AuditEntry
 from schemas.policy import Mode
 
 _BATCH: Final = 10_000
@@ -154,7 +154,7 @@ def _device(chance: random.Random, number: int, begin: datetime, now: datetime) 
         "telemetry_at": now - age,
         "plan": chance.choice(("edge-only", "4", "4 ahead")),
         "round_trip_ms": chance.lognormvariate(4, 0.5),
-        "told_acceptance": chance.uniform(0.5, 0.9),
+        "acceptance": chance.uniform(0.5, 0.9),
         "draft_ms_per_token": chance.uniform(5, 40),
         "certificate_until": now + timedelta(days=chance.randrange(3, 90)),
     }
@@ -173,7 +173,7 @@ def _edge(chance: random.Random, name: str, begin: datetime, now: datetime) -> R
         "state_at": now,
         "load_at": now,
         "open_sessions": chance.randrange(16),
-        "most_sessions": 64,
+        "max_sessions": 64,
         "batch_sessions": chance.uniform(1, 16),
         "step_ms": chance.lognormvariate(3.5, 0.3),
         "queue_ms": chance.lognormvariate(1, 0.5),
@@ -230,7 +230,7 @@ def _session(chance: random.Random, at: datetime, scale: Scale, now: datetime) -
             "app": app,
             "opened_at": at,
             "last_at": at + length,
-            "last_segment": last["segment"],
+            "end_segment": last["segment"] if open_still else FOR_GOOD,
             "described_by": segments[0]["segment"],
             **models,
             "mode": "coupled" if chance.random() < 0.3 else "residual",
@@ -245,7 +245,6 @@ def _session(chance: random.Random, at: datetime, scale: Scale, now: datetime) -
             "end_code": _ENDS[reason][0] if reason in _ENDS else None,
             "end_sentence": _ENDS[reason][1] if reason in _ENDS else None,
             "tokens": None if open_still else tokens,
-            "device_counted_at": ended,
             "device_tokens": tokens,
             "device_rounds": last["rounds"],
             "device_drafted": last["drafted"],
@@ -300,6 +299,7 @@ def _rounds(chance: random.Random, segment: Row, at: datetime) -> Iterator[tuple
             ROUNDS,
             {
                 "session": segment["session"],
+                "device": segment["device"],
                 "segment": segment["segment"],
                 "round": number,
                 "base": 4 * number,
@@ -347,9 +347,9 @@ PAGES: Final = (
     "/edges",
     "/edges/edge-1",
     "/sessions",
-    "/sessions?device={device}",
-    "/sessions?edge=edge-rare",
-    "/sessions?reason=failed",
+    "/sessions?filter=device%3D{device}",
+    "/sessions?filter=edge%3Dedge-rare",
+    "/sessions?filter=reason%3Dfailed",
     "/sessions/{session}",
     "/usage",
     "/usage?range=30d",
@@ -427,7 +427,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--purge", action="store_true", help="purge all at the end, next to a writer")
 
 
-def run(bench: Bench) -> Report:
+def run(bench: Bench) -> SuiteReport:
     options = bench.options
     scale = Scale(sessions=options.sessions, devices=options.devices, days=options.days)
     url = options.db or f"sqlite:///{(options.folder or bench.folder).absolute() / 'log.sqlite3'}"
@@ -452,7 +452,9 @@ def run(bench: Bench) -> Report:
             rows.append(_timed(f"page {page}", lambda path=path: viewer.look(path), options.times))  # type: ignore[misc]
     if options.purge:
         more["purge"] = _purge(url, now)
-    return Report(rows, [at_most("slowest answer, ms (p95)", max(row["p95_ms"] for row in rows), _GOAL_MS)], more=more)
+    return SuiteReport(
+        rows, [at_most("slowest answer, ms (p95)", max(row["p95_ms"] for row in rows), _GOAL_MS)], more=more
+    )
 
 
 def _timed(name: str, ask: Callable[[], object], times: int) -> dict[str, Any]:
@@ -578,9 +580,12 @@ def _log_write(url: str) -> None:
             for _ in range(10):
                 number += 1
                 at = datetime.now(UTC)
-                key: dict[str, Any] = {"session": f"{number:016x}", "segment": segment_number(at), "device": "writer"}
-                opened: dict[str, Any] = {**key, **models, **policy, **sizes, "at": at}
-                records += [SessionOpened(**opened), SegmentProgress(**key, at=at, tokens=number % 50, rounds=10)]
+                key = {"session": f"{number:016x}", "segment": segment_number(at), "device": "writer"}
+                opened: dict[str, Any] = {**models, **policy, **sizes, "app": None}
+                records += [
+                    open_record(key, at, **opened),
+                    Record(at, {"segments": key | {"tokens": number % 50, "rounds": 10}}),
+                ]
             begun = time.perf_counter()
             store.apply(records)
             taken.append(1000 * (time.perf_counter() - begun))

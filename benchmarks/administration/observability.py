@@ -23,7 +23,7 @@ from unittest.mock import patch
 import numpy as np
 
 from benchmarks.fleet_load import FleetLoad
-from benchmarks.harness import Bench, Report, at_least, edge_only_pacing, free_address, number_of, say, table
+from benchmarks.harness import Bench, SuiteReport, at_least, edge_only_pacing, free_address, number_of, say, table
 from benchmarks.recordings import record_laws
 from fleet_admin.dashboard.services import Services, open_services
 from fleet_admin.dashboard.settings import AccountRole, DashboardSettings
@@ -32,7 +32,7 @@ from fleet_admin.steering import Actor
 from fleet_cli.main import main
 from fleet_device.drafters.model_file import GgufModel
 from fleet_device.pacing.contract import FixedPacing, Pacing
-from fleet_edge.store.writer import LogWriter
+from fleet_edge.session_log.writer import LogWriter
 from schemas.errors import FleetError
 from tests.support.edge_thread import NoLog
 from tests.support.processes import edge_process
@@ -52,7 +52,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pairs", type=number_of(int, 2), default=8, help="of rounds, for each plan")
 
 
-def run(bench: Bench) -> Report:
+def run(bench: Bench) -> SuiteReport:
     devices = bench.options.devices
     target = bench.target()
     laws = record_laws(bench, bench.options.draft, some(built_in(), -(-_TEXTS // 6)), tokens=_TOKENS)
@@ -74,7 +74,7 @@ def run(bench: Bench) -> Report:
         rows = [_compare(bench, plan, pacing, without, observed, texts) for plan, pacing in plans.items()]
     table(rows, {"plan": "", "without": ".1f", "observed": ".1f", "ratio": ".3f", "standard_error": ".3f"})
     goals = [at_least(f"tokens a second with log, metrics and dashboard, {r['plan']}", r["ratio"], _GOAL) for r in rows]
-    return Report(rows, goals, more={"answered": answered})
+    return SuiteReport(rows, goals, more={"answered": answered})
 
 
 def _compare(

@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, Final
 
-from benchmarks.harness import Bench, Report, at_most, number_of, table
+from benchmarks.harness import Bench, SuiteReport, at_most, number_of, table
 from fleet_admin.settings import AdminSettings
-from fleet_admin.steering import Actor, CommandResult, Selection, SetResult, Steering
+from fleet_admin.steering import Actor, CommandResult, DeviceSettingsView, Selection, Steering
 from fleet_common.mqtt.settings import BrokerSettings
-from fleet_edge.store.database import open_store
+from fleet_edge.session_log.database import open_store
 from tests.support.steered_devices import steered_devices
 
 _GOAL_S: Final = 2.0
@@ -28,7 +28,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=number_of(int, 1), default=5, help="settings, and commands")
 
 
-def run(bench: Bench) -> Report:
+def run(bench: Bench) -> SuiteReport:
     devices: int = bench.options.devices
     names = [f"device-{number:04}" for number in range(devices)]
     db = f"sqlite:///{bench.folder / 'fleet.sqlite3'}"
@@ -50,7 +50,7 @@ def run(bench: Bench) -> Report:
     table(rows, {"what": "", "devices": "d", "done": "d", "first_s": ".3f", "half_s": ".3f", "last_s": ".3f"})
     wrong = [f"{row['what']}: {row['done']} of {devices} devices." for row in rows if row["done"] < devices]
     last = max(row["last_s"] for row in rows)
-    return Report(rows, [at_most("seconds until all devices have answered", last, _GOAL_S)], wrong=wrong)
+    return SuiteReport(rows, [at_most("seconds until all devices have answered", last, _GOAL_S)], wrong=wrong)
 
 
 def _await_all(steering: Steering, devices: int) -> None:
@@ -61,7 +61,7 @@ def _await_all(steering: Steering, devices: int) -> None:
         time.sleep(0.05)
 
 
-def _timed(what: str, act: Callable[[], Iterable[SetResult | CommandResult]]) -> dict[str, Any]:
+def _timed(what: str, act: Callable[[], Iterable[DeviceSettingsView | CommandResult]]) -> dict[str, Any]:
     began = time.perf_counter()
     times, done = [], 0
     for result in act():

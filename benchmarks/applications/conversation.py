@@ -15,18 +15,18 @@ from itertools import takewhile
 from statistics import median
 from typing import Any, Final
 
-from benchmarks.harness import Bench, BenchGoal, Report, at_most, connected, number_of, table, together
-from dssd.distribution import Dist
+from benchmarks.harness import Bench, BenchGoal, SuiteReport, at_most, connected, number_of, table, together
 from fleet_common.mqtt.settings import BrokerSettings
 from fleet_device.device import Device
 from fleet_device.drafters.llama_cpp import LlamaCppDrafter, LlamaCppSettings
 from fleet_device.drafters.model_file import GgufModel
 from fleet_device.drafters.without_model import NoDrafter
-from fleet_device.requests.chat import encode_chat
+from fleet_device.requests.chat import chat_prompt
 from fleet_device.requests.generate import GenerateRequest
 from fleet_device.requests.structured import ChatMessage
 from fleet_device.settings import DeviceSettings
-from fleet_edge.session_log import SessionLog
+from fleet_edge.session_log.log import SessionLog
+from sampling.distribution import Dist
 from schemas.policy import Mode, SamplingPolicy
 
 # Of similar length, so that the turns' times to the first token can be compared.
@@ -121,7 +121,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--mode", type=Mode, default=Mode.RESIDUAL, choices=list(Mode))
 
 
-def run(bench: Bench) -> Report:
+def run(bench: Bench) -> SuiteReport:
     rows: list[dict[str, Any]] = []
     shared: list[dict[str, Any]] = []
     for engine in bench.options.engines:
@@ -132,7 +132,7 @@ def run(bench: Bench) -> Report:
         rows += turns
         shared += alike
     table(shared, {"engine": "", "devices": "d", "common_tokens": "d", "computed": "d", "allowed": "d", "reused": "d"})
-    return Report(rows, list(_goals(rows, shared)), more={"shared": shared})
+    return SuiteReport(rows, list(_goals(rows, shared)), more={"shared": shared})
 
 
 def _goals(rows: Sequence[dict[str, Any]], shared: Sequence[dict[str, Any]]) -> Iterator[BenchGoal]:
@@ -241,7 +241,7 @@ def _alike(codec: GgufModel, devices: int, tokens: int) -> list[list[int]]:
         return []
     system = ChatMessage("system", rules(lambda text: len(codec.encode(text)), tokens=tokens))
     asked = [f"Report {number}: {QUESTIONS[number % len(QUESTIONS)]}" for number in range(devices)]
-    return [encode_chat(codec, [system, ChatMessage("user", text)]) for text in asked]
+    return [chat_prompt(codec, [system, ChatMessage("user", text)]).tokens for text in asked]
 
 
 def _write_together(bench: Bench, port: int, codec: GgufModel, prompts: Sequence[Sequence[int]]) -> list[str]:

@@ -25,17 +25,17 @@ from typing import Any, Final, Self
 
 import httpx
 
-from benchmarks.harness import Bench, BenchGoal, Report, at_most, number_of, table
+from benchmarks.harness import Bench, BenchGoal, SuiteReport, at_most, number_of, table
 from benchmarks.processes import BenchError
 from broker_config.broker import Broker
 from broker_config.processes import MosquittoProcess
-from dssd.distribution import Dist
 from fleet_device.api.listening import listen
 from fleet_device.drafters.without_model import ScriptedDrafter
 from fleet_device.gateway import Gateway
 from fleet_device.service import DeviceService
 from fleet_device.settings import DeviceSettings, OfflinePolicy
-from fleet_edge.session_log import SessionLog
+from fleet_edge.session_log.log import SessionLog
+from sampling.distribution import Dist
 from schemas.policy import Mode, SamplingPolicy
 from tests.support.processes import BrokerClient, Program, scripted_edge
 from tests.support.relay import Relay
@@ -244,7 +244,7 @@ def run_trial(site: Site, policy: OfflinePolicy, way: str, *, tokens: int, rng: 
         "max_tokens": tokens,
         "offline": policy.value,
         "stream": True,
-        **sampling.model_dump(mode="json"),
+        **sampling.model_dump(mode="json", exclude={"logit_bias"}),
     }
     for chunk in _chunks(site, body, seen):
         now = time.monotonic()
@@ -337,7 +337,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=1)
 
 
-def run(bench: Bench) -> Report:
+def run(bench: Bench) -> SuiteReport:
     rng, trials = random.Random(bench.options.seed), list[OfflineTrial]()
     with Site(bench.new_folder()) as site:
         for policy in OfflinePolicy:
@@ -350,7 +350,7 @@ def run(bench: Bench) -> Report:
     wrong += [f"{trial.policy.value}, {trial.way}: {trial.wrong}." for trial in trials if trial.wrong is not None]
     rows = [_summary(policy, [t for t in trials if t.policy is policy]) for policy in OfflinePolicy]
     table(rows, {"policy": "", "texts": "d", "right": "d", "median_s": ".2f", "most_s": ".2f", "unverified": "d"})
-    return Report(rows, _goals(rows), more={"trials": [asdict(trial) for trial in trials]}, wrong=wrong)
+    return SuiteReport(rows, _goals(rows), more={"trials": [asdict(trial) for trial in trials]}, wrong=wrong)
 
 
 def _summary(policy: OfflinePolicy, trials: Sequence[OfflineTrial]) -> dict[str, Any]:

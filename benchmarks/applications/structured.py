@@ -15,16 +15,16 @@ from typing import Any, Final
 
 import jsonschema
 
-from benchmarks.harness import Bench, Report, connected, number_of, say, table
-from dssd.distribution import Dist, Ids
+from benchmarks.harness import Bench, SuiteReport, connected, number_of, say, table
 from fleet_device.client.agent import Agent
 from fleet_device.drafters.llama_cpp import LlamaCppDrafter, LlamaCppSettings
 from fleet_device.pacing.adaptive import make_pacing
-from fleet_device.requests.chat import encode_chat
+from fleet_device.requests.chat import chat_prompt
 from fleet_device.requests.generate import GeneratedText, GenerateRequest, generate_text
 from fleet_device.requests.structured import ChatMessage
 from fleet_device.session.sequence import TokenOrigin
 from fleet_device.settings import DeviceSettings
+from sampling.distribution import Dist, Ids
 from schemas.policy import Grammar, Mode, SamplingPolicy
 from schemas.reasons import EndReason
 
@@ -161,7 +161,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--mode", type=Mode, choices=list(Mode), default=Mode.RESIDUAL, help="(default: %(default)s)")
 
 
-def run(bench: Bench) -> Report:
+def run(bench: Bench) -> SuiteReport:
     options = bench.options
     settings = DeviceSettings(fleet=bench.fleet, device="device-0")
     found = {"free": Counter[str](), "structured": Counter[str]()}
@@ -174,7 +174,7 @@ def run(bench: Bench) -> Report:
     ):
         for name, (asked, schema) in SCHEMAS.items():
             say(f"{name}: {options.repeats} texts, {options.free} free ones")
-            prompt = tuple(encode_chat(drafter.codec, [ChatMessage("user", asked)]))
+            prompt = tuple(chat_prompt(drafter.codec, [ChatMessage("user", asked)]).tokens)
             grammar = Grammar.json_schema(schema)
             write = partial(_write, bench, agent, drafter, prompt)
             write(0, grammar, 8)  # prepared once at both ends
@@ -193,7 +193,7 @@ def run(bench: Bench) -> Report:
     table(rows, {"texts_of": "", "texts": "d", "tokens_per_s": ".1f", **shares, "acceptance": ".2f"})
     if rows[0]["texts"]:
         print(f"structured over free: {rows[1]['tokens_per_s'] / rows[0]['tokens_per_s']:.2f} tokens/s")
-    return Report(rows, wrong=wrong)
+    return SuiteReport(rows, wrong=wrong)
 
 
 def _write(

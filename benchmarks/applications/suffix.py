@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any, Final
 
-from benchmarks.harness import Bench, Report, at_least, number_of, say, table
+from benchmarks.harness import Bench, SuiteReport, at_least, number_of, say, table
 from benchmarks.processes import BenchError
 from fleet_common.mqtt.settings import BrokerSettings
 from fleet_device.device import Device
@@ -73,7 +73,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--mode", type=Mode, choices=list(Mode), default=Mode.RESIDUAL, help="(default: %(default)s)")
 
 
-def run(bench: Bench) -> Report:
+def run(bench: Bench) -> SuiteReport:
     options = bench.options
     written: list[Text] = []
     ways = [_MODEL, _BOTH, *([_SUFFIX] if options.without_model else [])]
@@ -95,7 +95,7 @@ def run(bench: Bench) -> Report:
     table(rows, {"texts": "", "way": "", "tokens_per_s": ".1f", **interval, "acceptance": ".2f", "earlier": ".0%"})
     kept = next(row["ratio"] for row in rows if (row["texts"], row["way"]) == ("questions", _BOTH))
     goal = at_least("pace with earlier text on texts that do not repeat", kept, _MAX_LOST)
-    return Report(rows, [goal], more={"texts": written})
+    return SuiteReport(rows, [goal], more={"texts": written})
 
 
 def _device(bench: Bench, port: int, way: str) -> Device:

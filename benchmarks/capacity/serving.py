@@ -17,10 +17,6 @@ from benchmarks.fleet_load import FleetLoad
 from benchmarks.harness import ENGINES, Bench, say
 from benchmarks.raw_llama import CHUNK, STEP, RawPrompt, StepOutput
 from benchmarks.recordings import Recording, cache_of, load, save
-from dssd.distribution import Dist
-from dssd.downlink import correct, dense
-from dssd.sampling import Proposal, propose
-from dssd.verification import Judgement
 from fleet_admin.models.prompts import Prompt
 from fleet_device.requests.generate import Cancellation, GenerateRequest, Generation, RequestContext
 from fleet_edge.batching.judging import Case, judge_batch
@@ -28,6 +24,10 @@ from fleet_edge.batching.shaping import shape_rows
 from fleet_edge.settings import EdgeSettings
 from fleet_edge.verifiers.contract import Item, Logits, Verifier
 from fleet_edge.verifiers.registry import load_verifier
+from sampling.distribution import Dist
+from sampling.downlink import correct, dense
+from sampling.drawing import Proposal, propose
+from sampling.verification import Judgement
 from schemas.errors import FleetError
 from schemas.policy import Mode
 from schemas.reasons import EndReason

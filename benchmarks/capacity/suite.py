@@ -32,14 +32,14 @@ import psutil
 
 from benchmarks.capacity.service_level import LEVEL, Client, TimeWindow
 from benchmarks.capacity.serving import CELLS, KV_BYTES, CellTiming, Devices, record_residual, texts_of
-from benchmarks.harness import Bench, Report, add_curve, add_engine, cpu_s, table
+from benchmarks.harness import Bench, SuiteReport, add_curve, add_engine, cpu_s, table
 from benchmarks.processes import BenchError, Cores
 from benchmarks.recordings import Recording, record
 from benchmarks.systems import DRAFT, SYSTEMS, System
-from dssd.downlink import FormName
 from fleet_admin.models.prompts import built_in, some
 from fleet_device.drafters.model_file import GgufModel
 from fleet_device.pacing.contract import Pacing
+from sampling.downlink import FormName
 from schemas.policy import Mode
 from tests.support.processes import on_cores
 from tests.support.relay import Relay
@@ -182,7 +182,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_curve(parser)
 
 
-def run(bench: Bench) -> Report:
+def run(bench: Bench) -> SuiteReport:
     options, rows = bench.options, list[Row]()
     grid = list(cells(options))
     logging.getLogger("fleet_device").setLevel(logging.ERROR)  # that an edge is overloaded is what is measured
@@ -201,7 +201,7 @@ def run(bench: Bench) -> Report:
         "tokens": options.tokens,
         "draft_length_where_fixed": DRAFT,
     }
-    return Report([row.json() for row in rows], more={"settings": settings})
+    return SuiteReport([row.json() for row in rows], more={"settings": settings})
 
 
 def cells(options: argparse.Namespace) -> Iterator[CapacityCell]:

@@ -8,6 +8,9 @@ machine hits all, and the ratio is of their medians. Takes 20 minutes, `--quick`
 With `--shape` the models are random ones in a real shape, which llama.cpp computes without flash attention alone, since
 each of its processes keeps a copy: `--shape 7b --engines blocks:Q4_0 blocks:Q4_K_M --threads 2 --sequences 1 4 16
 --tokens 1 5 --contexts 256`.
+
+`--ik-llama FILE` names a source archive of ik_llama.cpp, whose llama-bench is built once and computes the steps of one
+sequence with the same files (column `ik_ms`). Without it, ik_llama.cpp is not compared.
 """
 
 import argparse
@@ -24,12 +27,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.harness import MODELS, Bench, Report, at_most, number_of, say, table
+from benchmarks.engines.ik_llama import built, step_ms
+from benchmarks.harness import MODELS, Bench, SuiteReport, at_most, number_of, say, table
 from benchmarks.large.models import SHAPES, make
 from benchmarks.processes import BenchError
 from fleet_edge.settings import EdgeSettings
 from fleet_edge.verifiers.contract import Item, Verifier
-from fleet_edge.verifiers.llama_cpp.slab import CELL_ROUNDING, open_target
+from fleet_edge.verifiers.llama_cpp.target import CELL_ROUNDING, open_target
 from fleet_edge.verifiers.llama_cpp.verifier import LlamaCppVerifier
 from fleet_edge.verifiers.registry import load_verifier
 
@@ -41,6 +45,9 @@ _CHUNK: Final = 256
 _KV_BYTES: Final = 64 << 30  # enough for any step: memory is allocated as sequences come
 _NEW: Final = 16
 """Most new tokens of a sequence."""
+
+_GROWN: Final = 2_048
+"""The same of a sequence that grows from step to step, as those of hybrids do, so that each step replays a draft."""
 
 # What we set for our own processes: a user who runs the library alone does not.
 _OURS: Final = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
@@ -76,9 +83,9 @@ def by_turns(ours: Step, raw: Sequence[Step], *, sequences: int, tokens: int, se
     return Cell(sequences, tokens, mine, raw_ms, others.index(raw_ms), turns)
 
 
-def cells_for(context: int) -> int:
+def cells_for(context: int, new: int = _NEW) -> int:
     """Return the tokens per stream of llama.cpp to hold `context` and a step."""
-    return -(-(context + _NEW + 1) // CELL_ROUNDING) * CELL_ROUNDING
+    return -(-(context + new + 1) // CELL_ROUNDING) * CELL_ROUNDING
 
 
 def llama_cpp(path: Path, *, sequences: int, context: int, threads: int) -> Verifier:
@@ -104,15 +111,15 @@ def fill(verifier: Verifier, *, sequences: int, context: int) -> list[int]:
     return text
 
 
-def steps(verifier: Verifier, text: Sequence[int]) -> Step:
-    """Return a step of a verifier over filled sequences, which is rolled back afterwards."""
+def steps(verifier: Verifier, text: Sequence[int], *, grows: bool = False) -> Step:
+    """Return a step of a verifier over filled sequences, which is rolled back afterwards unless they grow."""
 
     def step(sequences: int, tokens: int) -> float:
         items = [Item(sequence, text[sequence % 100 :][:tokens], tokens) for sequence in range(sequences)]
         before = time.perf_counter()
         verifier.score(items)
         taken = time.perf_counter() - before
-        for item in items:
+        for item in [] if grows else items:
             verifier.truncate(item.sequence, len(text))
         return 1e3 * taken
 
@@ -162,7 +169,7 @@ _LLAMA_CPP: Final = ("without flash attention", "with flash attention")
 _FILES: Final = {"Q8_0": "target-Q8_0.gguf", "Q4_0": "Q4_0.gguf"}
 ENGINES: Final = ("llama_cpp:Q8_0", "llama_cpp:Q4_0", "blocks:Q8_0", "blocks:Q4_0", "blocks:Q4_K_M")
 _DEFAULT: Final = tuple(name for name in ENGINES if name != "blocks:Q4_K_M")
-_COLUMNS: Final = {"B": "d", "T": "d", "ms": ".1f", "raw_ms": ".1f", "ratio": ".2f", "raw": ""}
+_COLUMNS: Final = {"B": "d", "T": "d", "ms": ".1f", "raw_ms": ".1f", "ratio": ".2f", "raw": "", "ik_ms": ".1f"}
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -174,14 +181,19 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(f"--{name}", type=number_of(int, 1), nargs="+", default=default, help="(%(default)s)")
     parser.add_argument("--contexts", type=number_of(int, 1), nargs="+", metavar="C", help="256 2048")
     parser.add_argument("--quick", action="store_true", help="context 256 alone, and fewer repetitions")
+    parser.add_argument("--ik-llama", type=Path, metavar="FILE", help="tar archive of ik_llama.cpp's source")
+    parser.add_argument("--tools", type=Path, default=MODELS.parent / "tools", help="(default: %(default)s)")
     parser.add_argument("--seconds", type=float, help="for one size of step, about (2; with --quick 0.5)")
 
 
-def run(bench: Bench) -> Report:
+def run(bench: Bench) -> SuiteReport:
     options = bench.options
     os.sched_setaffinity(0, bench.cores.edge | bench.cores.others)
     sequences, tokens = sorted(options.sequences), sorted(options.tokens)
     pace = {"seconds": options.seconds or (0.5 if options.quick else 2.0), "fewest": 2 if options.quick else 3}
+    rival = None if options.ik_llama is None else built(options.ik_llama.expanduser(), options.tools.resolve())
+    if rival is None:
+        say("ik_llama.cpp is not compared: no --ik-llama names an archive of its source")
     rows: list[dict[str, Any]] = []
     for kind, _, dtype in (name.partition(":") for name in options.engines):
         for context in options.contexts or ([256] if options.quick else [256, 2048]):
@@ -192,6 +204,9 @@ def run(bench: Bench) -> Report:
                     cell = by_turns(ours, raw, sequences=number, tokens=new, **pace)  # type: ignore[arg-type]
                     found = {"B": number, "T": new, "raw": _LLAMA_CPP[cell.way], "ratio": cell.ratio}
                     here.append({**asdict(cell), "engine": kind, "dtype": dtype, "context": context, **found})
+            if rival is not None:
+                theirs = step_ms(rival, _model(bench, dtype), tokens, threads=options.threads)
+                here = [{**row, "ik_ms": theirs[row["T"]] if row["B"] == 1 else None} for row in here]
             table(here, _COLUMNS, title=f"{kind}, {dtype}, context {context}; raw is the engine alone")
             rows += here
             gc.collect()
@@ -200,7 +215,7 @@ def run(bench: Bench) -> Report:
         ratios = [row["ratio"] for row in rows if (row["engine"], row["dtype"]) == engine]
         what = f"{' '.join(engine)} over the raw engine (median; {max(ratios):.2f} at most)"
         goals.append(at_most(what, statistics.median(ratios), _GOALS[_group(*engine)]))
-    return Report(rows, goals)
+    return SuiteReport(rows, goals)
 
 
 def _group(kind: str, dtype: str) -> str:
@@ -220,14 +235,16 @@ def _model(bench: Bench, file: str) -> Path:
 def _prepared(bench: Bench, kind: str, dtype: str, context: int, most: int) -> Iterator[tuple[Step, Sequence[Step]]]:
     """Load an engine, and what it is compared with; yield a step of ours and of each raw variant."""
     options, threads = bench.options, bench.options.threads
-    size = {"streams": most, "cells": cells_for(context), "context": context, "threads": threads}
+    grows = options.shape is not None and SHAPES[options.shape].delta is not None
+    new = _GROWN if grows else _NEW
+    size = {"streams": most, "cells": cells_for(context, new), "context": context, "threads": threads}
     path = _model(bench, dtype)
     if kind == "llama_cpp":
         ours = llama_cpp(path, sequences=most, context=context, threads=threads)
     else:
-        settings = {"target": str(path), "engine": kind, "threads": threads, "context": context + _NEW}
+        settings = {"target": str(path), "engine": kind, "threads": threads, "context": context + new}
         ours = load_verifier(EdgeSettings.model_validate({**settings, "kv_bytes": _KV_BYTES}))
-    step = steps(ours, fill(ours, sequences=most, context=context))
+    step = steps(ours, fill(ours, sequences=most, context=context), grows=grows)
     with raw_llama(path, **size, flash=False) as plain:
         if options.shape is not None:
             yield step, (plain,)

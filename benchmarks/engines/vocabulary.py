@@ -18,12 +18,12 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.harness import Bench, Report, at_most, number_of, table
-from dssd.distribution import Dist, shape
-from dssd.downlink import choose_form
-from dssd.sampling import propose
-from dssd.verification import logprobs_of_token
+from benchmarks.harness import Bench, SuiteReport, at_most, number_of, table
 from fleet_edge.batching.judging import Case, judge_batch
+from sampling.distribution import Dist, shape
+from sampling.downlink import choose_form
+from sampling.drawing import propose
+from sampling.verification import logprobs_of_token
 from schemas.policy import Mode, SamplingPolicy
 
 _DRAFT: Final = 4
@@ -51,7 +51,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--repeats", type=number_of(int, 1), default=15, help="(default: %(default)s)")
 
 
-def run(bench: Bench) -> Report:
+def run(bench: Bench) -> SuiteReport:
     options = bench.options
     os.sched_setaffinity(0, {max(bench.cores.edge)})
     random, rows = np.random.default_rng(0), list[dict[str, Any]]()
@@ -71,7 +71,7 @@ def run(bench: Bench) -> Report:
         if row["logits"] == "falling" and row["policy"] != _WITHOUT_GOAL:
             goals.append(at_most(f"edge, ms a row, {row['policy']}", row["row_ms"], _ROW_MS))
             goals.append(at_most(f"device, ms a token, {row['policy']}", row["token_ms"], _TOKEN_MS))
-    return Report(rows, goals)
+    return SuiteReport(rows, goals)
 
 
 def _times(logits: NDArray[np.float32], policy: SamplingPolicy, repeats: int) -> dict[str, Any]:

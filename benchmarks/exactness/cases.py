@@ -2,21 +2,22 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from enum import StrEnum
 from functools import partial
 from itertools import count
 from typing import Any, Final
 
 import numpy as np
 
-from dssd.downlink import FormName
 from fleet_device.drafters.contract import Prospect
 from fleet_device.pacing.adaptive import AdaptivePacing
 from fleet_device.pacing.contract import Choice, FixedPacing, Pacing, Plan
+from sampling.downlink import FormName
 from schemas.policy import Grammar, Mode, SamplingPolicy
 from tests.support.markov import MarkovScript
 from tests.support.sabotage import UNSURE, Sabotage
 from tests.support.toy_engines import ToyEngine, pair_of
-from tests.support.toy_grammar import GRAMMAR, joint_given_grammar
+from tests.support.toy_grammar import GRAMMAR, joint_by_prefix
 from tests.support.toy_pair import END_TOKENS, GUESSABLE, NEAR_SIZE, PROMPT, Languages, ToyPair, policy
 
 LATE: Final = 1_500
@@ -86,6 +87,29 @@ class TurningPacing(FixedPacing):
         return Choice("draft", "They take turns.")
 
 
+class Controls(StrEnum):
+    """Controls of sampling that a case's policy has in addition."""
+
+    NONE = "none"
+    MIN_P = "min-p"
+    PRESENCE = "presence"
+    FREQUENCY = "frequency"
+    REPETITION = "repetition"
+    BIAS = "bias"
+    MIN_TOKENS = "min-tokens"
+    ALL = "all-controls"
+
+
+_FIELDS: Final[dict[Controls, dict[str, Any]]] = {
+    Controls.MIN_P: {"min_p": 0.25},
+    Controls.PRESENCE: {"presence_penalty": 1.5},
+    Controls.FREQUENCY: {"frequency_penalty": 1.2},
+    Controls.REPETITION: {"repetition_penalty": 2.5},
+    Controls.BIAS: {"logit_bias": ((2, 1.5), (4, -2.0), (5, 0.75))},
+    Controls.MIN_TOKENS: {"min_tokens": 2},
+}
+
+
 _FAULT_SHARE = 10
 _GREEDY_SHARE = 20
 _RESUMED_SHARE = 4
@@ -105,6 +129,7 @@ class Variant:
         suffix: Whether suffix drafts alternate with those of the draft model.
         constrained: Whether requests have a grammar.
         edge_draft: Whether the edge has a draft model for edge-only decoding.
+        controls: Controls of sampling in addition to temperature, top_k and top_p.
         two_targets: Whether edges lose sessions in the middle, and another edge, with another target, takes Opens too.
         sabotage: The planted fault.
     """
@@ -123,6 +148,7 @@ class Variant:
     constrained: bool = False
     edge_draft: bool = False
     two_targets: bool = False
+    controls: Controls = Controls.NONE
     sabotage: Sabotage = Sabotage.NONE
 
     @property
@@ -138,6 +164,7 @@ class Variant:
         languages = "" if self.languages is Languages.STANDARD else f" {self.languages.value}"
         greedy = " greedy" if self.greedy else ""
         greedy = f"{greedy} grammar" if self.constrained else greedy
+        greedy = greedy if self.controls is Controls.NONE else f"{greedy} {self.controls.value}"
         engine = "" if self.engine is ToyEngine.SCRIPTED else f" {self.engine.value}"
         fault = "" if self.sabotage is Sabotage.NONE else f" fault:{self.sabotage.value}"
         return f"{self.mode.value}{form}{ahead}{languages}{greedy}{engine}{fault}"
@@ -158,7 +185,18 @@ class Variant:
         if self.languages in {Languages.NEAR, Languages.WIDE, Languages.ENDLESS}:
             # Nothing is cut; but sorting a wide vocabulary takes long.
             top_k = NEAR_SIZE if self.languages is Languages.WIDE else 0
-        return partial(policy, self.mode, greedy=self.greedy, grammar=self.grammar, top_k=top_k)
+        controls = (
+            {}
+            if self.controls is Controls.NONE
+            else _FIELDS.get(self.controls)
+            or {name: value for fields in _FIELDS.values() for name, value in fields.items()}
+        )
+        return partial(policy, self.mode, greedy=self.greedy, grammar=self.grammar, top_k=top_k, controls=controls)
+
+    @property
+    def by_prefix(self) -> bool:
+        """Whether p depends on all tokens before a position."""
+        return self.grammar is not None or self.policy(0).adjusts
 
     @property
     def verified_exactly(self) -> bool:
@@ -170,9 +208,9 @@ class Variant:
     def joint(self) -> Law:
         """The joint distribution of the first `LENGTH` tokens, `[tokens that may occur] * LENGTH`."""
         target = self.pair.target
-        if self.grammar is not None:
+        if self.by_prefix:
             assert isinstance(target, MarkovScript)
-            return joint_given_grammar(target, self.prompt, length=LENGTH, policy=self.policy(0), end=END_TOKENS[0])
+            return joint_by_prefix(target, self.prompt, length=LENGTH, policy=self.policy(0), end=END_TOKENS[0])
         return fold_ends(target.joint(self.prompt, length=LENGTH, policy=self.policy(0)), END_TOKENS)
 
     @property
@@ -204,6 +242,7 @@ _WAYS = (
 )
 _ENGINES = (
     ToyEngine.LLAMA_CPP,
+    ToyEngine.HYBRID,
     ToyEngine.EIGHT_BITS,
     ToyEngine.FOUR_BITS,
     ToyEngine.VLLM,
@@ -245,6 +284,15 @@ CASES = (
         for mode in Mode
     ),
     *(Variant(mode, FormName.AUTO, length, edge_only=True, edge_draft=True) for length in (3, None) for mode in Mode),
+    *(Variant(Mode.RESIDUAL, FormName.AUTO, 2, controls=controls) for controls in _FIELDS),
+    *(Variant(Mode.COUPLED, FormName.AUTO, 1, ahead=True, controls=controls) for controls in _FIELDS),
+    *(Variant(mode, FormName.AUTO, 2, edge_only=True, controls=controls) for controls in _FIELDS for mode in Mode),
+    *(Variant(mode, form, 2, controls=Controls.ALL) for mode, form in _WAYS),
+    *(Variant(mode, FormName.AUTO, 1, ahead=True, controls=Controls.ALL) for mode in Mode),
+    *(Variant(mode, FormName.AUTO, 2, edge_only=True, controls=Controls.ALL) for mode in Mode),
+    *(Variant(mode, FormName.AUTO, 3, edge_only=True, edge_draft=True, controls=Controls.ALL) for mode in Mode),
+    *(Variant(mode, FormName.AUTO, 2, constrained=True, controls=Controls.ALL) for mode in Mode),
+    *(Variant(mode, FormName.AUTO, 2, languages=Languages.UNLIKE, controls=Controls.ALL) for mode in Mode),
 )
 
 FAULTS = (
@@ -284,6 +332,14 @@ FAULTS = (
     *(
         Variant(Mode.RESIDUAL, FormName.AUTO, 2, greedy=True, engine=engine, sabotage=Sabotage.SHIFTED)
         for engine in _ENGINES
+    ),
+    *(
+        Variant(mode, FormName.AUTO, 2, controls=controls, sabotage=sabotage)
+        for mode in Mode
+        for controls, sabotage in (
+            (Controls.FREQUENCY, Sabotage.DRAFT_NOT_COUNTED),
+            (Controls.BIAS, Sabotage.BIAS_LATE),
+        )
     ),
     *(
         Variant(Mode.RESIDUAL, FormName.AUTO, 2, constrained=True, sabotage=sabotage)

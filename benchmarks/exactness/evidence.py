@@ -73,7 +73,7 @@ class Expectation:
             tested: Whether a draft token was verified there.
         """
         prefix = (*self._prompt, *text)
-        state = self._pair.target.state(prefix) if self.case.grammar is None else prefix
+        state = prefix if self.case.by_prefix else self._pair.target.state(prefix)
         found = self._known.get((state, tested))
         if found is None:
             p, q = self.rows(text)
@@ -88,7 +88,7 @@ class Expectation:
 
     def rows(self, text: Sequence[int]) -> tuple[dict[int, float], dict[int, float]]:
         """Return p after a text, and q as it is drawn from; p in its place if only the device knows q."""
-        prefix, policy = (*self._prompt, *text), self.case.policy(0)
+        prefix, policy = (*self._prompt, *text), self.case.policy(0).after(self._prompt, text, END_TOKENS)
         kept = self._pair.target.ids if self.case.grammar is None else allowed(text, end=END_TOKENS[0])
         p = shaped(self._pair.target.logits(prefix), policy, allowed=kept)
         if self.case.languages is Languages.UNLIKE:

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from scipy import stats
 
-from benchmarks.harness import Bench, Report, table
+from benchmarks.harness import Bench, SuiteReport, table
 from benchmarks.processes import BenchError
 from tests.support.statistics import ALARM
 
@@ -53,7 +53,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", type=Path)
 
 
-def run(bench: Bench) -> Report:
+def run(bench: Bench) -> SuiteReport:
     path: Path = bench.options.file
     try:
         rows = uniformity(json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
@@ -67,4 +67,4 @@ def run(bench: Bench) -> Report:
         shown, {"test": "", "case": "", "values": "d", "least": ".3g", "p": ".3g"}, title=f"p below {alarm:.2g} rejects"
     )
     wrong = [f"{row['case']}, {row['test']}: the p-values are NOT uniform." for row in rows if row["p"] < alarm]
-    return Report(rows, wrong=wrong)
+    return SuiteReport(rows, wrong=wrong)

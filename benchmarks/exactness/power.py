@@ -14,9 +14,9 @@ import numpy as np
 
 from benchmarks.exactness.cases import LENGTH, LONG, Variant
 from benchmarks.exactness.evidence import Expectation
-from benchmarks.harness import Bench, Report, number_of, say, table
-from dssd.distribution import Ids
-from dssd.downlink import FormName
+from benchmarks.harness import Bench, SuiteReport, number_of, say, table
+from sampling.distribution import Ids
+from sampling.downlink import FormName
 from schemas.policy import Mode
 from tests.support.markov import MarkovScript
 from tests.support.score_test import Float, ScoreTest
@@ -123,7 +123,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=1)
 
 
-def run(bench: Bench) -> Report:
+def run(bench: Bench) -> SuiteReport:
     rows = []
     for case, sessions in SETTINGS:
         simulation, random = Simulation(case), np.random.default_rng(bench.options.seed)
@@ -134,4 +134,4 @@ def run(bench: Bench) -> Report:
             rows.append({"case": case.name, "sessions": sessions, "mistake": name, "joint": joint, "score": score})
     columns = {"case": "", "sessions": "d", "mistake": "", "joint": ".3f", "score": ".3f"}
     table(rows, columns, title=f"share with a p-value below {ALARM:g}")
-    return Report(rows)
+    return SuiteReport(rows)

@@ -4,8 +4,9 @@ The distributions of a toy target and draft are known: of a Markov language in c
 layer computed apart in float64, both shaped by plain Python that shares no code with the product. Many sessions run
 through the real device, link, broker and edge, for each mode, each downlink form, drafting ahead, draft lengths that
 devices choose, a draft model of another vocabulary or nearly the target, ids above 65,535,
-positions up to 1,500, grammars, and with the transformer in llama.cpp, in blocks of 8 and 4 bits (whose rows are then
-computed alone), and at an inference server that answers as vLLM does. Three tests compare the outputs: chi-square
+positions up to 1,500, grammars, and with the transformer in llama.cpp, in blocks of 8 and 4 bits, with a hybrid in
+llama.cpp (whose rows, like those of blocks, are then computed alone), and at an inference server that answers as vLLM
+does. Three tests compare the outputs: chi-square
 of the joint distribution of three tokens, a score test that finds mistakes of two percent, and one for dependence
 between sessions. Then they must find planted faults; of too few sessions, it says the chance that they find one. Takes
 two hours; with `--only blocks`, some minutes.
@@ -16,7 +17,7 @@ import time
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -25,7 +26,7 @@ from benchmarks.exactness.cases import CASES, FAULTS, Variant
 from benchmarks.exactness.chances import FOUND, chance, sessions_for
 from benchmarks.exactness.evidence import Evidence, evidence
 from benchmarks.exactness.history import append
-from benchmarks.harness import Bench, Report, commit, number_of
+from benchmarks.harness import Bench, SuiteReport, commit, number_of
 from tests.support.processes import toy_edge_process
 from tests.support.sabotage import Sabotage, at_the_device
 from tests.support.toy_devices import run_sessions
@@ -74,33 +75,58 @@ class CaseResult:
         }
 
 
+class CaseEdges:
+    """The edges of a case, in processes at a broker; the next case has them too if it needs the same.
+
+    Edges with a mistake serve one case, which may have them refuse its devices.
+    """
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+        self._running = ExitStack()
+        self._words: list[list[str]] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._running.close()
+
+    def serve(self, case: Variant) -> None:
+        words = edge_arguments(case)
+        if words == self._words and case.sabotage is Sabotage.NONE:
+            return
+        self._running.close()
+        self._words = words
+        for each in words:
+            self._running.enter_context(toy_edge_process(self.port, FLEET, *each))
+
+
 def prove(
     case: Variant,
     *,
-    port: int,
+    edges: CaseEdges,
     sessions: int,
     first_seed: int,
     devices: int,
     on_progress: Any = None,  # noqa: ANN401
 ) -> CaseResult:
     started = time.monotonic()
-    with ExitStack() as stack:
-        for words in _edges(case):
-            stack.enter_context(toy_edge_process(port, FLEET, *words))
-        tally = run_sessions(
-            port=port,
-            fleet=FLEET,
-            pair=case.pair,
-            policy=case.policy,
-            pacing=case.pacing,
-            sessions=sessions,
-            length=case.tokens,
-            prompt=case.prompt,
-            devices=devices,
-            first_seed=first_seed,
-            sabotage=case.sabotage,
-            on_progress=on_progress or (lambda _done: None),
-        )
+    edges.serve(case)
+    tally = run_sessions(
+        port=edges.port,
+        fleet=FLEET,
+        pair=case.pair,
+        policy=case.policy,
+        pacing=case.pacing,
+        sessions=sessions,
+        length=case.tokens,
+        prompt=case.prompt,
+        devices=devices,
+        first_seed=first_seed,
+        sabotage=case.sabotage,
+        on_progress=on_progress or (lambda _done: None),
+    )
     with ExitStack() as stack:
         # What is expected must not share a mistake of both ends.
         at_the_device(case.sabotage, stack)
@@ -115,7 +141,7 @@ def prove(
     )
 
 
-def _edges(case: Variant) -> list[list[str]]:
+def edge_arguments(case: Variant) -> list[list[str]]:
     """Return the arguments of the case's edges."""
     words = [
         "--form", case.form.value, "--engine", case.engine.value, "--languages", case.languages.value,
@@ -139,12 +165,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--only", action="append", default=[], metavar="WORDS", help="cases with these; repeatable")
 
 
-def run(bench: Bench) -> Report:
+def run(bench: Bench) -> SuiteReport:
     options = bench.options
     bench.fleet = FLEET
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     results: list[CaseResult] = []
-    with bench.broker(*EDGES) as broker, Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    with (
+        bench.broker(*EDGES) as broker,
+        CaseEdges(broker.port) as edges,
+        Progress(*columns, console=Console(stderr=True), transient=True) as progress,
+    ):
         for number, case in enumerate((*CASES, *FAULTS)):
             if options.only and not any(words in case.name for words in options.only):
                 continue
@@ -154,7 +184,7 @@ def run(bench: Bench) -> Report:
             task = progress.add_task(case.name, total=sessions)
             result = prove(
                 case,
-                port=broker.port,
+                edges=edges,
                 sessions=sessions,
                 first_seed=(options.seed * 1_000 + number) * _SEEDS,
                 devices=options.devices,
@@ -172,7 +202,7 @@ def run(bench: Bench) -> Report:
                 f"chance of {result.chance:.2g}, {sessions_for(result.case):,} with {FOUND:g}."
             )
     wrong = [f"{result.case.name}: NOT as it should be." for result in results if result.passed is False]
-    return Report([result.json() for result in results], wrong=wrong)
+    return SuiteReport([result.json() for result in results], wrong=wrong)
 
 
 def _line(result: CaseResult) -> str:

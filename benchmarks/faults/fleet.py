@@ -91,6 +91,7 @@ class FaultTally:
 
     Attributes:
         running: Tokens of each device's present request so far.
+        unconfirmed: Sessions whose Close no edge had confirmed in time; the device repeats it while it runs.
         left: Those of the requests of each device that was killed: it may have ended one and not reported it.
     """
 
@@ -106,7 +107,7 @@ class FaultTally:
     left: dict[str, list[int]] = field(default_factory=dict)
     edge_kills: int = 0
     resumes: int = 0
-    unconfirmed: int = 0
+    unconfirmed: set[str] = field(default_factory=set)
     _commits: dict[str, list[float]] = field(default_factory=dict)
     _heard: threading.Condition = field(default_factory=threading.Condition)
 
@@ -124,7 +125,8 @@ class FaultTally:
                     self.running[device] = 0
                     self.by_mode[event["mode"]] += 1
                     self.resumes += event["resumes"]
-                    self.unconfirmed += not event["confirmed"]
+                    if not event["confirmed"]:
+                        self.unconfirmed.add(session)
                     self._wrong(event)
                 case {"event": "failed", "sentence": sentence, "written": written}:
                     (self.broken_off if written else self.refused).append(sentence)
@@ -346,8 +348,8 @@ def disagreements(database: Path, tally: FaultTally) -> list[str]:
     What a device has ended must be in the log with its reason and its number of tokens. Other sessions in the log must
     be marked incomplete, and there may be no more of them than failed requests and killed processes. A device that was
     killed may have ended its last request and not reported it: then the log has all tokens of that. Or it has ended one
-    whose Close no edge had confirmed, which it repeats until it is killed: then its lease ends it. Where a device and
-    its edge were killed, a session may still be open: only housekeeping ends it, hours later.
+    whose Close no edge had confirmed, which it repeats until it is killed, or ends: then its lease ends it. Where a
+    device and its edge were killed, a session may still be open: only housekeeping ends it, hours later.
     """
     with contextlib.closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as connection:
         rows = connection.execute("SELECT session, device, reason, tokens, device_tokens FROM sessions").fetchall()
@@ -356,12 +358,16 @@ def disagreements(database: Path, tally: FaultTally) -> list[str]:
 
 
 def _of_ended(logged: dict[str, tuple[object, ...]], tally: FaultTally) -> Iterator[str]:
-    unconfirmed = Counter(tally.killed)
+    unreported = Counter(tally.killed)
+    ended = {text.device: session for session, text in tally.texts.items()}  # the last of each device, at its end
     for session, text in tally.texts.items():
         row = logged.get(session)
-        if unconfirmed[text.device] and row == (text.device, "lost", text.tokens, None):
-            unconfirmed[text.device] -= 1
-            continue
+        if row == (text.device, "lost", text.tokens, None):
+            if session in tally.unconfirmed and ended[text.device] == session:
+                continue
+            if unreported[text.device]:
+                unreported[text.device] -= 1
+                continue
         if row is None:
             if text.tokens:  # one that was cancelled before an edge took it leaves no row
                 yield f"{session} of {text.device} is not in the log; it has {text.tokens} tokens"

@@ -23,7 +23,7 @@ import numpy as np
 
 from benchmarks.faults.fleet import EDGE, DisturbedFleet, disagreements
 from benchmarks.faults.writer import Load
-from benchmarks.harness import Bench, Report, add_curve, number_of, say, table
+from benchmarks.harness import Bench, SuiteReport, add_curve, number_of, say, table
 from benchmarks.processes import BenchError
 from tests.support.relay import Relay
 
@@ -261,7 +261,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_curve(parser)
 
 
-def run(bench: Bench) -> Report:
+def run(bench: Bench) -> SuiteReport:
     options, load = bench.options, Load(devices=bench.options.devices)
     os.sched_setaffinity(0, bench.cores.edge | bench.cores.others)
     rows: list[dict[str, Any]] = []
@@ -278,7 +278,7 @@ def run(bench: Bench) -> Report:
         wrong += [f"{name}: {sentence}" for sentence in sentences]
         wrong += [f"{name}: {row['stuck']} devices had not gone on after a minute."] * bool(row["stuck"])
     table(rows, _COLUMNS, title="all faults: texts that failed before a token was committed are known as failed")
-    return Report(rows, more={"load": asdict(load)}, wrong=wrong)
+    return SuiteReport(rows, more={"load": asdict(load)}, wrong=wrong)
 
 
 def percentiles(values: Sequence[float]) -> tuple[float, float, float]:

@@ -23,7 +23,7 @@ from scipy.stats import theilslopes
 from benchmarks.faults.fleet import EDGE, DisturbedFleet, disagreements
 from benchmarks.faults.moments import FAULTS, Disturbance
 from benchmarks.faults.writer import Load
-from benchmarks.harness import Bench, Report, add_curve, at_least, at_most, number_of, table
+from benchmarks.harness import Bench, SuiteReport, add_curve, at_least, at_most, number_of, table
 from benchmarks.processes import BenchError
 
 _MB: Final = 1e6
@@ -74,7 +74,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_curve(parser)
 
 
-def run(bench: Bench) -> Report:
+def run(bench: Bench) -> SuiteReport:
     options = bench.options
     os.sched_setaffinity(0, bench.cores.edge | bench.cores.others)
     warm_up = options.warm_up if options.warm_up is not None else min(15.0, 0.5 * options.minutes)
@@ -96,7 +96,7 @@ def run(bench: Bench) -> Report:
         soak.report()
         found = {"answers": len(fleet.tally.texts), "faults": sum(soak.struck.values())}
         goals = [at_least("structured answers", len(fleet.tally.texts), options.structured)]
-        return Report([found], goals, more={"faults": soak.struck, "failed": fleet.tally.refused}, wrong=wrong)
+        return SuiteReport([found], goals, more={"faults": soak.struck, "failed": fleet.tally.refused}, wrong=wrong)
     rows = soak.slopes()
     soak.report()
     table(rows, {"process": "", "mb_per_hour": ".2f", "low": ".2f", "high": ".2f", "samples": "d", "now_mb": ".1f"})
@@ -110,7 +110,7 @@ def run(bench: Bench) -> Report:
     }
     edge = rows[0]["mb_per_hour"]
     goals = [at_most("MB an hour of the edge", float("inf") if edge is None else edge, options.limit)]
-    return Report(rows, goals, more=more, wrong=wrong)
+    return SuiteReport(rows, goals, more=more, wrong=wrong)
 
 
 @dataclass(slots=True)

@@ -17,11 +17,11 @@ from typing import Any, Final
 import jsonschema
 
 from benchmarks.processes import Ending, tell
-from dssd.distribution import Dist
 from fleet_device.drafters.without_model import ScriptedDrafter
 from fleet_device.requests.generate import GenerateRequest, Generation, RequestContext
 from fleet_device.service import DeviceService
 from fleet_device.settings import DeviceSettings, OfflinePolicy, Outages
+from sampling.distribution import Dist
 from schemas.errors import FleetError
 from schemas.policy import Grammar, Mode, SamplingPolicy
 from schemas.reasons import EndReason

@@ -17,7 +17,7 @@ from benchmarks.processes import Ending, tell
 from fleet_device.drafters.contract import Drafter, TextCodec
 from fleet_device.drafters.model_file import GgufModel
 from fleet_device.drafters.without_model import NoDrafter, WordCodec
-from fleet_device.requests.chat import encode_chat
+from fleet_device.requests.chat import chat_prompt
 from fleet_device.requests.generate import GenerateRequest, RequestContext
 from fleet_device.requests.structured import ChatMessage
 from fleet_device.service import DeviceService
@@ -82,7 +82,7 @@ class Language:
             return [LETTER_WORDS.index(letter) for letter in prompt if letter in LETTER_WORDS]
         if isinstance(self.codec, WordCodec):
             return [1 + sum(prompt.encode()) % (self.vocabulary.size - 1)]
-        return encode_chat(self.codec, [ChatMessage("user", prompt)])
+        return chat_prompt(self.codec, [ChatMessage("user", prompt)]).tokens
 
 
 def main() -> None:
@@ -141,7 +141,9 @@ def _write(
         ending.event.wait(_PAUSE_S)
         return
     same = not task["texts"] or list(done.tokens) == task["texts"][index][: len(done.tokens)]
-    tell("text", tokens=[] if task["texts"] else list(done.tokens), resumes=done.resumes, same=same)
+    tokens = [] if task["texts"] else list(done.tokens)
+    quota_s = done.counters.quota_wait_ms / 1e3
+    tell("text", tokens=tokens, resumes=done.resumes, same=same, quota_s=quota_s)
 
 
 if __name__ == "__main__":

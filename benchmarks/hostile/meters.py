@@ -26,15 +26,17 @@ class Throughput:
     failed: list[str] = field(default_factory=list)
     differing: int = 0
     resumes: int = 0
+    quota_s: float = 0.0
     _commits: list[tuple[float, int]] = field(default_factory=list)
 
     def take(self, event: dict[str, Any]) -> None:
         match event:
             case {"event": "tokens", "at": at, "number": number}:
                 self._commits.append((at, number))
-            case {"event": "text", "resumes": resumes, "same": same}:
+            case {"event": "text", "resumes": resumes, "same": same, "quota_s": quota_s}:
                 self.texts += 1
                 self.resumes += resumes
+                self.quota_s += quota_s
                 self.differing += not same
             case {"event": "failed", "sentence": sentence}:
                 self.failed.append(sentence)

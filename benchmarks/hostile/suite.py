@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.harness import Bench, Report, add_curve, number_of, say, table
+from benchmarks.harness import Bench, SuiteReport, add_curve, number_of, say, table
 from benchmarks.hostile.attacks import ATTACKS, Attack
 from benchmarks.hostile.client import PATIENCE_S, HostileClient, KnownFleet, wait_for_answer
 from benchmarks.hostile.fleet import Fleet, Running
@@ -64,6 +64,7 @@ class AttackResult:
             shorter attack is extrapolated from its second half.
         fresh_device_s: Longest wait of a new device for the answer to its Open during the attack.
         differing_texts: Outputs of honest devices that differ from those without an attack.
+        quota_s: Waits of honest devices for their own quotas. They are slow then without any attack.
     """
 
     name: str
@@ -81,6 +82,7 @@ class AttackResult:
     attacker: dict[str, Any] = field(default_factory=dict)
     failed_texts: list[str] = field(default_factory=list)
     differing_texts: int = 0
+    quota_s: float = 0.0
 
 
 @dataclass(slots=True)
@@ -171,6 +173,7 @@ class Experiment:
         result.edge_died, result.broker_died = not running.edge.lives, not running.mosquitto.running
         result.failed_texts = honest.failed[failed:]
         result.differing_texts = honest.differing - differing
+        result.quota_s = honest.quota_s
 
     def _attacker(self, place: KnownFleet, seconds: float, *more: str) -> Program:
         log = self.fleet.folder / f"attacker-{self.attack.name}.log"
@@ -286,7 +289,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_curve(parser)
 
 
-def run(bench: Bench) -> Report:
+def run(bench: Bench) -> SuiteReport:
     options = bench.options
     _allow_descriptors()
     baseline = options.baseline
@@ -325,7 +328,7 @@ def run(bench: Bench) -> Report:
                 kept.write(json.dumps(rows[-1]) + "\n")
             table(rows[-1:], _COLUMNS)
     table(rows, _COLUMNS, title="all attacks; shares are of the same attack's baseline (tokens a second)")
-    return Report(rows, more={"timing_s": asdict(timing)}, wrong=wrong)
+    return SuiteReport(rows, more={"timing_s": asdict(timing)}, wrong=wrong)
 
 
 def _recorded(fleet: Fleet, *, json: bool) -> Fleet:
@@ -349,14 +352,20 @@ def wrong_with(result: AttackResult) -> Iterator[str]:
         yield f"the edge grew by {result.edge_rss_mb:.0f} MB ({_MAX_MB:.0f} allowed)"
     if result.grammars_mb > _MAX_MB:
         yield f"the grammar processes kept {result.grammars_mb:.0f} MB ({_MAX_MB:.0f} allowed)"
-    if result.failed_texts and ATTACKS[result.name].has_plain:
-        yield f"{len(result.failed_texts)} honest requests failed"
     if result.rows > _MAX_ROWS and not ATTACKS[result.name].has_plain:  # a request is a session, plain ones too
         yield f"{result.rows:.0f} database rows a minute ({_MAX_ROWS:.0f} allowed)"
     if result.fresh_device_s > _LONGEST_WAIT_S:
         yield f"a fresh device waited {result.fresh_device_s:.2f} s ({_LONGEST_WAIT_S:g} allowed)"
+    yield from _failures(result)
+
+
+def _failures(result: AttackResult) -> Iterator[str]:
+    if result.failed_texts and ATTACKS[result.name].has_plain:
+        yield f"{len(result.failed_texts)} honest requests failed"
     if result.differing_texts:
         yield f"{result.differing_texts} honest texts ALTERED"
+    if result.quota_s:
+        yield f"honest devices waited {result.quota_s:.0f} s for their own quotas"
     if result.edge_died or result.broker_died:
         yield f"the {'edge' if result.edge_died else 'broker'} DIED"
 

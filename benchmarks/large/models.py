@@ -27,6 +27,7 @@ FIRST: Final = 1_000
 """Ids below are control tokens and single bytes: they follow nothing but themselves."""
 
 _SEED: Final = 20_261_129
+_INTERVAL: Final = 4  # of Qwen3.5's layers, from one with attention to the next
 _CHUNK: Final = 4_096  # rows that are encoded at a time
 _LOGIT: Final = 30.0  # of the successor; those of others are below 1
 _SPREAD: Final = 0.6  # of a product with random weights, for inputs of 1
@@ -34,18 +35,41 @@ _ADDED: Final = 0.2  # the same for what a layer adds to its input
 
 
 @dataclass(frozen=True, slots=True)
+class Delta:
+    """Shape of the gated delta rule of Qwen3.5: heads of keys and of values, their size, and the convolution's."""
+
+    key_heads: int
+    value_heads: int
+    dim: int = 128
+    kernel: int = 4
+
+    @property
+    def values(self) -> int:
+        return self.value_heads * self.dim
+
+    @property
+    def channels(self) -> int:
+        return 2 * self.key_heads * self.dim + self.values
+
+
+@dataclass(frozen=True, slots=True)
 class Shape:
-    """Shape of a Qwen2.5 model, but for the vocabulary and for the output projection, which none shares."""
+    """Shape of a Qwen2.5 model, but for the vocabulary and for the output projection, which none shares.
+
+    With `delta` it is one of Qwen3.5, of which every fourth layer has attention, with heads of `dim`.
+    """
 
     layers: int
     hidden: int
     inner: int
     heads: int
     kv_heads: int
+    dim: int = 0
+    delta: Delta | None = None
 
     @property
     def head_dim(self) -> int:
-        return self.hidden // self.heads
+        return self.dim or self.hidden // self.heads
 
 
 SHAPES: Final[Mapping[str, Shape]] = MappingProxyType(
@@ -55,6 +79,9 @@ SHAPES: Final[Mapping[str, Shape]] = MappingProxyType(
         "1.5b": Shape(28, 1_536, 8_960, 12, 2),
         "3b": Shape(36, 2_048, 11_008, 16, 2),
         "7b": Shape(28, 3_584, 18_944, 28, 4),
+        # Qwen3.5-0.8B, and a quarter of the layers of Qwen3.5-9B
+        "qwen3.5-0.8b": Shape(24, 1_024, 3_584, 8, 2, 256, Delta(16, 16)),
+        "qwen3.5-9b-quarter": Shape(8, 4_096, 12_288, 16, 4, 256, Delta(16, 32)),
     }
 )
 
@@ -93,7 +120,7 @@ def make(folder: Path, shape: str, file: str, *, vocabulary: Path, right: float 
     say(f"Making {path}")
     folder.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
-    writer = gguf.GGUFWriter(part, "qwen2")
+    writer = gguf.GGUFWriter(part, "qwen2" if its.delta is None else "qwen35")
     _describe(writer, its, name, vocabulary)
     for tensor, data, kind in _tensors(its, file, successors(right)):
         writer.add_tensor(tensor, data, raw_dtype=kind)
@@ -115,6 +142,17 @@ def _describe(writer: gguf.GGUFWriter, its: Shape, name: str, vocabulary: Path) 
     writer.add_head_count_kv(its.kv_heads)
     writer.add_rope_freq_base(1e6)
     writer.add_layer_norm_rms_eps(1e-6)
+    if its.delta is not None:
+        writer.add_key_length(its.head_dim)
+        writer.add_value_length(its.head_dim)
+        writer.add_rope_dimension_count(its.head_dim // 4)
+        writer.add_rope_dimension_sections([its.head_dim // 24] * 3 + [0])
+        writer.add_full_attention_interval(_INTERVAL)
+        writer.add_ssm_conv_kernel(its.delta.kernel)
+        writer.add_ssm_state_size(its.delta.dim)
+        writer.add_ssm_group_count(its.delta.key_heads)
+        writer.add_ssm_time_step_rank(its.delta.value_heads)
+        writer.add_ssm_inner_size(its.delta.values)
     fields = gguf.GGUFReader(vocabulary).fields
     tokens = fields["tokenizer.ggml.tokens"].contents()
     kinds = fields["tokenizer.ggml.token_type"].contents()
@@ -149,20 +187,51 @@ def _tensors(its: Shape, file: str, following: NDArray[np.int64]) -> Iterable[tu
         "ffn_up": (its.inner, its.hidden),
         "ffn_down": (its.hidden, its.inner),
     }
+    if its.delta is not None:
+        sizes |= {
+            "attn_q": (2 * wide, its.hidden),
+            "attn_qkv": (its.delta.channels, its.hidden),
+            "attn_gate": (its.delta.values, its.hidden),
+            "ssm_alpha": (its.delta.value_heads, its.hidden),
+            "ssm_beta": (its.delta.value_heads, its.hidden),
+            "ssm_out": (its.hidden, its.delta.values),
+        }
     mixed = {"attn_v", "ffn_down"} if file == "Q4_K_M" else set()
     weights: dict[tuple[str, Kind], Bytes] = {}
     for name, (rows, columns) in sizes.items():
-        spread = (_ADDED if name in {"attn_output", "ffn_down"} else _SPREAD) / columns**0.5
+        spread = (_ADDED if name in {"attn_output", "ffn_down", "ssm_out"} else _SPREAD) / columns**0.5
         for kind in {usual, Kind.Q6_K} if name in mixed else {usual}:
             weights[name, kind] = _RANDOM[kind](random, rows, columns, spread)
     for layer in range(its.layers):
-        for name in sizes:
+        vectors: dict[str, NDArray[np.float32]] = {"attn_norm.weight": np.ones(its.hidden, np.float32)}
+        of_attention = ["attn_q", "attn_k", "attn_v", "attn_output"]
+        names = list(sizes)
+        if its.delta is None:
+            vectors |= {f"{name}.bias": np.zeros(sizes[name][0], np.float32) for name in of_attention[:3]}
+            vectors["ffn_norm.weight"] = np.ones(its.hidden, np.float32)
+        else:
+            vectors["post_attention_norm.weight"] = np.ones(its.hidden, np.float32)
+            recurrent = bool((layer + 1) % _INTERVAL)
+            names = [each for each in names if each.startswith("ffn") or (each not in of_attention) == recurrent]
+            vectors |= _of_delta(its.delta, random) if recurrent else _of_heads(its.head_dim)
+        for name in names:
             kind = Kind.Q6_K if name in mixed and _more_bits(layer, its.layers) else usual
             yield f"blk.{layer}.{name}.weight", weights[name, kind], kind
-        for name, size in (("attn_q", wide), ("attn_k", narrow), ("attn_v", narrow)):
-            yield f"blk.{layer}.{name}.bias", np.zeros(size, np.float32), None
-        for name in ("attn_norm", "ffn_norm"):
-            yield f"blk.{layer}.{name}.weight", np.ones(its.hidden, np.float32), None
+        for name, values in vectors.items():
+            yield f"blk.{layer}.{name}", values, None
+
+
+def _of_heads(dim: int) -> dict[str, NDArray[np.float32]]:
+    return {f"attn_{name}_norm.weight": np.ones(dim, np.float32) for name in "qk"}
+
+
+def _of_delta(its: Delta, random: np.random.Generator) -> dict[str, NDArray[np.float32]]:
+    return {
+        "ssm_a": np.full(its.value_heads, -0.5, np.float32),
+        "ssm_dt.bias": np.zeros(its.value_heads, np.float32),
+        "ssm_norm.weight": np.ones(its.dim, np.float32),
+        "ssm_conv1d.weight": random.normal(0, 0.5, (its.channels, its.kernel)).astype(np.float32),
+    }
 
 
 def _more_bits(layer: int, layers: int) -> bool:

@@ -6,7 +6,8 @@ probability `--acceptance`, and takes `--token-ms`. All plans write in turn, so 
 all; a device that chooses (`auto`) has written two texts before. Paces are from the first tokens to the last. With
 `--servers`, llama.cpp's server writes as many texts at once from the same file, alone, and with a draft model of the
 shape 0.5b that is right as often (its draft lengths of 2 and 4, of which the better counts). It is built once, in
-`--tools`, in five minutes. At 7b with the defaults it takes half an hour. With `--curve`, the target's steps are played
+`--tools`, in five minutes. Its `--spec-type draft-mtp` is absent: it needs a model that was trained to predict several
+tokens. At 7b with the defaults it takes half an hour. With `--curve`, the target's steps are played
 as long as a measured curve says (`fleet edge advise --save-curve`): of another machine, or of this one while it was
 quiet. All else is real. `energy` and `bytes` choose by these goals. Bytes are what the relay carries, with 52 for each
 TCP segment, without TLS; joules are computed from assumed figures, `_POWER`.
@@ -34,7 +35,7 @@ from benchmarks.harness import (
     MODELS,
     Bench,
     BenchGoal,
-    Report,
+    SuiteReport,
     add_curve,
     at_least,
     edge_only_pacing,
@@ -46,14 +47,14 @@ from benchmarks.harness import (
 from benchmarks.large.models import FILES, FIRST, SHAPES, VOCABULARY, make, walk
 from benchmarks.processes import Cores, venv
 from benchmarks.serving import BUILD, SOURCE, build_server, llama_server
-from dssd.distribution import point_mass
 from fleet_device.drafters.model_file import GgufModel
 from fleet_device.pacing.adaptive import AdaptivePacing
 from fleet_device.pacing.contract import FixedPacing, Pacing
-from fleet_device.pacing.goals import prices_of
+from fleet_device.pacing.plans import prices_of
 from fleet_device.power import joules_of
 from fleet_device.requests.generate import Generation
 from fleet_device.settings import Goal, Power
+from sampling.distribution import point_mass
 from schemas.policy import Mode, SamplingPolicy
 from tests.support.recorded_drafter import RecordedText
 from tests.support.relay import Relay
@@ -109,7 +110,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tools", type=Path, default=MODELS.parent / "tools", help="(default: %(default)s)")
 
 
-def run(bench: Bench) -> Report:
+def run(bench: Bench) -> SuiteReport:
     options = bench.options
     cores = bench.cores.edge | bench.cores.others
     bench.cores = Cores(cores, cores)  # devices only wait
@@ -121,7 +122,7 @@ def run(bench: Bench) -> Report:
     rows = _fleets(bench, target)
     if options.servers:
         rows += _servers(bench, target, vocabulary)
-    return Report(rows, [goal for row in rows if (goal := _goal(row, options)) is not None])
+    return SuiteReport(rows, [goal for row in rows if (goal := _goal(row, options)) is not None])
 
 
 def _show(rows: Sequence[Mapping[str, Any]], title: str) -> None:
@@ -157,8 +158,6 @@ def _goal(row: Mapping[str, Any], options: argparse.Namespace) -> BenchGoal | No
 def _fleets(bench: Bench, target: Path) -> list[dict[str, Any]]:
     options, rows = bench.options, list[dict[str, Any]]()
     settings: dict[str, Any] = {"engine": options.engine, "threads": options.threads, "context": _CONTEXT}
-    if options.curve:
-        settings["module"] = "benchmarks.large.played_edge"
     with (
         closing(GgufModel(target, vocabulary_only=True)) as codec,
         bench.broker() as broker,
@@ -245,6 +244,7 @@ def _other(token: int) -> int:
 
 def _servers(bench: Bench, target: Path, vocabulary: Path) -> list[dict[str, Any]]:
     options, rows = bench.options, list[dict[str, Any]]()
+    say("llama-server --spec-type draft-mtp is not compared: random models have no layers that predict several tokens")
     tools = options.tools.resolve()
     program = tools / f"llama-server-{version(SOURCE)}"
     if not program.exists():

@@ -15,7 +15,7 @@ from typing import Any, Final
 import numpy as np
 import psutil
 
-from benchmarks.harness import Bench, BenchGoal, Report, at_least, at_most, cpu_s, number_of, say, table
+from benchmarks.harness import Bench, BenchGoal, SuiteReport, at_least, at_most, cpu_s, number_of, say, table
 from benchmarks.overhead.player import Echoed, Played, PlayedSession, Player, ReplayConnection, ReplayTally, play
 from fleet_common.logs import Event
 from schemas.policy import Mode
@@ -39,7 +39,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seconds", type=number_of(float, 0.1), default=8.0, help="counted at saturation")
 
 
-def run(bench: Bench) -> Report:
+def run(bench: Bench) -> SuiteReport:
     options = bench.options
     say("recording what a device sends")
     sessions = {mode.value: play(_SESSIONS, mode=mode, tokens=_TOKENS) for mode in Mode}
@@ -53,7 +53,7 @@ def run(bench: Bench) -> Report:
     busy = {"edge": ".0%", "broker": ".0%", "devices": ".0%", "limit": ""}
     table(loads, columns | busy, title=f"{options.devices} devices")
     wrong = [f"{load['wrong']} verdicts were not as recorded, {load['mode']}." for load in loads if load["wrong"]]
-    return Report([*answers, *loads], _goals(answers, loads), wrong=wrong)
+    return SuiteReport([*answers, *loads], _goals(answers, loads), wrong=wrong)
 
 
 def _goals(answers: Sequence[dict[str, Any]], loads: Sequence[dict[str, Any]]) -> list[BenchGoal]:

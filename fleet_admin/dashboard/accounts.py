@@ -2,17 +2,16 @@
 
 Cookies are random; the database stores their SHA-256.
 
-Login attempts are limited per account, per address and altogether, because checking a password is expensive. Strangers
-to an account share its bucket. A browser that has logged in under the account before has its own, so that guesses by
-others do not lock it out. A successful attempt costs nothing. Buckets are found by a keyed hash among a fixed number:
-invented names neither fill the memory nor renew the bucket of a real one.
+Login attempts are limited by address, because checking a password is expensive, and by account, because guesses may
+come from many addresses; a successful one costs nothing.
 """
 
 import hashlib
 import hmac
 import secrets
 import weakref
-from collections.abc import Callable
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -28,10 +27,7 @@ from fleet_admin.dashboard.errors import AccountError
 from fleet_admin.dashboard.settings import AccountRole
 from fleet_admin.steering.planning import Actor
 from fleet_common.limits import TokenBucket, network_of
-from fleet_edge.store.database import open_existing, transaction
-from fleet_edge.store.steering import record_audit
-from fleet_edge.store.tables import ACCOUNTS, LOGINS
-from fleet_edge.store.views import AuditEntry
+from fleet_edge.session_log import ACCOUNTS, LOGINS, AuditEntry, open_existing, record_audit, transaction
 from schemas.errors import InvalidName
 from schemas.names import check_name
 
@@ -101,12 +97,6 @@ def new_token() -> str:
 def fingerprint(secret: str) -> str:
     """Return the stored hash of a random secret; lookup by equality reveals none of the secret."""
     return hashlib.sha256(secret.encode("utf-8", "replace")).hexdigest()
-
-
-def browser_token(nonce: str, *, password: str) -> str:
-    """Return a token of a browser that has logged in; forging it needs the password's hash."""
-    mac = hmac.new(password.encode(), f"browser {nonce}".encode("utf-8", "replace"), hashlib.sha256).hexdigest()
-    return f"{nonce}.{mac}"
 
 
 def csrf_token(cookie: str) -> str:
@@ -188,18 +178,6 @@ class Accounts:
         """Check an account's password; takes the same time if there is no such account."""
         return self._passwords.check(password, self._hash(name))
 
-    def browser_token(self, name: str) -> str | None:
-        """Return a token for a browser that has logged in; it expires with the password."""
-        hashed = self._hash(name)
-        return None if hashed is None else browser_token(new_token(), password=hashed)
-
-    def familiar(self, name: str, token: str) -> str | None:
-        """Return a browser's token if it belongs to this account, else None."""
-        hashed, nonce = self._hash(name), token.partition(".")[0]
-        if hashed is None or not hmac.compare_digest(token.encode(), browser_token(nonce, password=hashed).encode()):
-            return None
-        return nonce
-
     def _hash(self, name: str) -> str | None:
         with self._database.begin() as connection:
             return connection.scalar(select(ACCOUNTS.c.password).where(ACCOUNTS.c.account == name))
@@ -279,78 +257,83 @@ class Logins:
                 connection.execute(update(LOGINS).where(LOGINS.c.fingerprint == fingerprint(token)).values(seen_at=now))
         return Login(row.account, AccountRole(row.role), row.expires_at)
 
+    def addresses(self) -> Sequence[tuple[str, str]]:
+        """Return accounts with the addresses of their logins, the oldest first."""
+        query = select(LOGINS.c.account, LOGINS.c.address).order_by(LOGINS.c.seen_at)
+        with self._database.begin() as connection:
+            return [(row.account, row.address) for row in connection.execute(query)]
+
     def end(self, token: str) -> None:
         with self._database.begin() as connection:
             connection.execute(delete(LOGINS).where(LOGINS.c.fingerprint == fingerprint(token)))
 
 
-_SLOTS: Final = 4096
-"""Buckets of a kind. Names that share one share its rate; the mapping is a secret of the process."""
+_RATE_PER_S: Final = 0.5
+_BURST: Final = 30.0
+_ACCOUNT_BURST: Final = 300.0
+"""Attempts on one account from all addresses; as it refills as fast as one address may guess, one alone never takes
+them all."""
 
-_STRANGERS: Final = "strangers"
-_FAMILIAR: Final = "familiar"
+_BUCKETS: Final = 4096
+"""Addresses that share one share its rate, and so do accounts; which ones do is different in each process."""
 
-_RATES: Final[dict[str, tuple[float, float]]] = {
-    # Guesses by strangers at one account: 14,400 per day.
-    "account": (1 / 6, 30.0),
-    # One address, under any names: well below the limit of all strangers.
-    "address": (0.5, 30.0),
-    "browser": (1 / 6, 30.0),
-    # All checks: each takes about 0.2 s of a core. Strangers cannot use up the share of known browsers.
-    _STRANGERS: (1.0, 60.0),
-    _FAMILIAR: (1.0, 60.0),
-}
-"""Attempts per second and burst size, by kind of bucket."""
-
-
-@dataclass(frozen=True, slots=True)
-class Attempt:
-    """A login attempt; `browser` is the token of a browser that has logged in under that name before."""
-
-    address: str
-    account: str
-    browser: str | None = None
-
-    def buckets(self) -> list[tuple[str, str]]:
-        """Return kind and name of each bucket that the attempt counts against."""
-        if self.browser is not None:
-            return [("browser", self.browser), (_FAMILIAR, "")]
-        return [("address", network_of(self.address)), ("account", self.account), (_STRANGERS, "")]
+_MAX_USUAL: Final = 4096
 
 
 class Attempts:
-    """Token buckets of login attempts. Thread-safe."""
+    """Token buckets of login attempts: one for each network, one for each account from unknown networks. Thread-safe.
 
-    def __init__(self, clock: Callable[[], float]) -> None:
+    Where an account has logged in, its attempts from that network have a bucket of their own, so that guesses from
+    elsewhere do not lock its owner out. Invented addresses and accounts neither fill the memory nor renew the bucket of
+    a real one.
+    """
+
+    def __init__(self, clock: Callable[[], float], *, usual: Iterable[tuple[str, str]] = ()) -> None:
+        """`usual` are accounts with addresses from which they have logged in."""
         self._clock = clock
-        self._salt = secrets.token_bytes(16)
-        self._buckets: dict[tuple[str, int], TokenBucket] = {}
+        self._buckets: dict[int, TokenBucket] = {}
+        self._usual: OrderedDict[tuple[str, str], TokenBucket] = OrderedDict()
         self._lock = Lock()
+        for account, address in usual:
+            self._note_usual(account, address)
 
-    def take(self, attempt: Attempt) -> float:
-        """Return 0 if a login may be tried now, else the seconds to wait.
+    def take(self, address: str, account: str = "") -> float:
+        """Return 0 if a login may be tried now, else the seconds to wait; without an account, by the address alone.
 
         An attempt counts as failed until it succeeds, because many may run at once.
         """
         with self._lock:
-            now = self._clock()
-            buckets = [self._bucket(kind, name, now) for kind, name in attempt.buckets()]
+            buckets, now = self._of(address, account), self._clock()
             wait_s = max(bucket.wait_s(1.0, now) for bucket in buckets)
-            if wait_s == 0.0:
+            if not wait_s:
                 for bucket in buckets:
                     bucket.spend(1.0, now)
             return wait_s
 
-    def succeeded(self, attempt: Attempt) -> None:
+    def succeeded(self, address: str, account: str = "") -> None:
         with self._lock:
-            now = self._clock()
-            for kind, name in attempt.buckets():
-                self._bucket(kind, name, now).spend(-1.0, now)
+            for bucket in self._of(address, account):
+                bucket.spend(-1.0, self._clock())
+            if account:
+                self._note_usual(account, address)
 
-    def _bucket(self, kind: str, name: str, now: float) -> TokenBucket:
-        digest = hashlib.blake2b(f"{kind} {name}".encode("utf-8", "replace"), key=self._salt, digest_size=8).digest()
-        key = kind, int.from_bytes(digest, "big") % _SLOTS
-        if (bucket := self._buckets.get(key)) is None:
-            rate, burst = _RATES[kind]
-            bucket = self._buckets[key] = TokenBucket(rate, burst, now=now)
-        return bucket
+    def _note_usual(self, account: str, address: str) -> None:
+        key = account, network_of(address)
+        self._usual.setdefault(key, self._new(_BURST))
+        self._usual.move_to_end(key)
+        if len(self._usual) > _MAX_USUAL:
+            self._usual.popitem(last=False)
+
+    def _of(self, address: str, account: str) -> list[TokenBucket]:
+        """Return the buckets from which an attempt takes."""
+        network = network_of(address)
+        if (own := self._usual.get((account, network))) is not None:
+            return [own]
+        found = [self._buckets.setdefault(hash(network) % _BUCKETS, self._new(_BURST))]
+        if account:
+            key = _BUCKETS + hash(account) % _BUCKETS
+            found.append(self._buckets.setdefault(key, self._new(_ACCOUNT_BURST)))
+        return found
+
+    def _new(self, burst: float) -> TokenBucket:
+        return TokenBucket(_RATE_PER_S, burst, now=self._clock())

@@ -9,7 +9,7 @@ from typing import Any, Final, Self, TypeVar
 from fleet_admin.columns import Kind, moment, shown
 from fleet_admin.dashboard.errors import Problem
 from fleet_admin.dashboard.visit import Visit
-from fleet_edge.store.periods import Grain, floor, following
+from fleet_edge.session_log import Grain, floor, following
 
 T = TypeVar("T")
 

@@ -1,14 +1,15 @@
-"""Rendering of responses: templates with everything escaped, CSV downloads, and static assets."""
+"""Rendering of responses: templates with everything escaped, links, CSV downloads, and static assets."""
 
 import hashlib
 import io
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from itertools import islice
-from typing import Any, Final
+from typing import Any, Final, TypeVar
+from urllib.parse import quote, urlencode
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
@@ -18,12 +19,43 @@ from starlette.routing import Route
 
 from fleet_admin.columns import Column, moment, shown, write_csv
 from fleet_admin.dashboard.errors import Problem
-from fleet_admin.dashboard.grid import LINKS, MAX_SHOWN, address
 from fleet_admin.reports import CONCLUSIONS, EVENTS, PART_TIMES, SESSIONS
+from fleet_edge.session_log import ADMINISTRATOR, AlertView
 from schemas.printable import printable
 
 _PACKAGE: Final = "fleet_admin.dashboard"
 _TYPES: Final = {"css": "text/css; charset=utf-8", "js": "text/javascript; charset=utf-8", "svg": "image/svg+xml"}
+
+
+T = TypeVar("T")
+
+CellLink = Callable[[T], str]
+"""Returns the address that a cell of a row leads to."""
+
+
+def address(kind: str, name: str) -> str:
+    """Return the address of the page of a device or an edge; `kind` is the first part of its path."""
+    return f"/{kind}/{quote(name, safe='')}"
+
+
+def about(alert: AlertView) -> str:
+    """Return the address of the device or the edge that an alert is about; empty if neither."""
+    if alert.device is not None:
+        return address("devices", alert.device)
+    # An edge, or an edge and a code.
+    return "" if alert.subject == "database" else address("edges", alert.subject.partition(" ")[0])
+
+
+LINKS: Final[Mapping[str, CellLink[Any]]] = {
+    # With the device, because session ids are unique only per device.
+    "session": lambda row: f"/sessions/{row.session}?{urlencode({'device': row.device or ''})}",
+    "device": lambda row: address("devices", row.device),
+    "edge": lambda row: "" if row.edge == ADMINISTRATOR else address("edges", row.edge),
+}
+"""Links of the log's rows, by the column's key."""
+
+MAX_SHOWN: Final = 2
+"""Highest rank of the columns shown by default."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,6 @@ from fleet_admin.dashboard.accounts import AccountDatabase, Accounts, Attempts, 
 from fleet_admin.dashboard.errors import Problem
 from fleet_admin.dashboard.settings import DashboardSettings
 from fleet_admin.steering import DeviceSettingsView, Steering, SteeringLog
-from fleet_edge.alerts.alerts import Alerts
 from fleet_edge.session_log import SessionLog
 from schemas.errors import FleetError
 
@@ -102,33 +101,6 @@ class ActionJobs:
         return found
 
 
-class Said:
-    """Messages for the page after a form, stored here so that no link can inject text into a page."""
-
-    _MOST: Final = 1_000
-
-    def __init__(self) -> None:
-        self._kept: OrderedDict[str, tuple[str, str]] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def keep(self, account: str, sentence: str) -> str:
-        """Store a message; return the name under which it can be taken once."""
-        name = secrets.token_urlsafe(9)
-        with self._lock:
-            self._kept[name] = (account, sentence)
-            while len(self._kept) > self._MOST:
-                self._kept.popitem(last=False)
-        return name
-
-    def take(self, account: str, name: str) -> str | None:
-        """Return a message once, to its account."""
-        with self._lock:
-            kept = self._kept.get(name)
-            if kept is None or kept[0] != account:
-                return None
-            return self._kept.pop(name)[1]
-
-
 _IDLE: Final = timedelta(hours=8)
 _LOGIN: Final = timedelta(days=7)
 """Inactivity after which a browser must log in again, and the time after which it must in any case."""
@@ -207,10 +179,8 @@ class Services:
     accounts: Accounts
     logins: Logins
     attempts: Attempts
-    said: Said
     steering: DashboardSteering
     jobs: ActionJobs
-    alerts: Alerts
     now: Callable[[], datetime]
     clock: Callable[[], float] = field(repr=False)
 
@@ -224,16 +194,15 @@ def open_services(
 ) -> Services:
     """Open the database and the services; raises `StoreError` if it cannot be opened."""
     database = AccountDatabase(settings.db, now=now)
+    logins = Logins(database, idle=_IDLE, longest=_LOGIN)
     return Services(
         settings=settings,
         log=SessionLog(settings.db, now=now),
         accounts=Accounts(database, passwords=passwords),
-        logins=Logins(database, idle=_IDLE, longest=_LOGIN),
-        attempts=Attempts(clock),
-        said=Said(),
+        logins=logins,
+        attempts=Attempts(clock, usual=logins.addresses()),
         steering=DashboardSteering(settings),
         jobs=ActionJobs(),
-        alerts=Alerts(settings.db, now=now),
         now=now,
         clock=clock,
     )

@@ -11,21 +11,21 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from dssd.distribution import Dist, quantize, shape
-from dssd.sampling import coupled_token
 from fleet_admin.models.errors import ModelsError
 from fleet_admin.models.pair import CheckedPair
 from fleet_admin.models.prompts import Prompt
 from fleet_device.drafters.contract import Drafter, TextCodec
 from fleet_device.drafters.llama_cpp import LlamaCppDrafter, LlamaCppSettings
 from fleet_device.drafters.unlike import wrap
-from fleet_device.requests.chat import encode_chat
+from fleet_device.requests.chat import chat_prompt
 from fleet_device.requests.structured import ChatMessage
 from fleet_device.settings import DeviceSettings
 from fleet_edge.settings import AUTO, EdgeSettings
 from fleet_edge.step_curve import CurveMeasurement, StepCurve
 from fleet_edge.verifiers.contract import Item, Logits, Verifier
 from fleet_edge.verifiers.registry import load_verifier
+from sampling.distribution import Dist, quantize, shape
+from sampling.drawing import coupled_token
 from schemas.policy import Mode, SamplingPolicy
 
 LONGEST_DRAFT: Final = 8
@@ -113,7 +113,7 @@ def write_texts(
     info = verifier.info
     if (longest := max(map(len, prompts))) + tokens > info.context:
         raise ModelsError(
-            f"A prompt has {longest} tokens, and the target holds {info.context} with the text; leave it out, or ask "
+            f"A prompt has {longest} tokens, and the target holds {info.context} with the output; leave it out, or ask "
             "for fewer --tokens."
         )
     texts: list[list[int]] = [[] for _ in prompts]
@@ -199,7 +199,7 @@ def measure(pair: CheckedPair, how: AcceptanceMeasurement, *, target_vocabulary:
         prompts = [_encode(drafter.codec, prompt.text) for prompt in how.prompts]
         if (longest := max(map(len, prompts))) + how.tokens > drafter.context:
             raise ModelsError(
-                f"A prompt has {longest} tokens, and the draft model holds {drafter.context} with the text; leave it "
+                f"A prompt has {longest} tokens, and the draft model holds {drafter.context} with the output; leave it "
                 "out, or ask for fewer --tokens."
             )
         verifier = _load(pair, how, longest + how.tokens)
@@ -234,14 +234,14 @@ def _drafter(pair: CheckedPair, target_vocabulary: Path | None) -> Drafter:
 
 def _load(pair: CheckedPair, how: AcceptanceMeasurement, context: int) -> Verifier:
     cells = -(-(context + 1) // _CELLS) * _CELLS
-    kv_bytes = _TOGETHER * pair.target.kv_bytes(tokens=2 * cells, number_bytes=4)
+    kv_bytes = _TOGETHER * (pair.target.kv_bytes(tokens=2 * cells, number_bytes=4) + pair.target.state_bytes)
     sizes = {"context": cells - 1, "kv_bytes": max(_MIN_KV, kv_bytes)}
     settings = {"target": pair.target.source, "engine": how.engine, "dtype": how.dtype, **sizes}
     return load_verifier(EdgeSettings.model_validate(settings))
 
 
 def _encode(codec: TextCodec, text: str) -> list[int]:
-    tokens = encode_chat(codec, [ChatMessage("user", text)]) if codec.chat_template else codec.encode(text)
+    tokens = chat_prompt(codec, [ChatMessage("user", text)]).tokens if codec.chat_template else codec.encode(text)
     if not tokens:
         raise ModelsError("A prompt is no token long; leave it out.")
     return tokens

@@ -11,7 +11,10 @@ from typing import Any, Final
 from fleet_admin.models.errors import ModelsError, ModelUnreadable
 from fleet_common.gguf_files import GgufHeader, GgufUnreadable, read_header, vocabulary_of
 from fleet_common.host import write_atomically
-from fleet_edge.verifiers.contract import UnsupportedModel, VerifierError
+from fleet_edge.verifiers.blocks.architectures import of_config
+from fleet_edge.verifiers.blocks.kv import state_bytes
+from fleet_edge.verifiers.blocks_engine import open_weights
+from fleet_edge.verifiers.contract import HYBRIDS, UnsupportedModel, VerifierError
 from fleet_edge.verifiers.safetensors import folder_tensors
 from schemas.fields import MAX_VOCABULARY
 from schemas.vocabulary import Vocabulary, token_strings
@@ -52,11 +55,12 @@ class ModelFacts:
     parameters: int
     weight_bytes: int  # as stored
     layers: Sequence[KvShape]
+    state_bytes: int  # of a sequence: states of recurrent layers, in the engine blocks
     refusal: str = ""  # why it cannot be used, as the end of a sentence; empty if it can
 
     def kv_bytes(self, *, tokens: int, number_bytes: int) -> int:
-        """Return the KV cache size of a sequence; `number_bytes` is 2 for float16 and bfloat16."""
-        return tokens * number_bytes * sum(layer.numbers for layer in self.layers)
+        """Return the KV cache size of a sequence, with states; `number_bytes` is 2 for float16 and bfloat16."""
+        return tokens * number_bytes * sum(layer.numbers for layer in self.layers) + self.state_bytes
 
 
 _SERVED: Final = frozenset({"full_attention", "sliding_attention"})
@@ -114,6 +118,7 @@ def folder_facts(folder: Path) -> ModelFacts:
         parameters=sum(each.numbers for each in weights),
         weight_bytes=sum(each.nbytes for each in weights),
         layers=layers,
+        state_bytes=_state_bytes(folder, str(config.get("model_type"))),
         refusal=_refusal(whole, config),
     )
 
@@ -150,11 +155,30 @@ def _refusal(whole: dict[str, Any], config: dict[str, Any]) -> str:
     if config.get("is_encoder_decoder"):
         return "has an encoder"
     foreign = sorted({str(kind) for kind in config.get("layer_types") or ()} - _SERVED)
+    if config.get("model_type") in HYBRIDS and _is_served_by_blocks(whole):
+        return ""
     if foreign:
-        return f"has layers of kind {', '.join(foreign)}, which take no tokens back"
+        kinds = ", ".join(foreign)
+        hybrid = "; convert it to a GGUF" if config.get("model_type") in HYBRIDS else ""
+        return f"has layers of kind {kinds}, which take no tokens back in a folder{hybrid}"
     if _RUNNING_STATE & config.keys() and not config.get("layer_types"):
         return "has layers with a running state, which take no tokens back"
     return ""
+
+
+def _is_served_by_blocks(whole: dict[str, Any]) -> bool:
+    try:
+        of_config(whole, {})
+    except (UnsupportedModel, KeyError, TypeError, ValueError):
+        return False
+    return True
+
+
+def _state_bytes(path: Path, kind: str) -> int:
+    try:
+        return state_bytes(open_weights(path, bits=8).geometry.state_shapes) if kind in HYBRIDS else 0
+    except UnsupportedModel:
+        return 0
 
 
 def _layers(config: dict[str, Any]) -> tuple[KvShape, ...]:
@@ -165,7 +189,10 @@ def _layers(config: dict[str, Any]) -> tuple[KvShape, ...]:
         raise ValueError(count)
     kinds = config.get("layer_types") or ["full_attention"] * count
     window = config.get("sliding_window")
-    return tuple(KvShape(kv_heads, dim, dim, window if kind == "sliding_attention" else None) for kind in kinds[:count])
+    return tuple(
+        KvShape(kv_heads if kind in _SERVED else 0, dim, dim, window if kind == "sliding_attention" else None)
+        for kind in kinds[:count]
+    )
 
 
 def _template(folder: Path, tokenizer: dict[str, Any]) -> str | None:
@@ -250,6 +277,7 @@ def gguf_facts(path: Path) -> ModelFacts:
         parameters=header.parameters,
         weight_bytes=header.weight_bytes,
         layers=layers_of(header, path),
+        state_bytes=_state_bytes(path, header.architecture),
         refusal=_gguf_refusal(header),
     )
 
@@ -265,7 +293,7 @@ def _gguf_refusal(header: GgufHeader) -> str:
     """Return why tokens cannot be taken back, by what the metadata says; empty if they can."""
     kind, prefix = "", f"{header.architecture}."
     states = any(key.removeprefix(prefix).startswith(_STATES) for key in header.metadata)
-    if states or header.architecture.startswith(_RECURRENT):
+    if (states and header.architecture not in HYBRIDS) or header.architecture.startswith(_RECURRENT):
         kind = "recurrent"
     elif header.architecture in _ENCODERS:
         kind = "encoder"
@@ -296,7 +324,9 @@ def layers_of(header: GgufHeader, path: Path) -> tuple[KvShape, ...]:
     width = header.number("embedding_length")
     if not 0 < count <= _MAX_LAYERS or max(heads, default=0) < 1 or width < 1:
         raise ModelUnreadable(f"The GGUF {path} does not say which layers it has; convert the model again.")
-    kv_heads = _by_layer(header, "attention.head_count_kv", count) or heads
+    kv_heads = list(_by_layer(header, "attention.head_count_kv", count) or heads)
+    every = header.number("full_attention_interval", 1)  # the others have a running state
+    kv_heads = [heads if (layer + 1) % max(1, every) == 0 else 0 for layer, heads in enumerate(kv_heads)]
     dim = width // max(heads)
     key, value = (header.number(f"attention.{what}_length", dim) for what in ("key", "value"))
     window = header.number("attention.sliding_window") or None

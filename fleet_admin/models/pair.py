@@ -1,7 +1,11 @@
-"""Check whether a draft model and a target fit, with advice if they do not."""
+"""Check whether a draft model and a target fit, with advice if they do not.
 
+The same tokens do not say that two tokenizers split text alike, so that they are compared on texts.
+"""
+
+import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,6 +19,7 @@ from fleet_device.drafters.model_file import GgufModel, hugging_face, locate_mod
 from fleet_device.drafters.unlike import MIN_OVERLAP, CommonTokens
 from fleet_device.requests.structured import ChatMessage
 from fleet_device.requests.template import ChatError, ChatTemplate
+from fleet_edge.verifiers.blocks.kv import PAGE, page_bytes, state_bytes
 from fleet_edge.verifiers.blocks_engine import open_weights
 from fleet_edge.verifiers.contract import UnsupportedModel
 
@@ -25,6 +30,8 @@ _CHATS: Final = (
     (("user", "Why?"), ("assistant", "Because."), ("user", "And then?")),
 )
 """Chats that templates are compared on."""
+
+_SHOWN_TEXT: Final = 40
 
 _NOON: Final = datetime(2026, 1, 1, 12, tzinfo=UTC)  # some templates contain the time
 
@@ -52,6 +59,7 @@ def findings_of(draft: ModelFacts, target: ModelFacts, *, overlap: Callable[[], 
         _kind(draft, target),
         _sizes(draft, target),
         _vocabulary(draft, target, overlap),
+        *([_tokenizers(draft, target)] if draft.vocabulary == target.vocabulary else []),
         _ends(draft, target),
         _chats(draft, target),
         _context(draft, target),
@@ -64,7 +72,7 @@ def _kind(draft: ModelFacts, target: ModelFacts) -> Check:
             return _refused(
                 "architecture",
                 f"The {role} {model.source} ({model.architecture}) {model.refusal}, as every rejection asks; choose a "
-                "transformer decoder.",
+                "decoder.",
             )
     return _fits("architecture", f"{draft.architecture} drafts for {target.architecture}: both take tokens back.")
 
@@ -107,36 +115,48 @@ def _vocabulary(draft: ModelFacts, target: ModelFacts, overlap: Callable[[], Com
     )
 
 
+def _tokenizers(draft: ModelFacts, target: ModelFacts) -> Check:
+    aspect = "tokenizer"
+    try:
+        text = first_difference(draft, target)
+    except ModelUnreadable as error:
+        return _note(aspect, f"The tokens are the same; whether texts are split alike is not known. {error}")
+    if text is None:
+        return _fits(aspect, f"Both split {len(TEXTS)} texts of several scripts alike.")
+    return _note(
+        aspect,
+        f"The tokens are the same, and the tokenizers split texts differently, such as {text[:_SHOWN_TEXT]!r}: devices "
+        "encode prompts as the draft model does, which the target was not trained with. Convert the draft model with "
+        "the target's tokenizer, or choose another file of it.",
+    )
+
+
 def _ends(draft: ModelFacts, target: ModelFacts) -> Check:
     aspect = "end tokens"
     if not target.end_tokens:
-        return _note(aspect, "The target names no end token: its texts end at max_new_tokens alone.")
+        return _note(aspect, "The target names no end token: its outputs end at max_new_tokens alone.")
     ends = _some(target.end_texts)
     if draft.vocabulary != target.vocabulary:
-        return _fits(aspect, f"Texts end at {ends}, as the target says.")
+        return _fits(aspect, f"Outputs end at {ends}, as the target says.")
     if not set(draft.end_tokens) & set(target.end_tokens):
         own = f"ends at {_some(draft.end_texts)}" if draft.end_tokens else "knows no end"
         return _note(
             aspect,
-            f"Texts end at {ends}, as the target says, and the draft model {own}: what it drafts at a text's end is "
-            "rejected. Is one of the two not tuned for chats?",
+            f"Outputs end at {ends}, as the target says, and the draft model {own}: what it drafts at an output's end "
+            "is rejected. Is one of the two not tuned for chats?",
         )
-    return _fits(aspect, f"Texts end at {ends}, which the draft model knows.")
+    return _fits(aspect, f"Outputs end at {ends}, which the draft model knows.")
 
 
 def _chats(draft: ModelFacts, target: ModelFacts) -> Check:
     aspect = "chat template"
     same = draft.vocabulary == target.vocabulary
-    # A device uses the chat template of the file that its vocabulary comes from.
-    used, whose = (draft, "draft model") if same else (target, "target")
-    if used.chat_template is None:
+    if target.chat_template is None and (draft.chat_template is None or not same):
         return _note(
             aspect,
-            f"The {whose} has no chat template, by which a device would make prompts: chats are refused, plain prompts "
-            "(`raw`) work. Choose a file with a template for chats.",
+            "There is no chat template, by which a device would make prompts: chats are refused, plain prompts (`raw`) "
+            "work. Choose a target with a template for chats.",
         )
-    if not same:
-        return _fits(aspect, "Devices make prompts by the target's, from its vocabulary's file.")
     if target.chat_template is None:
         return _note(
             aspect,
@@ -145,11 +165,9 @@ def _chats(draft: ModelFacts, target: ModelFacts) -> Check:
         )
     if draft.chat_template == target.chat_template or list(_rendered(draft)) == list(_rendered(target)):
         return _fits(aspect, "Both make the same prompts of a chat.")
-    return _note(
-        aspect,
-        "The templates make other prompts of the same chat; devices use the draft model's, so see that the target "
-        "answers well to it.",
-    )
+    if not any(_rendered(target)):
+        return _note(aspect, "The target's chat template makes no prompt of a chat: fetch the model again.")
+    return _fits(aspect, "Devices make prompts by the target's, which the edge publishes.")
 
 
 def _rendered(model: ModelFacts) -> Iterator[str | None]:
@@ -295,10 +313,64 @@ def _blocks(target: ModelFacts) -> list[EngineMemory]:
         files = [open_weights(Path(target.source), bits=bits) for bits in every]
     except UnsupportedModel:
         return []
-    kv_bytes = target.kv_bytes(tokens=UNIT, number_bytes=_HALF)
+    its = files[0].geometry
+    kv_bytes = UNIT * page_bytes(its.pools) // PAGE + state_bytes(its.state_shapes)
     return [EngineMemory("blocks", file.number_format, file.packed_bytes, kv_bytes) for file in files]
 
 
 def _llama(model: ModelFacts) -> EngineMemory:
     kv_bytes = model.kv_bytes(tokens=UNIT, number_bytes=_HALF)
     return EngineMemory("llama.cpp", model.number_format, model.weight_bytes, kv_bytes)
+
+
+Encode = Callable[[str], list[int]]
+
+TEXTS: Final = (
+    "The year 2026 has 365 days, 8760 hours; that's 31,536,000 seconds.",
+    "I'LL SAY WE'VE DONE IT, haven't we?",
+    "def main():\n    return [x**2 for x in range(10)]\n\n\n# done\t!",
+    "  two spaces, three   more,\n\n and a line's end \r\n",
+    "Grüße aus Köln: naïve café, Ångström; ещё раз — да!",
+    "今天天气很好。東京は２０２６年も晴れです。안녕하세요 세계",
+    "مرحبا بالعالم १२३ नमस्ते สวัสดี 👩‍🚀🚀",
+    "https://example.org/a_b?c=1&d=%20#x user@example.org",
+)
+"""Numbers, contractions, code, white space, and scripts: what pre-tokenizers treat differently."""
+
+
+def first_difference(one: ModelFacts, other: ModelFacts) -> str | None:
+    """Return the first text that two models split differently; raise ModelUnreadable."""
+    with _encoder(one) as encode_one, _encoder(other) as encode_other:
+        return next((text for text in TEXTS if encode_one(text) != encode_other(text)), None)
+
+
+@contextmanager
+def _encoder(model: ModelFacts) -> Iterator[Encode]:
+    path = Path(model.source)
+    if model.form is ModelFormat.GGUF:
+        try:
+            file = GgufModel(path, vocabulary_only=True)
+        except DrafterError as error:
+            raise ModelUnreadable(str(error)) from error
+        try:
+            yield lambda text: file.encode(text, special=True)
+        finally:
+            file.close()
+        return
+    yield _folder_encoder(path)
+
+
+def _folder_encoder(path: Path) -> Encode:
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        if (path / "tokenizer.json").is_file():
+            from tokenizers import Tokenizer
+
+            fast = Tokenizer.from_file(str(path / "tokenizer.json"))
+            return lambda text: list(fast.encode(text, add_special_tokens=False).ids)
+        from transformers import AutoTokenizer
+
+        slow = AutoTokenizer.from_pretrained(str(path))
+        return lambda text: list(slow.encode(text, add_special_tokens=False))
+    except Exception as error:  # whatever the two libraries raise for a damaged file
+        raise ModelUnreadable(f"The tokenizer in {path} cannot be read; fetch the model again.") from error

@@ -110,7 +110,7 @@ def _dequantize(source: Path, folder: Path) -> None:
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        from fleet_edge.verifiers.packed.target import load_target
+        from fleet_edge.verifiers.torch_engine.target import load_target
     except ImportError as error:
         raise ModelsError(
             f"A folder for torch needs the package {error.name}; install it with: {install_command('edge-torch')}"

@@ -7,24 +7,33 @@ from dataclasses import fields
 from datetime import UTC, datetime
 from typing import Final
 
-from sqlalchemy import Connection, Engine, delete, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Engine, delete, insert, select, update
 
 from fleet_admin.steering.planning import Actor, KnownDevice, SteeringError
 from fleet_common.closing import Closing
 from fleet_common.validation import read_time
-from fleet_edge.store import queries, steering
-from fleet_edge.store.database import open_existing, transaction
-from fleet_edge.store.event_codes import EventKind
-from fleet_edge.store.merge import merge_records
-from fleet_edge.store.records import EventLogged
-from fleet_edge.store.steering import audit_text, record_audit
-from fleet_edge.store.tables import (
+from fleet_edge.session_log import (
     AUDIT,
     COMMANDS,
     DEVICES,
     LABELS,
+    AuditEntry,
+    AuditView,
+    CommandView,
+    EventKind,
+    Filter,
+    add_labels,
+    audit_text,
+    conditions,
+    event_record,
+    merge_records,
+    open_existing,
+    read_devices,
+    read_labels,
+    record_audit,
+    retire,
+    transaction,
 )
-from fleet_edge.store.views import AuditEntry, AuditView, CommandView
 from schemas.control import CommandRequest, Presence
 from schemas.errors import InvalidName
 from schemas.names import check_name
@@ -48,7 +57,7 @@ class SteeringLog(Closing):
 
     def labels(self) -> dict[str, tuple[str, ...]]:
         with self._reading() as connection:
-            return steering.read_labels(connection)
+            return read_labels(connection)
 
     def label(
         self, devices: Sequence[str], *, add: Collection[str] = (), remove: Collection[str] = (), actor: Actor
@@ -60,10 +69,10 @@ class SteeringLog(Closing):
             raise SteeringError("Nothing is to be labelled: name a device, and a label to add or to remove.")
         now = self._now()
         with self._writing() as connection:
-            before = steering.read_labels(connection, devices=devices)
+            before = read_labels(connection, devices=devices)
             connection.execute(delete(LABELS).where(LABELS.c.device.in_(devices), LABELS.c.label.in_(remove)))
-            steering.add_labels(connection, dict.fromkeys(devices, add), who=actor.who, now=now)
-            after = steering.read_labels(connection, devices=devices)
+            add_labels(connection, dict.fromkeys(devices, add), who=actor.who, now=now)
+            after = read_labels(connection, devices=devices)
             entries = [
                 actor.entry("label", device, before=" ".join(old), after=" ".join(new))
                 for device in devices
@@ -77,7 +86,7 @@ class SteeringLog(Closing):
         now = self._now()
         with self._writing() as connection:
             before = connection.scalar(select(DEVICES.c.retired_at).where(DEVICES.c.device == _checked(device)))
-            if not steering.retire(connection, device, None if undo else before or now):
+            if not retire(connection, device, None if undo else before or now):
                 raise SteeringError(f"No device {device} has been seen, so that none can be retired; check the name.")
             entry = actor.entry(
                 "restore" if undo else "retire",
@@ -90,7 +99,7 @@ class SteeringLog(Closing):
     def known(self) -> dict[str, KnownDevice]:
         """Return the devices in the log by name."""
         with self._reading() as connection:
-            labelled = steering.read_labels(connection)
+            labelled = read_labels(connection)
             found = {
                 view.device: KnownDevice(
                     device=view.device,
@@ -100,21 +109,24 @@ class SteeringLog(Closing):
                     retired_at=view.retired_at,
                     labels=view.labels,
                 )
-                for view in queries.devices(connection, now=self._now(), counted=False)
+                for view in read_devices(connection, now=self._now(), counted=False)
             }
         for device in labelled.keys() - found.keys():
             found[device] = KnownDevice(device=device, labels=labelled.get(device, ()))
         return found
 
     def commands(
-        self, *, since: str | datetime | None = None, devices: Sequence[str] = (), limit: int = 100
+        self,
+        *,
+        since: str | datetime | None = None,
+        until: str | datetime | None = None,
+        where: Sequence[Filter] = (),
+        limit: int = 100,
+        skip: int = 0,
     ) -> list[CommandView]:
-        """Return commands, the latest first; arguments left out admit all."""
-        query = select(COMMANDS).order_by(COMMANDS.c.at.desc(), COMMANDS.c.device, COMMANDS.c.id).limit(limit)
-        if (after := self._time(since)) is not None:
-            query = query.where(COMMANDS.c.at >= after)
-        if devices:
-            query = query.where(COMMANDS.c.device.in_(devices))
+        """Return commands, the latest first; `where` filters by `filters.COMMAND_FIELDS`."""
+        query = select(COMMANDS).where(*conditions(COMMANDS, where), *self._within(COMMANDS.c.at, since, until))
+        query = query.order_by(COMMANDS.c.at.desc(), COMMANDS.c.device, COMMANDS.c.id).limit(limit).offset(skip)
         with self._reading() as connection:
             return [CommandView(**row) for row in connection.execute(query).mappings()]
 
@@ -153,22 +165,19 @@ class SteeringLog(Closing):
         *,
         since: str | datetime | None = None,
         until: str | datetime | None = None,
-        who: str | None = None,
-        subject: str | None = None,
-        action: str | None = None,
+        where: Sequence[Filter] = (),
         limit: int = 100,
+        skip: int = 0,
     ) -> list[AuditView]:
-        """Return actions of administrators, the latest first; raises `SteeringError` for an invalid time."""
+        """Return actions of administrators, the latest first; `where` filters by `filters.AUDIT_FIELDS`.
+
+        Raises `SteeringError` for an invalid time.
+        """
         query = select(*(AUDIT.c[field.name] for field in fields(AuditView)))
-        if (after := self._time(since)) is not None:
-            query = query.where(AUDIT.c.at >= after)
-        if (before := self._time(until)) is not None:
-            query = query.where(AUDIT.c.at < before)
-        chosen = {"who": who, "subject": subject, "action": action}
-        query = query.filter_by(**{name: value for name, value in chosen.items() if value is not None})
+        query = query.where(*conditions(AUDIT, where), *self._within(AUDIT.c.at, since, until))
+        query = query.order_by(AUDIT.c.at.desc(), AUDIT.c.id).limit(limit).offset(skip)
         with self._reading() as connection:
-            rows = connection.execute(query.order_by(AUDIT.c.at.desc(), AUDIT.c.id).limit(limit)).mappings()
-            return [AuditView(**row) for row in rows]
+            return [AuditView(**row) for row in connection.execute(query).mappings()]
 
     def record(self, entries: Sequence[AuditEntry]) -> list[str]:
         """Write audit entries; return their ids."""
@@ -187,7 +196,7 @@ class SteeringLog(Closing):
         """Record what came of an administrator's settings or commands: device, code of `event_codes`, sentence."""
         now = self._now()
         records = [
-            EventLogged(kind=kind.value, code=code, sentence=sentence, at=now, device=device, who=actor.who)
+            event_record(now, kind=kind.value, code=code, sentence=sentence, device=device, who=actor.who)
             for device, code, sentence in events
         ]
         if records:
@@ -199,11 +208,17 @@ class SteeringLog(Closing):
         if self._writer is not None:
             self._writer.dispose()
 
-    def _time(self, value: str | datetime | None) -> datetime | None:
+    def _within(
+        self, column: ColumnElement[datetime], since: str | datetime | None, until: str | datetime | None
+    ) -> list[ColumnElement[bool]]:
         try:
-            return None if value is None else read_time(value, now=self._now())
+            after, before = (each if each is None else read_time(each, now=self._now()) for each in (since, until))
         except ValueError as error:
             raise SteeringError(str(error)) from None
+        return [
+            *([] if after is None else [column >= after]),
+            *([] if before is None else [column < before]),
+        ]
 
     def _reading(self) -> AbstractContextManager[Connection]:
         return transaction(self._reader, write=False)

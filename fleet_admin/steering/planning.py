@@ -3,14 +3,14 @@
 import json
 import secrets
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
 from typing import Any, Final
 
 from fleet_device.settings import DeviceSettings
 from fleet_device.steering.remote_settings import Effect, check_values, effect_of
-from fleet_edge.store.views import DONE, AuditEntry
+from fleet_edge.session_log import DONE, AuditEntry
 from schemas.control import (
     MAX_SETTING_VALUE,
     MAX_SETTINGS,
@@ -62,17 +62,9 @@ class SettingState(StrEnum):
     IN_FORCE = "in force"
     NEEDS_RESTART = "needs restart"
     REFUSED = "refused"
-    WAITING = "waiting"
+    WAITING = "waiting"  # the device is offline
     SILENT = "silent"
-    REPLACED = "replaced"
     NONE = "none wanted"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SetResult:
-    device: str
-    state: SettingState
-    sentence: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -253,76 +245,56 @@ def plan_changes(
     return planned
 
 
-def outcome_of(
-    change: SettingsChange,
-    reported: ReportedSettings | None,
-    *,
-    desired: DesiredSettings | None,
-    rejected: bool = False,
-) -> SetResult:
-    """Return the result of a change.
-
-    `desired` and `reported` are what the broker retains for the device now; `rejected` says whether it has refused the
-    change.
-    """
-    if rejected:
-        state, sentence = SettingState.REFUSED, "The broker has not passed it on; see its access rules."
-    elif desired is not None and any(
-        desired.values.get(name) != change.wanted.get(name) for name in {*change.before, *change.after}
-    ):
-        state, sentence = SettingState.REPLACED, f"Replaced since by settings of {desired.who or 'another monitor'}."
-    else:
-        # Settings that another monitor has added since include the change.
-        state, sentence = _judge(change.presence, change.id if desired is None else desired.id, reported)
-    return SetResult(device=change.device, state=state, sentence=sentence)
-
-
-def settings_views(
-    known: Mapping[str, KnownDevice],
-    desired: Mapping[str, DesiredSettings],
-    reported: Mapping[str, ReportedSettings],
-    *,
-    devices: Collection[str] | None = None,
-) -> list[DeviceSettingsView]:
-    """Return the desired and reported settings that the broker retains, of known devices or of some of them."""
-    names = known.keys() if devices is None else known.keys() & set(devices)
-    return [_view(known[device], desired.get(device), reported.get(device)) for device in sorted(names)]
-
-
-def _view(device: KnownDevice, wanted: DesiredSettings | None, said: ReportedSettings | None) -> DeviceSettingsView:
-    if wanted is not None:
-        state, sentence = _judge(device.presence, wanted.id, said)
-    elif said is not None and said.applied is not None:
-        state, sentence = (
-            SettingState.NONE,
-            ("The broker retains no settings for it; it keeps those that it accepted last. Set them again."),
-        )
-    else:
-        state, sentence = SettingState.NONE, "No remote settings are requested."
+def settings_view(
+    device: KnownDevice, desired: DesiredSettings | None, reported: ReportedSettings | None
+) -> DeviceSettingsView:
+    """Return the desired and reported settings that the broker retains for a device, and what has become of them."""
+    state, sentence = _status(desired, reported, device.presence)
     more: dict[str, Any] = {}
-    if wanted is not None:
-        more = {"wanted": wanted.values, "wanted_by": wanted.who, "wanted_at": wanted.at}
-    if said is not None:
+    if desired is not None:
+        more = {"wanted": desired.values, "wanted_by": desired.who, "wanted_at": desired.at}
+    if reported is not None:
         shared = ("values", "refused", "needs_restart", "update")
-        more |= {"reported_at": said.at, **{name: getattr(said, name) for name in shared}}
+        more |= {"reported_at": reported.at, **{name: getattr(reported, name) for name in shared}}
     return DeviceSettingsView(
         device=device.device,
         presence=device.presence,
         state=state,
         sentence=sentence,
-        reports=said is not None,
+        reports=reported is not None,
         **more,
     )
 
 
-def _judge(presence: Presence | None, wanted: str, said: ReportedSettings | None) -> tuple[SettingState, str]:
-    if said is None or said.id != wanted:
+def settings_after(
+    change: SettingsChange, desired: DesiredSettings | None, reported: ReportedSettings | None, *, rejected: bool
+) -> DeviceSettingsView:
+    """Return a device's settings after a change; `rejected`: the broker has refused the message."""
+    view = settings_view(KnownDevice(device=change.device, presence=change.presence), desired, reported)
+    refusal = ""
+    if rejected:
+        refusal = "The broker has not passed it on; see its access rules."
+    elif desired is not None and any(
+        desired.values.get(name) != change.wanted.get(name) for name in {*change.before, *change.after}
+    ):  # settings that another monitor has only added since include the change
+        refusal = f"Replaced since by settings of {desired.who or 'another monitor'}."
+    return replace(view, state=SettingState.REFUSED, sentence=refusal) if refusal else view
+
+
+def _status(
+    desired: DesiredSettings | None, reported: ReportedSettings | None, presence: Presence | None
+) -> tuple[SettingState, str]:
+    if desired is None:
+        lost = reported is not None and reported.id is not None
+        why = "The broker retains no settings for it; it keeps those that it accepted last. Set them again."
+        return SettingState.NONE, why if lost else "No remote settings are requested."
+    if reported is None or reported.id != desired.id:
         if presence is None or presence.gone:
             return SettingState.WAITING, "The device is offline; it takes them when it is back."
         return SettingState.SILENT, "The device has not answered; it may not listen (steering)."
-    if said.refused:
-        return SettingState.REFUSED, " ".join(f"{name}: {why}" for name, why in said.refused.items())
-    if said.needs_restart:
-        names = ", ".join(said.needs_restart)
+    if reported.refused:
+        return SettingState.REFUSED, " ".join(f"{name}: {why}" for name, why in reported.refused.items())
+    if reported.needs_restart:
+        names = ", ".join(reported.needs_restart)
         return SettingState.NEEDS_RESTART, f"In force after `fleet admin command reload`: {names}."
     return SettingState.IN_FORCE, "In force."

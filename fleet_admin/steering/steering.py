@@ -29,20 +29,19 @@ from fleet_admin.steering.planning import (
     DeviceSettingsView,
     KnownDevice,
     Selection,
-    SetResult,
     SettingsChange,
     SettingState,
     SteeringError,
     check_change,
-    outcome_of,
     plan_changes,
-    settings_views,
+    settings_after,
+    settings_view,
 )
 from fleet_admin.steering.wire import SteeringWire
 from fleet_common.mqtt.link import Link
 from fleet_common.mqtt.paho_link import PahoLink
 from fleet_common.mqtt.settings import LinkSettings
-from fleet_edge.store.event_codes import EventKind
+from fleet_edge.session_log import EventKind
 from schemas.control import CommandRequest, CommandResponse, DesiredSettings, SettingValue
 
 
@@ -114,14 +113,14 @@ def limit_of(command: str, asked_s: float | None) -> float:
 
 _WAIT_S: Final = 10.0
 
-# Codes of events, as `fleet_edge.store.event_codes` has them.
+# Codes of events, as `fleet_edge.session_log.event_codes` has them.
 _CODES: Final[Mapping[SettingState, str]] = {
     SettingState.IN_FORCE: "applied",
     SettingState.NEEDS_RESTART: "applied",
     SettingState.REFUSED: "refused",
     SettingState.WAITING: "wanted",
     SettingState.SILENT: "wanted",
-    SettingState.REPLACED: "wanted",
+    SettingState.NONE: "wanted",
 }
 
 
@@ -202,8 +201,8 @@ class Steering:
         actor: Actor,
         unset: Collection[str] = (),
         wait_s: float = _WAIT_S,
-    ) -> Iterator[SetResult]:
-        """Change settings of devices, reset those in `unset`, and yield each device's result as it answers.
+    ) -> Iterator[DeviceSettingsView]:
+        """Change settings of devices, reset those in `unset`, and yield each device's settings as it answers.
 
         It waits at most `wait_s` for the devices that are online. Nothing is changed if it raises `SteeringError` (no
         device is chosen, or a setting is invalid) or `StoreUnavailable` (the change cannot be recorded).
@@ -215,7 +214,9 @@ class Steering:
 
     def wanted_and_reported(self, devices: Collection[str] | None = None) -> list[DeviceSettingsView]:
         """Return the desired and reported settings that the broker retains, of all devices or of some."""
-        return settings_views(self.known(), self._wire.desired(), self._wire.reported(), devices=devices)
+        known, desired, reported = self.known(), self._wire.desired(), self._wire.reported()
+        names = known.keys() if devices is None else known.keys() & set(devices)
+        return [settings_view(known[name], desired.get(name), reported.get(name)) for name in sorted(names)]
 
     def _want(self, planned: Sequence[SettingsChange], *, actor: Actor) -> dict[str, str]:
         """Record and publish wanted settings; return the ids of the audit entries."""
@@ -241,40 +242,30 @@ class Steering:
 
     def _results(
         self, planned: Sequence[SettingsChange], entries: Mapping[str, str], *, actor: Actor, wait_s: float
-    ) -> Iterator[SetResult]:
+    ) -> Iterator[DeviceSettingsView]:
         deadline = time.monotonic() + wait_s
-        there = {each.device: each for each in planned if each.presence is not None and not each.presence.gone}
-        done: dict[str, SetResult] = {}
+        left = {each.device: each for each in planned}
+        done: list[DeviceSettingsView] = []
 
-        def judged() -> list[SetResult]:
-            """Judge new reports of devices that are not done."""
-            reported, desired = self._wire.reported(), self._wire.desired()
-            return [
-                outcome_of(
-                    each, reported.get(device), desired=desired.get(device), rejected=self._wire.rejected(device)
-                )
-                for device, each in there.items()
-                if device not in done
+        def finish(*, late: bool = False) -> list[DeviceSettingsView]:
+            """Return the devices that have answered since the last call, or all of them."""
+            desired, reported = self._wire.desired(), self._wire.reported()
+            views = [
+                settings_after(change, desired.get(name), reported.get(name), rejected=self._wire.rejected(name))
+                for name, change in left.items()
             ]
-
-        def answered() -> list[SetResult]:
-            return [each for each in judged() if each.state is not SettingState.SILENT]
+            return [view for view in views if late or view.state is not SettingState.SILENT]
 
         try:
-            for each in planned:
-                if each.device not in there:
-                    done[each.device] = outcome_of(each, None, desired=None)
-                    yield done[each.device]
-            while len(done) < len(planned) and (left_s := deadline - time.monotonic()) > 0:
-                for result in self._wire.wait(answered, left_s):
-                    done[result.device] = result
-                    yield result
-            for result in judged():
-                done[result.device] = result
-                yield result
+            while left:
+                left_s = deadline - time.monotonic()
+                for view in self._wire.wait(finish, left_s) if left_s > 0 else finish(late=True):
+                    done.append(view)
+                    del left[view.device]
+                    yield view
         finally:
-            self.log.end_audit({entries[device]: f"{each.state}: {each.sentence}" for device, each in done.items()})
-            noted = [(each.device, _CODES[each.state], each.sentence) for each in done.values()]
+            self.log.end_audit({entries[each.device]: f"{each.state}: {each.sentence}" for each in done})
+            noted = [(each.device, _CODES[each.state], each.sentence) for each in done]
             self.log.note(EventKind.CONFIG, noted, actor=actor)
 
     def command(

@@ -2,10 +2,11 @@
 
 import typer
 
-from fleet_cli.admin import accounts, operations, sessions, steering, updates, usage
+from fleet_cli.admin import accounts, listing, operations, sessions, steering, updates, usage
 
 app = typer.Typer(name="admin", help="Monitor and steer a fleet.", no_args_is_help=True)
 for _title, _part in {
+    "Lists": listing,
     "Devices and sessions": sessions,
     "Usage": usage,
     "Steering": steering,

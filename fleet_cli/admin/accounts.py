@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fleet_admin.dashboard.settings import AccountRole
+from fleet_admin.report import Report
+from fleet_cli.admin.listing import Listing, with_listing
 from fleet_cli.errors import CommandError
-from fleet_cli.options import DEFAULT_DB, Acting, AsJson, Database, actor_of, needs_extra
-from fleet_cli.tables import Column, print_table
+from fleet_cli.options import DEFAULT_DB, Acting, Database, actor_of, needs_extra
+from fleet_cli.tables import Column
 
 if TYPE_CHECKING:
     from fleet_admin.dashboard.accounts import Account, Accounts
@@ -44,18 +46,19 @@ def add_user(
 
 
 @_users.command("list")
-def list_users(db: Database = DEFAULT_DB, as_json: AsJson = False) -> None:
+@with_listing()
+def list_users(listing: Listing, db: Database = DEFAULT_DB) -> None:
     """List the accounts."""
     found = _accounts(db).list()
     columns: list[Column[Account]] = [
-        Column("account", lambda each: each.name),
-        Column("role", lambda each: each.role.value),
-        Column("password", lambda each: each.has_password),
-        Column("made", lambda each: each.created_at, "moment"),
-        Column("changed", lambda each: each.changed_at, "moment"),
+        Column("account", "name"),
+        Column("role", "role.value"),
+        Column("password", "has_password"),
+        Column("made", "created_at", "moment"),
+        Column("changed", "changed_at", "moment"),
     ]
     empty = "Nobody can log in: fleet admin user add NAME --role operator adds an account."
-    print_table("Accounts", columns, found, as_json=as_json, empty=empty)
+    listing.show(Report("accounts", columns, lambda **_: found, "account", empty=empty))
 
 
 @_users.command("remove")

@@ -2,26 +2,25 @@
 
 import signal
 import sys
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final, TextIO
+from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 
+from fleet_admin import reports
 from fleet_admin.columns import write_csv
 from fleet_admin.dashboard.settings import DashboardSettings
-from fleet_admin.reports import ALERT_GROUPS, ALERTS, edge_columns
+from fleet_admin.report import Report
+from fleet_admin.reports import ALERT_GROUPS
+from fleet_cli.admin.listing import Listing, with_listing
 from fleet_cli.errors import CommandError, ExitCode
 from fleet_cli.options import (
     DEFAULT_DB,
-    AsJson,
     Database,
-    Wide,
     needs_extra,
     open_log,
     profile_file,
@@ -34,81 +33,37 @@ if TYPE_CHECKING:
     from fleet_admin.unmatched import UnmatchedMachine
 
 
-@dataclass(frozen=True, slots=True)
-class _Release:
-    software: str | None
-    edges: int
-    devices: int
-    online: int
-    offline: int
-
-
-def edges(db: Database = DEFAULT_DB, as_json: AsJson = False, wide: Wide = False) -> None:
-    """List the edges with their load and capacity."""
-    with open_log(db) as log:
-        found = log.edges()
-    empty = "No edge has written to this database: start one with `fleet edge run`."
-    print_table(f"Edges: {len(found)}", edge_columns(datetime.now(UTC)), found, as_json=as_json, wide=wide, empty=empty)
-
-
-def versions(db: Database = DEFAULT_DB, as_json: AsJson = False, wide: Wide = False) -> None:
-    """Count the releases that devices and edges run."""
-    with open_log(db) as log:
-        devices, at_edges = log.devices(counted=False), log.edges()
-    serving = Counter(edge.software for edge in at_edges)
-    every = Counter(device.software for device in devices)
-    online, offline = (
-        Counter(device.software for device in devices if device.state.value == state) for state in ("online", "offline")
-    )
-    names = sorted({*every, *serving}, key=lambda name: (-every[name], name or ""))
-    found = [_Release(name, serving[name], every[name], online[name], offline[name]) for name in names]
-    columns: list[Column[_Release]] = [
-        Column("software", lambda row: row.software),
-        Column("edges", lambda row: row.edges, "count"),
-        Column("devices", lambda row: row.devices, "count"),
-        Column("of these online", lambda row: row.online, "count"),
-        Column("offline", lambda row: row.offline, "count"),
-    ]
-    empty = "No edge and no device has been seen."
-    print_table(f"Releases: {len(found)}", columns, found, as_json=as_json, wide=wide, empty=empty)
-
-
-_MOST: Final = 10_000  # as many as can be open
-
-
+@with_listing()
 def alerts(
-    everything: Annotated[bool, typer.Option("--all", help="Include cleared alerts, latest first.")] = False,
+    listing: Listing,
+    everything: Annotated[bool, typer.Option("--all", help="Include cleared alerts.")] = False,
     each: Annotated[bool, typer.Option("--each", help="A line for each alert instead of each condition.")] = False,
     db: Database = DEFAULT_DB,
-    as_json: AsJson = False,
-    wide: Wide = False,
 ) -> None:
     """List the open alerts by condition."""
-    with needs_extra("admin"):
-        from fleet_edge.alerts.alerts import Alerts
-    with Alerts(db, read_only=True) as book:
-        found = book.list(open=None if everything else True, limit=_MOST)
-        if outdated := book.evaluation().sentence:
+    with open_log(db) as log:
+        if outdated := log.evaluation().sentence:
             typer.secho(outdated, err=True, dim=True)
-    if everything or each or as_json:
-        empty = "There are no alerts." if everything else "No alert is open."
-        print_table(f"Alerts: {len(found)}", ALERTS, found, as_json=as_json, wide=wide, empty=empty)
-        return
-    from fleet_edge.alerts.rules import grouped
+        report = reports.alerts(log, datetime.now(UTC), is_open=None if everything else True)
+        if everything or each or listing.as_json or listing.as_csv or listing.filters:
+            listing.show(report)
+            return
+        found = report.rows().rows
+    from fleet_edge.session_log import grouped
 
     groups = grouped(found)
     title = f"Alerts: {len(found)}, conditions: {len(groups)}"
     empty = "No alert is known to be open." if outdated else "No alert is open."
-    print_table(title, ALERT_GROUPS, groups, wide=wide, empty=empty)
+    print_table(title, ALERT_GROUPS, groups, empty=empty)
 
 
+@with_listing()
 def unmatched(
+    listing: Listing,
     identities: Annotated[
         Path, typer.Option("--identities", "--ca", envvar="FLEET_CA", help="The authority's folder.")
     ],
     db: Database = DEFAULT_DB,
-    as_json: AsJson = False,
-    wide: Wide = False,
 ) -> None:
     """List machines that only the fleet's authority or only the session log knows."""
     from fleet_admin.unmatched import find_unmatched, seen_in
@@ -118,14 +73,13 @@ def unmatched(
     with open_log(db) as log:
         found = find_unmatched(entries, seen_in(log), now=datetime.now(UTC))
     columns: list[Column[UnmatchedMachine]] = [
-        Column("name", lambda row: row.name, rank=0),
-        Column("role", lambda row: row.role.value, rank=1),
-        Column("kind", lambda row: row.kind, "state", rank=0),
-        Column("what", lambda row: row.sentence, "sentence", rank=0),
+        Column("name", "name", rank=0),
+        Column("role", "role.value", rank=1),
+        Column("kind", "kind", "state", rank=0),
+        Column("what", "sentence", "sentence", rank=0),
     ]
     empty = "None: every enrolled machine was seen, and every seen machine is enrolled."
-    title = f"Machines that only one side knows: {len(found)}"
-    print_table(title, columns, found, as_json=as_json, wide=wide, empty=empty)
+    listing.show(Report("machines that only one side knows", columns, lambda **_: found, "", empty=empty))
 
 
 class ExportKind(StrEnum):
@@ -175,13 +129,13 @@ def serve(settings: DashboardSettings) -> None:
 
     # Like Ctrl-C, which finishes the running responses.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(ExitCode.DONE))
-    from fleet_edge.alerts.evaluator import RunningAlerts
-    from fleet_edge.alerts.settings import load_alert_settings
+    from fleet_edge.session_log import RunningAlerts, load_alert_settings, open_existing, transaction
 
     alert_settings = load_alert_settings(settings.alerts)
     services = open_services(settings)
     server = DashboardServer(settings, services=services)
-    alerts = RunningAlerts(services.alerts.connection, alert_settings)
+    engine = open_existing(settings.db, read_only=False)
+    alerts = RunningAlerts(lambda: transaction(engine), alert_settings)
     try:
         print(f"The dashboard is at {server.address}", file=sys.stderr, flush=True)
         if not services.accounts.list():
@@ -193,6 +147,14 @@ def serve(settings: DashboardSettings) -> None:
         server.stop()
 
 
+def mcp(db: Database = DEFAULT_DB) -> None:
+    """Answer an assistant's questions about the session log, over standard input and output (MCP); reads only."""
+    with needs_extra("admin"):
+        from fleet_admin.assistant import assistant_server
+    open_log(db).close()  # says at once what is wrong with it
+    assistant_server(db).run("stdio")
+
+
 def register(app: typer.Typer) -> None:
-    for command in (edges, versions, alerts, unmatched, export, serve):
+    for command in (alerts, unmatched, export, serve, mcp):
         app.command()(command)

@@ -7,35 +7,31 @@ from typing import TYPE_CHECKING, Annotated, Final, TypeVar
 
 import typer
 
-from fleet_admin.reports import AUDIT, COMMANDS, as_assignments, setting_columns
+from fleet_admin.report import Report
+from fleet_admin.reports import as_assignments, setting_columns
 from fleet_admin.settings import AdminSettings
+from fleet_cli.admin.listing import Listing, with_listing
 from fleet_cli.errors import CommandError, ExitCode
 from fleet_cli.options import (
     DEFAULT_DB,
-    SHOWN,
     Acting,
     AsJson,
-    AtMost,
     Database,
     Devices,
-    Since,
-    Wide,
     actor_of,
     open_log,
     open_steering,
     profile_file,
-    shown_of,
     steering_log,
     with_selection,
     with_settings,
 )
-from fleet_cli.tables import Column, cell, print_json, print_table
+from fleet_cli.tables import Column, cell, print_table
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from fleet_admin.steering import CommandResult, DeviceSettingsView, Selection, SetResult, SettingsChange
-    from fleet_edge.store.views import QuarantineView
+    from fleet_admin.steering import CommandResult, DeviceSettingsView, Selection, SettingsChange
 
 R = TypeVar("R")
 
@@ -60,7 +56,6 @@ def set_command(
     acting: Acting = None,
     db: Database = DEFAULT_DB,
     as_json: AsJson = False,
-    wide: Wide = False,
 ) -> None:
     """Change settings of devices: at once, or when they reconnect. A device gives a reason for what it refuses."""
     from fleet_admin.steering.planning import read_assignments
@@ -69,12 +64,12 @@ def set_command(
     with open_steering(settings, db) as steering:
         planned = steering.preview(changes, chosen)
         if dry_run:
-            _show_changes(planned, as_json=as_json, wide=wide)
+            _show_changes(planned, as_json=as_json)
             return
         results = _shown_as_they_come(
             steering.set(changes, chosen, actor=actor_of(acting), wait_s=wait), len(planned), as_json=as_json
         )
-    _end_set(results, as_json=as_json, wide=wide)
+    _end_set(results, as_json=as_json)
 
 
 @_with_profile
@@ -89,39 +84,45 @@ def unset_command(
     acting: Acting = None,
     db: Database = DEFAULT_DB,
     as_json: AsJson = False,
-    wide: Wide = False,
 ) -> None:
     """Remove settings that were set remotely, so that the devices' own apply."""
     with open_steering(settings, db) as steering:
         planned = steering.preview({}, chosen, unset=names)
         if dry_run:
-            _show_changes(planned, as_json=as_json, wide=wide)
+            _show_changes(planned, as_json=as_json)
             return
         results = _shown_as_they_come(
             steering.set({}, chosen, actor=actor_of(acting), unset=names, wait_s=wait), len(planned), as_json=as_json
         )
-    _end_set(results, as_json=as_json, wide=wide)
+    _end_set(results, as_json=as_json)
 
 
 @_with_profile
+@with_listing()
 def settings_command(
-    *,
-    settings: AdminSettings,
-    device: Devices = None,
-    limit: AtMost = None,
-    db: Database = DEFAULT_DB,
-    as_json: AsJson = False,
-    wide: Wide = False,
+    *, settings: AdminSettings, listing: Listing, device: Devices = None, db: Database = DEFAULT_DB
 ) -> None:
-    """Compare requested settings with reported ones; for a named device, show all settings."""
+    """Compare requested settings with reported ones; for a device of --device, show all settings."""
     with open_steering(settings, db) as steering:
         found = steering.wanted_and_reported(device)
     if missing := sorted(set(device or ()) - {each.device for each in found}):
         raise CommandError(f"There is no device {missing[0]!r}; check the name.")
-    if as_json:
-        print_json(found[:limit])
-    else:
-        _show_settings(found, limit=limit or (len(found) if device else SHOWN), wide=wide, whole=bool(device))
+    columns: list[Column[DeviceSettingsView]] = [
+        Column("device", "device", rank=0),
+        Column("presence", lambda each: each.presence and each.presence.value, "state", rank=2),
+        Column("state", "state.value", "state", rank=0),
+        Column("remote settings", lambda each: as_assignments(each.wanted), key="settings", rank=1),
+        Column("by", "wanted_by", rank=2),
+        Column("since", "wanted_at", "moment", rank=2),
+        Column("reported", "reported_at", "moment", rank=2),
+        Column("message", "sentence", "sentence", rank=0),
+    ]
+    empty = "No device is known: neither the broker nor the session log has heard of one."
+    listing.show(Report("devices", columns, lambda **_: found, "device", empty=empty))
+    if device and not listing.as_json and not listing.as_csv:
+        for each in found:
+            names = sorted({*each.values, *each.wanted})
+            print_table(f"Settings of {cell(each.device)}", setting_columns(each), names)
 
 
 @_with_profile
@@ -136,7 +137,6 @@ def command_command(
     acting: Acting = None,
     db: Database = DEFAULT_DB,
     as_json: AsJson = False,
-    wide: Wide = False,
 ) -> None:
     """Send devices a command and show their answers. Exit code 1 if one has failed."""
     with open_steering(settings, db) as steering:
@@ -146,23 +146,9 @@ def command_command(
     results.sort(key=lambda each: each.device)
     if out is not None:
         _write_results(out, command, results)
-    _show_results(results, as_json=as_json, wide=wide, texts=out is None)
+    _show_results(results, as_json=as_json, texts=out is None)
     if not all(each.ok for each in results):
         raise typer.Exit(ExitCode.CHECK_FAILED)
-
-
-def commands_command(
-    device: Devices = None,
-    since: Since = None,
-    limit: Annotated[int, typer.Option(min=1, max=100_000, help="Maximum number, latest first.")] = 50,
-    db: Database = DEFAULT_DB,
-    as_json: AsJson = False,
-    wide: Wide = False,
-) -> None:
-    """List commands and their results."""
-    with steering_log(db) as log:
-        found = log.commands(since=since, devices=device or (), limit=limit)
-    print_table(f"Commands: {len(found)}", COMMANDS, found, as_json=as_json, wide=wide, empty="No command was given.")
 
 
 def _shown_as_they_come(results: "Iterable[R]", expected: int, *, as_json: bool) -> "list[R]":
@@ -178,21 +164,21 @@ def _shown_as_they_come(results: "Iterable[R]", expected: int, *, as_json: bool)
     return found
 
 
-def _end_set(results: "list[SetResult]", *, as_json: bool, wide: bool) -> None:
+def _end_set(results: "list[DeviceSettingsView]", *, as_json: bool) -> None:
     results.sort(key=lambda each: each.device)
-    columns: list[Column[SetResult]] = [
-        Column("device", lambda each: each.device, rank=0),
-        Column("state", lambda each: each.state.value, "state", rank=0),
-        Column("", lambda each: each.sentence, "sentence", rank=0),
+    columns: list[Column[DeviceSettingsView]] = [
+        Column("device", "device", rank=0),
+        Column("state", "state.value", "state", rank=0),
+        Column("", "sentence", "sentence", rank=0),
     ]
-    print_table(_title(each.state.value for each in results), columns, results, as_json=as_json, wide=wide)
+    print_table(_title(each.state.value for each in results), columns, results, as_json=as_json)
     if not all(each.state.value in _WELL for each in results):
         raise typer.Exit(ExitCode.CHECK_FAILED)
 
 
-def _show_changes(planned: "Sequence[SettingsChange]", *, as_json: bool, wide: bool) -> None:
+def _show_changes(planned: "Sequence[SettingsChange]", *, as_json: bool) -> None:
     columns: list[Column[SettingsChange]] = [
-        Column("device", lambda each: each.device, rank=0),
+        Column("device", "device", rank=0),
         Column("presence", lambda each: each.presence and each.presence.value, "state"),
         Column("wanted now", lambda each: as_assignments(each.before), rank=0),
         Column("would be wanted", lambda each: as_assignments(each.after), rank=0),
@@ -200,7 +186,7 @@ def _show_changes(planned: "Sequence[SettingsChange]", *, as_json: bool, wide: b
         Column("needs a reload", lambda each: ", ".join(each.needs_restart) or None, rank=0),
     ]
     title = f"Devices that it concerns: {len(planned)}. Nothing was changed."
-    print_table(title, columns, planned, as_json=as_json, wide=wide)
+    print_table(title, columns, planned, as_json=as_json)
 
 
 def _title(outcomes: "Iterable[str]") -> str:
@@ -208,33 +194,14 @@ def _title(outcomes: "Iterable[str]") -> str:
     return f"Devices: {counted.total()}; " + ", ".join(f"{number} {word}" for word, number in counted.items())
 
 
-def _show_settings(found: "Sequence[DeviceSettingsView]", *, limit: int, wide: bool, whole: bool) -> None:
-    columns: list[Column[DeviceSettingsView]] = [
-        Column("device", lambda each: each.device, rank=0),
-        Column("presence", lambda each: each.presence and each.presence.value, "state", rank=2),
-        Column("state", lambda each: each.state.value, "state", rank=0),
-        Column("remote settings", lambda each: as_assignments(each.wanted), rank=1),
-        Column("by", lambda each: each.wanted_by or None, rank=2),
-        Column("since", lambda each: each.wanted_at, "moment", rank=2),
-        Column("reported", lambda each: each.reported_at, "moment", rank=2),
-        Column("", lambda each: each.sentence, "sentence", rank=0),
-    ]
-    empty = "No device is known: neither the broker nor the session log has heard of one."
-    rows = found[:limit]
-    print_table(f"Devices: {shown_of(len(rows), len(found))}", columns, rows, wide=wide, empty=empty)
-    for each in rows if whole else ():
-        names = sorted({*each.values, *each.wanted})
-        print_table(f"Settings of {cell(each.device)}", setting_columns(each), names, wide=wide)
-
-
-def _show_results(results: "Sequence[CommandResult]", *, as_json: bool, wide: bool, texts: bool) -> None:
+def _show_results(results: "Sequence[CommandResult]", *, as_json: bool, texts: bool) -> None:
     columns: list[Column[CommandResult]] = [
-        Column("device", lambda each: each.device, rank=0),
-        Column("outcome", lambda each: each.outcome, "state", rank=0),
+        Column("device", "device", rank=0),
+        Column("outcome", "outcome", "state", rank=0),
         Column("after", lambda each: None if each.seconds is None else 1e3 * each.seconds, "ms"),
-        Column("", lambda each: each.sentence, "sentence", rank=0),
+        Column("", "sentence", "sentence", rank=0),
     ]
-    print_table(_title(each.outcome for each in results), columns, results, as_json=as_json, wide=wide)
+    print_table(_title(each.outcome for each in results), columns, results, as_json=as_json)
     for each in results if texts and not as_json else ():
         if each.result is not None:
             print(f"{cell(each.device)}:")
@@ -269,31 +236,6 @@ def label(
         typer.echo(f"{device}: {' '.join(words) or 'no label'}")
 
 
-def labels(
-    only: Annotated[list[str] | None, typer.Option("--label", help="Only devices with this label.")] = None,
-    db: Database = DEFAULT_DB,
-    as_json: AsJson = False,
-    wide: Wide = False,
-) -> None:
-    """List the labels and their devices."""
-    with steering_log(db) as log:
-        found: dict[str, list[str]] = {}
-        for device, words in log.labels().items():
-            for word in words:
-                found.setdefault(word, []).append(device)
-    rows = [(word, found[word]) for word in sorted(found) if not only or word in only]
-    if as_json:
-        print_json(dict(rows))
-        return
-    columns: list[Column[tuple[str, list[str]]]] = [
-        Column("label", lambda row: row[0], rank=0),
-        Column("number", lambda row: len(row[1]), "count", rank=0),
-        Column("devices", lambda row: ", ".join(row[1]), "sentence", rank=0),
-    ]
-    empty = "No device has a label: fleet admin label DEVICE --add WORD gives one."
-    print_table(f"Labels: {len(rows)}", columns, rows, wide=wide, empty=empty)
-
-
 @_with_profile
 def retire_command(
     device: Annotated[str, typer.Argument(metavar="DEVICE")],
@@ -320,26 +262,6 @@ def retire_command(
         typer.echo(f"{cell(device)} is retired. Its certificate is still valid: revoke it with `fleet broker revoke`.")
 
 
-def audit(
-    since: Annotated[str | None, typer.Option(help="Begin: 90s, 30m, 2h or 7d ago, or an ISO 8601 time (UTC).")] = None,
-    until: Annotated[str | None, typer.Option(help="End, in the same format as --since.")] = None,
-    who: Annotated[str | None, typer.Option(help="Only actions of this user or account.")] = None,
-    subject: Annotated[str | None, typer.Option(help="Only actions on this device.")] = None,
-    action: Annotated[
-        str | None, typer.Option(help="Only this action, such as set, quarantine, label or command reload.")
-    ] = None,
-    limit: Annotated[int, typer.Option(min=1, max=100_000, help="Maximum number, latest first.")] = 50,
-    db: Database = DEFAULT_DB,
-    as_json: AsJson = False,
-    wide: Wide = False,
-) -> None:
-    """List what administrators have changed."""
-    with steering_log(db) as log:
-        found = log.audit(since=since, until=until, who=who, subject=subject, action=action, limit=limit)
-    title = f"Actions: {len(found)}" + (f" (perhaps more: --limit {limit})" if len(found) == limit else "")
-    print_table(title, AUDIT, found, as_json=as_json, sort="at", wide=wide, empty="No action matches.")
-
-
 def quarantine(
     name: Annotated[str, typer.Argument(metavar="DEVICE")],
     duration: Annotated[
@@ -352,7 +274,7 @@ def quarantine(
     """Quarantine a device: within seconds the edges drop its messages."""
     actor = actor_of(acting)
     with open_log(db) as log:
-        from fleet_edge.store.errors import NotFound
+        from fleet_edge.session_log import NotFound
 
         held = log.quarantine(name, duration=duration, reason=reason, who=actor.who, source=actor.source)
         try:
@@ -376,29 +298,11 @@ def unquarantine(
         typer.echo(f"The quarantine of {name} by {cell(held.by)} is lifted: {cell(held.reason)}")
 
 
-def quarantined(db: Database = DEFAULT_DB, as_json: AsJson = False, wide: Wide = False) -> None:
-    """List the quarantined devices."""
-    with open_log(db) as log:
-        found = log.quarantines()
-    columns: list[Column[QuarantineView]] = [
-        Column("device", lambda row: row.device, rank=0),
-        Column("since", lambda row: row.since_at, "moment", rank=1),
-        Column("until", lambda row: row.until_at or "lifted", rank=0),
-        Column("by", lambda row: row.by, rank=1),
-        Column("reason", lambda row: row.reason, "sentence", rank=0),
-        Column("strikes", lambda row: row.strikes, "count", rank=2),
-        Column("doubled", lambda row: row.level, "count", rank=2),
-    ]
-    title, empty = f"Quarantined devices: {len(found)}", "No device is quarantined."
-    print_table(title, columns, found, as_json=as_json, wide=wide, empty=empty)
-
-
 def register(app: typer.Typer) -> None:
-    for command in (label, labels, audit, quarantine, unquarantine, quarantined):
+    for command in (label, quarantine, unquarantine):
         app.command()(command)
     app.command("set")(set_command)
     app.command("unset")(unset_command)
     app.command("settings")(settings_command)
     app.command("command")(command_command)
-    app.command("commands")(commands_command)
     app.command("retire")(retire_command)

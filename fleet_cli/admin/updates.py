@@ -6,23 +6,21 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from fleet_admin.report import Report
 from fleet_admin.reports import UPDATES
 from fleet_admin.settings import AdminSettings
+from fleet_cli.admin.listing import Listing, with_listing
 from fleet_cli.options import (
     DEFAULT_DB,
     Acting,
-    AsJson,
     Database,
-    Devices,
     PassphraseFile,
-    Wide,
     actor_of,
     open_steering,
     profile_file,
     with_selection,
     with_settings,
 )
-from fleet_cli.tables import print_table
 
 if TYPE_CHECKING:
     from fleet_admin.steering import Selection
@@ -103,21 +101,14 @@ def rollout_command(
 
 @app.command("status")
 @_with_profile
-def status_command(
-    *,
-    settings: AdminSettings,
-    device: Devices = None,
-    db: Database = DEFAULT_DB,
-    as_json: AsJson = False,
-    wide: Wide = False,
-) -> None:
+@with_listing()
+def status_command(*, settings: AdminSettings, listing: Listing, db: Database = DEFAULT_DB) -> None:
     """Show desired and running releases, progress and failures."""
     from fleet_admin.steering.rollout import update_views
 
     with open_steering(settings, db) as steering:
-        found = update_views(steering.wanted_and_reported(device))
-    title, empty = f"Updates: {len(found)}", "No device has reported an update."
-    print_table(title, UPDATES, found, as_json=as_json, wide=wide, empty=empty)
+        found = update_views(steering.wanted_and_reported())
+    listing.show(Report("updates", UPDATES, lambda **_: found, "", empty="No device has reported an update."))
 
 
 def register(admin: typer.Typer) -> None:

@@ -3,7 +3,7 @@
 By the standard, an object with `properties` may have any further keys, unless `additionalProperties` forbids them.
 Small models then invent keys until their tokens are used up.
 
-Schemas that apply to one value (`allOf`, `$ref` with `properties` beside it, …) are closed together, by all keys that
+Schemas that apply to one value (`allOf`, `$ref` with `properties` next to it, …) are closed together, by all keys that
 they name: each alone would exclude the keys of the others. Alternatives are closed one by one.
 """
 
@@ -85,7 +85,7 @@ class _Closing:
         return values
 
     def _are_separate(self, word: str, parts: list[object], others: Iterable[Schema]) -> bool:
-        """Whether each part describes its objects alone; `others` apply to the same values and name no keys."""
+        """Each part describes its objects alone; `others` apply to the same values and name no keys."""
         if any(_OF_OBJECTS & other.keys() for other in others):
             return False
         return word in ("allOf", "anyOf", "$ref") or (word == "oneOf" and self._rewriter.are_disjoint(parts))

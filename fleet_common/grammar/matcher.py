@@ -136,7 +136,7 @@ class GrammarMatcher:
         return bool(len(text)) and text[-1] in self._ends
 
     def _ask(self, op: bytes, text: Sequence[int], *, patient: bool) -> bytes:
-        """Return what the worker answers.
+        """Send a request to the worker.
 
         A request that has ended a worker, or failed there, is tried in a process of its own before the next attempt,
         since another generation may be the cause.
@@ -182,12 +182,12 @@ class GrammarMatcher:
 
 
 def _content(reply: bytes) -> bytes:
-    """Return what a reply carries, or raise what it reports."""
+    """Return the content of a reply; raise the error that it reports."""
     match reply[:1]:
         case Status.FAILED:
             raise unusable(reply[1:].decode("utf-8", "replace"))
         case Status.OUTSIDE:
-            raise OutsideGrammar("The text has a token that its grammar does not allow.", taken=numbers_of(reply)[0])
+            raise OutsideGrammar("The output has a token that its grammar does not allow.", taken=numbers_of(reply)[0])
         case Status.NOT_READY:
             raise GrammarNotReady
     return reply[1:]

@@ -79,7 +79,7 @@ class Channel:
         self.socket = end
         self._buffer = bytearray()
 
-    def send(self, payload: bytes) -> None:
+    def write_frame(self, payload: bytes) -> None:
         self.socket.sendall(_LENGTH.pack(len(payload)) + payload)
 
     def receive(self) -> bytes:

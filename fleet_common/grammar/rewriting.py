@@ -192,13 +192,13 @@ class Rewriter:
         ]
 
     def are_disjoint(self, schemas: Sequence[object]) -> bool:
-        """Whether it is certain that no value matches two of the schemas."""
+        """No value matches two of the schemas; False if that is not certain."""
         return all(self._disjoint(one, other) for one, other in combinations(schemas, 2))
 
     def _disjoint(  # noqa: PLR0911 - each rule ends it
         self, one: object, other: object, kinds: frozenset[str] = _TYPES, levels: int = _LEVELS
     ) -> bool:
-        """Whether it is certain that no value of these types matches both schemas.
+        """No value of these types matches both schemas; False if that is not certain.
 
         Some of their requirements are enough to know: a value that matches a schema matches each part of it.
         """
@@ -309,7 +309,7 @@ def _least_one(schema: Schema) -> Iterator[object]:
 
 
 def _allows_all(schema: object, kind: str) -> bool:
-    """Whether a schema certainly allows all values of a type."""
+    """A schema allows all values of a type; False if that is not certain."""
     if not isinstance(schema, dict):
         return schema is True
     others = set().union(*(words for other, words in _KINDS.items() if other != kind))
@@ -320,7 +320,7 @@ def _allows_all(schema: object, kind: str) -> bool:
 
 
 def _property(schema: Schema, key: str) -> object:
-    """Return what a property must match at least, if it exists."""
+    """Return the schema of a property, if it exists; others may apply too."""
     if key in (listed := mapping(schema, "properties")):
         return listed[key]
     return schema.get("additionalProperties", True) if not mapping(schema, "patternProperties") else True

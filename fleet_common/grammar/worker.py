@@ -149,7 +149,7 @@ class _Children:
             self._poll.unregister(link)
         with contextlib.suppress(OSError), link:
             link.settimeout(0.0)
-            Channel(link).send(numbers(Status.ENDED, os.waitstatus_to_exitcode(status)))
+            Channel(link).write_frame(numbers(Status.ENDED, os.waitstatus_to_exitcode(status)))
 
 
 def _run(kind: bytes, links: list[socket.socket], vocabulary: "NativeVocabulary") -> NoReturn:
@@ -173,10 +173,10 @@ def _serve(channel: Channel, cache: "MatcherCache", vocabulary: "NativeVocabular
     code = 1
     try:
         vocabulary.encoder.set_caller(partial(_ask, channel))
-        channel.send(numbers(Status.DONE, os.getpid(), threading.get_native_id()))
+        channel.write_frame(numbers(Status.DONE, os.getpid(), threading.get_native_id()))
         while True:
             request, patient = GrammarRequest.decode(channel.receive())
-            channel.send(cache.answer(request, patient=patient))
+            channel.write_frame(cache.answer(request, patient=patient))
             if not cache.limit():
                 code = 0  # no request is the cause; the parent starts another process
                 break
@@ -187,7 +187,7 @@ def _serve(channel: Channel, cache: "MatcherCache", vocabulary: "NativeVocabular
 
 
 def _ask(channel: Channel, text: str) -> list[int]:
-    channel.send(Status.ENCODE + text.encode("utf-8", "replace"))
+    channel.write_frame(Status.ENCODE + text.encode("utf-8", "replace"))
     return list(memoryview(channel.receive()).cast("I"))
 
 

@@ -81,7 +81,7 @@ class _Link:
         used_s: float | None = None
         self._end.settimeout(limit_s / 2.0)
         with contextlib.suppress(BrokenPipeError):  # then the exit code can be read
-            self._channel.send(request)
+            self._channel.write_frame(request)
         while True:
             try:
                 reply = self._channel.receive()
@@ -98,7 +98,7 @@ class _Link:
             if reply[:1] != Status.ENCODE:
                 return reply
             ids = np.asarray(self._tokenizer.encode_inside(reply[1:].decode("utf-8", "replace")), dtype=np.uint32)
-            self._channel.send(ids.tobytes())
+            self._channel.write_frame(ids.tobytes())
 
 
 def _used_by_process(pid: int) -> float:

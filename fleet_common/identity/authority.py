@@ -5,7 +5,6 @@ other. The index is written before a certificate or revocation list leaves the f
 command completes it.
 """
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -46,11 +45,10 @@ from fleet_common.identity.files import (
     PUBLIC,
     AuthorityError,
     NameRefused,
-    append_line,
     make_folder,
     write_atomically,
 )
-from fleet_common.identity.index import CertificateIndex, Entry, check_free, check_key, current, renewable
+from fleet_common.identity.index import CertificateIndex, CertificateRecord, check_free, check_key, current, renewable
 from schemas.names import check_name
 
 LOCK_S: Final = 30.0
@@ -68,7 +66,7 @@ class AuthorityFolder:
         self.path = path
         self.certificate, self.key = path / "ca.pem", path / "ca.key"
         self.revocation_list = path / "crl.pem"
-        self.index, self.audit = path / "index.sqlite3", path / "audit.jsonl"
+        self.index = path / "index.sqlite3"
         self.broker, self.issued = path / "broker.json", path / "issued"
 
     @contextmanager
@@ -114,52 +112,27 @@ class AuthorityFolder:
         write_atomically(path, certificate.public_bytes(serialization.Encoding.PEM), mode=PUBLIC)
 
 
-@dataclass(frozen=True, slots=True)
-class Audit:
-    """Audit log of an authority; an operator may also make the file append-only in the file system."""
-
-    path: Path
-    actor: str
-    clock: Callable[[], datetime]
-
-    def record(self, action: str, *, name: str, role: str, serial: str = "", detail: str = "") -> None:
-        """Append a line; call it before a certificate leaves the authority."""
-        line = {
-            "at": self.clock().isoformat(timespec="seconds"),
-            "actor": self.actor,
-            "action": action,
-            "name": name,
-            "role": role,
-            "serial": serial,
-            "detail": detail,
-        }
-        append_line(self.path, json.dumps({key: value for key, value in line.items() if value}))
-
-
 CLOCKS_APART: Final = timedelta(days=1)  # a revoked certificate stays listed this long after its end
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Signer:
-    """Sign certificates and record them in the index and the audit log."""
+    """Sign certificates and record them in the index."""
 
     folder: AuthorityFolder
     certificate: x509.Certificate
     key: ec.EllipticCurvePrivateKey
     index: CertificateIndex
-    audit: Audit
+    actor: str
     clock: Callable[[], datetime]
 
-    def certify(self, subject: Subject, public_key: ec.EllipticCurvePublicKey, *, action: str) -> Entry:
+    def certify(self, subject: Subject, public_key: ec.EllipticCurvePublicKey, *, action: str) -> CertificateRecord:
         signed = certificate(subject, public_key, issuer=self.certificate, issuer_key=self.key, now=self.clock())
-        entry = _entry(signed, subject)
+        record = self._record(signed, subject, action)
         with self.index.change():
             self.index.keep_name(subject.name, subject.role)
-            self.index.add(entry)
-            self.audit.record(
-                action, name=subject.name, role=subject.role, serial=entry.serial, detail=" ".join(subject.hosts)
-            )
-        return entry
+            self.index.put(record)
+        return record
 
     def take_over(self, subject: Subject, *, revoked: bool) -> Credential:
         """Return a short-lived credential that can connect under another client's name and end its session.
@@ -175,10 +148,9 @@ class Signer:
             now=self.clock(),
             lifetime=TAKEOVER_LIFETIME,
         )
-        entry = _entry(signed, subject, takeover=True, revoked_at=self.clock() if revoked else None)
+        record = self._record(signed, subject, "take over")
         with self.index.change():
-            self.index.add(entry)
-            self.audit.record("take over", name=subject.name, role=subject.role, serial=entry.serial)
+            self.index.put(self.revoked(record) if revoked else record)
         return Credential(subject.name, signed.public_bytes(serialization.Encoding.PEM), key)
 
     def write_list(self) -> bytes:
@@ -190,7 +162,6 @@ class Signer:
                 Revoked(int(entry.serial, 16), entry.revoked_at or now)
                 for entry in self.index.revoked(ending_after=now - CLOCKS_APART)
             ]
-            self.audit.record("list", name="", role="", detail=f"number {number} with {len(revoked)} revoked")
         made = revocation_list(
             revoked, number=number, issuer=self.certificate, issuer_key=self.key, this_update=this_update
         )
@@ -198,22 +169,22 @@ class Signer:
         write_atomically(self.folder.revocation_list, content, mode=PUBLIC)
         return content
 
+    def revoked(self, record: CertificateRecord) -> CertificateRecord:
+        return record.model_copy(update={"revoked_at": self.clock(), "revoked_by": self.actor})
 
-def _entry(
-    signed: x509.Certificate, subject: Subject, *, takeover: bool = False, revoked_at: datetime | None = None
-) -> Entry:
-    return Entry(
-        serial=f"{signed.serial_number:x}",
-        name=subject.name,
-        role=subject.role,
-        hosts=subject.hosts,
-        key_sha256=fingerprint(signed.public_key()),
-        not_before=signed.not_valid_before_utc,
-        not_after=signed.not_valid_after_utc,
-        pem=signed.public_bytes(serialization.Encoding.PEM).decode(),
-        takeover=takeover,
-        revoked_at=revoked_at,
-    )
+    def _record(self, signed: x509.Certificate, subject: Subject, action: str) -> CertificateRecord:
+        return CertificateRecord(
+            serial=f"{signed.serial_number:x}",
+            name=subject.name,
+            role=subject.role,
+            hosts=subject.hosts,
+            key_sha256=fingerprint(signed.public_key()),
+            not_before=signed.not_valid_before_utc,
+            not_after=signed.not_valid_after_utc,
+            pem=signed.public_bytes(serialization.Encoding.PEM).decode(),
+            action=action,
+            by=self.actor,
+        )
 
 
 def utc_now() -> datetime:
@@ -228,7 +199,7 @@ class Authority:
     certificate: x509.Certificate
     fleet: str
     passphrase: Callable[[], Passphrase]
-    audit: Audit
+    actor: str
     clock: Callable[[], datetime]
 
     @classmethod
@@ -253,12 +224,11 @@ class Authority:
         if len(organization) != 1:
             raise AuthorityError(f"{folder.certificate} was not made by `fleet broker ca`: it does not name a fleet.")
         fleet = str(organization[0].value)
-        audit = Audit(folder.audit, actor, clock)
-        return cls(folder=folder, certificate=own, fleet=fleet, passphrase=passphrase, audit=audit, clock=clock)
+        return cls(folder=folder, certificate=own, fleet=fleet, passphrase=passphrase, actor=actor, clock=clock)
 
     def sign(
         self, request: x509.CertificateSigningRequest, *, name: str, role: IdentityRole, hosts: Sequence[str] = ()
-    ) -> Entry:
+    ) -> CertificateRecord:
         """Sign the unchecked request of a new identity; `hosts` are a broker's names and addresses.
 
         Raise InvalidName or NameRefused for the name, SigningRefused for the request.
@@ -276,7 +246,9 @@ class Authority:
                 )
             return signer.certify(Subject(self.fleet, role, name, tuple(hosts)), public_key, action="sign")
 
-    def renew(self, name: str, *, request: x509.CertificateSigningRequest | None = None, early: bool = False) -> Entry:
+    def renew(
+        self, name: str, *, request: x509.CertificateSigningRequest | None = None, early: bool = False
+    ) -> CertificateRecord:
         """Sign a new certificate for a known identity; the old one stays valid until its own end.
 
         Without a request the key stays, and only a certificate has to travel. `early` renews although more than 30 days
@@ -308,8 +280,7 @@ class Authority:
             with signer.index.change():
                 for entry in everything:
                     if entry.revoked_at is None:
-                        signer.index.revoke(entry.serial, self.clock())
-                        self.audit.record("revoke", name=entry.name, role=entry.role, serial=entry.serial)
+                        signer.index.put(signer.revoked(entry))
             clients = {name: entries[-1].role for name, entries in held.items() if not entries[-1].role.is_server}
             kickers = {
                 name: signer.take_over(Subject(self.fleet, role, name), revoked=False) for name, role in clients.items()
@@ -323,7 +294,7 @@ class Authority:
                 kickers=kickers,
             )
 
-    def entries(self) -> tuple[Entry, ...]:
+    def entries(self) -> tuple[CertificateRecord, ...]:
         with CertificateIndex(self.folder.index) as index:
             return index.identities()
 
@@ -344,7 +315,7 @@ class Authority:
                 certificate=self.certificate,
                 key=key,
                 index=index,
-                audit=self.audit,
+                actor=self.actor,
                 clock=self.clock,
             )
 
@@ -379,7 +350,6 @@ def create_authority(
         folder.write_certificate(folder.certificate, authority_certificate(key, fleet=fleet, now=clock()))
     made = Authority.open(path, actor=actor, passphrase=lambda: passphrase, clock=clock)
     with made.at_work() as signer:
-        made.audit.record("found", name=fleet, role="authority", serial=f"{made.certificate.serial_number:x}")
         signer.write_list()
     return made
 
@@ -388,7 +358,7 @@ def create_authority(
 class Issued:
     """An issued certificate and its files; `ca` is a copy of the authority's certificate in the same folder."""
 
-    entry: Entry
+    entry: CertificateRecord
     certificate: Path
     key: Path
     ca: Path

@@ -58,7 +58,7 @@ class Enrolment:
         write_atomically(self.request, make_request(load_key(path), self.name), mode=PUBLIC)
         return self.request
 
-    def take(self, certificate: Path, ca: Path | None = None) -> x509.Certificate:
+    def install(self, certificate: Path, ca: Path | None = None) -> x509.Certificate:
         """Check and install a certificate; a running device switches to it without a restart.
 
         `ca` is by default the one installed before. Raise SigningRefused if there is no key yet, CertificateRefused if

@@ -1,6 +1,5 @@
-"""Exceptions of the certificate authority and of enrolment; bounded reads and an append-only log."""
+"""Exceptions of the certificate authority and of enrolment; bounded reads."""
 
-import os
 from pathlib import Path
 from typing import Final
 
@@ -41,18 +40,6 @@ def write_atomically(path: Path, content: bytes, *, mode: int) -> None:
     """Replace a file as `fleet_common.host.write_atomically` does; raise IdentityError."""
     try:
         host.write_atomically(path, content, mode=mode)
-    except OSError as error:
-        raise IdentityError(f"The file {path} cannot be written: {error.strerror}.") from error
-
-
-def append_line(path: Path, line: str) -> None:
-    """Append one line to a log that only its owner reads, and flush it to disk; raise IdentityError."""
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, SECRET)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(line.encode() + b"\n")
-            file.flush()
-            os.fsync(descriptor)
     except OSError as error:
         raise IdentityError(f"The file {path} cannot be written: {error.strerror}.") from error
 

@@ -2,12 +2,13 @@
 
 import contextlib
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final, Self
+
+from pydantic import BaseModel, ConfigDict
 
 from fleet_common.identity.certificates import RENEWAL_DAYS, IdentityRole, folded
 from fleet_common.identity.files import SECRET, AuthorityError, NameRefused, SigningRefused
@@ -21,14 +22,8 @@ CREATE TABLE IF NOT EXISTS names (
 CREATE TABLE IF NOT EXISTS certificates (
     serial TEXT PRIMARY KEY,
     name TEXT NOT NULL,
-    role TEXT NOT NULL,
-    hosts TEXT NOT NULL,
     key_sha256 TEXT NOT NULL,
-    not_before TEXT NOT NULL,
-    not_after TEXT NOT NULL,
-    pem TEXT NOT NULL,
-    takeover INTEGER NOT NULL,
-    revoked_at TEXT
+    record TEXT NOT NULL
 );
 CREATE INDEX IF NOT EXISTS certificates_name ON certificates (name);
 CREATE INDEX IF NOT EXISTS certificates_key ON certificates (key_sha256);
@@ -38,23 +33,44 @@ CREATE TABLE IF NOT EXISTS lists (
 );
 """
 
-_COLUMNS: Final = "serial, name, role, hosts, key_sha256, not_before, not_after, pem, takeover, revoked_at"
+
+class CertificateState(StrEnum):
+    VALID = "valid"
+    DUE = "due"  # to be renewed now
+    ENDED = "ended"
+    REVOKED = "revoked"
+    REPLACED = "replaced"  # valid, but there is a newer one
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One certificate; `takeover` marks one that exists only to end the sessions of a revoked identity."""
+class CertificateRecord(BaseModel):
+    """One certificate: what it is for, who made and revoked it, and its state.
+
+    Attributes:
+        action: `sign`, `renew`, or `take over` for one that exists only to end the sessions of a revoked identity.
+        by: User who signed it.
+        state: At the moment of `standing`; None before, as `days_left`, which is negative after the end.
+    """
+
+    model_config = ConfigDict(frozen=True)
 
     serial: str
     name: str
     role: IdentityRole
-    hosts: tuple[str, ...]
+    hosts: tuple[str, ...] = ()
     key_sha256: str
     not_before: datetime
     not_after: datetime
     pem: str
-    takeover: bool = False
+    action: str = "sign"
+    by: str = ""
     revoked_at: datetime | None = None
+    revoked_by: str = ""
+    state: CertificateState | None = None
+    days_left: int | None = None
+
+    @property
+    def takeover(self) -> bool:
+        return self.action == "take over"
 
 
 class CertificateIndex:
@@ -104,39 +120,29 @@ class CertificateIndex:
     def keep_name(self, name: str, role: IdentityRole) -> None:
         self._run("INSERT OR IGNORE INTO names VALUES (?, ?, ?)", folded(name), name, role.value)
 
-    def add(self, entry: Entry) -> None:
+    def put(self, record: CertificateRecord) -> None:
+        """Add a record, or replace that of the same certificate."""
+        stored = record.model_dump_json(exclude={"state", "days_left"})
         self._run(
-            f"INSERT INTO certificates ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",  # noqa: S608 - constants
-            entry.serial,
-            entry.name,
-            entry.role.value,
-            " ".join(entry.hosts),
-            entry.key_sha256,
-            entry.not_before.isoformat(),
-            entry.not_after.isoformat(),
-            entry.pem,
-            int(entry.takeover),
-            entry.revoked_at.isoformat() if entry.revoked_at is not None else None,
+            "INSERT INTO certificates VALUES (?, ?, ?, ?) ON CONFLICT (serial) DO UPDATE SET record = excluded.record",
+            record.serial,
+            record.name,
+            record.key_sha256,
+            stored,
         )
 
-    def revoke(self, serial: str, at: datetime) -> None:
-        """Mark a certificate as revoked. Idempotent."""
-        self._run(
-            "UPDATE certificates SET revoked_at = ? WHERE serial = ? AND revoked_at IS NULL", at.isoformat(), serial
-        )
+    def of_name(self, name: str) -> tuple[CertificateRecord, ...]:
+        return tuple(each for each in self._records("WHERE name = ?", name) if not each.takeover)
 
-    def of_name(self, name: str) -> tuple[Entry, ...]:
-        return self._entries("name = ? AND takeover = 0", name)
+    def of_key(self, key_sha256: str) -> tuple[CertificateRecord, ...]:
+        return self._records("WHERE key_sha256 = ?", key_sha256)
 
-    def of_key(self, key_sha256: str) -> tuple[Entry, ...]:
-        return self._entries("key_sha256 = ?", key_sha256)
+    def identities(self) -> tuple[CertificateRecord, ...]:
+        return tuple(each for each in self._records() if not each.takeover)
 
-    def identities(self) -> tuple[Entry, ...]:
-        return self._entries("takeover = 0")
-
-    def revoked(self, *, ending_after: datetime) -> tuple[Entry, ...]:
+    def revoked(self, *, ending_after: datetime) -> tuple[CertificateRecord, ...]:
         """Return the revoked certificates, without those that expired long ago."""
-        return self._entries("revoked_at IS NOT NULL AND not_after > ?", ending_after.isoformat())
+        return tuple(each for each in self._records() if each.revoked_at and each.not_after > ending_after)
 
     def next_list(self, now: datetime) -> tuple[int, datetime]:
         """Return and record number and time of the next revocation list.
@@ -153,12 +159,11 @@ class CertificateIndex:
         self._run("INSERT INTO lists VALUES (?, ?)", number, this_update.isoformat())
         return number, this_update
 
-    def _entries(self, condition: str, *values: object) -> tuple[Entry, ...]:
-        rows = self._rows(
-            f"SELECT {_COLUMNS} FROM certificates WHERE {condition} ORDER BY not_before, rowid",  # noqa: S608 - ours
-            *values,
+    def _records(self, condition: str = "", *values: object) -> tuple[CertificateRecord, ...]:
+        rows = self._rows(f"SELECT record FROM certificates {condition} ORDER BY rowid", *values)  # noqa: S608 - ours
+        return tuple(
+            sorted((CertificateRecord.model_validate_json(row[0]) for row in rows), key=lambda each: each.not_before)
         )
-        return tuple(_entry(row) for row in rows)
 
     def _rows(self, statement: str, *values: object) -> list[tuple[Any, ...]]:
         with self._complaining():
@@ -177,22 +182,6 @@ class CertificateIndex:
                 f"The authority's index {self._path} cannot be used ({error}): check the disk, or restore it "
                 "from a backup."
             ) from error
-
-
-def _entry(row: Sequence[Any]) -> Entry:
-    serial, name, role, hosts, key_sha256, not_before, not_after, pem, takeover, revoked_at = row
-    return Entry(
-        serial=serial,
-        name=name,
-        role=IdentityRole(role),
-        hosts=tuple(hosts.split()),
-        key_sha256=key_sha256,
-        not_before=datetime.fromisoformat(not_before),
-        not_after=datetime.fromisoformat(not_after),
-        pem=pem,
-        takeover=bool(takeover),
-        revoked_at=datetime.fromisoformat(revoked_at) if revoked_at else None,
-    )
 
 
 def check_free(index: CertificateIndex, name: str, role: IdentityRole) -> None:
@@ -218,13 +207,13 @@ def check_key(index: CertificateIndex, key_sha256: str, name: str) -> None:
             raise SigningRefused(f"The key of this request is that of {entry.name!r}: every device makes its own.")
 
 
-def current(index: CertificateIndex, name: str, *, now: datetime) -> Entry | None:
+def current(index: CertificateIndex, name: str, *, now: datetime) -> CertificateRecord | None:
     """Return the certificate of this name that ends last, if it is valid now."""
     entries = [entry for entry in index.of_name(name) if entry.revoked_at is None and entry.not_after > now]
     return max(entries, key=lambda entry: entry.not_after, default=None)
 
 
-def renewable(index: CertificateIndex, name: str, *, now: datetime, early: bool) -> Entry:
+def renewable(index: CertificateIndex, name: str, *, now: datetime, early: bool) -> CertificateRecord:
     """Return the certificate to renew, which may have expired; raise NameRefused if there is none, or too early."""
     known = index.of_name(name)
     if not known:
@@ -243,59 +232,33 @@ def renewable(index: CertificateIndex, name: str, *, now: datetime, early: bool)
     return latest
 
 
-DAY_S = 86_400
+_DAY: Final = timedelta(days=1)
 
 
-class CertificateState(StrEnum):
-    VALID = "valid"
-    DUE = "due"  # to be renewed now
-    ENDED = "ended"
-    REVOKED = "revoked"
-    REPLACED = "replaced"  # valid, but there is a newer one
-
-
-@dataclass(frozen=True, slots=True)
-class CertificateStatus:
-    """State of one certificate at one moment; `days_left` is negative after its end."""
-
-    name: str
-    role: IdentityRole
-    state: CertificateState
-    days_left: int
-    not_after: datetime
-    revoked_at: datetime | None
-    hosts: tuple[str, ...]
-    serial: str
-
-
-def certificate_statuses(entries: Iterable[Entry], *, now: datetime, history: bool = False) -> list[CertificateStatus]:
-    """Return the state of each certificate, sorted by name; `entries` are oldest first.
+def standing(records: Iterable[CertificateRecord], *, now: datetime, history: bool = False) -> list[CertificateRecord]:
+    """Return records with their state, sorted by name; the given ones are oldest first.
 
     `history` includes certificates that a newer one of the same name replaces.
     """
-    found = list(entries)
-    newest = {entry.name: entry.serial for entry in found}
-    shown = [entry for entry in found if history or newest[entry.name] == entry.serial]
+    found = list(records)
+    newest = {each.name: each.serial for each in found}
+    shown = [each for each in found if history or newest[each.name] == each.serial]
     return [
-        CertificateStatus(
-            name=entry.name,
-            role=entry.role,
-            state=_state(entry, now, replaced=newest[entry.name] != entry.serial),
-            days_left=int((entry.not_after - now).total_seconds() // DAY_S),
-            not_after=entry.not_after,
-            revoked_at=entry.revoked_at,
-            hosts=entry.hosts,
-            serial=entry.serial,
+        each.model_copy(
+            update={
+                "state": _state(each, now, replaced=newest[each.name] != each.serial),
+                "days_left": (each.not_after - now) // _DAY,
+            }
         )
-        for entry in sorted(shown, key=lambda entry: entry.name)
+        for each in sorted(shown, key=lambda each: each.name)
     ]
 
 
-def _state(entry: Entry, now: datetime, *, replaced: bool) -> CertificateState:
-    if entry.revoked_at is not None:
+def _state(record: CertificateRecord, now: datetime, *, replaced: bool) -> CertificateState:
+    if record.revoked_at is not None:
         return CertificateState.REVOKED
-    if entry.not_after <= now:
+    if record.not_after <= now:
         return CertificateState.ENDED
     if replaced:
         return CertificateState.REPLACED
-    return CertificateState.DUE if entry.not_after - now <= timedelta(days=RENEWAL_DAYS) else CertificateState.VALID
+    return CertificateState.DUE if record.not_after - now <= timedelta(days=RENEWAL_DAYS) else CertificateState.VALID

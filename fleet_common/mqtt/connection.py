@@ -34,7 +34,7 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 from fleet_common.mqtt import failures
 from fleet_common.mqtt.link import FIRST_ERROR, Accepts, CallbackGuard, LinkCounters, Message, Route
 from fleet_common.mqtt.outbox import BrokerLimits, Outgoing
-from fleet_common.mqtt.packets import AliasTable, publish_packet
+from fleet_common.mqtt.packets import AliasTable, disconnect_packet, publish_packet
 from fleet_common.mqtt.screen import Screen, ScreenedSocket
 from fleet_common.mqtt.settings import LinkSettings
 from fleet_common.mqtt.tls import Credentials, LinkContext, TlsStream
@@ -116,7 +116,7 @@ ASK: Final = 1.1
 GIVE_UP: Final = 1.5
 
 
-class Silence:
+class SilenceWatch:
     """Detect that the broker's machine, or the network to it, has gone. Belongs to the link's thread.
 
     A machine that loses power says no goodbye, nor does a router that forgets a connection. Each side sends a ping
@@ -209,15 +209,6 @@ def connect_properties(settings: LinkSettings) -> Properties:
     return properties
 
 
-def goodbye_properties(settings: LinkSettings, *, hand_over: bool) -> Properties | None:
-    """Return the properties of a DISCONNECT; `hand_over` keeps the session for the next connection."""
-    if not _may_hand_over(settings):
-        return None
-    properties = Properties(PacketTypes.DISCONNECT)  # type: ignore[no-untyped-call]
-    properties.SessionExpiryInterval = HANDOVER_S if hand_over else 0
-    return properties
-
-
 def _may_hand_over(settings: LinkSettings) -> bool:
     return settings.tls is not None and settings.tls.certificate is not None
 
@@ -273,7 +264,7 @@ class Connection:
         self._taken_over = False
         self._socket: ScreenedSocket | None = None
         self._read_at = 0.0  # not before
-        self._silence: Silence | None = None  # from the broker's first answer on
+        self._silence: SilenceWatch | None = None  # from the broker's first answer on
         self._client = make_client(settings, context, screen=self._screen)
         self._client.on_connect = self._connected
         self._client.on_disconnect = self._disconnected
@@ -434,17 +425,25 @@ class Connection:
         return not self._client.want_write() and not sock.wants_write and not sock.receiving and has_arrived(sock)
 
     def goodbye(self, *, hand_over: bool = False) -> None:
-        """Send DISCONNECT, so that the broker does not publish the last will.
+        """Send DISCONNECT, so that the broker does not publish the last will, and wait until the broker hangs up.
 
         `hand_over` has the broker keep our messages until the next connection resumes.
+
+        Closing at once could lose the DISCONNECT. If the broker still has to read what we sent before it, its answers
+        meet a closed connection. That error makes it give us up before it reads on.
         """
-        deadline = self._clock() + MAX_POLL_S
-        self._client.disconnect(properties=goodbye_properties(self._settings, hand_over=hand_over))
-        try:
-            while self._clock() < deadline:
+        deadline = self._clock() + (self._settings.handshake_s if hand_over else MAX_POLL_S)
+        expiry_s = (HANDOVER_S if hand_over else 0) if _may_hand_over(self._settings) else None
+        with contextlib.suppress(ConnectionLost):
+            while self._client.want_write() or self._live_socket().wants_write:
+                if self._clock() >= deadline:
+                    return
                 self.step(deadline - self._clock())
-        except ConnectionLost:
-            pass  # as expected
+            sock = self._live_socket()
+            sock.say_last(disconnect_packet(session_expiry_s=expiry_s))
+            while not sock.finish() and self._clock() < deadline:
+                rest_s = 0.0 if sock.pending else deadline - self._clock()
+                wait(sock, self._waker, reading=True, writing=sock.wants_write, timeout_s=rest_s)
 
     def close(self) -> None:
         sock = self._client.socket()
@@ -472,7 +471,7 @@ class Connection:
         announced = BrokerLimits.of(properties, packet_bytes=self._settings.packet_bytes)
         self._aliases = AliasTable(maximum=announced.alias_maximum)
         self._announced = announced
-        self._silence = Silence(self._client.keepalive, clock=self._clock)
+        self._silence = SilenceWatch(self._client.keepalive, clock=self._clock)
 
     def _disconnected(
         self,
@@ -532,7 +531,7 @@ class Handover:
     def context(self) -> LinkContext | None:
         """Return the context of the next connection, None for plain TCP; raise as `Credentials.take` does."""
         self.under_way = False
-        return self._credentials.take()
+        return self._credentials.current()
 
     def begin(self, connection: Connection) -> None:
         """End a working connection; its session waits at the broker."""

@@ -192,14 +192,14 @@ class Outbox:
                 self._make_room(message)
             self._append(message)
 
-    def take(self, *, window: int) -> Outgoing | None:
+    def next_message(self, *, window: int) -> Outgoing | None:
         """Remove and return the next message; None if there is none or `window` are unanswered."""
         with self._lock:
             while (queue := self._next()) is not None:
                 head = queue.peek()
                 if head is None or (head.qos > 0 and len(self._unanswered) >= window):
                     return None
-                queue.take()
+                queue.pop()
                 self._gone(head)
                 self._in_a_row = self._in_a_row + 1 if queue is self._urgent and len(self._others) else 0
                 if not head.expired(self._clock()):
@@ -366,7 +366,7 @@ class Sender:
         self, send: Callable[[Outgoing], int], announced: BrokerLimits, *, room: Callable[[], bool] = lambda: True
     ) -> None:
         """Send what the broker's limits allow now; `room` says before each message whether the network accepts more."""
-        while room() and (message := self.outbox.take(window=announced.receive_maximum)) is not None:
+        while room() and (message := self.outbox.next_message(window=announced.receive_maximum)) is not None:
             if message.packet_bytes > announced.max_packet_bytes:
                 # Queued for a broker that accepted larger packets.
                 self._guard.counters.oversized += 1

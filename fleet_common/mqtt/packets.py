@@ -1,9 +1,9 @@
-"""MQTT PUBLISH packets and topic aliases."""
+"""MQTT PUBLISH and DISCONNECT packets, and topic aliases."""
 
 from collections import OrderedDict
 
-PUBLISH = 0x30
-EXPIRY, CONTENT_TYPE, ALIAS = 0x02, 0x03, 0x23
+PUBLISH, DISCONNECT = 0x30, 0xE0
+EXPIRY, CONTENT_TYPE, SESSION_EXPIRY, ALIAS = 0x02, 0x03, 0x11, 0x23
 
 
 def publish_packet(
@@ -33,6 +33,13 @@ def publish_packet(
     remaining = _varint(len(name) + len(number) + len(before) + len(properties) + len(payload))
     kind = PUBLISH | (2 if identifier else 0) | retain
     return b"".join((kind.to_bytes(1, "big"), remaining, name, number, before, properties, payload))
+
+
+def disconnect_packet(*, session_expiry_s: int | None = None) -> bytes:
+    """Return a DISCONNECT packet (MQTT 5, 3.14); `session_expiry_s` replaces what CONNECT said."""
+    if session_expiry_s is None:
+        return b"%c\x00" % DISCONNECT
+    return b"%c\x07\x00\x05%c%b" % (DISCONNECT, SESSION_EXPIRY, session_expiry_s.to_bytes(4, "big"))
 
 
 def _string(text: str) -> bytes:

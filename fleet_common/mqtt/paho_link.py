@@ -238,7 +238,8 @@ class PahoLink:
             if error.fault is LinkFault.NOT_AUTHORIZED and self._settings.anonymous_too:
                 self._anonymous = not self._anonymous
                 error.final = error.final and not self._anonymous
-            if error.final:
+            if error.final and not self._started.done():
+                self._stopping.set()  # `start` raises this, and nobody waits for another attempt
                 self._settle(error)
             self._credentials.refused(str(error))
         except ConnectionLost as error:

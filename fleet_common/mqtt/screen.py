@@ -15,6 +15,7 @@ large pieces and writes our messages together with acknowledgements, the library
 paho's own wrapper for WebSockets, and never blocks.
 """
 
+import socket
 import ssl
 from collections import deque
 from collections.abc import Callable
@@ -258,6 +259,7 @@ class ScreenedSocket:
         self._crowd = CROWD
         self._held = False  # acknowledgements wait for the next `settle`
         self._outgoing = bytearray()  # whole packets, but for what is written of the first
+        self._finished = False  # our direction has ended
         self.received = 0
 
     # Called by paho.
@@ -393,13 +395,37 @@ class ScreenedSocket:
         except OSError as error:
             self._ended = self._ended or error
 
-    def _read(self) -> bytes:
-        self._more = False
+    def say_last(self, packet: bytes) -> None:
+        """Put the last packet, after the acknowledgements that are due. Only `finish` may follow."""
+        self._outgoing += self._screen.owed + packet
+        self._screen.owed.clear()
+        self._ready = b""
+
+    def finish(self) -> bool:
+        """Write the rest, end our direction, and drop what still arrives; True once the other end has hung up."""
+        self.flush()
         try:
-            data = self._sock.recv(CHUNK)
+            if not self.wants_write and not self._finished:
+                self._finished = True
+                self._sock.shutdown(socket.SHUT_WR)
+            self._ended = self._ended or not self._receive()
+        except _WAIT:
+            return False
+        except OSError as error:
+            self._ended = error
+        return bool(self._ended)
+
+    def _receive(self) -> bytes:
+        self._more = False
+        data: bytes = self._sock.recv(CHUNK)
+        self._more = self._tls.pending if self._tls is not None else len(data) == CHUNK
+        return data
+
+    def _read(self) -> bytes:
+        try:
+            data = self._receive()
             self._ended = not data
             self.received += len(data)
-            self._more = self._tls.pending if self._tls is not None else len(data) == CHUNK
             return self._screen.feed(data)
         except _WAIT:
             pass

@@ -147,7 +147,7 @@ class Credentials:
         self._unfit_until = 0.0
         self._looked_at = -LOOK_S
 
-    def take(self) -> LinkContext | None:
+    def current(self) -> LinkContext | None:
         """Return the context for a new connection, None for plain TCP; raise ConnectFailed without usable files."""
         if self._tls is None:
             return None
@@ -291,6 +291,10 @@ class TlsStream:
             self._ended = self._ended or True
             raise
 
+    def shutdown(self, how: int) -> None:
+        """End a direction of the connection without close_notify: MQTT has its own DISCONNECT."""
+        self._sock.shutdown(how)
+
     def close(self) -> None:
         self._sock.close()
 
@@ -321,17 +325,17 @@ class TlsStream:
             self._sock.sendall(self._outgoing.read())
             if done:
                 return
-            self._take(self._sock.recv(CHUNK))
+            self._feed(self._sock.recv(CHUNK))
 
     def _read(self, size: int) -> bytes:
         if not self.pending:
             try:
-                self._take(self._sock.recv(CHUNK))
+                self._feed(self._sock.recv(CHUNK))
             except BlockingIOError:
                 raise ssl.SSLWantReadError from None
         return self._decrypt(size)
 
-    def _take(self, data: bytes) -> None:
+    def _feed(self, data: bytes) -> None:
         if data:
             self._incoming.write(data)
         else:

@@ -16,10 +16,11 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from fleet_device.api.guard import HEALTH_PATHS, LOOPBACK, AccessGuard, ApplicationQuotas
+from fleet_common.http_server import LOOPBACK
+from fleet_device.api.guard import HEALTH_PATHS, AccessGuard, ApplicationQuotas
 from fleet_device.api.logprobs import TokenSpelling
 from fleet_device.api.ollama import (
     MEDIA_TYPE,
@@ -65,7 +66,10 @@ class Backend(Protocol):
     @property
     def since(self) -> datetime: ...
 
-    def submit(self, prepare: Callable[[TextCodec], GenerateRequest], listener: Listener) -> Ticket: ...
+    def submit(
+        self, prepare: Callable[[TextCodec], GenerateRequest], listener: Listener, *, target: str = ""
+    ) -> Ticket:
+        """Queue a request, which fails if edges have several targets, and none this name."""
 
     def cancel(self, ticket: Ticket) -> None: ...
 
@@ -82,7 +86,7 @@ class Backend(Protocol):
     def context(self) -> int:
         """Number of tokens of prompt and output together."""
 
-    def targets(self) -> tuple[str, ...]: ...
+    def targets(self, *, online: bool = True) -> tuple[str, ...]: ...
 
     def absence(self, *, for_s: float = 0.0) -> EdgeUnavailable | None: ...
 
@@ -103,6 +107,7 @@ def create_app(
     api = _Api(backend, settings, wall_clock, pause, ApplicationQuotas(clock), TokenSpelling(backend.codec))
     named = settings.applications
     applications = None if named is None else ApplicationsFile(named.expanduser())
+    pages = tuple(_PAGE) if settings.api_page else ()
     return Starlette(
         routes=[
             Route("/v1/chat/completions", api.chat, methods=["POST"]),
@@ -120,8 +125,11 @@ def create_app(
             Route("/api/show", api.show, methods=["POST"]),
             Route("/api/version", api.version),
             Route("/status", api.status),
+            *(Route(path, _page) for path in pages),
         ],
-        middleware=[Middleware(AccessGuard, applications=applications, names=_names(settings))],
+        middleware=[
+            Middleware(AccessGuard, applications=applications, names=_names(settings), public=(*HEALTH_PATHS, *pages))
+        ],
         exception_handlers={
             ApiProblem: _answer_problem,
             HTTPException: _answer_http,
@@ -129,6 +137,21 @@ def create_app(
             Exception: _answer_problem,  # in the API's shape too, and logged by the server
         },
     )
+
+
+_PAGE: Final = {"/": "index.html", "/page.css": "page.css", "/page.js": "page.js"}
+_PAGE_HEADERS: Final = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src data:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "Cache-Control": "no-cache",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
+
+
+async def _page(request: Request) -> Response:
+    """Serve a file of the chat page, which uses the API as any application does."""
+    return FileResponse(Path(__file__).with_name("page") / _PAGE[request.scope["path"]], headers=_PAGE_HEADERS)
 
 
 def _names(settings: DeviceSettings) -> frozenset[str] | None:
@@ -173,7 +196,7 @@ class _Api:
         reply = ResponseReply(
             name,
             created,
-            self._model_name(),
+            self._model_name(chat),
             asked,
             self.settings,
             self.wall_clock,
@@ -221,7 +244,8 @@ class _Api:
     async def show(self, request: Request) -> Response:
         asked = read_request(OllamaShowRequest, await _body(request))
         self._check_model((asked.model or asked.name).removesuffix(":latest"))
-        capabilities = ["completion", "tools", *(["thinking"] if self._thinks() else [])]
+        thinks = await run_in_threadpool(self._thinks)  # it may wait for a template
+        capabilities = ["completion", "tools", *(["thinking"] if thinks else [])]
         info = {"general.architecture": ANY_MODEL, f"{ANY_MODEL}.context_length": self.backend.context}
         return JSONResponse({**self._ollama_facts(), "capabilities": capabilities, "model_info": info})
 
@@ -262,7 +286,10 @@ class _Api:
             raise ApiProblem(404, f"There is no model {name[:100]!r} now.", code="model_not_found", param="model")
 
     def _thinks(self) -> bool:
-        template = self.backend.codec.chat_template
+        try:
+            template = self.backend.codec.chat_template
+        except EdgeUnavailable:
+            return False
         return template is not None and marks_of(template) is not None
 
     def _ollama_facts(self) -> dict[str, Any]:
@@ -343,7 +370,8 @@ class _Api:
         try:
             for number, choice in enumerate(choices):
                 prepare = partial(_prepare, choice, self.settings, None if application is None else application.name)
-                tickets.append(self.backend.submit(prepare, partial(listen, number)))
+                listener = partial(listen, number)
+                tickets.append(self.backend.submit(prepare, listener, target=self._target(asked.model)))
         except BaseException:
             self.quotas.end(application, texts=count - len(tickets))
             self._cancel(tickets)
@@ -375,17 +403,25 @@ class _Api:
             chat=chat,
             name=f"{'chatcmpl' if chat else 'cmpl'}-{secrets.token_hex(12)}",
             created=int(self.wall_clock()),
-            model=self._model_name(),
+            model=self._model_name(asked),
             include_usage=asked.include_usage,
             continuous_usage=asked.continuous_usage,
+            include_origins=asked.include_origins,
             spelling=self._spelling(asked),
             tools=asked.tool_calls(),
             echo=self.spelling if isinstance(asked, CompletionRequest) and asked.echo else None,
             prompts=len(asked.prompt) if isinstance(asked, CompletionRequest) else 1,
         )
 
-    def _model_name(self) -> str:
-        """Return the edge's model, or without an edge the draft model, which generates alone."""
+    def _target(self, model: str | None) -> str:
+        """Return the target that a request names; the setting's for `fleet`, and for none."""
+        name = (model or "").removesuffix(":latest")
+        return self.settings.target if name in ("", ANY_MODEL) else name
+
+    def _model_name(self, asked: TextRequest) -> str:
+        """Return the requested target, else that of an edge, or without an edge the draft model."""
+        if (name := self._target(asked.model)) in self.backend.targets(online=False):
+            return name
         return next(iter(self.backend.targets()), self.backend.draft_model)
 
     def _spelling(self, asked: TextRequest) -> TokenSpelling | None:

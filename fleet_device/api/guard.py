@@ -1,23 +1,21 @@
 """Access to the API: which programs may use it, and quotas of applications.
 
-A page of any origin can make a browser send requests to the port, also on loopback, under a name of its own that it
-lets resolve to that address; such a request carries that name in its Host header. Requests under the right name cannot
-be read by the page, since no CORS header is sent, nor can it send JSON without asking.
+A web page that sends requests under the right name cannot read the answers, since no CORS header is sent, nor can it
+send JSON without asking.
 
 Quotas count the tokens of prompts and generations since the start of the device. A request that has begun runs to its
 end, so an application may exceed its quota once; it then waits until that is made up for.
 """
 
-import ipaddress
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Final
 
-from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from fleet_common.http_server import LOOPBACK, bearer_token, is_named
 from fleet_common.limits import TokenBucket
 from fleet_device.api.problems import ApiProblem
 from fleet_device.applications import Application, ApplicationsFile
@@ -100,7 +98,6 @@ def _over(what: str, application: Application, wait_s: float) -> ApiProblem:
     )
 
 
-LOOPBACK: Final = frozenset({"127.0.0.1", "localhost", "[::1]"})
 HEALTH_PATHS: Final = ("/healthz", "/health")
 """Need no key. vLLM and llama.cpp serve `/health`; load generators ask for it first."""
 
@@ -108,7 +105,8 @@ HEALTH_PATHS: Final = ("/healthz", "/health")
 class AccessGuard:
     """ASGI middleware that accepts an application's key, any program without a file, and sets `state.application`.
 
-    `names` are hosts that a request may name, besides the address at which it arrives; None for any.
+    `names` are hosts that a request may name, besides the address at which it arrives; None for any. Paths in `public`
+    need no key.
     """
 
     def __init__(
@@ -117,8 +115,10 @@ class AccessGuard:
         *,
         applications: ApplicationsFile | None = None,
         names: frozenset[str] | None = LOOPBACK,
+        public: Collection[str] = HEALTH_PATHS,
     ) -> None:
         self._app = app
+        self._public = public
         self._names = names
         self._applications = applications
 
@@ -129,19 +129,16 @@ class AccessGuard:
         await self._app(scope, receive, send)
 
     def _problem(self, scope: Scope) -> ApiProblem | None:
-        headers = Headers(scope=scope)
-        hosts = headers.getlist("host")
-        if len(hosts) != 1 or not self._is_named(_name(hosts[0]), scope):
+        if self._names is not None and not is_named(scope, self._names):
             return ApiProblem(
                 421,
                 "This API does not answer under that name: use localhost or its address, or add the name to api_hosts.",
                 code="wrong_host",
             )
-        if self._applications is None or scope["path"] in HEALTH_PATHS:
+        if self._applications is None or scope["path"] in self._public:
             return None
-        kind, _, key = headers.get("authorization", "").partition(" ")
         try:
-            application = self._applications.find(key.strip().encode("latin-1") if kind.lower() == "bearer" else b"")
+            application = self._applications.find(bearer_token(scope))
         except ConfigurationError as error:
             return ApiProblem(503, str(error), kind="api_error", code="applications")
         if application is not None:
@@ -153,21 +150,3 @@ class AccessGuard:
             code="invalid_api_key",
             headers={"WWW-Authenticate": "Bearer"},
         )
-
-    def _is_named(self, name: str, scope: Scope) -> bool:
-        # A page cannot let a name resolve to a host that is an address already.
-        arrived, _ = scope.get("server") or (None, None)
-        return self._names is None or name in self._names or (_is_address(name) and name.strip("[]") == arrived)
-
-
-def _is_address(name: str) -> bool:
-    try:
-        ipaddress.ip_address(name.strip("[]"))
-    except ValueError:
-        return False
-    return True
-
-
-def _name(host: str) -> str:
-    name, colon, port = host.lower().rpartition(":")
-    return name if colon and port.isdigit() else host.lower()

@@ -57,19 +57,10 @@ class Offsets:
         return offset
 
 
-def spelled_tokens(text: GeneratedText, spelling: TokenSpelling) -> list[TokenWithLogprobs]:
-    """Return the tokens of the answer's text: without the end token, and those of a stop string."""
-    logprobs = text.logprobs or ()
-    pairs = [(token, logprobs[place] if place < len(logprobs) else None) for place, token in enumerate(text.tokens)]
-    if not text.stopped:
-        return pairs
-    shown, size = [], 0
-    for token, known in pairs:
-        if size >= len(text.text.encode()):
-            break
-        shown.append((token, known))
-        size += len(spelling.raw(token))
-    return shown
+def spelled_tokens(text: GeneratedText) -> list[TokenWithLogprobs]:
+    """Return the tokens of the answer's text: without those of a stop string."""
+    tokens = text.tokens[: text.shown_tokens] if text.stopped else text.tokens
+    return list(zip_longest(tokens, (text.logprobs or ())[: len(tokens)]))
 
 
 def prompt_tokens(text: GeneratedText) -> list[TokenWithLogprobs]:

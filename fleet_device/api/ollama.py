@@ -17,6 +17,9 @@ from fleet_device.requests.structured import ToolCalls, schema_grammar
 
 MEDIA_TYPE: Final = "application/x-ndjson"
 
+_BUDGETS: Final = {"low": 1024, "medium": 8192}
+"""Most tokens of the thinking by its level: our choice, since most templates cannot tell levels apart."""
+
 _Zero = Annotated[float, Field(ge=0, le=0)] | None
 _One = Annotated[float, Field(ge=1, le=1)] | None
 _Nothing = Annotated[tuple[Any, ...], Field(max_length=0)] | None
@@ -35,10 +38,10 @@ class OllamaOptions(_Lenient):
     seed: int | None = None
     num_predict: int | None = None
     stop: str | list[str] | None = None
-    repeat_penalty: _One = None
-    presence_penalty: _Zero = None
-    frequency_penalty: _Zero = None
-    min_p: _Zero = None
+    repeat_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    min_p: float | None = None
     typical_p: _One = None
     mirostat: _Zero = None
 
@@ -88,7 +91,9 @@ class OllamaRequest(BaseModel):
     def fields(self) -> dict[str, Any]:
         """Return the fields that a chat and a completion have in common."""
         options = self.options or OllamaOptions()
-        given = {name: getattr(options, name) for name in ("temperature", "top_k", "top_p", "stop")}
+        names = ("temperature", "top_k", "top_p", "stop", "min_p", "presence_penalty", "frequency_penalty")
+        given = {name: getattr(options, name) for name in names}
+        given["repetition_penalty"] = options.repeat_penalty
         if options.seed is not None and options.seed >= 0:
             given["seed"] = options.seed
         if options.num_predict is not None and options.num_predict > 0:  # others: until the model ends
@@ -99,10 +104,10 @@ class OllamaRequest(BaseModel):
         schema = self.schema_of_answer
         if schema is not None:
             fields["response_format"] = {"type": "json_object", "schema": schema}
-        if self.think is not None:
-            fields["reasoning_effort"] = (
-                self.think if isinstance(self.think, str) else "medium" if self.think else "none"
-            )
+        if isinstance(self.think, str):
+            fields |= {"reasoning_effort": self.think, "thinking_token_budget": _BUDGETS.get(self.think)}
+        elif self.think is not None:
+            fields["reasoning_effort"] = "medium" if self.think else "none"
         return validated(_AsChat, self.fields() | fields)
 
 
@@ -171,7 +176,9 @@ class OllamaReply:
         return self._line("") | {"done": True, "done_reason": "load"}
 
     def whole(self, text: GeneratedText) -> dict[str, Any]:
-        said: dict[str, Any] = {"content": text.text} if self.tools is None else self.tools.message(text.text)
+        said: dict[str, Any] = {"content": text.text}
+        if self.tools is not None:
+            said = self.tools.message(text.text, text.request.native_calls)
         return self._line(said["content"] or "", said.get("tool_calls"), text.reasoning) | _ended(text)
 
     def pieces(self, piece: Piece | None) -> list[dict[str, Any]]:
@@ -181,13 +188,17 @@ class OllamaReply:
         lines = [self._line("", thinking=piece.reasoning)] if piece.reasoning else []
         if lines and not piece.text:
             return lines
-        deltas = [{"content": piece.text}] if self.tools is None else self.tools.pieces(0, piece.text)
+        deltas: list[dict[str, Any]] = [{"content": piece.text}]
+        if self.tools is not None:
+            deltas = self.tools.pieces(0, piece.text, piece.native_calls)
         return lines + [self._line(delta["content"]) for delta in deltas if "content" in delta]
 
     def last(self, text: GeneratedText) -> list[dict[str, Any]]:
         """Return the last lines, with all calls as a whole."""
-        rest = [] if self.tools is None else [self._line(delta["content"]) for delta in self.tools.last(0)]
-        calls = None if self.tools is None else self.tools.message(text.text).get("tool_calls")
+        if self.tools is None:
+            return [self._line("") | _ended(text)]
+        rest = [self._line(each["content"]) for each in self.tools.last(0) if "content" in each]
+        calls = self.tools.message(text.text, text.request.native_calls).get("tool_calls")
         return [*rest, self._line("", calls) | _ended(text)]
 
     def _line(self, text: str, calls: list[dict[str, Any]] | None = None, thinking: str = "") -> dict[str, Any]:

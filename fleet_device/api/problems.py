@@ -80,7 +80,8 @@ def problem_of(error: Exception, *, prompt: str = "prompt", grammar: str = "gram
         case EdgeUnavailable() | TextCancelled():
             problem = _later(503, str(error), code="cancelled" if isinstance(error, TextCancelled) else error.code)
         case InvalidRequest():
-            problem = ApiProblem(400, str(error), code=error.code, param=error.param)
+            status = 404 if error.code == "model_not_found" else 400
+            problem = ApiProblem(status, str(error), code=error.code, param=error.param)
         case ChatError():
             problem = ApiProblem(400, str(error), code="chat_template", param="messages")
         case DeviceError():

@@ -23,7 +23,7 @@ from fleet_device.api.logprobs import (
     spelled_tokens,
 )
 from fleet_device.api.problems import problem_of
-from fleet_device.client.retry import REPORT_AFTER_S
+from fleet_device.client.decision import REPORT_AFTER_S
 from fleet_device.requests.generate import GeneratedText, Piece
 from fleet_device.requests.queue import Delayed, Failed, Ticket
 from fleet_device.requests.structured import ToolCalls
@@ -94,6 +94,7 @@ def session_summary(text: GeneratedText) -> dict[str, Any]:
         "rounds": counters.rounds,
         "uplink_bytes": counters.uplink_bytes,
         "downlink_bytes": counters.downlink_bytes,
+        "round_trip_ms": text.generation.round_trips.mean_ms,
         "resumes": text.generation.resumes,
         "quota_wait_ms": round(counters.quota_wait_ms),
     }
@@ -135,6 +136,7 @@ class Reply:
     spelling: TokenSpelling | None = None
     tools: ToolCalls | None = None
     continuous_usage: bool = False
+    include_origins: bool = False
     echo: TokenSpelling | None = None
     prompts: int = 1
     _offsets: dict[int, Offsets] = field(default_factory=dict)  # of each choice
@@ -145,7 +147,7 @@ class Reply:
         for number, text in enumerate(texts):
             said: dict[str, Any] = {"content": text.text}
             if self.tools is not None:
-                said = self.tools.message(text.text)
+                said = self.tools.message(text.text, text.request.native_calls)
             if text.reasoning:
                 said["reasoning_content"] = text.reasoning
             content = (
@@ -155,7 +157,7 @@ class Reply:
             )
             logprobs = None
             if self.spelling is not None:
-                tokens = spelled_tokens(text, self.spelling)
+                tokens = spelled_tokens(text)
                 if self.echo is not None:
                     tokens = prompt_tokens(text) + tokens
                 logprobs = self._logprobs(tokens, self.spelling, Offsets())
@@ -182,17 +184,23 @@ class Reply:
             logprobs = self._logprobs(tokens, self.spelling, self._offsets.setdefault(number, Offsets()))
         deltas: list[dict[str, Any] | str] = [{"reasoning_content": piece.reasoning}] if piece.reasoning else []
         if self.tools is not None:
-            deltas += self.tools.pieces(number, piece.text)
+            deltas += self.tools.pieces(number, piece.text, piece.native_calls)
         elif piece.text or not deltas:
             deltas.append({"content": piece.text} if self.chat else piece.text)
-        if logprobs and not deltas:  # they come with the first chunk of a piece, even if a tool call has no delta yet
+        if (
+            logprobs or self.include_origins
+        ) and not deltas:  # they come with the first chunk of a piece, even if a tool call has no delta yet
             deltas.append({})
         chunks = [self._chunk(delta, number) for delta in deltas]
         if logprobs is not None:
             chunks[0]["choices"][0]["logprobs"] = logprobs
         self._tokens[number] = self._tokens.get(number, 0) + piece.tokens
         self._add_usage(chunks, piece.prompt, number)
-        return chunks if piece.verified else [{**chunk, "fleet": {"verified": False}} for chunk in chunks]
+        if not piece.verified:
+            chunks = [{**chunk, "fleet": {"verified": False}} for chunk in chunks]
+        if self.include_origins:
+            chunks[0] = {**chunks[0], "fleet": {**chunks[0].get("fleet", {}), "tokens": _origins(piece)}}
+        return chunks
 
     def last(self, text: GeneratedText, number: int = 0) -> list[dict[str, Any]]:
         tools, chunks, calls = self.tools, list[dict[str, Any]](), False
@@ -237,6 +245,14 @@ class Reply:
         if self.include_usage:
             chunk["usage"] = None
         return chunk
+
+
+def _origins(piece: Piece) -> list[dict[str, str]]:
+    """Return text and origin of each token; none for text that was held back until the end."""
+    return [
+        {"text": part.text, "origin": part.origin.value, **({"reasoning": part.reasoning} if part.reasoning else {})}
+        for part in piece.parts
+    ]
 
 
 def _finish(text: GeneratedText, *, calls: bool = False) -> str:

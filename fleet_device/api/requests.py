@@ -32,7 +32,7 @@ from fleet_device.requests.structured import (
 from fleet_device.requests.thinking import TemplateOptions, TemplateVariables
 from fleet_device.settings import MAX_TEMPERATURE, DeviceSettings, OfflinePolicy, ReasoningEffort
 from schemas.fields import MAX_TOKENS, MAX_TOP_LOGPROBS
-from schemas.policy import MAX_GRAMMAR_BYTES, MAX_SEED, Grammar, GrammarKind, Mode
+from schemas.policy import MAX_BIAS, MAX_BIASES, MAX_GRAMMAR_BYTES, MAX_SEED, Grammar, GrammarKind, Mode
 
 NEUTRAL: Final[Mapping[str, tuple[Any, ...]]] = {
     "add_generation_prompt": (True,),
@@ -44,23 +44,18 @@ NEUTRAL: Final[Mapping[str, tuple[Any, ...]]] = {
     "continue_final_message": (False,),
     "conversation": (),
     "echo": (False,),  # of other requests than those that have it
-    "frequency_penalty": (0,),
     "function_call": ("none", "auto"),
     "functions": ([],),
     "include": ([],),
     "include_stop_str_in_output": (False,),
     "length_penalty": (1,),
-    "logit_bias": ({},),
     "logprobs": (False,),  # of other requests than those that have it
     "max_tool_calls": (),
-    "min_p": (0,),
     "modalities": (["text"],),
     "parallel_tool_calls": (True, False),
-    "presence_penalty": (0,),
     "previous_response_id": (),
     "prompt": (),
     "prompt_logprobs": (),
-    "repetition_penalty": (1,),
     "response_format": ({"type": "text"},),
     "return_token_ids": (False,),
     "return_tokens_as_token_ids": (False,),
@@ -80,7 +75,7 @@ NEUTRAL: Final[Mapping[str, tuple[Any, ...]]] = {
 
 IGNORED: Final = frozenset(
     (
-        "cache_prompt", "cache_salt", "ignore_eos", "metadata", "min_tokens", "prediction", "priority",
+        "cache_prompt", "cache_salt", "metadata", "prediction", "priority",
         "prompt_cache_key", "prompt_cache_retention", "request_id", "safety_identifier", "user", "verbosity",
     )
 )  # fmt: skip
@@ -166,12 +161,17 @@ class StreamOptions(StrictModel):
     """How to stream.
 
     `include_usage` adds a last chunk with the number of tokens, `continuous_usage_stats` their number so far to each
-    chunk. `include_obfuscation` has no effect.
+    chunk. `include_origins`, an extension, adds text and origin of each token. `include_obfuscation` has no effect.
     """
 
     include_usage: bool = False
     include_obfuscation: bool = False
     continuous_usage_stats: bool = False
+    include_origins: bool = False
+
+
+TokenName = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
+Bias = Annotated[float, Field(ge=-MAX_BIAS, le=MAX_BIAS)]
 
 
 def _grammar(value: object) -> object:
@@ -185,8 +185,9 @@ def _grammar(value: object) -> object:
 class GenerationRequest(StrictModel):
     """Fields that all requests have.
 
-    `top_k`, `mode`, `offline`, `grammar` and `edge_only` are extensions of OpenAI's API.
-    `model` has no effect, because a device has one pair of models; OpenAI's API requires it in some requests.
+    `top_k`, `min_p`, `repetition_penalty`, `min_tokens`, `ignore_eos`, `mode`, `offline`, `grammar` and `edge_only` are
+    extensions of OpenAI's API.
+    `model` chooses the target model where edges have several; with one, any name will do.
     """
 
     needs_model: ClassVar[bool] = False
@@ -195,6 +196,13 @@ class GenerationRequest(StrictModel):
     temperature: Annotated[float, Field(ge=0.0, le=MAX_TEMPERATURE)] | None = None
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
     top_k: Annotated[int, Field(ge=0, le=1_000_000)] | None = None
+    min_p: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
+    presence_penalty: Annotated[float, Field(ge=-2.0, le=2.0)] | None = None
+    frequency_penalty: Annotated[float, Field(ge=-2.0, le=2.0)] | None = None
+    repetition_penalty: Annotated[float, Field(ge=0.01, le=100.0)] | None = None
+    logit_bias: Annotated[dict[TokenName, Bias], Field(max_length=MAX_BIASES)] | None = None
+    min_tokens: Annotated[int, Field(ge=0, le=MAX_TOKENS)] | None = None
+    ignore_eos: bool | None = None
     mode: Mode | None = None
     seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = None
     offline: OfflinePolicy | None = None
@@ -233,6 +241,10 @@ class TextRequest(GenerationRequest):
     def continuous_usage(self) -> bool:
         return self.include_usage and self.stream_options is not None and self.stream_options.continuous_usage_stats
 
+    @property
+    def include_origins(self) -> bool:
+        return self.stream_options is not None and self.stream_options.include_origins
+
     def choices(self, defaults: DeviceSettings) -> "list[Self]":
         """Return a request for each of the `n` choices, itself if that is one.
 
@@ -249,11 +261,18 @@ class TextRequest(GenerationRequest):
         return prepare_request(
             self.text_prompt(),
             defaults,
+            self.offer,
             raw=True,
             max_new_tokens=self.token_limit,
             temperature=self.temperature,
             top_k=self.top_k,
             top_p=self.top_p,
+            min_p=self.min_p,
+            presence_penalty=self.presence_penalty,
+            frequency_penalty=self.frequency_penalty,
+            repetition_penalty=self.repetition_penalty,
+            logit_bias={int(token): bias for token, bias in (self.logit_bias or {}).items()},
+            min_tokens=MAX_TOKENS if self.ignore_eos else self.min_tokens,
             mode=self.mode,
             seed=self.seed,
             stop=self.stop,
@@ -263,6 +282,7 @@ class TextRequest(GenerationRequest):
             edge_only=bool(self.edge_only),
             reasoning_effort=self.effort,
             chat_template_kwargs=self.template_variables,
+            thinking_token_budget=self.thinking_budget,
         ).encode(codec)
 
     @property
@@ -273,6 +293,10 @@ class TextRequest(GenerationRequest):
     def template_variables(self) -> dict[str, Any] | None:
         return None
 
+    @property
+    def thinking_budget(self) -> int | None:
+        return None
+
     def text_grammar(self) -> Grammar | None:
         return self.grammar
 
@@ -281,6 +305,10 @@ class TextRequest(GenerationRequest):
         return "grammar"
 
     def tool_calls(self) -> ToolCalls | None:
+        return None
+
+    @property
+    def offer(self) -> ToolOffer | None:
         return None
 
     @property
@@ -310,6 +338,7 @@ class ChatRequest(TextRequest, ToolOptions):
     response_format: ResponseFormat | None = None
     reasoning_effort: ReasoningEffort | None = None
     chat_template_kwargs: TemplateVariables | None = None
+    thinking_token_budget: Annotated[int, Field(ge=0, le=MAX_TOKENS, strict=True)] | None = None
 
     @model_validator(mode="after")
     def _one_grammar(self) -> Self:
@@ -325,6 +354,8 @@ class ChatRequest(TextRequest, ToolOptions):
             raise unusable("max_completion_tokens", "it differs from max_tokens, its older name; send one of them")
         if self.top_logprobs and not self.logprobs:
             raise unusable("top_logprobs", "it needs logprobs to be true")
+        if self.logprobs and self.thinking_token_budget is not None:
+            raise unusable("thinking_token_budget", "it cannot be combined with logprobs")
         return self
 
     @model_validator(mode="after")
@@ -358,9 +389,12 @@ class ChatRequest(TextRequest, ToolOptions):
     def template_variables(self) -> dict[str, Any] | None:
         return self.chat_template_kwargs
 
+    @property
+    def thinking_budget(self) -> int | None:
+        return self.thinking_token_budget
+
     def text_prompt(self) -> Prompt:
-        plain, offer = [each.plain() for each in self.messages], self.offer
-        return plain if offer is None else offer.chat(plain)
+        return [each.plain() for each in self.messages]
 
     @property
     def offer(self) -> ToolOffer | None:

@@ -37,7 +37,7 @@ from fleet_device.requests.structured import (
 )
 from fleet_device.requests.thinking import TemplateVariables
 from fleet_device.settings import DeviceSettings, ReasoningEffort
-from schemas.fields import MAX_TOP_LOGPROBS
+from schemas.fields import MAX_TOKENS, MAX_TOP_LOGPROBS
 from schemas.reasons import EndReason
 
 
@@ -182,6 +182,7 @@ class ResponsesRequest(GenerationRequest):
     text: TextField | None = None
     reasoning: ReasoningField | None = None
     chat_template_kwargs: TemplateVariables | None = None
+    thinking_token_budget: Annotated[int, Field(ge=0, le=MAX_TOKENS, strict=True)] | None = None
     tools: Annotated[tuple[FunctionTool, ...], Field(max_length=128, fail_fast=True)] | None = None
     tool_choice: Literal["none", "auto", "required"] | FunctionChoice | AllowedChoice | None = None
     parallel_tool_calls: Annotated[bool, Field(strict=True)] | None = None
@@ -190,6 +191,12 @@ class ResponsesRequest(GenerationRequest):
     metadata: dict[str, Any] | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
+
+    @model_validator(mode="after")
+    def _asks(self) -> Self:
+        if not self._messages():
+            raise unusable("input", "it has only an earlier thinking; add a message")
+        return self
 
     def chat(self) -> ChatRequest:
         """Return the same as a chat; raise InvalidRequest as that does."""
@@ -207,6 +214,7 @@ class ResponsesRequest(GenerationRequest):
             top_logprobs=self.top_logprobs,
             reasoning_effort=self.reasoning and self.reasoning.effort,
             chat_template_kwargs=self.chat_template_kwargs,
+            thinking_token_budget=self.thinking_token_budget,
         )
 
     def _messages(self) -> tuple[RequestMessage, ...]:
@@ -266,14 +274,17 @@ class ResponseReply:
     _unsent: int = 0  # of these, at the end
 
     def whole(self, text: GeneratedText) -> dict[str, Any]:
-        said: dict[str, Any] = {"content": text.text} if self.tools is None else self.tools.message(text.text)
+        said: dict[str, Any] = (
+            {"content": text.text} if self.tools is None else self.tools.message(text.text, text.request.native_calls)
+        )
         items = [self._reasoning(text.reasoning)] if text.reasoning else []
         if calls := said.get("tool_calls"):
             called = [self._call(place, call, **call["function"]) for place, call in enumerate(calls)]
-            return self._ended(text, items + called)
+            said_first = [self._message(said["content"], [])] if said["content"] else []
+            return self._ended(text, items + said_first + called)
         if items and not text.text:  # cut within the thinking
             return self._ended(text, items)
-        logprobs = token_logprobs(spelled_tokens(text, self.spelling), self.spelling) if self.spelling else []
+        logprobs = token_logprobs(spelled_tokens(text), self.spelling) if self.spelling else []
         return self._ended(text, [*items, self._message(said["content"], logprobs)])
 
     def first(self) -> list[bytes]:
@@ -287,7 +298,7 @@ class ResponseReply:
             self._unsent += len(found)
         deltas: list[dict[str, Any]] = [{"reasoning_content": piece.reasoning}] if piece.reasoning else []
         if self.tools is not None:
-            deltas += self.tools.pieces(0, piece.text)
+            deltas += self.tools.pieces(0, piece.text, piece.native_calls)
         elif piece.text or not deltas:
             deltas.append({"content": piece.text})
         return [sent for delta in deltas for sent in self._delta(delta)]

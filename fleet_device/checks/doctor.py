@@ -28,13 +28,13 @@ from fleet_common.mqtt.settings import BrokerSettings, LinkSettings, TlsSettings
 from fleet_common.mqtt.tls import certificate_end, certificate_in, certificate_name, tls_context
 from fleet_common.validation import in_words
 from fleet_device.client.agent import Agent
+from fleet_device.client.decision import RetryPolicy
 from fleet_device.client.messaging import Inbox
-from fleet_device.client.retry import RetryPolicy
 from fleet_device.drafters.contract import Drafter, DrafterError
 from fleet_device.drafters.model_file import load_drafter, locate_model
 from fleet_device.errors import ConfigurationError, EdgeUnavailable, SessionFailed
 from fleet_device.pacing.contract import FixedPacing
-from fleet_device.requests.chat import encode_chat
+from fleet_device.requests.chat import chat_prompt
 from fleet_device.requests.generate import GenerateRequest, Generation
 from fleet_device.requests.structured import ChatMessage
 from fleet_device.settings import AUTO, MODEL_DRAFTER, DeviceSettings
@@ -252,7 +252,7 @@ def probe_request(drafter: Drafter, policy: SamplingPolicy) -> GenerateRequest:
     """Return a short request that any model can serve."""
     codec = drafter.codec
     chat = codec.chat_template is not None
-    prompt = encode_chat(codec, [ChatMessage("user", _PROMPT)]) if chat else codec.encode(_PROMPT)
+    prompt = chat_prompt(codec, [ChatMessage("user", _PROMPT)]).tokens if chat else codec.encode(_PROMPT)
     return GenerateRequest(tuple(prompt), policy, _NEW_TOKENS)
 
 

@@ -18,8 +18,8 @@ from fleet_common.mqtt.link import Link
 from fleet_common.mqtt.paho_link import PahoLink
 from fleet_common.mqtt.settings import BrokerSettings, LinkSettings
 from fleet_device.client.agent import Agent
+from fleet_device.client.decision import RetryPolicy
 from fleet_device.client.messaging import EdgePresences, Inbox
-from fleet_device.client.retry import RetryPolicy
 from fleet_device.drafters.without_model import ScriptedDrafter
 from fleet_device.errors import EdgeUnavailable, SessionFailed
 from fleet_device.pacing.contract import FixedPacing
@@ -137,12 +137,12 @@ class EdgeCheck:
         counters = self._write(agent).counters
         if counters.accepted < _MIN_ACCEPTED * counters.tested or not counters.accepted:
             raise SessionFailed(
-                f"It accepted {counters.accepted} of {counters.tested} tokens of a draft that is its own greedy text."
+                f"It accepted {counters.accepted} of {counters.tested} tokens of a draft that is its own greedy output."
             )
         return f"{counters.accepted} of {counters.tested} tokens of its own output were accepted."
 
     def _write(self, agent: Agent) -> Generation:
-        """Generate a short greedy text that the edge verifies."""
+        """Run a short greedy request that the edge verifies."""
         middle = len(self.tokens) // 2
         prompt = [(middle + step) % len(self.tokens) for step in range(_PROMPT)]
         for _ in range(_ATTEMPTS):

@@ -12,11 +12,11 @@ from fleet_common.grammar.compiler import GrammarCompiler
 from fleet_common.grammar.errors import GrammarBusy, GrammarError, GrammarUnavailable
 from fleet_common.grammar.tokenizer import GrammarTokenizer
 from fleet_common.mqtt.link import Link
+from fleet_device.client.decision import EdgeAvailability, RetryPolicy, RetryState
 from fleet_device.client.drafting import DraftConstraint, Drafting, DraftSequence, SessionPacing
 from fleet_device.client.driver import SessionDriver
 from fleet_device.client.messaging import ConnectionChanged, EdgeStateChanged, Event, Inbox, Outbound, Wake
 from fleet_device.client.reports import UnconfirmedCloses, UnverifiedReports
-from fleet_device.client.retry import EdgeAvailability, RetryPolicy, RetryState
 from fleet_device.drafters.contract import Drafter, DrafterError, GrammarCodec, known_tokens, require_tokens
 from fleet_device.drafters.without_model import NoDrafter
 from fleet_device.errors import InvalidRequest, SessionRefused, TextCancelled
@@ -180,8 +180,8 @@ class Agent:
 
     def __post_init__(self) -> None:
         self._outbound = Outbound(self.link, self.fleet, self.device, self.inbox, self.padding)
-        self._unconfirmed = UnconfirmedCloses(self._outbound.close)
-        self._availability = EdgeAvailability(self.clock, self.inbox.edges)
+        self._unconfirmed = UnconfirmedCloses(self._outbound.publish_close)
+        self._availability = EdgeAvailability(self.clock, self.inbox.edges, lambda: self._outbound.connected)
         further = [Lane(drafter, pacing, self.inbox.another()) for drafter, pacing in self.further]
         drafter = NoDrafter(self.drafter.vocabulary, self.drafter.codec)
         edge_only = FixedPacing(EDGE_ONLY_TOKENS, edge_only=True)
@@ -199,7 +199,7 @@ class Agent:
         """Subscribe; once, before the link is started."""
         self.inbox.listener = self._on_event
         if self.reports is not None:
-            self.reports.send = self._outbound.close
+            self.reports.send = self._outbound.publish_close
             self.reports.ready = lambda: self._outbound.connected and bool(self.inbox.edges.online())
         self.inbox.subscribe(self.link, fleet=self.fleet, device=self.device)
 
@@ -241,8 +241,8 @@ class Agent:
                 request.logprobs,
                 request.app,
                 echo=request.echo,
+                target_id=request.target_id,
             )
-            outages = request.outages
             constraint = self._constraint(request.policy)
             self._availability.check_refusal(self.retry_policy.open_s)
             session = DeviceSession(opening, window=self.window)
@@ -251,9 +251,11 @@ class Agent:
                 why = "The prompt is longer than the draft model's context." if outgrows else "The request says so."
                 pacing = FixedPacing(EDGE_ONLY_TOKENS, edge_only=True, reason=why)
             outbound = replace(self._outbound, inbox=lane.inbox, padding=self.padding)
-            retry = RetryState(self.retry_policy, session, outbound, self._availability, outages, context.on_wait)
+            retry = RetryState(self.retry_policy, request.outages, self.clock())
             if (left_s := self._availability.refused_s) > 0.0:
-                retry.hold_for_quota(left_s, "the last request used up a quota of the device at the edge.")
+                retry.hold_for_quota(
+                    session, left_s, self.clock(), "the last request used up a quota of the device at the edge."
+                )
             drafts = DraftSequence(session, drafter, self.clock, constraint)
             driver = SessionDriver(
                 session=session,
@@ -261,7 +263,9 @@ class Agent:
                 outbound=outbound,
                 inbox=lane.inbox,
                 retry=retry,
+                availability=self._availability,
                 context=context,
+                end_tokens=request.end_tokens or drafter.codec.end_tokens,
                 on_local=self._keep_under_way,
                 claim=lambda handle: self._handles.claim(opening.session, handle),
             )
@@ -283,7 +287,7 @@ class Agent:
                 closed=closing.answer,
                 wall_ms=(self.clock() - closing.started) * 1e3,
                 first_ms=None if driver.first_at is None else (driver.first_at - closing.started) * 1e3,
-                resumes=retry.resumes,
+                resumes=driver.resumes,
                 drafts=driver.drafting.pacing.drafts,
                 edge=session.opened.edge if session.opened else None,
                 round_trips=driver.drafting.pacing.round_trips,

@@ -7,14 +7,14 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from dssd.distribution import Dist, point_mass
 from fleet_common.grammar.errors import GrammarError
 from fleet_common.grammar.matcher import GrammarMatcher
 from fleet_device.drafters.contract import Drafter, DraftsConstrained, restrict
 from fleet_device.drafters.suffix import SuffixDrafter
 from fleet_device.pacing.contract import EDGE_ONLY_TOKENS, DraftOutcome, Pacing, Plan, ReportedLoad, RoundTrips
 from fleet_device.session.machine import DeviceSession
-from fleet_device.session.sequence import DecidedDraft, VerdictEffect
+from fleet_device.session.sequence import SentDraft, VerdictEffect
+from sampling.distribution import Dist, point_mass
 from schemas import fields
 from schemas.fields import MAX_DRAFT
 from schemas.messages import Draft, Opened
@@ -52,7 +52,7 @@ class SessionPacing:
             prospect = source.prospect(self.session.request.policy)
             if prospect is not None:
                 plan = self.pacing.weigh(plan, prospect, longest=longest, window=window)
-            source.take(repeats=plan.repeats, least=plan.least)
+            source.begin_draft(repeats=plan.repeats, least=plan.least)
         return plan
 
     def goes_on(self, plan: Plan) -> bool:
@@ -69,7 +69,7 @@ class SessionPacing:
         """Leave the draft's first token out of the time of drafting: it includes reading what the edge has decoded."""
         self._draft_ms, self._caught_up = self.session.counters.draft_ms, True
 
-    def send(self, *, ahead: bool) -> Draft:
+    def finish_draft(self, *, ahead: bool) -> Draft:
         """Send the draft in progress; with `ahead`, announce another before the verdict, if there is room."""
         self.drafts += 1
         draft_s = (self.session.counters.draft_ms - self._draft_ms) / 1e3
@@ -79,7 +79,7 @@ class SessionPacing:
         if self._caught_up:
             others = len(self.session.chances) - 1
             draft_s *= (others + 1) / others if others > 0 else math.nan  # unknown
-        draft = self.session.send(more=ahead and self.session.may_draft_ahead, at=self.clock(), draft_s=draft_s)
+        draft = self.session.finish_draft(more=ahead and self.session.may_draft_ahead, at=self.clock(), draft_s=draft_s)
         if self.source is not None and self.source.repeats:
             self._repeated.add(draft.round)
             self.session.counters.suffix_drafted += len(draft.tokens)
@@ -88,13 +88,13 @@ class SessionPacing:
     def learn(self, effects: Iterable[VerdictEffect]) -> None:
         """Record verdicts, in the order of the drafts; a verdict on an empty draft teaches nothing."""
         for effect in effects:
-            for verdict in (effect.piece, effect.decided and effect.decided.verdict):
-                if verdict and verdict.load is not None:
-                    self.pacing.note_load(_load(verdict.load))
+            decided = effect.decided
+            if decided is not None and decided.verdict.load is not None:
+                self.pacing.note_load(_load(decided.verdict.load))
             if effect.edge_only:
                 self._learn_edge_only(effect)
-            if effect.decided is not None and effect.decided.draft.tried is None:
-                self._learn(effect.decided)
+            elif decided is not None and decided.draft.tried is None:
+                self._learn(decided)
 
     def request_edge_only(self, tokens: int) -> Draft:
         """Request edge-only decoding of a number of tokens; 0 stops it."""
@@ -108,12 +108,12 @@ class SessionPacing:
         now, before = self.clock(), self._piece_at
         # The time of the first piece includes the request; so does the next one after a repeated request.
         if before is not None:
-            step_s = 0.0 if effect.piece is None else effect.piece.compute_ms / 1e3
+            step_s = 0.0 if effect.decided is None else effect.decided.verdict.compute_ms / 1e3
             self.pacing.learn_edge_only(len(effect.tokens), now - before, step_s=step_s)
         self._piece_at = now if self.session.edge_only else None
 
-    def _learn(self, decided: DecidedDraft) -> None:
-        sent, verdict = decided.sent, decided.verdict
+    def _learn(self, sent: SentDraft) -> None:
+        verdict = sent.verdict
         tokens = len(sent.draft.tokens)
         if verdict.accepted < tokens:
             self.begin()
@@ -186,7 +186,7 @@ class Drafting:
             if first:
                 self.pacing.note_catch_up()
             return None
-        draft = self.pacing.send(ahead=self._plan.ahead)
+        draft = self.pacing.finish_draft(ahead=self._plan.ahead)
         self._plan = None
         return draft
 
@@ -271,7 +271,7 @@ class DraftSequence:
         if not session.room(most) or self.full:
             return False
         started = self.clock()
-        policy = session.request.policy
+        policy = self._policy_after(session.ahead)
         q = drafter.next(policy) if constraint is None else constraint.next(drafter, policy, text=session.ahead)
         if q is None:
             return False
@@ -283,7 +283,7 @@ class DraftSequence:
         """Generate the next token without an edge; return None if the drafter has no proposal."""
         session, drafter, constraint = self.session, self.drafter, self.constraint
         started = self.clock()
-        q = drafter.next(session.request.policy) if constraint is None else self._next_alone(constraint)
+        q = drafter.next(self._policy_after(session.committed)) if constraint is None else self._next_alone(constraint)
         if q is None:
             return None
         token = session.generate_alone(q)
@@ -296,7 +296,11 @@ class DraftSequence:
         text = self.session.committed
         if (token := constraint.forced(text)) is not None:
             return point_mass(token)
-        return constraint.next(self.drafter, self.session.request.policy, text=text)
+        return constraint.next(self.drafter, self._policy_after(text), text=text)
+
+    def _policy_after(self, text: Sequence[int]) -> SamplingPolicy:
+        request = self.session.request
+        return request.policy.after(request.prompt, text, self.session.sequence.end_tokens or ())
 
     def _observe(self) -> None:
         if (source := self.source) is not None:

@@ -25,6 +25,7 @@ class EdgePresences:
     """The states of all edges. Written on the link's thread, read on any."""
 
     def __init__(self) -> None:
+        self.on_state: Callable[[str, EdgeState], None] = lambda _edge, _state: None
         self._states: dict[str, EdgeState] = {}
         self._changed = threading.Condition()
 
@@ -35,7 +36,8 @@ class EdgePresences:
             if before is not None or len(self._states) < _MAX_EDGES:
                 self._states[edge] = state
                 self._changed.notify_all()
-            return None if before is None else before.presence
+        self.on_state(edge, state)
+        return None if before is None else before.presence
 
     def known(self) -> tuple[EdgeState, ...]:
         with self._changed:
@@ -46,7 +48,11 @@ class EdgePresences:
 
     def loading(self) -> tuple[EdgeState, ...]:
         """Return the edges that load their target model and will be online soon."""
-        return tuple(state for state in self.known() if state.loading)
+        return tuple(state for state in self.known() if state.loading is not None)
+
+    def targets(self, *, online: bool = False) -> tuple[str, ...]:
+        """Return the names of the target models of all edges, or of those that are online."""
+        return tuple(dict.fromkeys(state.target for state in (self.online() if online else self.known())))
 
     def serving(self, target_id: bytes | None) -> tuple[EdgeState, ...]:
         """Return the edges that are online with a target model; None for any."""
@@ -57,18 +63,26 @@ class EdgePresences:
         if target_id is not None and (others := self.online()):
             serve = ", ".join(f"{state.edge} has {state.target} ({state.target_id})" for state in others)
             return (
-                f"The request began with target model {target_id.hex()}, and no edge of fleet {fleet!r} that is online "
+                f"The request is for target model {target_id.hex()}, and no edge of fleet {fleet!r} that is online "
                 f"has it ({serve}); start one with it, or allow another target model by offline = 'other-target'."
             )
-        loading = [state.edge for state in self.known() if state.loading]
-        if loading:
-            return f"Edge {loading[0]!r} of fleet {fleet!r} loads its target model; wait until it is online."
+        if loading := self.loading():
+            first = max(loading, key=lambda state: state.loading or 0)
+            return (
+                f"Edge {first.edge!r} of fleet {fleet!r} loads its target model ({first.loading} % so far); wait until "
+                "it is online."
+            )
         known = [f"{state.edge} is {state.presence.value}" for state in self.known()]
         heard = f"edge {', '.join(known)}" if known else "none has sent a message"
         return (
             f"No edge of fleet {fleet!r} is online ({heard}); start one with `fleet edge run`, or check that it uses "
             "the same broker and fleet name."
         )
+
+    def wait_known(self, timeout_s: float) -> None:
+        """Wait at most `timeout_s` for the state of any edge."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._states, timeout_s)
 
     def wait_online(self, timeout_s: float, *, edge: str | None = None) -> bool:
         """Wait at most `timeout_s` for an edge, or the named one, to be online."""
@@ -290,18 +304,18 @@ class Outbound:
         code = "other_target" if edges.online() else "edge_unavailable"
         return EdgeUnavailable(f"No answer within {waited_s:.0f} s. {edges.absence(self.fleet, target_id)}", code=code)
 
-    def open(self, message: Open) -> None:
-        self._send(Topic.OPEN, encode_open(message))
+    def publish_open(self, message: Open) -> None:
+        self._publish(Topic.OPEN, encode_open(message))
 
-    def draft(self, message: Draft, *, edge: str) -> int:
+    def publish_draft(self, message: Draft, *, edge: str) -> int:
         payload = encode_draft(message, padding=self.padding)
-        self._send(Topic.DRAFT, payload, edge=edge)
+        self._publish(Topic.DRAFT, payload, edge=edge)
         return len(payload)
 
-    def close(self, message: Close) -> None:
-        self._send(Topic.CLOSE, encode_close(message))
+    def publish_close(self, message: Close) -> None:
+        self._publish(Topic.CLOSE, encode_close(message))
 
-    def _send(self, topic: Topic, payload: bytes, *, edge: str | None = None) -> None:
+    def _publish(self, topic: Topic, payload: bytes, *, edge: str | None = None) -> None:
         """Send a message. What the link cannot take is logged: it is repeated when no answer comes."""
         rule = _RULES[topic]
         try:

@@ -6,8 +6,8 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from dssd.distribution import Dist, Ids
 from fleet_common.grammar.tokenizer import GrammarTokenizer
+from sampling.distribution import Dist, Ids
 from schemas.errors import FleetError
 from schemas.policy import SamplingPolicy
 from schemas.vocabulary import Vocabulary
@@ -47,6 +47,16 @@ class TextCodec(Protocol):
 
     def piece(self, token: int) -> bytes:
         """Return the UTF-8 bytes of a token, maybe part of a character; empty for control tokens."""
+
+
+@runtime_checkable
+class _ReadsOtherTemplates(Protocol):
+    def control_texts_with(self, template: str) -> tuple[str, ...]: ...
+
+
+def control_texts_with(codec: TextCodec, template: str) -> tuple[str, ...]:
+    """Return the control tokens of a codec's vocabulary in chats of another template, as `control_texts` has them."""
+    return codec.control_texts_with(template) if isinstance(codec, _ReadsOtherTemplates) else codec.control_texts
 
 
 @runtime_checkable

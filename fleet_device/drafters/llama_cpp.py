@@ -19,7 +19,6 @@ from typing import Any, Final
 
 import numpy as np
 
-from dssd.distribution import Dist, Ids, shape
 from fleet_common.host import available_memory
 from fleet_common.llama import FairLock, give_back_mapped, library, native_reason
 from fleet_common.llama_trial import require_trial
@@ -33,6 +32,7 @@ from fleet_device.drafters.model_file import (
     require_truncatable,
 )
 from fleet_device.settings import AUTO, DeviceSettings
+from sampling.distribution import Dist, Ids, shape
 from schemas.policy import SamplingPolicy
 
 

@@ -44,12 +44,16 @@ class GgufModel(GgufFile):
 
     @functools.cached_property
     def control_texts(self) -> tuple[str, ...]:
-        """Strings that are read as control tokens, as llama.cpp finds them.
+        """Strings that are read as control tokens in chats of the file's own template."""
+        return self.control_texts_with(self.chat_template or "")
+
+    def control_texts_with(self, template: str) -> tuple[str, ...]:
+        """Return the strings that are read as control tokens, as llama.cpp finds them.
 
         Files differ in how they mark the tokens between the turns of a chat, so those that the template itself contains
         count too, except whitespace tokens.
         """
-        library, template = self._library, self.chat_template or ""
+        library = self._library
         control = library.LLAMA_TOKEN_ATTR_CONTROL | library.LLAMA_TOKEN_ATTR_UNKNOWN
         texts: set[str] = set()
         for token in range(self.vocabulary.size):

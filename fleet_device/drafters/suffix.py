@@ -16,7 +16,6 @@ from typing import Final
 
 import numpy as np
 
-from dssd.distribution import Dist, Ids, point_mass
 from fleet_device.drafters.contract import (
     Drafter,
     DrafterError,
@@ -29,6 +28,7 @@ from fleet_device.drafters.contract import (
 from fleet_device.drafters.model_file import GgufModel, locate_model
 from fleet_device.drafters.suffix_index import LONGEST, History, Match, SuffixIndex
 from fleet_device.settings import DeviceSettings
+from sampling.distribution import Dist, Ids, point_mass
 from schemas.fields import MAX_TOKENS
 from schemas.policy import SamplingPolicy
 from schemas.vocabulary import Vocabulary
@@ -39,15 +39,15 @@ _PLACES: Final = (2, 5)
 """Bounds of the classes: matching tokens, share of the likeliest follower, and number of places."""
 
 _ALIKE_SHARE: Final = (0.2, 0.5, 0.75, 0.85)
-"""First trust in a guess by its number of matching tokens, if all places agree."""
+"""First trust in a speculation by its number of matching tokens, if all places agree."""
 
-_PRIOR_GUESSES: Final = 4.0
+_PRIOR_COUNT: Final = 4.0
 _REMEMBERED: Final = 64
-"""Number of guesses of a class that are remembered, roughly."""
+"""Number of speculations of a class that are remembered, roughly."""
 
 
 @dataclass(frozen=True, slots=True)
-class Guess:
+class Speculation:
     """Possible next tokens, by falling probability, ties by rising id; `kind` is their class for `Trust`."""
 
     tokens: Sequence[int]
@@ -69,8 +69,8 @@ class Guess:
         return self.probs[self.tokens.index(token)] if token in self.tokens else 0.0
 
 
-def make_guess(matches: Sequence[Match], policy: SamplingPolicy) -> Guess:
-    """Return the guess that follows from at least one match; a certain token if the policy is greedy."""
+def speculate(matches: Sequence[Match], policy: SamplingPolicy) -> Speculation:
+    """Return the speculation that follows from at least one match; a certain token if the policy is greedy."""
     most = max(max(match.alike) for match in matches)
     sums: dict[int, float] = {}
     places = 0
@@ -82,8 +82,8 @@ def make_guess(matches: Sequence[Match], policy: SamplingPolicy) -> Guess:
     total = sum(sums.values())
     kind = _kind(most, sums[tokens[0]] / total, places)
     if policy.greedy:
-        return Guess(tokens[:1], (1.0,), kind)
-    return Guess(tokens, [sums[token] / total for token in tokens], kind)
+        return Speculation(tokens[:1], (1.0,), kind)
+    return Speculation(tokens, [sums[token] / total for token in tokens], kind)
 
 
 def _place(bounds: Sequence[float], value: float) -> int:
@@ -102,30 +102,30 @@ def _first_trust() -> list[float]:
 
 @dataclass(slots=True)
 class Trust:
-    """Acceptance of each class of guesses, counted on every committed token, whatever has drafted it.
+    """Acceptance of each class of speculations, counted on every committed token, whatever has drafted it.
 
     Only committed tokens count, which both ends know.
     """
 
-    _right: list[float] = field(default_factory=lambda: [_PRIOR_GUESSES * trust for trust in _first_trust()])
-    _guessed: list[float] = field(default_factory=lambda: [_PRIOR_GUESSES] * len(_first_trust()))
+    _right: list[float] = field(default_factory=lambda: [_PRIOR_COUNT * trust for trust in _first_trust()])
+    _made: list[float] = field(default_factory=lambda: [_PRIOR_COUNT] * len(_first_trust()))
 
-    def of(self, guess: Guess) -> float:
-        """Return the probability that a token drawn from a guess is accepted, if those before it are."""
-        return self._right[guess.kind] / self._guessed[guess.kind]
+    def of(self, speculation: Speculation) -> float:
+        """Return the probability that a token drawn from a speculation is accepted, if those before it are."""
+        return self._right[speculation.kind] / self._made[speculation.kind]
 
-    def learn(self, guess: Guess, token: int) -> None:
+    def learn(self, speculation: Speculation, token: int) -> None:
         kept = 1.0 - 1.0 / _REMEMBERED
-        self._guessed[guess.kind] = kept * self._guessed[guess.kind] + 1.0
-        self._right[guess.kind] = kept * self._right[guess.kind] + guess.probability(token)
+        self._made[speculation.kind] = kept * self._made[speculation.kind] + 1.0
+        self._right[speculation.kind] = kept * self._right[speculation.kind] + speculation.probability(token)
 
 
 _HARDLY: Final = 0.2
 """Probability of acceptance at which a prospect ends."""
 
 _FIRST: Final = 0.4
-"""Smallest probability of acceptance of a prospect's first token: in output that does not repeat, less sure guesses are
-mostly wrong, and a rejected draft costs more than its time."""
+"""Smallest probability of acceptance of a prospect's first token: in output that does not repeat, less sure
+speculations are mostly wrong, and a rejected draft costs more than its time."""
 
 _LONGEST_PROSPECT: Final = 16
 
@@ -133,13 +133,13 @@ _HORIZON: Final = 16.0
 """Number of times that are remembered, roughly."""
 
 _COUNTS: Final = SamplingPolicy(temperature=1.0, seed=0)
-"""Policy of the guesses that are judged: all followers, not only the likeliest."""
+"""Policy of the speculations that are judged: all followers, not only the likeliest."""
 
 _CAUGHT_UP: Final = 2
 """Tokens that the draft model may have to read although it has drafted all along: its last one, and the edge's."""
 
 _MAX_MEASURED: Final = 64
-"""Latest tokens by which guesses or reading times are judged: if there are more, most are a prompt's."""
+"""Latest tokens by which speculations or reading times are judged: if there are more, most are a prompt's."""
 
 _CATCH_UP_SHARE: Final = 0.6
 """Time to read a token with others, relative to the time to draft one, before it was measured."""
@@ -213,7 +213,7 @@ class SuffixDrafter:
     def reset(self, tokens: Sequence[int]) -> None:
         """Begin a new sequence; the model drafts until `take` chooses earlier tokens."""
         require_tokens(tokens, self.vocabulary)
-        self.take(repeats=False)
+        self.begin_draft(repeats=False)
         if self.model is not None:
             self.model.reset(tokens)
         common = common_prefix(self._tokens, tokens)
@@ -265,12 +265,12 @@ class SuffixDrafter:
             return None
         started = self._clock()
         end, accepted, chances = self._tokens[-LONGEST:], 1.0, list[float]()
-        while len(chances) < _LONGEST_PROSPECT and (guess := self._guess(end, policy)) is not None:
-            accepted *= self._trust.of(guess)
+        while len(chances) < _LONGEST_PROSPECT and (speculation := self._speculation(end, policy)) is not None:
+            accepted *= self._trust.of(speculation)
             if accepted < (_HARDLY if chances else _FIRST):
                 break
             chances.append(accepted)
-            end.append(guess.likeliest)
+            end.append(speculation.likeliest)
         if not chances:
             return None
         # It is found twice: for the prospect, and when it is drawn.
@@ -278,7 +278,7 @@ class SuffixDrafter:
         catch_up_s = self._catch_up_s or _CATCH_UP_SHARE * self._token_s
         return Prospect(tuple(chances), self._found_s, catch_up_s, alone=self.model is None)
 
-    def take(self, *, repeats: bool, least: float = 0.0) -> None:
+    def begin_draft(self, *, repeats: bool, least: float = 0.0) -> None:
         """Begin a draft, from earlier tokens if `repeats` or if there is no model.
 
         The draft ends below the probability of acceptance `least`.
@@ -287,7 +287,7 @@ class SuffixDrafter:
         self._accepted, self._least = 1.0, least
 
     def observe(self, length: int) -> None:
-        """Learn how right the guesses were; the first `length` tokens of the sequence are final."""
+        """Learn how right the speculations were; the first `length` tokens of the sequence are final."""
         length = min(length, len(self._tokens))
         if length <= self._final:
             return
@@ -295,9 +295,9 @@ class SuffixDrafter:
         begin = max(self._final, length - _MAX_MEASURED)
         self._index.append(self._tokens[self._final : begin])
         for place in range(begin, length):
-            guess = self._guess(self._tokens[max(0, place - LONGEST) : place], _COUNTS)
-            if guess is not None:
-                self._trust.learn(guess, self._tokens[place])
+            speculation = self._speculation(self._tokens[max(0, place - LONGEST) : place], _COUNTS)
+            if speculation is not None:
+                self._trust.learn(speculation, self._tokens[place])
             self._index.append(self._tokens[place : place + 1])
         self._index.append(self._tokens[length:])
         self._final = length
@@ -324,23 +324,23 @@ class SuffixDrafter:
             self._index.truncate(length)
             self._read, self._final = min(self._read, length), min(self._final, length)
 
-    def _guess(self, end: Sequence[int], policy: SamplingPolicy) -> Guess | None:
+    def _speculation(self, end: Sequence[int], policy: SamplingPolicy) -> Speculation | None:
         found = [self._index.find(end)]
         if self._history is not None:
             found.append(self._history.find(end))
         matches = [match for match in found if match is not None]
-        return make_guess(matches, policy) if matches else None
+        return speculate(matches, policy) if matches else None
 
     def _look_up(self, policy: SamplingPolicy) -> Dist | None:
         if not self._tokens:
             raise DrafterError("The suffix drafter needs at least one token: the sequence is empty.")
         if len(self._tokens) > self.context:
             raise DrafterError(f"The suffix drafter's context of {self.context} tokens is full; set a larger one.")
-        guess = self._guess(self._tokens[-LONGEST:], policy)
-        if guess is None:
+        speculation = self._speculation(self._tokens[-LONGEST:], policy)
+        if speculation is None:
             return None
-        self._accepted *= self._trust.of(guess)
-        return None if self._accepted < self._least else guess.dist
+        self._accepted *= self._trust.of(speculation)
+        return None if self._accepted < self._least else speculation.dist
 
     def _ask(self, model: Callable[[], Dist | None]) -> Dist | None:
         unread = len(self._tokens) - self._read

@@ -17,7 +17,6 @@ from typing import Final
 
 import numpy as np
 
-from dssd.distribution import Dist
 from fleet_device.drafters.contract import (
     Drafter,
     DrafterError,
@@ -28,6 +27,7 @@ from fleet_device.drafters.contract import (
 )
 from fleet_device.drafters.model_file import GgufModel
 from fleet_device.settings import DeviceSettings
+from sampling.distribution import Dist
 from schemas.policy import SamplingPolicy
 from schemas.vocabulary import Vocabulary
 
@@ -217,7 +217,7 @@ class UnlikeVocabularyDrafter:
             self._inner.truncate(self._given)
             self._inner.extend(self._draft[self._given :])
         self._given, self._begun = len(self._draft), False
-        dist = self._inner.next(policy)
+        dist = self._inner.next(policy.plain())  # biases and penalties name tokens of the other vocabulary
         return None if dist is None else self.common.restrict(dist)
 
     def truncate(self, length: int) -> None:
@@ -262,7 +262,7 @@ class UnlikeVocabularyDrafter:
             self._draft.extend(image)
 
     def _image(self, token: int) -> Sequence[int] | None:
-        """Return what a token is read as; None if it is read together with its neighbours."""
+        """Return the draft model's tokens for a token; None if it is read together with its neighbours."""
         role = self._roles.get(token)
         if role is not None:
             return role

@@ -5,11 +5,11 @@ from typing import Any, Protocol, Self
 
 from numpy.typing import NDArray
 
-from dssd.distribution import Dist, Ids, shape
 from fleet_common.grammar.tokenizer import GrammarTokenizer
 from fleet_device.drafters.contract import DrafterError, TextCodec, require_tokens
 from fleet_device.drafters.model_file import GgufModel, locate_model
 from fleet_device.settings import DeviceSettings
+from sampling.distribution import Dist, Ids, shape
 from schemas.fields import MAX_TOKENS
 from schemas.policy import SamplingPolicy
 from schemas.vocabulary import Vocabulary

@@ -11,8 +11,18 @@ from typing import Final
 from fleet_device.drafters.contract import Prospect
 from fleet_device.pacing.contract import EDGE_ONLY_TOKENS, Choice, DraftOutcome, FixedPacing, Pacing, Plan, ReportedLoad
 from fleet_device.pacing.estimates import AcceptanceEstimate, Conditions, Confidence, Times, Trend
-from fleet_device.pacing.goals import MOST_SLOWER, SPEED, Prices, prices_of
-from fleet_device.pacing.plans import STAY, WORTH, Alternatives, best_plan, best_repetition
+from fleet_device.pacing.plans import (
+    MOST_SLOWER,
+    SPEED,
+    STAY,
+    SURELY,
+    WORTH,
+    Alternatives,
+    Prices,
+    best_plan,
+    best_repetition,
+    prices_of,
+)
 from fleet_device.settings import AUTO, NO_DRAFTER, DeviceSettings
 
 _FIRST: Final = 4
@@ -52,14 +62,17 @@ _STALE: Final = 0.25
 """Weight, in measurements, of what a new trial of drafting replaces."""
 
 _TRIAL: Final = 3
-"""Drafts of a trial while it promises more than edge-only decoding; one alone says little."""
+"""Drafts of a trial: one alone says little, since other programs may have slowed it down."""
+
+_HOPELESS: Final = 0.6
+"""Gain after its first drafts at which a trial ends early."""
 
 _TRIAL_TOKENS: Final = 2
 """Draft length of a trial, at least: the first token includes reading what the edge has decoded, and is not timed."""
 
-_SURELY: Final = 1.07
-"""Factor by which drafting must promise more than edge-only decoding: the first is estimated, the second measured, and
-with shared steps drafts slow down all other requests."""
+_STILL: Final = 1.0
+"""As `SURELY`, of a device that drafts, alone at its edge: estimates vary by more than the difference between the two,
+and each change costs a trial."""
 
 _SETTLED: Final = 12
 """Plans with the same choice after which it is settled: where it is close, a trial of the other one is among them."""
@@ -261,8 +274,11 @@ class AdaptivePacing:
         """
         if self.edge_only is not None or not self._edge_only_token.known:
             return None
-        stay = STAY if self._last is not None and self._last.edge_only else 1.0
-        if WORTH * self._gain(best, conditions, fastest=fastest) > stay * _SURELY:
+        drafts = self._last is not None and not self._last.edge_only
+        least = SURELY / WORTH * (STAY if self._is_edge_only else 1.0)
+        if drafts and self._load.shared is None:
+            least = _STILL
+        if self._gain(best, conditions, fastest=fastest) > least:
             self._trying, self._doubt = 0, 1.0
             return None
         # The estimate of drafting is old or based on few tokens. An empty draft would teach nothing.
@@ -278,7 +294,7 @@ class AdaptivePacing:
         hoped = doubt * self._gain(trial, under, fastest=fastest)
         if self._trying:
             self._trying -= 1
-            if self._trying and hoped > 1.0:
+            if self._trying and hoped > _HOPELESS:
                 return trial
             self._trying, self._doubt = 0, 1.0
         self._untried += EDGE_ONLY_TOKENS / 2
@@ -354,7 +370,7 @@ class AdaptivePacing:
 
     @property
     def _has_no_other(self) -> bool:
-        """Whether the edge has no other request.
+        """The edge has no other request.
 
         Then the time that drafts take beyond edge-only decoding is their own: on a CPU two rows may take twice the time
         of one, and each further row little.

@@ -1,42 +1,51 @@
 """Chats: from messages to a prompt through the chat template in the model's file, history, and token reuse."""
 
+import functools
+import hashlib
 import json
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import astuple, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
 from itertools import accumulate
 from typing import Any, Final
 
-from fleet_device.drafters.contract import TextCodec
+from fleet_device.drafters.contract import TextCodec, control_texts_with
 from fleet_device.errors import PromptTooLong
-from fleet_device.requests.structured import ChatMessage
+from fleet_device.requests.call_formats import PROBE, PROBE_ARGUMENTS, CallFormat, recognise
+from fleet_device.requests.structured import CalledFunction, ChatMessage, ToolCall, ToolOffer
 from fleet_device.requests.template import ChatError, ChatTemplate
 from fleet_device.requests.thinking import MARKS, TemplateOptions, Thinking, thinking_of
+
+_FORMATS: Final = 64
+"""Templates whose format of calls is remembered."""
 
 _PRIVATE_USE = range(0xF0000, 0xFFFFE)
 
 
 @dataclass(frozen=True, slots=True)
 class ChatPrompt:
-    """The token ids of a chat, and the thinking with which the output may begin."""
+    """The token ids of a chat, the thinking with which the output may begin, and the tools that it may call."""
 
     tokens: list[int]
     thinking: Thinking | None = None
-
-
-def encode_chat(codec: TextCodec, messages: Sequence[ChatMessage]) -> list[int]:
-    """Return the token ids of a chat, as `chat_prompt` does."""
-    return chat_prompt(codec, messages).tokens
+    offer: ToolOffer | None = None
+    control: Mapping[int, bytes] = field(default_factory=dict)
 
 
 _NO_OPTIONS: Final = TemplateOptions()
 
 
 def chat_prompt(
-    codec: TextCodec, messages: Sequence[ChatMessage], options: TemplateOptions = _NO_OPTIONS
+    codec: TextCodec,
+    messages: Sequence[ChatMessage],
+    options: TemplateOptions = _NO_OPTIONS,
+    offer: ToolOffer | None = None,
 ) -> ChatPrompt:
     """Return the prompt of a chat; raise ChatError without a chat template, or if it fails or declines.
+
+    Tools, calls and results go where the template has a place for them, else into the messages.
 
     Control tokens come from the template alone. What looks like one in a message, or in a variable of the application,
     is read as plain text, so that the author of a user's message cannot write a system message.
@@ -46,19 +55,78 @@ def chat_prompt(
         raise ChatError("The draft model has no chat template; send a plain prompt, or use an instruct model.")
     template = ChatTemplate(source, bos=codec.special_text("bos"), eos=codec.special_text("eos"))
     variables = options.of(source)
-    texts = [each for message in messages for each in astuple(message)]
-    mark = _unused_character([*texts, json.dumps(variables, ensure_ascii=False)])
+    calls = any(message.calls or message.role == "tool" for message in messages)
+    native = _call_format(source) if calls or offer is not None else None
+    if offer is not None:
+        offer = offer.with_format(native)
+        native = offer.native
+    if native is None:
+        messages = [message.in_words() for message in messages]
+        if offer is not None:
+            messages = offer.chat(messages)
+    elif offer is not None:
+        variables = {**variables, "tools": offer.described}
+    texts = json.dumps([[asdict(message) for message in messages], variables], ensure_ascii=False, default=str)
+    mark = _unused_character(texts)
     control = frozenset(text for text in codec.control_texts if len(text) > 1)  # a single character cannot be broken
-    broken = [ChatMessage(*(_break(each, control, mark) for each in astuple(message))) for message in messages]
+    short = native is not None and native.short_ids
+    broken = [_broken_message(message, control, mark, short_ids=short) for message in messages]
     text = template.render(broken, _broken(variables, control, mark))
     # Encode piece by piece: the only control tokens within a piece are the template's own.
     tokens = [token for piece in text.split(mark) for token in codec.encode(piece, special=True)]
-    return ChatPrompt(tokens, thinking_of(source, text, _control_tokens(codec)))
+    of_marks = [each for marks in MARKS for each in (marks.opening, marks.closing)]
+    thinking = thinking_of(source, text, _control_tokens(codec, of_marks))
+    if native is None or offer is None:
+        return ChatPrompt(tokens, thinking, offer)
+    if thinking is not None and native.closing:
+        thinking = replace(thinking, marks=replace(thinking.marks, closing=native.closing))
+    shown = {token: text.encode() for text, token in _control_tokens(codec, native.control)}
+    return ChatPrompt(tokens, thinking, offer, shown)
 
 
-def _control_tokens(codec: TextCodec) -> tuple[tuple[str, int], ...]:
-    """Return the control tokens that marks of thinking are made of, with their ids."""
-    texts = [text for text in codec.control_texts if any(text in each.opening + each.closing for each in MARKS)]
+@functools.lru_cache(_FORMATS)
+def _call_format(source: str) -> CallFormat | None:
+    """Return the format in which a template renders calls; None if it has no place for them, or another one."""
+    if "tools" not in source:
+        return None
+    call = ToolCall(id="a" * 9, function=CalledFunction(name=PROBE, arguments=json.dumps(PROBE_ARGUMENTS)))
+    chat = [
+        ChatMessage("user", "a"),
+        ChatMessage("assistant", "", calls=(call,)),
+        ChatMessage("tool", "b", call_id=call.id),
+    ]
+    try:
+        return recognise(ChatTemplate(source).render(chat))
+    except ChatError:
+        return None
+
+
+def _broken_message(message: ChatMessage, control: frozenset[str], mark: str, *, short_ids: bool) -> ChatMessage:
+    def broken(text: str) -> str:
+        return _break(text, control, mark)
+
+    def identity(text: str) -> str:
+        return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:9] if short_ids else broken(text)
+
+    calls = []
+    for call in message.calls:
+        arguments = call.function.arguments
+        with suppress(ValueError, RecursionError):
+            arguments = json.dumps(_broken(json.loads(arguments), control, mark), ensure_ascii=False)
+        function = CalledFunction(name=broken(call.function.name), arguments=arguments)
+        calls.append(ToolCall(id=identity(call.id), function=function))
+    return ChatMessage(
+        broken(message.role),
+        broken(message.content),
+        broken(message.reasoning),
+        tuple(calls),
+        identity(message.call_id),
+    )
+
+
+def _control_tokens(codec: TextCodec, marks: Sequence[str]) -> tuple[tuple[str, int], ...]:
+    """Return the control tokens that marks are made of, with their ids."""
+    texts = [text for text in codec.control_texts if any(text in each for each in marks)]
     read = {text: codec.encode(text, special=True) for text in texts}
     return tuple((text, ids[0]) for text, ids in read.items() if len(ids) == 1 and not codec.piece(ids[0]))
 
@@ -74,9 +142,9 @@ def _broken(value: Any, control: frozenset[str], mark: str) -> Any:  # noqa: ANN
     return value
 
 
-def _unused_character(texts: Iterable[str]) -> str:
-    """Return a private-use character that no text contains; raise ChatError if there is none."""
-    used = set[str]().union(*texts)
+def _unused_character(texts: str) -> str:
+    """Return a private-use character that the texts do not contain; raise ChatError if there is none."""
+    used = set(texts)
     for code in _PRIVATE_USE:
         if (character := chr(code)) not in used:
             return character
@@ -176,6 +244,7 @@ class ConversationCodec:
         self._codec = codec
         self.special_text, self.piece = codec.special_text, codec.piece
         self._one = threading.Lock()
+        self._control: dict[str, tuple[str, ...]] = {}
         self._encoded: deque[_Written] = deque(maxlen=_REMEMBERED)
         self._written: deque[_Written] = deque(maxlen=2 * _REMEMBERED)  # the latest first
 
@@ -191,11 +260,19 @@ class ConversationCodec:
     def control_texts(self) -> tuple[str, ...]:
         return self._codec.control_texts
 
+    def control_texts_with(self, template: str) -> tuple[str, ...]:
+        with self._one:
+            if template not in self._control:
+                if len(self._control) >= _REMEMBERED:
+                    self._control.clear()
+                self._control[template] = control_texts_with(self._codec, template)
+            return self._control[template]
+
     def encode(self, text: str, *, special: bool = False) -> list[int]:
         """Return the token ids of a text; for a rendered chat that goes on, reuse the generated tokens."""
         with self._one:
-            if not special or text in self.control_texts:
-                return self._codec.encode(text)
+            if not special or any(text in each for each in (self.control_texts, *self._control.values())):
+                return self._codec.encode(text, special=special)
             known = next((each for each in self._written if self._goes_on(text, each.text)), _Written("", ()))
             tokens = [*known.tokens, *self._codec.encode(text[len(known.text) :], special=True)]
             self._encoded.append(_Written(text, tuple(tokens)))

@@ -1,15 +1,17 @@
-"""Requests and their results: what to generate, who receives it, and the text that comes of it."""
+"""Requests and their results: what to generate, who receives it, and its output."""
 
 import codecs
 import threading
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from types import MappingProxyType
 from typing import Final, Protocol
 
 from fleet_device.drafters.contract import Drafter, TextCodec
 from fleet_device.pacing.contract import Choice, RoundTrips
+from fleet_device.requests.call_formats import CallFormat
 from fleet_device.requests.structured import ToolCall, ToolOffer
 from fleet_device.requests.thinking import Thinking, ThinkingSplitter, overlap
 from fleet_device.session.sequence import CommittedTokens, TokenOrigin
@@ -19,6 +21,22 @@ from schemas.fields import TokenLogprobs
 from schemas.messages import Closed
 from schemas.policy import SamplingPolicy
 from schemas.reasons import EndReason
+
+
+@dataclass(frozen=True, slots=True)
+class ThinkingBudget:
+    """End of a thinking that becomes too long.
+
+    Attributes:
+        tokens: Most tokens of the thinking.
+        closing: Tokens of the closing mark, which then follow.
+        policy: Of the answer behind them. Its seed is another, since positions are counted from there: with the same
+            one the answer would not be independent of the thinking.
+    """
+
+    tokens: int
+    closing: tuple[int, ...]
+    policy: SamplingPolicy
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +50,10 @@ class GenerateRequest:
         offer: Functions whose calls `GeneratedText.tool_calls` has.
         echo: Whether the log-probabilities of the prompt are returned too; needs `logprobs` and `edge_only`.
         thinking: The thinking with which the output may begin; None if all of it is the answer.
+        budget: Bound of the thinking; None for none.
+        target_id: Identity of the only target that may serve it, because its prompt is rendered for that; None if any.
+        control: Texts of control tokens that its output shows, by id: they are in the format of its tool calls.
+        end_tokens: Ids that end a generation without an edge; None for the draft model's.
     """
 
     prompt: tuple[int, ...]
@@ -45,6 +67,15 @@ class GenerateRequest:
     offer: ToolOffer | None = field(default=None, compare=False, repr=False)
     echo: bool = False
     thinking: Thinking | None = field(default=None, compare=False)
+    budget: ThinkingBudget | None = field(default=None, compare=False)
+    target_id: bytes | None = None
+    control: Mapping[int, bytes] = field(default_factory=dict, compare=False)
+    end_tokens: tuple[int, ...] | None = field(default=None, compare=False)
+
+    @property
+    def native_calls(self) -> CallFormat | None:
+        """Format of the tool calls in the output; None for our own, or none."""
+        return None if self.offer is None else self.offer.native
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +98,8 @@ class Piece:
     """More of the output, with empty `text` if the tokens complete none yet; `reasoning` is more of the thinking.
 
     `parts` are the tokens, none where text that was held back is given out at the end. `verified` pieces follow the
-    large model's distribution. `prompt` is the number of tokens of the prompt.
+    large model's distribution. `prompt` is the number of tokens of the prompt, and `native_calls` the format of tool
+    calls in the text.
     """
 
     text: str
@@ -76,6 +108,7 @@ class Piece:
     verified: bool = True
     prompt: int = field(default=0, compare=False)
     reasoning: str = ""
+    native_calls: CallFormat | None = field(default=None, compare=False)
 
 
 class Cancellation:
@@ -187,6 +220,7 @@ class GeneratedText:
             shaping; None if they were not asked for.
         tool_calls: Calls of functions, their arguments as JSON; cut off if `reason` is `length`.
         reasoning: The thinking before the answer, and `reasoning_tokens` their number, marks included.
+        shown_tokens: Number of tokens up to the end of the text: without those of the stop string.
     """
 
     request: GenerateRequest
@@ -198,6 +232,7 @@ class GeneratedText:
     tool_calls: tuple[ToolCall, ...] = ()
     reasoning: str = ""
     reasoning_tokens: int = 0
+    shown_tokens: int = 0
 
     def __repr__(self) -> str:
         text = self.text if len(self.text) <= _SHOWN else f"{self.text[: _SHOWN - 1]}…"
@@ -255,18 +290,30 @@ class GeneratedText:
 def generate_text(
     agent: TextGenerator, drafter: Drafter, request: GenerateRequest, context: RequestContext | None = None
 ) -> GeneratedText:
-    """Run a request and return its result."""
+    """Run a request and return its result.
+
+    A thinking that exceeds its budget is cut, and a second session continues behind the closing mark: what follows has
+    the target's distribution given all tokens before it.
+    """
     context = context or RequestContext()
     text = _GrowingText(drafter.codec, request)
 
     def on_tokens(tokens: CommittedTokens) -> bool:
         context.on_piece(text.feed(tokens))
-        return text.stops.found
+        return text.stops.found or text.exceeds_budget
 
-    generation = agent.generate(request, replace(context, on_tokens=on_tokens))
+    listening = replace(context, on_tokens=on_tokens)
+    if text.exceeds_budget and text.room_for_closing:  # nothing comes before the closing mark
+        generation = _answer(agent, request, text, listening)
+    else:
+        generation = agent.generate(request, listening)
+        if text.exceeds_budget and not context.cancellation.requested and not text.ended:
+            generation = replace(generation, tokens=generation.tokens[: len(text.tokens)], reason=EndReason.LENGTH)
+            if text.room_for_closing:
+                generation = _joined(generation, _answer(agent, request, text, listening))
     reasoning, rest = text.finish()
     if reasoning or rest:
-        context.on_piece(Piece(rest, 0, verified=text.verified, prompt=len(request.prompt), reasoning=reasoning))
+        context.on_piece(replace(text.piece, text=rest, reasoning=reasoning, verified=text.verified))
     if text.stops.found:
         generation = replace(generation, tokens=generation.tokens[: len(text.origins)])
     logprobs = None if request.logprobs is None else tuple(text.logprobs)
@@ -282,6 +329,48 @@ def generate_text(
         calls,
         "".join(text.reasoning),
         text.reasoning_tokens,
+        text.shown_tokens(len(whole)),
+    )
+
+
+def _answer(
+    agent: TextGenerator, request: GenerateRequest, text: "_GrowingText", context: RequestContext
+) -> Generation:
+    """Put the closing mark behind the thinking, and generate what follows."""
+    budget = request.budget
+    assert budget is not None
+    text.cut = True
+    origin = TokenOrigin.FORCED if text.verified else TokenOrigin.UNVERIFIED
+    context.on_tokens(CommittedTokens(budget.closing, (origin,) * len(budget.closing)))
+    rest = replace(
+        request,
+        prompt=(*request.prompt, *text.tokens),
+        policy=budget.policy,
+        max_new_tokens=request.max_new_tokens - len(text.tokens),
+    )
+    generation = agent.generate(rest, replace(context, on_turn=lambda _waited_s: None))
+    return replace(generation, tokens=(*budget.closing, *generation.tokens))
+
+
+def _joined(first: Generation, second: Generation) -> Generation:
+    """Return the generation of two sessions."""
+    counters = {
+        each.name: getattr(first.counters, each.name) + getattr(second.counters, each.name)
+        for each in fields(SessionCounters)
+    }
+    return replace(
+        second,
+        tokens=(*first.tokens, *second.tokens),
+        counters=SessionCounters(**counters),
+        wall_ms=first.wall_ms + second.wall_ms,
+        first_ms=first.first_ms,
+        resumes=first.resumes + second.resumes,
+        drafts=first.drafts + second.drafts,
+        round_trips=RoundTrips(
+            first.round_trips.count + second.round_trips.count, first.round_trips.total_ms + second.round_trips.total_ms
+        ),
+        # What follows unverified tokens is not of the target's distribution either.
+        unverified=first.unverified + len(second.tokens) if first.unverified else second.unverified,
     )
 
 
@@ -332,12 +421,17 @@ class StopStrings:
 
 class _GrowingText:
     def __init__(self, codec: TextCodec, request: GenerateRequest) -> None:
-        self._stream = Detokenizer(codec, request.thinking.control if request.thinking else {})
+        self._stream = Detokenizer(codec, {**request.control, **(request.thinking.control if request.thinking else {})})
+        self.piece = Piece("", 0, prompt=len(request.prompt), native_calls=request.native_calls)
         self._splitter, self.stops = ThinkingSplitter(request.thinking), StopStrings(request.stop)
-        self._prompt = len(request.prompt)
+        self._budget, self._max, self._end_tokens = request.budget, request.max_new_tokens, codec.end_tokens
+        self.cut = False
+        self.tokens: list[int] = []
         self.pieces: list[str] = []
         self.reasoning: list[str] = []
         self.reasoning_tokens = 0
+        self._starts: list[int] = []  # characters of the answer before each token
+        self._characters = 0
         self.origins: list[TokenOrigin] = []
         self.logprobs: list[TokenLogprobs] = []
 
@@ -350,23 +444,50 @@ class _GrowingText:
         for token, origin, logprobs in zip(
             tokens.ids, tokens.origins, tokens.logprobs or (None,) * len(tokens.ids), strict=True
         ):
+            thinks = self._splitter.thinks
             reasoning, text = self._splitter.feed(self._stream.feed((token,)))
             parts.append(TokenText(token, origin, self.stops.feed(text), logprobs, reasoning))
-            self.reasoning_tokens += self._splitter.thinks or bool(reasoning)
-            if self.stops.found:
+            self._starts.append(self._characters)
+            self._characters += len(text)
+            if thinks or self._splitter.thinks or reasoning:
+                self.reasoning_tokens = len(self._starts)
+            if self.stops.found or self.exceeds_budget:
                 break
+        self.tokens += tokens.ids[: len(parts)]
         self.origins += tokens.origins[: len(parts)]
         self.logprobs += tokens.logprobs[: len(parts)]
         text = "".join(part.text for part in parts)
         reasoning = "".join(part.reasoning for part in parts)
-        piece = Piece(text, len(parts), tuple(parts), verified=self.verified, prompt=self._prompt, reasoning=reasoning)
+        piece = replace(
+            self.piece, text=text, tokens=len(parts), parts=tuple(parts), verified=self.verified, reasoning=reasoning
+        )
         self.pieces.append(piece.text)
         self.reasoning.append(piece.reasoning)
         return piece
 
     @property
+    def exceeds_budget(self) -> bool:
+        """The thinking has used up its budget and is not over."""
+        if self._budget is None or self.cut:
+            return False
+        return self._splitter.thinks and self.reasoning_tokens >= self._budget.tokens
+
+    @property
+    def room_for_closing(self) -> bool:
+        """There is room for the closing mark and a token of the answer."""
+        return self._budget is not None and len(self.tokens) + len(self._budget.closing) < self._max
+
+    @property
+    def ended(self) -> bool:
+        return bool(self.tokens) and self.tokens[-1] in self._end_tokens
+
+    @property
     def verified(self) -> bool:
         return not self.origins or self.origins[-1].verified
+
+    def shown_tokens(self, characters: int) -> int:
+        """Return the number of tokens up to the end of an answer of this length."""
+        return max(self.reasoning_tokens, bisect_left(self._starts, characters))
 
     def finish(self) -> tuple[str, str]:
         """Return the rest of the thinking and of the answer that was held back."""

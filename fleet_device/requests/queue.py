@@ -352,7 +352,7 @@ class TextStream(_Stream, Closing, Iterator[str]):
     def request(self) -> GenerateRequest:
         """Wait until the request is begun, and return it: the prompt's token ids, policy and seed."""
         if self._request is None and self._end is None:
-            self._take()
+            self._next_event()
         if self._request is None:
             assert isinstance(self._end, Failed)
             raise self._end.error
@@ -361,17 +361,17 @@ class TextStream(_Stream, Closing, Iterator[str]):
     def result(self) -> GeneratedText:
         """Wait for the end, and return the text; if it was cancelled, what was generated until then."""
         while self._end is None:
-            self._take()
+            self._next_event()
         return self._whole(self._end)
 
     def _next(self) -> Piece | None:
         while self._end is None and not self._closed:
-            if isinstance(event := self._take(), Piece):
+            if isinstance(event := self._next_event(), Piece):
                 return event
         self._raise_failure()
         return None
 
-    def _take(self) -> _Happened:
+    def _next_event(self) -> _Happened:
         left_s = None if self._deadline is None else max(0.0, self._deadline - self._clock())
         try:
             event = self._events.get(timeout=left_s)
@@ -424,7 +424,7 @@ class AsyncTextStream(_Stream):
         """Iterate over the pieces with their numbers of tokens, also those that complete no text."""
         try:
             while self._end is None and not self._closed:
-                if isinstance(event := await self._take(), Piece):
+                if isinstance(event := await self._next_event(), Piece):
                     yield event
             self._raise_failure()
         finally:  # also when a loop is left, even if somebody keeps the stream
@@ -433,10 +433,10 @@ class AsyncTextStream(_Stream):
     async def result(self) -> GeneratedText:
         """Wait for the end, and return the text; if it was cancelled, what was generated until then."""
         while self._end is None:
-            await self._take()
+            await self._next_event()
         return self._whole(self._end)
 
-    async def _take(self) -> Piece | Delayed | GeneratedText | Failed:
+    async def _next_event(self) -> Piece | Delayed | GeneratedText | Failed:
         try:
             async with asyncio.timeout_at(self._deadline):
                 event = await self._events.get()

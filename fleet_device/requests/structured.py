@@ -3,7 +3,7 @@
 import json
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Final, Literal, Self, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -11,19 +11,11 @@ from pydantic_core import to_json
 
 from fleet_common.grammar.closing import closed
 from fleet_device.errors import InvalidRequest
+from fleet_device.requests.call_formats import CallFormat, NativeCalls, Schemas
 from schemas.policy import MAX_GRAMMAR_BYTES, Grammar, GrammarKind
 
 PLAIN_ROLES: Final = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 """Roles of messages, and their names in chat templates."""
-
-
-@dataclass(frozen=True, slots=True)
-class ChatMessage:
-    """Message as a chat template gets it; `reasoning` is the thinking before an answer."""
-
-    role: str
-    content: str
-    reasoning: str = ""
 
 
 NAME: Final = r"^[A-Za-z0-9_-]{1,64}$"
@@ -93,6 +85,33 @@ class ToolCall(StrictModel):
     function: CalledFunction
 
 
+@dataclass(frozen=True, slots=True)
+class ChatMessage:
+    """Message of a chat.
+
+    Attributes:
+        reasoning: The thinking before an answer.
+        calls: Functions that an answer calls.
+        call_id: The call whose result a message of the role `tool` is.
+    """
+
+    role: str
+    content: str
+    reasoning: str = ""
+    calls: tuple[ToolCall, ...] = ()
+    call_id: str = ""
+
+    def in_words(self) -> "ChatMessage":
+        """Return the message with calls and results in its content, for templates without a place for them."""
+        content = self.content
+        for call in self.calls:
+            called = f'{{"name": {to_json(call.function.name).decode()}, "arguments": {call.function.arguments}}}'
+            content = f"{content}\n{called}" if content else called
+        if self.role == "tool":
+            return ChatMessage("user", f"The function returned: {content}")
+        return ChatMessage(self.role, content, self.reasoning)
+
+
 class RequestMessage(StrictModel):
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: TextContent
@@ -110,14 +129,9 @@ class RequestMessage(StrictModel):
         return self
 
     def plain(self) -> ChatMessage:
-        """Return the message for a chat template, with tool calls and their results in words."""
-        content = self.content
-        for call in self.tool_calls or ():
-            called = f'{{"name": {to_json(call.function.name).decode()}, "arguments": {call.function.arguments}}}'
-            content = f"{content}\n{called}" if content else called
-        if self.role == "tool":
-            return ChatMessage("user", f"The function returned: {content}")
-        return ChatMessage(PLAIN_ROLES[self.role], content, self.reasoning_content or "")
+        """Return the message for a chat template."""
+        role, calls = PLAIN_ROLES.get(self.role, self.role), self.tool_calls or ()
+        return ChatMessage(role, self.content, self.reasoning_content or "", calls, self.tool_call_id or "")
 
     @model_validator(mode="before")
     @classmethod
@@ -262,6 +276,7 @@ class ToolOffer:
         is_arguments: The whole answer is the arguments of the only function.
         may_talk: The answer may be one without a call.
         parallel: The answer may have several calls, one in a line.
+        native: Format of the calls that the model was trained with; None for our own, which `chat` describes.
     """
 
     functions: tuple[Function, ...]
@@ -269,9 +284,44 @@ class ToolOffer:
     is_arguments: bool = False
     may_talk: bool = False
     parallel: bool = True
+    native: CallFormat | None = None
+
+    def with_format(self, native: CallFormat | None) -> "ToolOffer":
+        """Return the offer with a format, if that can express it: one that must call needs a grammar of calls."""
+        if native is None or self.schema is not None or not (self.may_talk or native.call):
+            return self
+        return replace(self, native=native)
+
+    @property
+    def described(self) -> list[dict[str, Any]]:
+        """The functions as chat templates get them."""
+        return [
+            {
+                "type": "function",
+                "function": {
+                    "name": each.name,
+                    "description": each.description or "",
+                    "parameters": each.schema_of_arguments,
+                },
+            }
+            for each in self.functions
+        ]
+
+    def shaping(self) -> Grammar | None:
+        """Return the grammar of the answer in its format; None if the model itself chooses, as it was trained to."""
+        if self.native is None:
+            return self.grammar()
+        if self.may_talk or self.native.call is None:
+            return None
+        before, behind, key = map(json.dumps, self.native.call)
+        ways = [_call(each, f"#/anyOf/{place}", json.loads(key)) for place, each in enumerate(self.functions)]
+        marks = [mark for mark in (before, "body", behind) if mark != '""']
+        calls = f'calls: call ("\\n" call)~0..{MAX_CALLS - 1}' if self.parallel else "calls: call"
+        body = f"body: %json {_text({'anyOf': ways, 'x-guidance': _COMPACT})}"
+        return Grammar.lark("\n".join(["start: calls", calls, f"call: {' '.join(marks)}", body, ""]))
 
     def grammar(self) -> Grammar:
-        """Return the grammar of the answer; raise InvalidRequest if it is too long."""
+        """Return the grammar of the answer in our own format; raise InvalidRequest if it is too long."""
         try:
             if self.is_arguments:
                 return schema_grammar(closed(self.functions[0].schema_of_arguments))
@@ -280,7 +330,7 @@ class ToolOffer:
             raise unusable("tools", f"its grammar has more than {MAX_GRAMMAR_BYTES} bytes") from None
 
     def chat(self, messages: Sequence[ChatMessage]) -> list[ChatMessage]:
-        """Return a chat whose system message describes the functions."""
+        """Return a chat whose system message describes the functions and our own format."""
         described = self._description()
         if messages[0].role == "system":
             return [ChatMessage("system", f"{messages[0].content}\n\n{described}"), *messages[1:]]
@@ -288,12 +338,12 @@ class ToolOffer:
 
     def calls(self) -> "ToolCalls":
         """Return a reader of answers."""
-        names = [each.name for each in self.functions]
-        return ToolCalls(names, is_arguments=self.is_arguments, may_talk=self.may_talk)
+        schemas = {each.name: each.schema_of_arguments for each in self.functions}
+        return ToolCalls(schemas, is_arguments=self.is_arguments, may_talk=self.may_talk, parallel=self.parallel)
 
     def read(self, text: str) -> tuple[ToolCall, ...]:
         """Return the calls in a whole answer."""
-        return tuple(map(ToolCall.model_validate, self.calls().message(text).get("tool_calls", ())))
+        return tuple(map(ToolCall.model_validate, self.calls().message(text, self.native).get("tool_calls", ())))
 
     def _lark(self) -> str:
         ways = [_call(function, f"#/anyOf/{place}") for place, function in enumerate(self.functions)]
@@ -338,12 +388,12 @@ def _text(schema: object) -> str:
     return json.dumps(schema, separators=(",", ":"))
 
 
-def _call(function: Function, place: str) -> dict[str, Any]:
-    arguments = _moved(closed(function.schema_of_arguments), f"{place}/properties/arguments")
+def _call(function: Function, place: str, key: str = "arguments") -> dict[str, Any]:
+    arguments = _moved(closed(function.schema_of_arguments), f"{place}/properties/{key}")
     return {
         "type": "object",
-        "properties": {"name": {"const": function.name}, "arguments": arguments},
-        "required": ["name", "arguments"],
+        "properties": {"name": {"const": function.name}, key: arguments},
+        "required": ["name", key],
         "additionalProperties": False,
     }
 
@@ -395,18 +445,20 @@ class _Answer:
 class ToolCalls:
     """Turn the outputs of one reply into tool calls.
 
-    `names` are those of the functions; `is_arguments` and `may_talk` are those of a `ToolOffer`. An answer without a
-    call is one that does not begin as a call does.
+    `schemas` are those of the functions' arguments by name; the flags are those of a `ToolOffer`. In our own format, an
+    answer without a call is one that does not begin as a call does.
     """
 
-    names: Sequence[str]
+    schemas: Schemas
     is_arguments: bool = False
     may_talk: bool = False
+    parallel: bool = True
+    _native: dict[int, NativeCalls] = field(default_factory=dict)
     _answers: dict[int, _Answer] = field(default_factory=dict)
 
-    def message(self, text: str) -> dict[str, Any]:
+    def message(self, text: str, native: CallFormat | None = None) -> dict[str, Any]:
         """Return a message's fields for a whole text."""
-        deltas = [*self.pieces(-1, text), *self.last(-1)]
+        deltas = [*self.pieces(-1, text, native), *self.last(-1)]
         del self._answers[-1]
         calls: list[dict[str, Any]] = []
         for call in (call for delta in deltas for call in delta.get("tool_calls", ())):
@@ -414,21 +466,23 @@ class ToolCalls:
                 calls.append({"id": call["id"], "type": call["type"], "function": call["function"]})
             else:
                 calls[-1]["function"]["arguments"] += call["function"]["arguments"]
-        if calls:
-            return {"content": None, "tool_calls": calls}
-        return {"content": "".join(each["content"] for each in deltas)}
+        content = "".join(each.get("content", "") for each in deltas)
+        return {"content": content or None, "tool_calls": calls} if calls else {"content": content}
 
     def called(self, number: int) -> bool:
         return number in self._answers and self._answers[number].calls > 0
 
-    def pieces(self, number: int, text: str) -> list[dict[str, Any]]:
-        """Return the deltas of a message for more text of a choice."""
+    def pieces(self, number: int, text: str, native: CallFormat | None = None) -> list[dict[str, Any]]:
+        """Return the deltas of a message for more text of a choice; `native` is the format of its calls, if any."""
+        if native is not None:
+            said = self._native.setdefault(number, NativeCalls(native, self.schemas)).feed(text)
+            return [{"content": said}] if said else []
         answer = self._answers.setdefault(number, _Answer())
         answer.held += text
         if not answer.held:
             return []
         if self.may_talk and not answer.calls and not answer.talks:
-            begins = map(_begin, self.names)
+            begins = map(_begin, self.schemas)
             answer.talks = not any(each.startswith(answer.held) or answer.held.startswith(each) for each in begins)
         if answer.talks:
             piece, answer.held = answer.held, ""
@@ -444,20 +498,33 @@ class ToolCalls:
     def last(self, number: int) -> list[dict[str, Any]]:
         """Return the deltas at the end; the beginning of a further call, where an answer was cut off, is dropped."""
         answer = self._answers.setdefault(number, _Answer())
+        if (native := self._native.pop(number, None)) is not None:
+            return self._native_calls(native, answer)
         held, answer.held = answer.held, ""
         return [{"content": held}] if held and not answer.calls else []
 
+    def _native_calls(self, native: NativeCalls, answer: _Answer) -> list[dict[str, Any]]:
+        said, found = native.finish()
+        deltas: list[dict[str, Any]] = [{"content": said}] if said else []
+        for name, arguments in found[: MAX_CALLS if self.parallel else 1]:
+            answer.calls += 1
+            deltas.append(_delta(answer, {"name": name, "arguments": arguments}, **_identity()))
+        return deltas
+
     def _open_call(self, answer: _Answer, deltas: list[dict[str, Any]]) -> bool:
         """Remove the beginning of a call and add its first delta; return False if that is not complete."""
-        for name in self.names:
+        for name in self.schemas:
             begin = "" if self.is_arguments else "\n" * (answer.calls > 0) + _begin(name)
             if answer.held.startswith(begin):
                 answer.held, answer.open = answer.held[len(begin) :], True
                 answer.calls += 1
-                identity = {"id": f"call_{secrets.token_hex(12)}", "type": "function"}
-                deltas.append(_delta(answer, {"name": name, "arguments": ""}, **identity))
+                deltas.append(_delta(answer, {"name": name, "arguments": ""}, **_identity()))
                 return True
         return False
+
+
+def _identity() -> dict[str, str]:
+    return {"id": f"call_{secrets.token_hex(12)}", "type": "function"}
 
 
 def _delta(answer: _Answer, function: dict[str, str], **identity: str) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from typing import Any, Final
 
 from fleet_common.host import python_path
 from fleet_device.drafters.contract import DrafterError
-from fleet_device.requests.structured import ChatMessage
+from fleet_device.requests.structured import ChatMessage, ToolCall
 
 _MAX_TEMPLATE: Final = 1 << 18
 _MAX_PROMPT: Final = 1 << 22
@@ -58,10 +58,7 @@ class ChatTemplate:
         """
         if not messages:
             raise ChatError("A chat needs at least one message.")
-        plain = [{"role": message.role, "content": message.content} for message in messages]
-        for fields, message in zip(plain, messages, strict=True):
-            if message.reasoning:
-                fields["reasoning_content"] = message.reasoning
+        plain = [_fields(message) for message in messages]
         names = {**variables, **self._names, "messages": plain, "add_generation_prompt": True}
         request = {"source": self._source, "names": names, "now": self._now().isoformat(), "most": _MAX_PROMPT}
         match _worker.ask(request):
@@ -75,6 +72,28 @@ class ChatTemplate:
                 raise ChatError(f"The model's chat template fails: {reason}.")
             case _:
                 raise ChatError(f"The chat gives a prompt of more than {_MAX_PROMPT} characters.")
+
+
+def _fields(message: ChatMessage) -> dict[str, Any]:
+    fields: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.reasoning:
+        fields["reasoning_content"] = fields["thinking"] = message.reasoning  # the latter is gpt-oss's
+    if message.calls:
+        fields["tool_calls"] = [
+            {"id": call.id, "type": "function", "function": {"name": call.function.name, "arguments": _arguments(call)}}
+            for call in message.calls
+        ]
+    if message.role == "tool":
+        fields["tool_call_id"] = message.call_id
+    return fields
+
+
+def _arguments(call: ToolCall) -> Any:  # noqa: ANN401 - JSON
+    """Return the arguments as templates expect them, as an object; those that are none as they are."""
+    try:
+        return json.loads(call.function.arguments)
+    except (ValueError, RecursionError):
+        return call.function.arguments
 
 
 class _Worker:

@@ -88,7 +88,19 @@ def _compiled(source: str) -> Template:
         "dict": environment.globals["dict"],
         "raise_exception": _refuse,
     }
+    environment.filters["tojson"] = _json
     return environment.from_string(source)
+
+
+def _json(
+    value: object,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """Return JSON as transformers' filter does; Jinja's own is for HTML: it sorts keys and escapes."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
 def _refuse(sentence: str) -> NoReturn:

@@ -77,7 +77,7 @@ def template_variables(effort: ReasoningEffort | None, template: str) -> dict[st
 
 @dataclass(frozen=True, slots=True)
 class TemplateOptions:
-    """Variables of a chat template, besides the messages: the effort's, and those that the application names."""
+    """Variables of a chat template in addition to the messages: the effort's, and those that the application names."""
 
     effort: ReasoningEffort | None = None
     variables: Mapping[str, Any] = field(default_factory=dict)

@@ -8,20 +8,20 @@ drafted until it is corrected.
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field, replace
 
-from dssd.distribution import Dist, point_mass
-from dssd.downlink import probability_of
-from dssd.sampling import propose
-from dssd.verification import logprobs_of_correction
 from fleet_device.errors import ProtocolViolation, SessionRefused
 from fleet_device.session.sequence import (
-    DecidedDraft,
     DraftsInFlight,
     EdgeOnlyDecoding,
     Rejection,
+    SentDraft,
     TokenSequence,
     VerdictEffect,
 )
 from fleet_device.session.states import SessionCounters, SessionEvent, SessionState, next_state
+from sampling.distribution import Dist, point_mass
+from sampling.downlink import probability_of
+from sampling.drawing import propose
+from sampling.verification import logprobs_of_correction
 from schemas.fields import MAX_WINDOW, TokenLogprobs
 from schemas.messages import Close, Closed, Draft, Open, Opened, Verdict
 from schemas.policy import Mode
@@ -76,12 +76,21 @@ class DeviceSession:
     @property
     def wanted_target(self) -> bytes | None:
         """Identity of the target model that an edge must have to continue; None if any will do."""
-        return self.target_id if self.committed and not self.any_target else None
+        if self.any_target:
+            return None
+        return self.target_id if self.committed else self.request.target_id
 
     @property
     def open_sent(self) -> bool:
         """An Open was made, so that some edge may have the session."""
         return self._attempt >= 0
+
+    @property
+    def may_open(self) -> bool:
+        """No edge has the session, or may still answer an Open."""
+        return (
+            self.opened is None and self._asking is None and self.state not in (SessionState.LOCAL, SessionState.ENDED)
+        )
 
     def open(self, *, wait_s: float | None = None) -> Open:
         """Return a new Open; all drafts in flight are void, and so are answers to older Opens."""
@@ -151,9 +160,9 @@ class DeviceSession:
         self._let_go()
 
     def concerns(self, closed: Closed) -> bool:
-        """Whether an edge's last message concerns the session in its present state.
+        """An edge's last message concerns the session in its present state.
 
-        It does not if it concerns a part that was resumed elsewhere since, or comes from an edge that has verified
+        Not one that concerns a part that was resumed elsewhere since, or comes from an edge that has verified
         nothing while ours has: a repeated Open may reach a second edge, which closes the session when no draft comes.
         """
         if closed.session != self.request.session:
@@ -239,7 +248,7 @@ class DeviceSession:
     def forced(self) -> int:
         return sum(proposal.forced for proposal in self._drafts.building)
 
-    def send(self, *, more: bool = False, at: float = 0.0, draft_s: float = 0.0) -> Draft:
+    def finish_draft(self, *, more: bool = False, at: float = 0.0, draft_s: float = 0.0) -> Draft:
         self._move(SessionEvent.DRAFT_SENT_AHEAD if more else SessionEvent.DRAFT_SENT)
         proposals, ahead = self._drafts.building, self._drafts.tokens
         residual = self.request.policy.mode is Mode.RESIDUAL
@@ -367,7 +376,7 @@ class DeviceSession:
         self._round += 1
         return Draft.model_validate(names | fields)
 
-    def _apply(self, decided: DecidedDraft) -> VerdictEffect:
+    def _apply(self, decided: SentDraft) -> VerdictEffect:
         self.counters.rounds += 1
         if decided.draft.tried is not None:
             return self._correct(decided)
@@ -440,9 +449,10 @@ class DeviceSession:
         if self.ended is None and (answered or (not decoding.stops and len(self.committed) >= decoding.until)):
             self._edge_only = None
             self._move(SessionEvent.EDGE_ONLY_ENDED)
-        return [VerdictEffect(new, len(self.committed), edge_only=True, logprobs=logprobs, piece=verdict)]
+        decided = SentDraft(decoding.request, answer=verdict)
+        return [VerdictEffect(new, len(self.committed), edge_only=True, logprobs=logprobs, decided=decided)]
 
-    def _correct(self, decided: DecidedDraft) -> VerdictEffect:
+    def _correct(self, decided: SentDraft) -> VerdictEffect:
         verdict, rejection, valid = decided.verdict, self._rejection, len(self.committed)
         assert rejection is not None
         token = rejection.correction(verdict.next, policy=self.request.policy)
@@ -476,9 +486,7 @@ class DeviceSession:
             rows = () if verdict.prompt is None else verdict.prompt.tokens()
             self.prompt_logprobs = self._logprobs(rows, self.request.prompt[1:])
 
-    def _correction_logprobs(
-        self, decided: DecidedDraft, rejection: Rejection, token: int
-    ) -> tuple[TokenLogprobs, ...]:
+    def _correction_logprobs(self, decided: SentDraft, rejection: Rejection, token: int) -> tuple[TokenLogprobs, ...]:
         """Return the log-probabilities of a correction; on those that the device draws see `schemas.fields`."""
         before = 0 if decided.draft.tried is not None else decided.verdict.accepted
         logprobs = self._logprobs(decided.logprobs()[before:], (token,))

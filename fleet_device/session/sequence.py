@@ -10,9 +10,9 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Final
 
-from dssd.downlink import correct
-from dssd.sampling import Proposal
 from fleet_device.errors import ProtocolViolation, SessionFailed, SessionRefused
+from sampling.downlink import correct
+from sampling.drawing import Proposal
 from schemas.downlink import DownlinkForm, Samples, UnknownForm
 from schemas.fields import MAX_LABEL, MAX_TOKENS, TokenLogprobs
 from schemas.messages import Draft, Open, Verdict
@@ -33,6 +33,7 @@ def session_request(
     app: str | None = None,
     *,
     echo: bool = False,
+    target_id: bytes | None = None,
 ) -> Open:
     """Return the first Open of a session; raise SessionRefused if no Open could carry the arguments."""
     if len(prompt) > MAX_TOKENS:
@@ -55,6 +56,7 @@ def session_request(
         logprobs=logprobs,
         app=app,
         echo=echo or None,
+        target_id=target_id,
     )
 
 
@@ -159,9 +161,10 @@ class TokenSequence:
 
 @dataclass(frozen=True, slots=True)
 class SentDraft:
-    """A draft in flight, with the driver's clock and the draft model's time in seconds.
+    """A draft that was sent, with its verdict once that has arrived; checked against what a correct edge may answer.
 
-    `first` marks the first draft since the session was opened, whose times include the prompt.
+    `at` is the driver's clock, `draft_s` the draft model's time, in seconds. `first` marks the first draft since the
+    session was opened, whose times include the prompt.
     """
 
     draft: Draft
@@ -169,18 +172,12 @@ class SentDraft:
     at: float = 0.0
     draft_s: float = 0.0
     first: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class DecidedDraft:
-    """A draft and its verdict, checked against what a correct edge may answer."""
-
-    verdict: Verdict
-    sent: SentDraft
+    answer: Verdict | None = None
 
     @property
-    def draft(self) -> Draft:
-        return self.sent.draft
+    def verdict(self) -> Verdict:
+        assert self.answer is not None
+        return self.answer
 
     def head(self) -> tuple[int, ...]:
         """Return the accepted tokens; raise ProtocolViolation if more were accepted than drafted."""
@@ -192,7 +189,7 @@ class DecidedDraft:
     def rejected(self) -> Proposal | None:
         """Return the rejected proposal, or None if the whole draft was accepted."""
         accepted = self.verdict.accepted
-        return self.sent.proposals[accepted] if accepted < len(self.draft.tokens) else None
+        return self.proposals[accepted] if accepted < len(self.draft.tokens) else None
 
     def logprobs(self) -> tuple[TokenLogprobs, ...]:
         return () if self.verdict.logprobs is None else self.verdict.logprobs.tokens()
@@ -249,12 +246,12 @@ class DraftsInFlight:
         if any(verdict.round == sent.draft.round for sent in self._sent):
             self._early[verdict.round] = verdict
 
-    def next_decided(self) -> DecidedDraft | None:
+    def next_decided(self) -> SentDraft | None:
         """Remove the oldest draft if its verdict has arrived."""
         if not self._sent or self._sent[0].draft.round not in self._early:
             return None
         sent = self._sent.popleft()
-        return DecidedDraft(self._early.pop(sent.draft.round), sent)
+        return replace(sent, answer=self._early.pop(sent.draft.round))
 
     def void(self) -> None:
         self._sent.clear()
@@ -272,16 +269,16 @@ class VerdictEffect:
         correction: The token behind them that the drafter has not seen: it is to truncate its sequence to `valid` and
             append this one. None if there is nothing to do.
         request: A message to send at once, for more samples or for tokens that were lost.
+        decided: What was answered, if anything: a draft, or the request for edge-only decoding.
     """
 
     tokens: tuple[int, ...] = ()
     valid: int = 0
     correction: int | None = None
     request: Draft | None = None
-    decided: DecidedDraft | None = field(default=None, compare=False)
+    decided: SentDraft | None = field(default=None, compare=False)
     edge_only: bool = False
     logprobs: tuple[TokenLogprobs, ...] = ()
-    piece: Verdict | None = field(default=None, compare=False)
 
     @property
     def committed(self) -> CommittedTokens:
@@ -291,7 +288,7 @@ class VerdictEffect:
         drafted = 0 if draft.tried is not None else verdict.accepted
         corrects = draft.tried is not None or verdict.accepted < len(draft.tokens)
         last = TokenOrigin.CORRECTED if corrects else TokenOrigin.BONUS
-        forced = [proposal.forced for proposal in self.decided.sent.proposals[:drafted]]
+        forced = [proposal.forced for proposal in self.decided.proposals[:drafted]]
         heads = tuple(TokenOrigin.FORCED if each else TokenOrigin.DRAFTED for each in forced)
         origins = heads + (last,) * (len(self.tokens) - drafted)
         return CommittedTokens(self.tokens, origins, self.logprobs)

@@ -86,7 +86,7 @@ class SteeredDevice(Protocol):
 
 
 def _self_test(device: SteeredDevice, limit_s: float) -> Answer:
-    """Generate a short text through the edge, next to other requests."""
+    """Run a short request through the edge, next to others."""
     service = device.service
     if (missing := service.absence()) is not None:
         return Answer(CommandOutcome.FAILED, str(missing))
@@ -181,7 +181,7 @@ class Commands:
         self._running: CommandRequest | None = None
         self._answered: OrderedDict[str, CommandResponse] = OrderedDict()
 
-    def take(self, request: CommandRequest) -> None:
+    def accept(self, request: CommandRequest) -> None:
         """Begin a command, refuse it, or repeat its answer."""
         with self._lock:
             before = self._answered.get(request.id)
@@ -363,7 +363,7 @@ class SteeringListener:
         """Do what a message asks for; return whether it could be read."""
         try:
             if message.topic == self._topics[Topic.COMMAND_REQUEST]:
-                self._commands.take(decode_json(CommandRequest, message.payload))
+                self._commands.accept(decode_json(CommandRequest, message.payload))
             else:
                 self._settings.consider(decode_json(DesiredSettings, message.payload))
         except CodecError as error:

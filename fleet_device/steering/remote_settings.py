@@ -4,13 +4,14 @@ All other settings belong to the device: its identity, broker and files, and who
 updater installs is set as `update.release`.
 
 A set of desired settings is applied or refused as a whole, by the rules of the device's own settings. The broker
-retains the latest set, which the device considers once; what it has applied is kept on disk.
+retains the latest set, which the device considers once. On disk the device keeps this set, and the values that it last
+ran with.
 """
 
 import difflib
 import logging
 import threading
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import Enum, StrEnum
@@ -46,7 +47,7 @@ STEERABLE: Final[Mapping[str, Effect]] = {
     **dict.fromkeys(
         (
             "draft_length", "ahead", "edge_only", "goal", "padding",
-            "mode", "temperature", "top_k", "top_p", "seed", "max_new_tokens",
+            "target", "mode", "temperature", "top_k", "top_p", "seed", "max_new_tokens",
             "offline", "offline_s", "answer_s", "open_s", "verdict_s", "drain_s",
         ),
         Effect.NOW,
@@ -164,46 +165,45 @@ _MAX_BYTES: Final = 1 << 18
 _PRIVATE: Final = 0o700
 
 
-class SettingsSet(BaseModel):
-    model_config = ConfigDict(frozen=True)
-
-    id: Id | None = None
-    values: Annotated[dict[str, SettingValue], Field(max_length=MAX_SETTINGS)] = Field(default_factory=dict)
+_Values = Annotated[dict[str, SettingValue], Field(max_length=MAX_SETTINGS)]
 
 
-class Kept(BaseModel):
-    """Content of the file.
+class StoredSettings(BaseModel):
+    """Content of the state file.
 
-    `proven` are the settings with which the device last loaded its model, to go back to; `refused` are the reasons, by
-    name, why the latest ones were refused.
+    Attributes:
+        id: Of the desired settings considered last.
+        desired: Their values.
+        refused: Why they are not in force, by name.
+        good: Remote values that the device last ran with; in force if the desired ones are refused or do not load.
     """
 
     model_config = ConfigDict(frozen=True)
 
-    considered: SettingsSet = Field(default_factory=SettingsSet)
-    taken: SettingsSet = Field(default_factory=SettingsSet)
-    proven: SettingsSet = Field(default_factory=SettingsSet)
+    id: Id | None = None
+    desired: _Values = Field(default_factory=dict)
     refused: Annotated[dict[str, str], Field(max_length=MAX_SETTINGS)] = Field(default_factory=dict)
+    good: _Values = Field(default_factory=dict)
 
 
-def kept_file(settings: DeviceSettings) -> Path | None:
+def stored_file(settings: DeviceSettings) -> Path | None:
     """Return the path of the file; None for a user without a home, if the settings name none."""
     return settings.state_file(".json")
 
 
-def read_kept(path: Path | None) -> Kept:
+def read_stored(path: Path | None) -> StoredSettings:
     """Read the file; a missing or unusable one counts as empty, and the latter is logged."""
     if path is None:
-        return Kept()
+        return StoredSettings()
     try:
         with path.open("rb") as file:
-            return Kept.model_validate_json(file.read(_MAX_BYTES))
+            return StoredSettings.model_validate_json(file.read(_MAX_BYTES))
     except FileNotFoundError:
-        return Kept()
+        return StoredSettings()
     except (OSError, ValidationError) as error:
         why = (error.strerror or str(error)) if isinstance(error, OSError) else "it is damaged"
         _log.warning("Remote settings cannot be read from %s: %s. The device continues without them.", path, why)
-        return Kept()
+        return StoredSettings()
 
 
 _MAX_REFUSED: Final = 16
@@ -227,19 +227,19 @@ class SteeredSettings:
         self._file = file
         self._now = now
         self._changing = threading.Lock()
-        self._kept = read_kept(file) if own.steering else Kept()
+        self._stored = read_stored(file) if own.steering else StoredSettings()
+        self._in_force: Mapping[str, SettingValue] = {}
         self._update: Mapping[str, SettingValue] = {}
         self.updates = None if own.update_dir is None else UpdateFolder(own.update_dir.expanduser())
-        self._holding = SettingsSet()
         self._listeners: list[Changed] = []
         self.settings = own.model_copy()
         self.settings.came_from({name: own.origin(name) for name in type(own).model_fields})
-        self._start_from(self._kept.taken)
+        self.start_with(self.candidates()[0])
         self._hand_over()
 
     @classmethod
     def of(cls, own: DeviceSettings) -> "SteeredSettings":
-        file = kept_file(own)
+        file = stored_file(own)
         if file is None and own.steering:
             _log.warning(
                 "There is no folder for remote settings, so that it is lost at a restart: this user has no home; "
@@ -252,91 +252,80 @@ class SteeredSettings:
 
     # While the device starts
 
-    def candidates(self) -> Iterator[DeviceSettings]:
-        """Yield the settings to start with, preferred ones first; ask for the next if a model does not load.
+    def candidates(self) -> list[Mapping[str, SettingValue]]:
+        """Return the remote values to start with, preferred ones first; the last are none."""
+        stored = self._stored
+        found: list[Mapping[str, SettingValue]] = [] if stored.refused else [stored.desired]
+        for values in (stored.good, {}):
+            if values not in found:
+                found.append(values)
+        return found
 
-        The device's own come last. The settings that were yielded last are in force.
-        """
-        tried: list[Mapping[str, SettingValue]] = []
-        for candidate in (self._kept.taken, self._kept.proven, SettingsSet()):
-            if candidate.values in tried:
-                continue
-            tried.append(candidate.values)
-            self._start_from(candidate)
-            yield self.settings
+    def start_with(self, values: Mapping[str, SettingValue]) -> None:
+        """Put remote values into force that the model is then loaded with; leave out those that are now invalid."""
+        checked = self._check(values)
+        if checked.refused:  # the device's own configuration has changed since, or its release
+            for name, why in checked.refused.items():
+                _log.warning("%s, set remotely, is left out: %s", name, why)
+            values = {name: value for name, value in values.items() if name not in checked.refused}
+            self._stored = self._stored.model_copy(update={"refused": _first(checked.refused), "good": values})
+            checked = self._check(values)
+        self._apply(values, checked, starting=True)
 
     def loaded(self, failure: str | None = None) -> None:
         """Record that the device has loaded its model; `failure` says why the preferred settings were not used."""
-        holds = self._holding
-        kept = self._kept.model_copy(update={"proven": holds})
-        if failure is not None and self._kept.taken.values != holds.values:
-            names = [name for name in self._kept.taken.values if STEERABLE.get(name) is Effect.RELOAD]
+        stored = self._stored.model_copy(update={"good": dict(self._in_force)})
+        if failure is not None and not stored.refused and stored.desired != self._in_force:
+            names = [name for name in stored.desired if STEERABLE.get(name) is Effect.RELOAD]
             why = f"The device could not start with it and uses its previous value: {failure}"[:MAX_SENTENCE]
-            kept = kept.model_copy(update={"taken": holds, "refused": dict.fromkeys(names, why)})
+            stored = stored.model_copy(update={"refused": dict.fromkeys(names, why)})
             _log.error("Remote settings are withdrawn: %s", failure)
-        self._keep(kept)
+        self._store(stored)
 
     # While it runs
 
-    def consider(self, wanted: DesiredSettings) -> bool:
+    def consider(self, desired: DesiredSettings) -> bool:
         """Apply or refuse desired settings; return whether there is anything new to report."""
         with self._changing:
-            kept = self._kept
-            asked = SettingsSet(id=wanted.id, values=wanted.values)
-            if asked == kept.considered:
+            if (desired.id, desired.values) == (self._stored.id, self._stored.desired):
                 return False
-            checked = self._check(wanted.values)
+            checked = self._check(desired.values)
             if checked.refused:
-                refused = dict(list(checked.refused.items())[:_MAX_REFUSED])
-                kept = kept.model_copy(update={"considered": asked, "refused": refused})
-                self._keep(kept)
+                refused = _first(checked.refused)
+                update = {"id": desired.id, "desired": desired.values, "refused": refused, "good": dict(self._in_force)}
+                self._store(self._stored.model_copy(update=update))
                 for name, why in refused.items():
-                    _log.warning("Settings %s of %s are refused: %s: %s", wanted.id, wanted.who, name, why)
+                    _log.warning("Settings %s of %s are refused: %s: %s", desired.id, desired.who, name, why)
                 return True
-            self._keep(kept.model_copy(update={"considered": asked, "taken": asked, "refused": {}}))
-            changed = self._hold(asked, checked, starting=False)
+            changed = self._apply(desired.values, checked, starting=False)
+            self._store(StoredSettings(id=desired.id, desired=desired.values, good=dict(self._in_force)))
             self._hand_over()
-        _log.info("Settings %s of %s are in force: %s.", wanted.id, wanted.who, ", ".join(sorted(changed)) or "-")
+        _log.info("Settings %s of %s are in force: %s.", desired.id, desired.who, ", ".join(sorted(changed)) or "-")
         for listener in self._listeners:
             listener(changed)
         return True
 
     def report(self) -> ReportedSettings:
         with self._changing:
-            kept, settings = self._kept, self.settings
+            stored, settings = self._stored, self.settings
             values = {name: _plain(getattr(settings, name)) for name in STEERABLE}
             return ReportedSettings(
-                id=kept.considered.id,
-                applied=kept.taken.id,
+                id=stored.id,
                 values={**{name: value for name, value in values.items() if value is not None}, **self._update},
-                refused=kept.refused,
-                needs_restart=tuple(self._waiting()),
+                refused=stored.refused,
+                needs_restart=() if stored.refused else tuple(self._waiting()),
                 update=None if self.updates is None else self.updates.report(),
                 at=self._now(),
             )
 
     def _waiting(self) -> list[str]:
-        """Return the settings that differ from those with which the device was started."""
-        wanted = self._check(self._kept.taken.values).values
+        """Return the desired settings that differ from those with which the device was started."""
+        desired = self._check(self._stored.desired).values
         return [
             name
             for name, effect in STEERABLE.items()
-            if effect is Effect.RELOAD and wanted.get(name, getattr(self._own, name)) != getattr(self.settings, name)
+            if effect is Effect.RELOAD and desired.get(name, getattr(self._own, name)) != getattr(self.settings, name)
         ]
-
-    def _start_from(self, chosen: SettingsSet) -> None:
-        checked = self._check(chosen.values)
-        if checked.refused:  # the device's own configuration has changed since, or its release
-            for name, why in checked.refused.items():
-                _log.warning("%s, set remotely, is left out: %s", name, why)
-            chosen = SettingsSet(
-                id=chosen.id,
-                values={name: value for name, value in chosen.values.items() if name not in checked.refused},
-            )
-            refused = dict(list(checked.refused.items())[:_MAX_REFUSED])
-            self._kept = self._kept.model_copy(update={"taken": chosen, "refused": refused})
-            checked = self._check(chosen.values)
-        self._hold(chosen, checked, starting=True)
 
     def _check(self, values: Mapping[str, SettingValue]) -> Checked:
         return check_values(
@@ -346,32 +335,41 @@ class SteeredSettings:
             updates=self.updates is not None,
         )
 
-    def _hold(self, chosen: SettingsSet, checked: Checked, *, starting: bool) -> set[str]:
-        taken: dict[str, Any] = {
+    def _apply(self, values: Mapping[str, SettingValue], checked: Checked, *, starting: bool) -> set[str]:
+        """Put values into force, without a start only those that need none; return the settings that changed."""
+        applied: dict[str, Any] = {
             name: checked.values.get(name, getattr(self._own, name))
             for name, effect in STEERABLE.items()
             if starting or effect is Effect.NOW
         }
-        changed = {name for name, value in taken.items() if getattr(self.settings, name) != value}
-        self.settings.__dict__.update(taken)  # in one step, so that a concurrent reader sees either all or none
+        changed = {name for name, value in applied.items() if getattr(self.settings, name) != value}
+        self.settings.__dict__.update(applied)  # in one step, so that a concurrent reader sees either all or none
         self._update = checked.update
-        self._holding = chosen
+        before = {} if starting else self._in_force
+        self._in_force = {
+            **{name: value for name, value in before.items() if effect_of(name) is Effect.RELOAD},
+            **{name: value for name, value in values.items() if starting or effect_of(name) is Effect.NOW},
+        }
         return changed
 
     def _hand_over(self) -> None:
         if self.updates is not None:
             self.updates.want(self._update)
 
-    def _keep(self, kept: Kept) -> None:
-        self._kept = kept
+    def _store(self, stored: StoredSettings) -> None:
+        self._stored = stored
         if self._file is None:
             return
         try:
             self._file.parent.mkdir(mode=_PRIVATE, parents=True, exist_ok=True)
-            write_atomically(self._file, kept.model_dump_json(indent=2).encode() + b"\n")
+            write_atomically(self._file, stored.model_dump_json(indent=2).encode() + b"\n")
         except OSError as error:
             why = error.strerror or str(error)
             _log.warning("Remote settings cannot be saved in %s and are lost at a restart: %s.", self._file, why)
+
+
+def _first(refused: Mapping[str, str]) -> dict[str, str]:
+    return dict(list(refused.items())[:_MAX_REFUSED])
 
 
 def _plain(value: object) -> SettingValue | None:
@@ -383,9 +381,10 @@ def _plain(value: object) -> SettingValue | None:
 def load_steered(remote: SteeredSettings, load: Callable[[DeviceSettings], Drafter]) -> Drafter:
     """Load a draft model with the preferred settings, or earlier ones; raise FleetError if all fail."""
     failure: FleetError | None = None
-    for settings in remote.candidates():
+    for values in remote.candidates():
+        remote.start_with(values)
         try:
-            drafter = load(settings)
+            drafter = load(remote.settings)
         except FleetError as error:
             failure = failure or error
         else:

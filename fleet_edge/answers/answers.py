@@ -9,20 +9,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from dssd.distribution import Dist
-from dssd.downlink import FormName, choose_form
 from fleet_edge.answers.publisher import Publisher
 from fleet_edge.answers.recorder import EndCause, Recorder
-from fleet_edge.batching.scheduler import WorkInProgress
+from fleet_edge.batching.prompt_wait import PromptWait
 from fleet_edge.errors import DraftFault, OpenRefused
 from fleet_edge.guard import DeviceGuard
 from fleet_edge.metrics import Figures
-from fleet_edge.sessions.drafts import DraftResult, DraftTiming, ReceivedDraft
+from fleet_edge.session_log.event_codes import EventKind
+from fleet_edge.session_log.records import LeaveReason
+from fleet_edge.sessions.drafts import DraftResult, ReceivedDraft
 from fleet_edge.sessions.machine import DecodeRequest, EdgeSession
 from fleet_edge.sessions.statistics import AcceptanceByModel
-from fleet_edge.store.event_codes import EventKind
-from fleet_edge.store.records import LeaveReason
 from fleet_edge.verifiers.contract import TargetInfo
+from sampling.distribution import Dist
+from sampling.downlink import FormName, choose_form
 from schemas.codec import encode_verdict
 from schemas.downlink import DownlinkForm
 from schemas.fields import MAX_LABEL, MAX_SENTENCE, MAX_TOKENS, EdgeLoad, Logprobs, TokenLogprobs
@@ -141,23 +141,23 @@ class Responder:
 
     # Drafts
 
-    def send_progress(self, session: EdgeSession, work: WorkInProgress) -> None:
+    def send_progress(self, session: EdgeSession, wait: PromptWait) -> None:
         """Notify a device how far its session is. A lost message matters little: others follow."""
         progress = Progress(
             handle=session.handle,
-            computed=work.computed,
-            tokens=work.tokens,
-            ahead=work.ahead,
-            tokens_per_s=None if work.tokens_per_s is None else float(f"{work.tokens_per_s:.3g}"),
+            computed=len(session.tokens) - wait.left,
+            tokens=len(session.tokens),
+            ahead=wait.ahead,
+            tokens_per_s=None if wait.tokens_per_s is None else float(f"{wait.tokens_per_s:.3g}"),
         )
         self.publisher.reply(session.device, progress, qos=0)
 
-    def send_verdict(self, session: EdgeSession, result: DraftResult, timing: DraftTiming) -> None:
+    def send_verdict(self, session: EdgeSession, result: DraftResult) -> None:
         form = None if result.p is None else self._choose_form(session, result.p)
-        payload = self._answer(session, result, form, timing)
+        payload = self._answer(session, result, form)
         self.guard.spend(session.device, len(result.tokens))
         session.times.add_tokens(committed=session.committed, at=self.clock())
-        self.figures.on_verdict(session, result, timing)
+        self.figures.on_verdict(session, result)
         self.acceptance.count(session.draft_model, session.device, tested=result.tested, accepted=result.accepted)
         self.publisher.verdict(session.device, payload, form=_kind(result, form) or _NOTHING)
         if session.recent.collapsed:
@@ -169,27 +169,27 @@ class Responder:
                 EventKind.ACCEPTANCE, "acceptance-collapsed", sentence, session.device, session=session.session
             )
 
-    def send_decoded(self, session: EdgeSession, results: Sequence[DraftResult], timing: DraftTiming) -> None:
+    def send_decoded(self, session: EdgeSession, results: Sequence[DraftResult]) -> None:
         """Send new tokens of edge-only decoding, with others that were not sent yet."""
-        decode = session.decode
+        decode, last = session.decode, results[-1]
         assert decode is not None
         self.guard.spend(session.device, sum(len(result.tokens) for result in results))
         # If the device has asked again meanwhile, it has already received these tokens.
-        payloads = [] if decode.sent >= session.committed else self._pieces(session, timing)
-        timing.add_to(session.counters)
+        payloads = [] if decode.sent >= session.committed else self._pieces(session, last)
+        last.add_times_to(session.counters)
         session.times.add_tokens(committed=session.committed, at=self.clock())
-        self.figures.on_decoded(session, timing)
+        self.figures.on_decoded(session, last)
         for payload in payloads:
             self.publisher.verdict(session.device, payload, form=_WRITTEN)
         if payloads and not decode.logged:
             decode.logged = True
-            self.recorder.record_decoded(session, decode, timing, downlink_bytes=sum(map(len, payloads)))
+            self.recorder.record_decoded(session, decode, last, downlink_bytes=sum(map(len, payloads)))
 
     def send_missing(self, session: EdgeSession) -> None:
         """Send missing tokens of a generation whose edge-only decoding is complete."""
         decode = session.decode
         assert decode is not None
-        for payload in self._pieces(session, DraftTiming()):
+        for payload in self._pieces(session):
             self._send_more(session, decode.request, payload)
 
     def send_samples(self, session: EdgeSession, arrived: ReceivedDraft) -> None:
@@ -197,11 +197,9 @@ class Responder:
         assert rejection is not None
         assert tried is not None
         p = rejection.p
-        result = DraftResult(
-            arrived, accepted=0, tested=0, token=None, p=p, finish=Finish.NO, logprobs=rejection.logprobs
-        )
-        timing = DraftTiming(queue_ms=max(0.0, self.clock() - arrived.at) * 1e3)
-        payload = self._answer(session, result, self._choose_form(session, p, tried=tried), timing)
+        queue_ms = max(0.0, self.clock() - arrived.at) * 1e3
+        result = DraftResult(arrived, 0, 0, None, p, Finish.NO, rejection.logprobs, queue_ms=queue_ms)
+        payload = self._answer(session, result, self._choose_form(session, p, tried=tried))
         session.counters.resampled += 1
         self._send_more(session, arrived.draft, payload)
 
@@ -302,42 +300,40 @@ class Responder:
         )
         _log.info(sentence, fields, extra=fields)
 
-    def _answer(
-        self, session: EdgeSession, result: DraftResult, form: DownlinkForm | None, timing: DraftTiming
-    ) -> bytes:
+    def _answer(self, session: EdgeSession, result: DraftResult, form: DownlinkForm | None) -> bytes:
         draft = result.arrived.draft
         payload = self._encode(
             session,
             draft,
-            timing,
             result.logprobs,
+            result,
             accepted=result.accepted,
             next=result.token if form is None else form,
             finish=result.finish,
         )
         session.remember(draft.round, payload)
-        timing.add_to(session.counters)
+        result.add_times_to(session.counters)
         session.counters.rounds += 1
         session.counters.downlink_bytes += len(payload)
-        self.recorder.record_verdict(session, result, timing, form=_kind(result, form), downlink_bytes=len(payload))
+        self.recorder.record_verdict(session, result, form=_kind(result, form), downlink_bytes=len(payload))
         return payload
 
     def _encode(
         self,
         session: EdgeSession,
         draft: Draft,
-        timing: DraftTiming,
         logprobs: Sequence[TokenLogprobs],
+        timed: DraftResult | None,
         **fields: Any,  # noqa: ANN401 - of a verdict
     ) -> bytes:
         verdict = Verdict(
             handle=session.handle,
             round=draft.round,
-            queue_ms=timing.queue_ms,
-            compute_ms=timing.compute_ms,
+            queue_ms=0.0 if timed is None else timed.queue_ms,
+            compute_ms=0.0 if timed is None else timed.compute_ms,
             logprobs=Logprobs.of(logprobs) if logprobs else None,
             load=self._load_news(session),
-            chained=timing.chained or None,
+            chained=None if timed is None else timed.chained or None,
             **fields,
         )
         return encode_verdict(verdict, padding=self.padding, most=self.publisher.max_verdict_bytes)
@@ -355,30 +351,30 @@ class Responder:
         session.reported_load = load
         return load
 
-    def _pieces(self, session: EdgeSession, timing: DraftTiming) -> list[bytes]:
+    def _pieces(self, session: EdgeSession, timed: DraftResult | None = None) -> list[bytes]:
         """Make a verdict of the tokens not sent yet; several where log-probabilities fill a packet."""
         decode = session.decode
         assert decode is not None
         if session.logprobs is None:
-            return [self._piece(session, decode, timing, most=MAX_TOKENS)]
+            return [self._piece(session, decode, timed, most=MAX_TOKENS)]
         room = self.publisher.max_verdict_bytes - _VERDICT_BYTES
         if session.echo:
             room -= session.prompt_length * session.logprobs_bytes
         most = max(1, room // (_ID_BYTES + session.logprobs_bytes))
-        pieces = [self._piece(session, decode, timing, most=most)]
+        pieces = [self._piece(session, decode, timed, most=most)]
         while decode.sent < session.committed:
-            pieces.append(self._piece(session, decode, timing, most=most))
+            pieces.append(self._piece(session, decode, timed, most=most))
         return pieces
 
-    def _piece(self, session: EdgeSession, decode: DecodeRequest, timing: DraftTiming, *, most: int) -> bytes:
+    def _piece(self, session: EdgeSession, decode: DecodeRequest, timed: DraftResult | None, *, most: int) -> bytes:
         base, sent = decode.sent, session.sent
         written = session.take_unsent(decode, at=self.clock(), most=most)
         prompt = session.prompt_logprobs if written and base == 0 else ()
         payload = self._encode(
             session,
             decode.request,
-            timing,
             session.logprobs_from(base, len(written)),
+            timed,
             accepted=0,
             finish=session.finish if decode.sent >= session.committed else Finish.NO,
             base=base,

@@ -5,12 +5,14 @@ import threading
 import uuid
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final
 
-from fleet_edge.store.event_codes import EventKind, Severity
-from fleet_edge.store.records import DeviceSeen, EdgeSeen, EventLogged, Record, TelemetryReported, minute_of
+from fleet_edge.session_log.event_codes import EventKind, Severity
+from fleet_edge.session_log.records import Record, event_record, minute_of
+from fleet_edge.session_log.rules import Values, stored
+from fleet_edge.session_log.views import DeviceView, EdgeView
 from schemas.control import DeviceState, EdgeState, Presence, Telemetry
 from schemas.names import model_name
 
@@ -23,7 +25,7 @@ _Key = tuple[str | None, str, str]
 class _Count:
     """An event of the current minute, as it is when it happens first."""
 
-    first: EventLogged
+    first: Values
     last_at: datetime
     count: int = 0
     written: int = 0
@@ -38,7 +40,7 @@ class EventCounts:
     of all devices, without a device. `put` MUST NOT block or raise.
     """
 
-    put: Callable[[EventLogged], object]
+    put: Callable[[Record], object]
     edge: str
     now: Callable[[], datetime]
     new_id: Callable[[], str] = lambda: uuid.uuid4().hex
@@ -82,7 +84,8 @@ class EventCounts:
                 made = self.new_id()
                 if shared and key[1] != _OTHER:
                     made = hashlib.blake2b(repr((*key, minute)).encode(), digest_size=16).hexdigest()
-                first = EventLogged(
+                first = event_record(
+                    at,
                     id=made,
                     edge=self.edge,
                     device=key[0],
@@ -90,10 +93,9 @@ class EventCounts:
                     kind=key[1],
                     code=key[2],
                     sentence=sentence,
-                    at=at,
                     severity=severity,
                 )
-                counted = self._counts[key] = _Count(first, at)
+                counted = self._counts[key] = _Count(first.rows["events"], at)
                 self._codes[key[0]] += 1
             counted.count += times
             counted.last_at = max(counted.last_at, at)
@@ -125,7 +127,8 @@ class EventCounts:
 
     def _put(self, counted: _Count) -> None:
         counted.written = counted.count
-        self.put(replace(counted.first, count=counted.count, last_at=counted.last_at))
+        row = {**counted.first, "count": counted.count, "last_at": counted.last_at}
+        self.put(Record(row["at"], {"events": row}))
 
 
 _SENTENCES: Final = {
@@ -178,6 +181,11 @@ class DeviceChanges:
         return events, now if state.presence != presence else None
 
 
+_OF_DEVICE: Final = set(stored(DeviceView))
+_OF_EDGE: Final = set(stored(EdgeView))
+"""What the log keeps of a state, a load or telemetry: fields that have a column."""
+
+
 @dataclass(slots=True)
 class StateRecorder:
     """Writes the states of devices and of this edge; the guard bounds how often a device may publish one."""
@@ -202,16 +210,12 @@ class StateRecorder:
         for code, sentence in events:
             # All edges receive it.
             self.events.note(EventKind.DEVICE, code, sentence, device, shared=True)
-        reported = state.model_dump(
-            include={"presence", "software", "draft_model", "quantization", "certificate_until", "throttled"}
+        self._put(
+            "devices", {"device": device, "presence_since": since}, "state_at", state.model_dump(include=_OF_DEVICE)
         )
-        self.put(DeviceSeen(device=device, at=self.now(), presence_since=since, **reported))
 
     def telemetry(self, device: str, telemetry: Telemetry) -> None:
-        names = {"plan", "plan_reason", "round_trip_ms", "draft_ms_per_token", "temperature_c", "joules_per_token"}
-        reported = telemetry.model_dump(include=names)
-        acceptance = telemetry.acceptance
-        self.put(TelemetryReported(device=device, at=self.now(), told_acceptance=acceptance, **reported))
+        self._put("devices", {"device": device}, "telemetry_at", telemetry.model_dump(include=_OF_DEVICE))
 
     def own(self, state: EdgeState) -> None:
         with self._lock:
@@ -227,7 +231,14 @@ class StateRecorder:
                 self._put_own(self._own)
 
     def _put_own(self, state: EdgeState) -> None:
-        reported = state.model_dump(
-            include={"edge", "presence", "software", "target", "target_id", "vocabulary", "certificate_until"}
+        # It is no longer loading.
+        self._put(
+            "edges",
+            {"presence_since": self._since, "loading_at": self.now()},
+            "state_at",
+            state.model_dump(include=_OF_EDGE),
         )
-        self.put(EdgeSeen(at=self.now(), presence_since=self._since, **reported))
+
+    def _put(self, table: str, values: Values, at_column: str, reported: Values) -> None:
+        at = self.now()
+        self.put(Record(at, {table: {**values, at_column: at, **reported}}))

@@ -10,24 +10,21 @@ from datetime import datetime, timedelta
 from typing import Any, Final, Protocol
 
 from fleet_edge.answers.device_log import EventCounts, StateRecorder
-from fleet_edge.counters import SEGMENT_COUNTERS
-from fleet_edge.sessions.drafts import DraftResult, DraftTiming
-from fleet_edge.sessions.machine import DecodeRequest, EdgeSession
-from fleet_edge.store.event_codes import EventKind
-from fleet_edge.store.records import (
-    CloseReported,
-    DeviceCounters,
-    DeviceQuarantined,
+from fleet_edge.session_log.counters import SEGMENT_COUNTERS
+from fleet_edge.session_log.event_codes import EventKind
+from fleet_edge.session_log.records import (
     LeaveReason,
     Record,
-    RoundJudged,
-    SegmentLeft,
-    SegmentProgress,
-    SessionClosed,
-    SessionOpened,
+    close_record,
     minute_of,
+    open_record,
+    quarantine_record,
+    report_record,
     segment_number,
 )
+from fleet_edge.session_log.views import DeviceCounters, QuarantineView
+from fleet_edge.sessions.drafts import DraftResult
+from fleet_edge.sessions.machine import DecodeRequest, EdgeSession
 from fleet_edge.verifiers.contract import TargetInfo
 from schemas.messages import Close, Draft, Open
 from schemas.names import is_probe
@@ -77,9 +74,6 @@ class EndCause:
     sentence: str
 
 
-_OfDevice = SessionOpened | SegmentProgress | RoundJudged | SegmentLeft | SessionClosed | CloseReported
-
-
 class Sink(Protocol):
     """Destination of records."""
 
@@ -114,9 +108,11 @@ class Recorder:
         """Write held-back event counts. Call it every few seconds, and at the end."""
         self.events.flush()
 
-    def _put(self, record: _OfDevice, *, urgent: bool = False, then: Callable[[], None] | None = None) -> None:
+    def _put(
+        self, device: str, record: Record, *, urgent: bool = False, then: Callable[[], None] | None = None
+    ) -> None:
         """Write a record, unless it is of a self-test, which is neither a device nor usage."""
-        if not is_probe(record.device):
+        if not is_probe(device):
             self.sink.put(record, urgent=urgent, then=then)
         elif then is not None:
             then()
@@ -128,8 +124,11 @@ class Recorder:
         # Urgent: a session may close within the time that a record waits for others, and a Close counts only for a
         # session known to be open.
         self._put(
-            SessionOpened(
-                **(self._of(session) | {"at": at} | policy),
+            session.device,
+            open_record(
+                self._key(session),
+                at,
+                **policy,
                 edge=self.edge,
                 app=message.app,
                 draft_model=message.draft_model,
@@ -145,15 +144,15 @@ class Recorder:
         )
 
     def record_verdict(
-        self, session: EdgeSession, result: DraftResult, timing: DraftTiming, *, form: str | None, downlink_bytes: int
+        self, session: EdgeSession, result: DraftResult, *, form: str | None, downlink_bytes: int
     ) -> None:
         """Log a verdict, unless the device has had too many within a minute."""
         draft = result.arrived.draft
-        ordinary = not timing.background and (result.tested or draft.tokens)
+        ordinary = not result.background and (result.tested or draft.tokens)
         self._round(
             session,
             draft,
-            timing,
+            result,
             self._rounds if ordinary else self._seldom,
             drafted=len(draft.tokens),
             tested=result.tested,
@@ -164,19 +163,17 @@ class Recorder:
         )
 
     def record_decoded(
-        self, session: EdgeSession, decode: DecodeRequest, timing: DraftTiming, *, downlink_bytes: int
+        self, session: EdgeSession, decode: DecodeRequest, result: DraftResult, *, downlink_bytes: int
     ) -> None:
         counted = {"drafted": 0, "tested": 0, "accepted": 0, "uplink_bytes": decode.size}
         counted["downlink_bytes"] = downlink_bytes
-        self._round(session, decode.request, timing, self._rounds, form=_WRITTEN, **counted)
+        self._round(session, decode.request, result, self._rounds, form=_WRITTEN, **counted)
 
     def record_progress(self, session: EdgeSession) -> None:
         """Log a session's counters; absolute values, so that it may be called at any time."""
-        counters = {name: getattr(session.counters, name) for name in SEGMENT_COUNTERS}
-        first_token_ms, gap_p95_ms = session.times.first_token_ms, session.times.gap_p95_ms
-        self._put(
-            SegmentProgress(**self._of(session), first_token_ms=first_token_ms, gap_p95_ms=gap_p95_ms, **counters)
-        )
+        values = {name: getattr(session.counters, name) for name in SEGMENT_COUNTERS}
+        values |= {"first_token_ms": session.times.first_token_ms, "gap_p95_ms": session.times.gap_p95_ms}
+        self._put(session.device, Record(self.now(), {"segments": self._key(session) | values}))
 
     def record_end(
         self,
@@ -198,7 +195,8 @@ class Recorder:
             tokens = message.tokens if message.unverified else min(session.committed, message.tokens)
         counters = DeviceCounters.of(message) if message else None
         why: dict[str, Any] = {} if cause is None else {"code": cause.code, "sentence": cause.sentence}
-        self._put(SessionClosed(**self._of(session), reason=reason, tokens=tokens, counters=counters, **why), then=then)
+        record = close_record(self._key(session), self.now(), reason=reason, tokens=tokens, counters=counters, **why)
+        self._put(session.device, record, then=then)
         del self._segments[session.handle]
         if cause is not None and reason in _WORTH_AN_EVENT:
             sentence = f"{cause.sentence} ({cause.code}; {session.committed} tokens were committed.)"
@@ -207,7 +205,8 @@ class Recorder:
     def record_leave(self, session: EdgeSession, reason: LeaveReason) -> None:
         """Complete the segment of a session that goes on elsewhere or under another handle."""
         self.record_progress(session)
-        self._put(SegmentLeft(**self._of(session), reason=reason))
+        at = self.now()
+        self._put(session.device, Record(at, {"segments": self._key(session) | {"reason": reason, "closed_at": at}}))
         del self._segments[session.handle]
         if reason is LeaveReason.HANDED_OVER:
             sentence = f"The session left this edge at {session.committed} tokens and continues at another edge."
@@ -227,16 +226,17 @@ class Recorder:
                 then()
             return
         self._put(
-            CloseReported(
-                session=message.session.hex(),
-                device=device,
+            device,
+            report_record(
+                message.session.hex(),
+                device,
+                at - timedelta(seconds=min(message.age_s or 0.0, _LONGEST_AGE_S)),
                 reason=message.reason,
                 tokens=message.tokens,
                 counters=DeviceCounters.of(message),
                 code=message.code if message.sentence else None,
                 sentence=message.sentence,
                 app=message.app,
-                at=at - timedelta(seconds=min(message.age_s or 0.0, _LONGEST_AGE_S)),
             ),
             then=then,
         )
@@ -245,14 +245,16 @@ class Recorder:
         self, device: str, *, at: datetime, until: datetime, reason: str, strikes: float, level: int
     ) -> None:
         self.sink.put(
-            DeviceQuarantined(
-                device=device,
-                by=self.edge,
-                since_at=at,
-                until_at=until,
-                reason=reason,
-                strikes=round(strikes),
-                level=level,
+            quarantine_record(
+                QuarantineView(
+                    device=device,
+                    by=self.edge,
+                    since_at=at,
+                    until_at=until,
+                    reason=reason,
+                    strikes=round(strikes),
+                    level=level,
+                )
             )
         )
 
@@ -260,15 +262,17 @@ class Recorder:
         self,
         session: EdgeSession,
         draft: Draft,
-        timing: DraftTiming,
+        result: DraftResult,
         rates: DeviceRates,
         **fields: Any,  # noqa: ANN401
     ) -> None:
-        if rates.admit(session.device, self.now()):
-            own = {name: getattr(timing, name) for name in ("batch", "queue_ms", "prefill_ms", "compute_ms")}
-            self._put(RoundJudged(**self._of(session), round=draft.round, base=draft.base, **own, **fields))
+        at = self.now()
+        if rates.admit(session.device, at):
+            own = {name: getattr(result, name) for name in ("batch", "queue_ms", "prefill_ms", "compute_ms")}
+            row = self._key(session) | {"round": draft.round, "base": draft.base, "at": at, **own, **fields}
+            self._put(session.device, Record(at, {"rounds": row}))
 
-    def _of(self, session: EdgeSession) -> dict[str, Any]:
-        """Return the fields that all records of an open session share."""
-        key = {"session": session.session.hex(), "segment": self._segments[session.handle]}
-        return key | {"device": session.device, "at": self.now()}
+    def _key(self, session: EdgeSession) -> dict[str, Any]:
+        """Return the key of an open session's segment."""
+        segment = self._segments[session.handle]
+        return {"session": session.session.hex(), "segment": segment, "device": session.device}

@@ -30,8 +30,16 @@ _MIN_CHUNK: Final = 16
 _SHORT_S: Final = 1.0
 """Duration of a prompt that is not spread over steps to spare those who are served meanwhile."""
 
+_PROMPTS_S: Final = 0.25
+_PROMPTS_STEPS: Final = 2.0
+
 _MAX_SCORED: Final = 64
 """Rows of logits of prompts in a step: they take memory, and delay the drafts that arrive meanwhile."""
+
+
+def max_prompts_s(step_s: float, prompt_s: float = 0.0) -> float:
+    """Return how long prompts may make a step of `step_s` take in addition; `prompt_s` is what the longest takes."""
+    return step_s if prompt_s > _SHORT_S else max(_PROMPTS_S, _PROMPTS_STEPS * step_s)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,8 +2,8 @@
 
 The requests of a step draft together with a small model, one token of each per pass over that model. A proposed token
 is computed in the same step of the target as the token before it, and kept only if it is the token that the edge draws
-at that position anyway (`dssd.verification.decode`), so the output does not depend on the draft model. It draws with
-the same random numbers, so that the two often agree.
+at that position anyway (`sampling.verification.decode`), so the output does not depend on the draft model. It draws
+with the same random numbers, so that the two often agree.
 
 The number of proposed tokens is chosen for each step: the one with the most tokens per second, by measured times of
 steps with as many sessions and by each session's acceptance rate. Under load that is none.
@@ -197,7 +197,7 @@ class EdgeDrafter:
                 orders.append(DraftOrder(handle, tokens, session.policy, session.committed, most, ends))
         return self._fitting(orders)
 
-    def draft(self, orders: Sequence[DraftOrder]) -> dict[int, tuple[int, ...]]:
+    def propose(self, orders: Sequence[DraftOrder]) -> dict[int, tuple[int, ...]]:
         """Return the proposed tokens by session; empty if the draft model cannot compute them."""
         found: dict[int, tuple[int, ...]] = {order.handle: () for order in orders}
         running, inputs = list(orders), {order.handle: order.tokens for order in orders}

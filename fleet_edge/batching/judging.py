@@ -1,24 +1,25 @@
 """Batched verification: shape all rows of a step where the logits are, and decide on every draft.
 
-Policies with a bounded support (greedy, or top_k) are shaped at once, in numpy or torch. Other policies and generations
-with a grammar are shaped row by row with the reference implementation, only as far as drafts are accepted.
-`dssd.verification.judge` decides; a property test compares the two ways of shaping.
+Policies with a bounded support (greedy, or top_k) are shaped at once, in numpy or torch. Others, those that adjust
+logits, and generations with a grammar are shaped row by row with the reference implementation, only as far as drafts
+are accepted.
+`sampling.verification.judge` decides; a property test compares the two ways of shaping.
 """
 
 import itertools
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dssd.distribution import Dist, shape
-from dssd.verification import Judgement, decode, judge, logprobs_of_rejection, logprobs_of_token
 from fleet_edge.batching.shaping import RowGroup, ShapedRows, shape_rows
 from fleet_edge.sessions.grammars import Constraint
 from fleet_edge.verifiers.contract import Logits
+from sampling.distribution import Dist, shape
+from sampling.verification import Judgement, decode, judge, logprobs_of_rejection, logprobs_of_token
 from schemas.policy import SamplingPolicy
 
 if TYPE_CHECKING:
@@ -27,12 +28,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One session's drafts to decide on: the parameters of `dssd.verification.judge`, or of `decode`.
+    """One session's drafts to decide on: the parameters of `sampling.verification.judge`, or of `decode`.
 
     `tokens` is the draft after position `base`, or speculated tokens in edge-only decoding (`written`). `counts` are
     draft probabilities in 1/65,536; None in coupled mode. `logprobs` top log-probabilities are reported at each
-    position. `text`, the tokens before the draft, is only needed with a grammar. Of `scored` tokens, those of a prompt,
-    only the log-probabilities are wanted.
+    position. `text`, the tokens before the draft, is only needed with a grammar, and with a policy that adjusts logits,
+    as are `prompt` and `end_tokens`. Of `scored` tokens, those of a prompt, only the log-probabilities are wanted.
     """
 
     tokens: tuple[int, ...]
@@ -44,11 +45,17 @@ class Case:
     logprobs: int | None = None
     constraint: Constraint | None = None
     text: tuple[int, ...] = ()
+    prompt: Sequence[int] = ()
+    end_tokens: Collection[int] = ()
     scored: bool = False
 
     @property
     def rows(self) -> int:
         return len(self.tokens) + (self.bonus or self.written or not self.tokens)
+
+    def policy_at(self, number: int) -> SamplingPolicy:
+        """Return the policy for a row, behind the first `number` tokens of the draft."""
+        return self.policy.after(self.prompt, (*self.text, *self.tokens[:number]), self.end_tokens)
 
 
 def judge_batch(logits: Logits, cases: Sequence[Case]) -> list[Judgement | None]:
@@ -88,7 +95,7 @@ def _grouped(cases: Sequence[Case], size: int) -> tuple[list[int], list[RowGroup
     by_support: dict[int, list[int]] = defaultdict(list)
     for place, case in enumerate(cases):
         support = 1 if case.policy.greedy else case.policy.top_k
-        if 0 < support < size and case.constraint is None and not case.scored:
+        if 0 < support < size and case.constraint is None and not case.scored and not case.policy.adjusts:
             by_support[support].append(place)
     groups = [
         RowGroup(
@@ -151,11 +158,11 @@ def _bounded(shaped: ShapedRows, offset: int) -> Callable[[int], Dist]:
 def _unbounded(row_at: Callable[[int], NDArray[np.float32]], offset: int, case: Case) -> Callable[[int], Dist]:
     constraint = case.constraint
     if constraint is None:
-        return lambda number: shape(row_at(offset + number), case.policy)
+        return lambda number: shape(row_at(offset + number), case.policy_at(number))
     text, tokens = case.text, case.tokens
 
     def constrained(number: int) -> Dist:
-        return constraint.shape(row_at(offset + number), case.policy, text=(*text, *tokens[:number]))
+        return constraint.shape(row_at(offset + number), case.policy_at(number), text=(*text, *tokens[:number]))
 
     return constrained
 

@@ -7,17 +7,19 @@ eviction and verification differ only in whether rows of logits are wanted at th
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from fleet_edge.batching.batch_builder import BatchBuilder, Budget
+from fleet_edge.batching.batch_builder import BatchBuilder, Budget, max_prompts_s
 from fleet_edge.batching.edge_draft import EdgeDrafter, with_proposed
 from fleet_edge.batching.fairness import ExtraWork, MemoryTurns
+from fleet_edge.batching.prompt_wait import PromptWait, WaitingPrompt, estimate_waits
 from fleet_edge.batching.step_cost import RunningRequests, StepCost
 from fleet_edge.batching.steps import Batch, DraftOrder, StepPolicy, StepReport, StepTimes, WorkItem
 from fleet_edge.batching.timing import BatchingDelay, PrefillLog
-from fleet_edge.sessions.drafts import DraftTiming, ReceivedDraft
+from fleet_edge.batching.warm_prompts import WarmPrompts
+from fleet_edge.sessions.drafts import DraftResult
 from fleet_edge.sessions.machine import EdgeSession
 from fleet_edge.settings import PrefixSharing
 from fleet_edge.verifiers.contract import Logits, TargetInfo, Verifier
@@ -27,10 +29,6 @@ from schemas.fields import EdgeLoad
 _log = logging.getLogger(__name__)
 
 _MOST_TEXTS: Final = (1 << 16) - 1
-
-_PROMPTS_S: Final = 0.25
-_PROMPTS_STEPS: Final = 2.0
-"""Longest time for the prompts of a step, the longer of: seconds, or multiples of a mean step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,22 +42,6 @@ class KvMemory:
     @property
     def whole(self) -> int:
         return self.computed + self.retained + self.free
-
-
-@dataclass(frozen=True, slots=True)
-class WorkInProgress:
-    """What a session waits for: as `schemas.messages.Progress`, and since when (monotonic seconds)."""
-
-    since: float
-    computed: int
-    tokens: int
-    ahead: int
-    tokens_per_s: float | None
-
-    @property
-    def left_s(self) -> float:
-        left = self.ahead + max(0, self.tokens - self.computed)
-        return left / self.tokens_per_s if left and self.tokens_per_s else 0.0
 
 
 class Scheduler:
@@ -83,6 +65,7 @@ class Scheduler:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._verifier = PrefixCache(verifier, sharing=sharing, share=kv_share, clock=clock)
+        self.warm = WarmPrompts(self._verifier, clock)
         self._budget = budget or Budget()
         self._delay = delay or BatchingDelay()
         self._extra = ExtraWork()
@@ -197,7 +180,7 @@ class Scheduler:
             self._cost,
             self._used,
             now,
-            prompts_s=max(_PROMPTS_S, _PROMPTS_STEPS * self._cost.mean_s),
+            prompts_s=max_prompts_s(self._cost.mean_s),
             gap_s=self._delay.gap_s(now=now),
         )
         batch = builder.build(sessions, evicted=self._evicted)
@@ -219,14 +202,14 @@ class Scheduler:
                 _log.exception("A request of a session could not be passed to the target model.")
 
     def order_drafts(self, batch: Batch) -> list[DraftOrder]:
-        """Return what the draft model at the edge is to draft for a step."""
+        """Return the drafts to make for a step, none if they would not fit into it."""
         orders = [] if self._drafter is None else self._drafter.order(batch)
         longer = {order.handle: (0,) * order.most for order in orders}
         return orders if self._verifier.fits(with_proposed(batch, longer).items) else []
 
-    def draft(self, orders: Sequence[DraftOrder]) -> dict[int, tuple[int, ...]]:
+    def propose(self, orders: Sequence[DraftOrder]) -> dict[int, tuple[int, ...]]:
         """Return proposed tokens by session. Call it as `score`, before it."""
-        return self._drafter.draft(orders) if self._drafter is not None and orders else {}
+        return self._drafter.propose(orders) if self._drafter is not None and orders else {}
 
     def score(self, batch: Batch) -> Logits:
         """Compute a step. Call it on any thread, between `begin_step` and `end_step`.
@@ -261,46 +244,40 @@ class Scheduler:
         computed = work.item.rows - work.speculated
         self._extra.count_drafts(work.session.device, computed=computed, committed=committed)
 
-    def progress(self, sessions: Iterable[EdgeSession], *, now: float) -> list[tuple[EdgeSession, WorkInProgress]]:
-        """Return how far the sessions are that wait for a verdict, the next one first; call it between steps."""
-        found, ahead = list[tuple[EdgeSession, WorkInProgress]](), 0
-        waiting = [(session.ready.at, session) for session in sessions if session.ready is not None]
-        rate = self._prompt_rate({session.device for _, session in waiting if self._left(session)}, now=now)
-        for since, session in sorted(waiting, key=lambda each: self._cost.place(each[0], self._left(each[1]))):
-            computed, tokens = self._verifier.reusable(session.handle), len(session.tokens)
-            found.append((session, WorkInProgress(since, computed, tokens, ahead, rate)))
-            ahead += max(0, tokens - computed)
-        return found
+    def progress(self, sessions: Iterable[EdgeSession], *, now: float) -> list[tuple[EdgeSession, float, PromptWait]]:
+        """Return the sessions that wait for a verdict, since when, and for what."""
+        unfinished = [session for session in sessions if not session.finished]
+        waits = self._estimate([self._waiting(session, now) for session in unfinished], now=now)
+        pairs = zip(unfinished, waits, strict=True)
+        return [(session, session.ready.at, wait) for session, wait in pairs if session.ready is not None]
 
-    def first_token_s(
+    def wait_of_new(
         self, sessions: Iterable[EdgeSession], device: str, tokens: Sequence[int], *, stable: bool, now: float
-    ) -> float:
-        """Return about when a session that is opened now has its first token; 0 while nothing is known."""
+    ) -> PromptWait:
+        """Return what a session would wait for that is opened now."""
         own = len(tokens) - self._verifier.known(tokens, owner=device, stable=stable)
-        waiting = [(session, left) for session in sessions if not session.finished and (left := self._left(session))]
-        place = self._cost.place(now, own)
-        ahead = sum(
-            left
-            for session, left in waiting
-            if self._cost.place(now if session.ready is None else session.ready.at, left) <= place
-        )
-        rate = self._prompt_rate({device, *(session.device for session, _ in waiting)}, now=now)
-        return 0.0 if rate is None else (ahead + own) / rate
+        others = [self._waiting(session, now) for session in sessions if not session.finished]
+        return self._estimate([*others, WaitingPrompt(device, now, own)], now=now)[-1]
 
-    def _left(self, session: EdgeSession) -> int:
-        """Return how many tokens are to be computed before the last one."""
-        computed = self._verifier.computed(session.handle) if session.handle in self._used else 0
-        return max(0, len(session.tokens) - 1 - computed)
+    def _estimate(self, prompts: Sequence[WaitingPrompt], *, now: float) -> list[PromptWait]:
+        return estimate_waits(prompts, self._cost, self._extra, now=now)
 
-    def _prompt_rate(self, devices: Collection[str], *, now: float) -> float | None:
-        """Return the tokens/s of prompts of these devices next to what else runs; None before any was computed."""
-        token_s = self._cost.prompt_token_s
-        return None if token_s is None else self._extra.prompt_share(devices, now) / token_s
+    def _waiting(self, session: EdgeSession, now: float) -> WaitingPrompt:
+        left = max(1, len(session.tokens) - self._verifier.reusable(session.handle))
+        return WaitingPrompt(session.device, now if session.ready is None else session.ready.at, left)
 
-    def timing(self, work: WorkItem, arrived: ReceivedDraft, step: StepTimes) -> DraftTiming:
-        chained = sum(len(each.draft.tokens) for each in work.chain if each is not arrived)
-        timing = self._prefill_log.timing(arrived, step)
-        return replace(timing, background=work.background, chained=chained)
+    def timed(self, work: WorkItem, results: Sequence[DraftResult], step: StepTimes) -> WorkItem:
+        """Return the work of a step with what it has decided, and with the times of the verdicts."""
+        drafted = sum(len(each.draft.tokens) for each in work.chain)
+        timed = [
+            replace(
+                self._prefill_log.timed(result, step),
+                background=work.background,
+                chained=drafted - len(result.arrived.draft.tokens),
+            )
+            for result in results
+        ]
+        return replace(work, results=tuple(timed))
 
     # Internal
 
@@ -314,6 +291,7 @@ class Scheduler:
             self._used[work.session.handle] = self._clock
         if self._verifier.fits(batch.items):
             return
+        self.warm.release()
         busy = {item.sequence for item in batch.items}
         greedy = self._above_their_share(sessions)
         idle, in_turn = list[int](), list[int]()

@@ -1,6 +1,6 @@
 """Batched shaping in numpy, for policies with a bounded support (greedy, or top_k), and exact top-k selection.
 
-Repeats `dssd.distribution.shape`, which shapes one row; a property test compares the two.
+Repeats `sampling.distribution.shape`, which shapes one row; a property test compares the two.
 """
 
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dssd.distribution import Dist, largest
+from sampling.distribution import Dist, largest
 from schemas.policy import SamplingPolicy
 
 
@@ -73,11 +73,13 @@ def shape_rows(
         # Greedy, or top_k 1: a point mass, unless the best logit is no number.
         return ShapedRows(ids, np.isfinite(values).astype(np.float64))
     temperature = np.array([[policy.temperature] for policy in policies])
+    min_p = np.array([[policy.min_p] for policy in policies])
     top_p = np.array([[policy.top_p] for policy in policies])
     scores = values.astype(np.float64)
     # At a temperature near 0 a quotient may be minus infinity: weight 0. NaN stays NaN.
     with np.errstate(over="ignore", invalid="ignore"):
         weights = np.exp((scores - scores[:, :1]) / temperature)
+        weights[weights < min_p] = 0.0
         weights /= weights.sum(axis=1, keepdims=True)
         mass = np.cumsum(weights, axis=1)
         weights[:, 1:][(mass[:, :-1] >= top_p) & (top_p < 1.0)] = 0.0

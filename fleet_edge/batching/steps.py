@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from fleet_edge.errors import DraftFault
-from fleet_edge.sessions.drafts import ReceivedDraft
+from fleet_edge.sessions.drafts import DraftResult, ReceivedDraft
 from fleet_edge.sessions.machine import EdgeSession
 from fleet_edge.verifiers.contract import Item
 from schemas.messages import Draft
@@ -17,7 +17,8 @@ class WorkItem:
     """One session's part of a step; `chain` are the drafts to decide on, empty for prefill.
 
     `scored` are tokens of the prompt whose log-probabilities are requested; prefill has rows for them alone.
-    `background` work had to wait (see `fairness`).
+    `background` work had to wait (see `fairness`). After the step it has `results`, one of each draft that was decided
+    on, or a `fault`.
     """
 
     session: EdgeSession
@@ -25,6 +26,8 @@ class WorkItem:
     chain: tuple[ReceivedDraft, ...] = ()
     background: bool = False
     scored: tuple[int, ...] = ()
+    results: tuple[DraftResult, ...] = ()
+    fault: DraftFault | None = None
 
     @property
     def prefilled(self) -> int:

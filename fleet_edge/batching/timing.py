@@ -1,11 +1,11 @@
 """Timing: what a verdict took, whether to hold a step for drafts that are due, and the verdict-time goal."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from fleet_edge.batching.steps import StepReport, StepTimes
-from fleet_edge.sessions.drafts import DraftTiming, ReceivedDraft
+from fleet_edge.sessions.drafts import DraftResult
 
 
 @dataclass(slots=True)
@@ -32,13 +32,15 @@ class PrefillLog:
     def forget(self, handle: int) -> None:
         self._steps.pop(handle, None)
 
-    def timing(self, arrived: ReceivedDraft, step: StepTimes) -> DraftTiming:
-        """Return the times of the verdict on a draft in `step`."""
+    def timed(self, result: DraftResult, step: StepTimes) -> DraftResult:
+        """Return the result on a draft in `step` with its times."""
+        arrived = result.arrived
         prefill_s = sum(
             max(0.0, min(each.ended, step.started) - max(each.started, arrived.at))
             for each in self._steps.get(arrived.draft.handle, ())
         )
-        return DraftTiming(
+        return replace(
+            result,
             batch=step.sessions,
             queue_ms=max(0.0, step.started - arrived.at - prefill_s) * 1e3,
             prefill_ms=prefill_s * 1e3,

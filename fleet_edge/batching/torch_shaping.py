@@ -76,10 +76,11 @@ def _shaped(
     values, ids = top_k(logits, support)
     if support == 1:
         return ids, torch.isfinite(values).double()
-    columns = _to_device(np.array([[policy.temperature, policy.top_p] for policy in policies]), logits.device)
-    temperature, top_p = columns[:, :1], columns[:, 1:]
+    columns = _to_device(np.array([[each.temperature, each.top_p, each.min_p] for each in policies]), logits.device)
+    temperature, top_p, min_p = columns[:, :1], columns[:, 1:2], columns[:, 2:]
     scores = values.double()
     weights = torch.exp((scores - scores[:, :1]) / temperature)
+    weights = torch.where(weights < min_p, 0.0, weights)
     weights /= weights.sum(dim=1, keepdim=True)
     mass_before = torch.cumsum(weights, dim=1).roll(1, dims=1)
     mass_before[:, 0] = 0.0

@@ -41,7 +41,7 @@ class SessionLimits:
             raise DraftFault(
                 FaultCode.TOO_LONG,
                 Action.GIVE_UP,
-                f"The draft ends at token {end}; the text has at most {self.max_new_tokens}.",
+                f"The draft ends at token {end}; the request has at most {self.max_new_tokens}.",
             )
         if any(token in self.end_tokens for token in draft.tokens[:-1]):
             raise DraftFault(FaultCode.TOKEN, Action.GIVE_UP, "The draft continues after an end-of-sequence token.")
@@ -76,10 +76,10 @@ def grant(message: Open, *, target: TargetInfo, offer: SessionOffer) -> SessionL
             RefusalCode.PROTOCOL,
             f"The device speaks protocol {message.protocol}, the edge {PROTOCOL}; bring both to the same release.",
         )
-    if message.resume and message.target_id not in (None, target.target_id):
+    if message.target_id not in (None, target.target_id):
         raise OpenRefused(
             RefusalCode.OTHER_TARGET,
-            f"The tokens to resume are of target model {message.target_id.hex()}, and this edge has {target.name} "
+            f"The request is for target model {message.target_id.hex()}, and this edge has {target.name} "
             f"({target.target_id.hex()}); wait for an edge with that model.",
         )
     if message.vocabulary != target.vocabulary:
@@ -92,15 +92,18 @@ def grant(message: Open, *, target: TargetInfo, offer: SessionOffer) -> SessionL
         raise OpenRefused(
             RefusalCode.OTHER,
             f"The edge knows the {target.most_top_k} most likely tokens of the target model {target.name} and no more; "
-            f"ask for top_k from 1 to {target.most_top_k}, or for temperature 0.",
+            f"ask for top_k from 1 to {target.most_top_k}, or for temperature 0, without penalties, logit_bias and "
+            "min_tokens.",
         )
     _check_logprobs(message, target)
     resumed = message.resume or ()
     if not message.prompt:
         raise OpenRefused(RefusalCode.PROMPT_EMPTY, "The prompt is empty; give at least one token.")
-    if max(*message.prompt, *resumed, 0) >= target.vocabulary.size:
+    biased = (token for token, _ in message.policy.logit_bias)
+    if max(*message.prompt, *resumed, *biased, 0) >= target.vocabulary.size:
         raise OpenRefused(
-            RefusalCode.TOKEN, f"The prompt holds a token id outside the vocabulary of {target.vocabulary.size}."
+            RefusalCode.TOKEN,
+            f"The prompt or logit_bias has a token id outside the vocabulary of {target.vocabulary.size}.",
         )
     if message.max_new_tokens < 1:
         raise OpenRefused(RefusalCode.MAX_NEW_TOKENS, "max_new_tokens is 0; ask for at least one token.")
@@ -109,12 +112,12 @@ def grant(message: Open, *, target: TargetInfo, offer: SessionOffer) -> SessionL
         raise OpenRefused(
             RefusalCode.PROMPT_TOO_LONG,
             f"The prompt has {len(message.prompt)} tokens; the target model {target.name} holds {target.context} with "
-            "the text. Shorten it.",
+            "the output. Shorten it.",
         )
     most = min(message.max_new_tokens, room, offer.max_new_tokens)
     if len(resumed) >= most:
         raise OpenRefused(
-            RefusalCode.MAX_NEW_TOKENS, f"The text to resume has {len(resumed)} tokens; at most {most} are granted."
+            RefusalCode.MAX_NEW_TOKENS, f"The output to resume has {len(resumed)} tokens; at most {most} are granted."
         )
     return SessionLimits(
         max_new_tokens=most,
@@ -131,6 +134,12 @@ def _check_logprobs(message: Open, target: TargetInfo) -> None:
             RefusalCode.LOGPROBS,
             f"The edge knows the {target.most_top_k} most likely tokens of the target model {target.name} and no more, "
             "so that it cannot tell exact log-probabilities; ask without `logprobs`.",
+        )
+    if message.logprobs is not None and message.policy.adjusts and message.policy.mode is Mode.RESIDUAL:
+        raise OpenRefused(
+            RefusalCode.LOGPROBS,
+            "With penalties, logit_bias or min_tokens, log-probabilities need the mode 'coupled': a device cannot "
+            "compute them for its corrections.",
         )
     if message.echo and (message.logprobs is None or message.resume):
         raise OpenRefused(

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from dssd.distribution import Dist
-from dssd.verification import Judgement
-from fleet_edge.counters import SegmentCounters
 from fleet_edge.errors import tokens_differ
+from fleet_edge.session_log.counters import SegmentCounters
 from fleet_edge.sessions.admission import SessionLimits
+from sampling.distribution import Dist
+from sampling.verification import Judgement
 from schemas.fields import TokenLogprobs
 from schemas.messages import Draft
 from schemas.reasons import Finish
@@ -126,10 +126,14 @@ class Rounds:
 
 @dataclass(frozen=True, slots=True)
 class DraftResult:
-    """One draft's part of a judgement.
+    """One draft's part of a judgement, and parts of the time that its verdict took.
 
     `tested` tokens were decided on; after the accepted ones comes `token`, drawn by the edge, or at a rejection the
     target distribution `p`. `logprobs` are those of `tokens` and of the rejection, if requested.
+
+    `queue_ms` lasts from the draft's arrival to the start of the step, without `prefill_ms`: steps that computed the
+    session's own prompt, which would make an idle edge look overloaded. `batch` counts sessions in the step; 0 if
+    nothing was verified. `chained` counts tokens of the session's other drafts in the step.
     """
 
     arrived: ReceivedDraft
@@ -139,6 +143,12 @@ class DraftResult:
     p: Dist | None
     finish: Finish
     logprobs: tuple[TokenLogprobs, ...] = ()
+    batch: int = 0
+    queue_ms: float = 0.0
+    prefill_ms: float = 0.0
+    compute_ms: float = 0.0
+    background: bool = False
+    chained: int = 0
 
     @property
     def tokens(self) -> tuple[int, ...]:
@@ -149,24 +159,7 @@ class DraftResult:
     def rejected(self) -> bool:
         return self.p is not None or self.tested > self.accepted
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DraftTiming:
-    """Parts of the time that a verdict took.
-
-    `queue_ms` lasts from the draft's arrival to the start of the step, without `prefill_ms`: steps that computed the
-    session's own prompt, which would make an idle edge look overloaded. `batch` counts sessions in the step; 0 if
-    nothing was verified. `chained` counts tokens of the session's other drafts in the step.
-    """
-
-    batch: int = 0
-    queue_ms: float = 0.0
-    prefill_ms: float = 0.0
-    compute_ms: float = 0.0
-    background: bool = False
-    chained: int = 0
-
-    def add_to(self, counters: SegmentCounters) -> None:
+    def add_times_to(self, counters: SegmentCounters) -> None:
         counters.queue_ms += self.queue_ms
         counters.prefill_ms += self.prefill_ms
         counters.compute_ms += self.compute_ms

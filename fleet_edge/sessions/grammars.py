@@ -18,12 +18,12 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from dssd.distribution import Dist, point_mass, shape
-from dssd.verification import Judgement
 from fleet_common.grammar.compiler import GrammarCompiler
 from fleet_common.grammar.errors import GrammarBusy, GrammarError, GrammarKilled, GrammarNotReady
 from fleet_common.grammar.matcher import GrammarMatcher
 from fleet_edge.errors import OpenRefused
+from sampling.distribution import Dist, point_mass, shape
+from sampling.verification import Judgement
 from schemas.fields import SESSIONS_PER_DEVICE
 from schemas.messages import Open
 from schemas.policy import SamplingPolicy
@@ -49,7 +49,7 @@ class Constraint:
     killed: str = ""
     ready: bool = True
     _forced: list[bool] = field(default_factory=list)  # by row of the current case
-    _ahead: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())  # a text, and what must follow
+    _ahead: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())  # an output, and what must follow
     _spent_s: float = 0.0
 
     @classmethod
@@ -63,7 +63,7 @@ class Constraint:
     def resume(cls, matcher: GrammarMatcher, text: Sequence[int]) -> "Constraint":
         """Return the constraint of a session that has `text` already, once the worker follows it; may take seconds.
 
-        Raises `GrammarError` if the grammar excludes the text, or cannot be followed.
+        Raises `GrammarError` if the grammar excludes it, or cannot be followed.
         """
         matcher.restore(text)
         matcher.check(text)
@@ -73,7 +73,7 @@ class Constraint:
         return constraint
 
     def restore(self, text: Sequence[int]) -> None:
-        """Have the worker follow the session's text; may take seconds. An error appears at the next step."""
+        """Have the worker follow the session's output; may take seconds. An error appears at the next step."""
         with suppress(GrammarError):
             self.matcher.restore(text)
         self.look_ahead(text, patient=True)
@@ -81,7 +81,7 @@ class Constraint:
         self.ready = True
 
     def shape(self, row: NDArray[np.float32], policy: SamplingPolicy, *, text: Sequence[int]) -> Dist:
-        """Return the target distribution after a text, masked by the grammar and renormalised.
+        """Return the target distribution after an output, masked by the grammar and renormalised.
 
         `row` has the target's float32 logits `[vocabulary]`; `text` leaves out the prompt. Raises ValueError if there
         is none; `failure` says why unless the logits are invalid.
@@ -113,17 +113,17 @@ class Constraint:
         return replace(judgement, forced=tuple(place for place, each in enumerate(decided) if each))
 
     def look_ahead(self, text: Sequence[int], *, patient: bool = False) -> None:
-        """Compute what must follow a text, for `next_forced`; a `patient` caller may wait for seconds."""
+        """Compute what must follow an output, for `next_forced`; a `patient` caller may wait for seconds."""
         began = self.clock()
         try:
             self._ahead = tuple(text), self.matcher.forced(text, patient=patient)
         except GrammarError as error:
-            self._ahead = (), ()  # reported when the text is judged
+            self._ahead = (), ()  # reported when the output is judged
             self.ready = not isinstance(error, GrammarNotReady)
         self._spent_s += self.clock() - began
 
     def next_forced(self, text: Sequence[int], most: int) -> tuple[int, ...]:
-        """Return at most `most` tokens that must follow a text; none unless `look_ahead` was last called with it."""
+        """Return at most `most` tokens that must follow an output; none unless `look_ahead` was last called with it."""
         known, forced = self._ahead
         return forced[: max(0, most)] if known == tuple(text) else ()
 
@@ -198,7 +198,7 @@ class Grammars:
     _pool: ThreadPoolExecutor | None = None
 
     def waits(self, device: str, message: Open) -> bool:
-        """Whether an Open repeats one whose grammar is being prepared."""
+        """The Open repeats one whose grammar is being prepared."""
         return self._attempts.get((device, message.session)) == message.attempt
 
     def forget(self, device: str, session: bytes) -> None:
@@ -235,7 +235,7 @@ class Grammars:
         self._submit(_Task(device, run))
 
     def restore(self, device: str, constraint: Constraint, text: Sequence[int]) -> None:
-        """Have the worker follow a running session's text again."""
+        """Have the worker follow a running session's output again."""
 
         def run() -> float:
             began = self.clock()

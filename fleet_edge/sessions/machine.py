@@ -11,9 +11,8 @@ from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from typing import Final
 
-from dssd.verification import Judgement
-from fleet_edge.counters import SegmentCounters
 from fleet_edge.errors import DraftFault, tokens_differ
+from fleet_edge.session_log.counters import SegmentCounters
 from fleet_edge.sessions.admission import SessionLimits
 from fleet_edge.sessions.drafts import (
     DraftResult,
@@ -26,6 +25,7 @@ from fleet_edge.sessions.drafts import (
 from fleet_edge.sessions.grammars import MAX_FORCED, Constraint
 from fleet_edge.sessions.states import EdgeSessionEvent, EdgeSessionState, next_state
 from fleet_edge.sessions.statistics import RecentAcceptance, TokenTimes
+from sampling.verification import Judgement
 from schemas.fields import MAX_TOKENS, EdgeLoad, TokenLogprobs
 from schemas.messages import Close, Draft, Open
 from schemas.names import model_name
@@ -325,8 +325,8 @@ class EdgeSession:
         counters = self.counters
         counters.tokens += written
         counters.edge_only += written
-        counters.guessed += len(arrived.draft.tokens)
-        counters.guessed_right += result.accepted
+        counters.speculated += len(arrived.draft.tokens)
+        counters.speculated_accepted += result.accepted
         counters.forced += sum(place < written for place in judgement.forced)
         if result.finish is not Finish.NO:
             self._move(EdgeSessionEvent.ENDED)

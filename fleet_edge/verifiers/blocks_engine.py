@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import threading
 from dataclasses import replace
 from functools import lru_cache
 from hashlib import sha256
@@ -13,15 +14,16 @@ from typing import TYPE_CHECKING, Any, Final
 from fleet_common.extras import install_command
 from fleet_common.host import cache_folder, private_folder
 from fleet_edge.settings import EdgeSettings, KeptIn, PrefixSharing
-from fleet_edge.verifiers.contract import UnsupportedModel, Verifier, VerifierError
-from fleet_edge.verifiers.source import check_memory, check_source, fetch_files, is_gguf, target_name
+from fleet_edge.verifiers.contract import OnProgress, UnsupportedModel, Verifier, VerifierError, no_progress
+from fleet_edge.verifiers.source import check_memory, check_source, fetch_files, is_gguf, target_name, window_limit
 from schemas.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
-    from fleet_edge.verifiers.blocks.architectures import Geometry
     from fleet_edge.verifiers.blocks.folder_weights import FolderWeights
+    from fleet_edge.verifiers.blocks.geometry import Geometry
     from fleet_edge.verifiers.blocks.gguf_weights import GgufWeights
-    from fleet_edge.verifiers.blocks.kv import PageMemory
+    from fleet_edge.verifiers.blocks.kv import ProcessMemory
+    from fleet_edge.verifiers.blocks.page_file import PageFile
     from fleet_edge.verifiers.contract import TargetInfo
 
 _FILES: Final = ("*.safetensors", "*.json")
@@ -64,7 +66,7 @@ def check_architecture(settings: EdgeSettings) -> None:
     of_config(json.loads(config.read_text(encoding="utf-8")), {})
 
 
-def load(settings: EdgeSettings) -> Verifier:
+def load(settings: EdgeSettings, on_progress: OnProgress = no_progress) -> Verifier:
     """Load the target model that the settings name.
 
     Raises `UnsupportedModel` if the engine does not serve it, `VerifierError` if there is none, or too little memory.
@@ -96,42 +98,56 @@ def load(settings: EdgeSettings) -> Verifier:
         )
     threads = settings.threads or numba.config.NUMBA_DEFAULT_NUM_THREADS
     identity = fingerprint(file.files, bits=settings.weight_bits)
-    kept = _kept_weights_path(path) if settings.keep_weights and file.packed_bytes >= _MIN_KEPT_BYTES else None
-    cached = CachedWeights(file, kept, identity, threads=threads) if kept else None
+    kept = kept_weights_path(path) if settings.keep_weights and file.packed_bytes >= _MIN_KEPT_BYTES else None
+    loaded, counting = 0, threading.Lock()
+
+    def note_bytes(count: int) -> None:
+        nonlocal loaded
+        with counting:  # tensors are packed on several threads
+            loaded += count
+            on_progress(min(1.0, loaded / file.packed_bytes))
+
+    cached = CachedWeights(file, kept, identity, threads=threads, on_bytes=note_bytes)
     # The packed weights, and one tensor of the file.
     check_memory(name, file.packed_bytes + file.largest_bytes, "or use a smaller target model or a GGUF of 4 bits")
-    model = Model(file if cached is None else cached, threads=threads)
+    model = Model(cached, threads=threads)
     info = TargetInfo(
         name=name,
         vocabulary=Vocabulary.of(strings),
-        context=geometry.context,
+        context=min(geometry.context, window_limit(path) or geometry.context),
         end_tokens=geometry.end_tokens,
         runs_on=f"blocks, {file.number_format}, {variants()[0]}, {threads} threads",
     )
     trial = Trial(model, info)
     # The same code gives the same rows, so what an earlier start has proven with it holds.
     proof = sha256(trial.rows.tobytes() + f"{numba.__version__} {threads} {sorted(processor_features())}".encode())
-    repeats = (cached is not None and cached.proof == proof.hexdigest()) or trial.repeats()
+    repeats = cached.proof == proof.hexdigest() or trial.repeats()
     info = replace(info, batch_invariant=repeats).identified(trial.rows.tobytes())
-    if cached is not None:
-        cached.keep_later(proof.hexdigest() if repeats else "")
+    cached.keep_later(proof.hexdigest() if repeats else "")
     if not repeats:
         _log.warning("Rows depend on the batch on this processor, so that seeded requests may not repeat.")
-    memory = _memory(settings, file.geometry, info, identity)
+    memory = _memory(settings, file.geometry, info)
     return Loaded(model, info, memory, threads=threads)
 
 
-def _memory(settings: EdgeSettings, geometry: "Geometry", info: "TargetInfo", identity: str) -> "PageMemory":
+def _memory(settings: EdgeSettings, geometry: "Geometry", info: "TargetInfo") -> "ProcessMemory | PageFile":
     """Return the memory for keys and values; one that survives the process where it is wanted and possible."""
-    from fleet_edge.verifiers.blocks.kv import ProcessMemory, page_bytes  # noqa: PLC0415 - likewise
+    from fleet_edge.verifiers.blocks.kv import (  # noqa: PLC0415 - likewise
+        MIN_STATES,
+        STATES_SHARE,
+        ProcessMemory,
+        divide,
+        state_bytes,
+    )
     from fleet_edge.verifiers.blocks.page_file import PageFile  # noqa: PLC0415
 
-    its: dict[str, int] = {
-        "layers": geometry.layers,
-        "kv_heads": geometry.kv_heads,
-        "dim": geometry.head_dim,
-    }
-    count = settings.kv_bytes // page_bytes(**its)
+    count, states = divide(geometry, settings.kv_bytes)
+    if states and states[0][0] < MIN_STATES:
+        needed = MIN_STATES * STATES_SHARE * state_bytes(geometry.state_shapes)
+        raise VerifierError(
+            f"kv_bytes holds less than {MIN_STATES} states of the recurrent layers of {info.name}; set it to at least "
+            f"{needed}, or to {needed * 8} for some sequences."
+        )
     if (
         settings.kv_kept is not KeptIn.NOTHING
         and settings.prefix_sharing is not PrefixSharing.OFF
@@ -140,20 +156,21 @@ def _memory(settings: EdgeSettings, geometry: "Geometry", info: "TargetInfo", id
         path = kept_pages_path(settings)
         try:
             if path is not None:
-                return PageFile(path, identity, **its, count=count)
+                return PageFile(path, info.target_id.hex(), geometry.pools, count, states)
         except OSError as error:
             _log.warning(
                 "Keys and values end with this process, so that a restart computes prompts again: %s: %s", path, error
             )
     try:
-        return ProcessMemory(**its, count=count)
+        return ProcessMemory(geometry.pools, count, states)
     except (OSError, OverflowError) as error:
         raise VerifierError(
             f"The machine does not provide {settings.kv_bytes} bytes for keys and values; set a smaller kv_bytes."
         ) from error
 
 
-def _kept_weights_path(source: Path) -> Path | None:
+def kept_weights_path(source: Path) -> Path | None:
+    """Return the file in which packed weights of a source are kept; None if there is no folder for it."""
     caches = cache_folder()
     folder = caches and private_folder(caches / "weights")
     return folder and folder / f"{sha256(str(source.resolve()).encode()).hexdigest()[:16]}.weights"

@@ -7,7 +7,7 @@ rows of logits wanted from their end.
 
 import hashlib
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, Protocol, TypeAlias, runtime_checkable
@@ -37,22 +37,31 @@ class UnsupportedModel(VerifierError):  # noqa: N818 - reads as what it says
     """This verifier cannot serve the model's architecture, or one of its files."""
 
 
-RUNNING_STATE: Final = frozenset(
+HYBRIDS: Final = frozenset(
     (
         "qwen3next", "qwen35", "qwen35moe", "lfm2", "lfm2moe", "granitehybrid", "nemotron_h", "nemotron_h_moe",
-        "falcon-h1", "jamba", "mamba", "mamba2", "rwkv6", "rwkv7",  # in a GGUF
+        "falcon-h1",  # in a GGUF
         "qwen3_next", "qwen3_5_text", "qwen3_5", "qwen3_5_moe", "qwen3_5_moe_text", "lfm2_moe", "granitemoehybrid",
         "falcon_h1",  # in a config.json
     )
 )  # fmt: skip
-"""Architectures with layers that have a running state instead of keys and values."""
+"""Architectures in which some layers have a running state, and others keys and values."""
+
+RUNNING_STATE: Final = HYBRIDS | {"mamba", "mamba2", "falcon_mamba", "jamba", "rwkv", "rwkv6", "rwkv7"}
+"""Architectures with layers that have a running state; no engine serves those that are not hybrids."""
+
+
+GEMMA2_CAPS: Final = {"attn": 50.0, "final": 30.0}
+"""Bounds of the published Gemma 2, which transformers takes whatever a GGUF says."""
 
 
 def running_state(kind: str, engine: str) -> UnsupportedModel:
     """Return the error that refuses such a model in an engine other than llama.cpp."""
+    what = "set engine to llama.cpp and target to a GGUF of it"
+    if kind not in HYBRIDS:
+        what = "no other engine serves it either, so choose another target model"
     return UnsupportedModel(
-        f"The engine {engine} cannot serve this {kind} model, because some layers have a running state; set engine to "
-        "llama.cpp and target to a GGUF of it."
+        f"The engine {engine} cannot serve this {kind} model, because some layers have a running state; {what}."
     )
 
 
@@ -74,6 +83,14 @@ class SequenceFailed(VerifierError):  # noqa: N818
     def __init__(self, sentence: str, *, sequence: int) -> None:
         super().__init__(sentence)
         self.sequence = sequence
+
+
+OnProgress = Callable[[float], None]
+"""Receives the share of a target's bytes that is loaded, from any thread."""
+
+
+def no_progress(_share: float) -> None:
+    """Ignore progress."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,8 +135,9 @@ class TargetInfo:
         return replace(self, target_id=digest.digest()[:TARGET_ID_BYTES])
 
     def serves(self, policy: SamplingPolicy) -> bool:
-        """An engine that names `most_top_k` tokens of a row serves policies that keep no more."""
-        return self.most_top_k is None or policy.greedy or 0 < policy.top_k <= self.most_top_k
+        """An engine that names `most_top_k` tokens of a row serves policies that keep no more, of unchanged logits."""
+        bounded = policy.greedy or (self.most_top_k is not None and 0 < policy.top_k <= self.most_top_k)
+        return self.most_top_k is None or (bounded and not policy.adjusts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,7 +262,7 @@ class KeepsPrefixes(Protocol):
         """
 
     def own(self, sequence: int, owner: str) -> None:
-        """Note to whom an open sequence belongs."""
+        """Record the owner of an open sequence."""
 
     def erase_free(self) -> None:
         """Overwrite memory that closed sequences have left, some of it at each call."""
@@ -252,6 +270,14 @@ class KeepsPrefixes(Protocol):
     @property
     def is_forgotten(self) -> bool:
         """An administrator has deleted what is kept: all ended sequences are to be closed."""
+
+
+@runtime_checkable
+class HasStates(Protocol):
+    """A verifier that computes tokens of a fork again where it has no state of recurrent layers."""
+
+    def reach(self, sequence: int, length: int) -> int:
+        """Return the most tokens, up to `length`, that a fork of a sequence has without computing any again."""
 
 
 @runtime_checkable

@@ -1,9 +1,9 @@
 """Prefix cache: a verifier that retains ended sequences' keys and values for sequences with the same beginning.
 
 It wraps any verifier and is one itself. A closed sequence stays in memory until its room is needed; the least recently
-used goes first, before any open one, and a prefix that several devices have used goes last. A sequence whose next
-tokens are known (`expect`) reuses what another has computed (`reuse`), by taking over an ended sequence or forking.
-`ahead` names a sequence that is about to compute the same, so that only one of many computes it.
+used goes first, before any open one; a prefix that several devices have used goes late, and one of `WARM` last. A
+sequence whose next tokens are known (`expect`) reuses what another has computed (`reuse`), by taking over an ended
+sequence or forking. `ahead` names a sequence that is about to compute the same, so that only one of many computes it.
 """
 
 import secrets
@@ -21,6 +21,7 @@ from typing import Final, TypeVar
 from fleet_edge.settings import PrefixSharing
 from fleet_edge.verifiers.contract import (
     CapacityExceeded,
+    HasStates,
     Item,
     KeepsPrefixes,
     Logits,
@@ -135,6 +136,9 @@ class HeldSequence:
         return self.tokens[:length].tobytes() == tokens[: length * self.tokens.itemsize]
 
 
+WARM: Final = "*"
+"""Owner of what was computed ahead, which all may reuse; no device has this name."""
+
 LEAST_REUSED: Final = 16
 """Fewest tokens to reuse: computing fewer costs about as much as copying them."""
 
@@ -179,6 +183,8 @@ class PrefixCache:
         self._retained: dict[int, HeldSequence] = {}  # ended ones, by the key below, the least recently used first
         self._owned = Counter[str]()  # tokens of the retained ones
         self._dropping = threading.Lock()  # a step may drop retained ones on its thread
+        self._was_deleted = False
+        self.on_deletion: Callable[[], None] = lambda: None  # what was computed ahead is gone
         self._keys = count(_FIRST_OF_OURS)
         info = verifier.info
         self._all_stable = info.batch_invariant and info.least_tokens == 1
@@ -197,8 +203,7 @@ class PrefixCache:
         return self._owned.total()
 
     def open(self, sequence: int) -> None:
-        if isinstance(self._verifier, KeepsPrefixes) and self._verifier.is_forgotten:
-            self.clear()
+        self._follow_deletion()
         self._require_new(sequence)
         held = HeldSequence(self._key(sequence), sequence)
         self._with_room(lambda: self._verifier.open(held.key))
@@ -298,9 +303,12 @@ class PrefixCache:
         return max(0, length - max(held.computed, held.reached))
 
     def reusable(self, sequence: int) -> int:
-        """Return how many tokens of a sequence are computed, or can be reused."""
-        held = self._of(sequence)
-        return max(held.computed, self._longest(held)[0])
+        """Return how many tokens of a sequence are computed, or can be reused; callable during a step."""
+        held = self._open.get(sequence)
+        if held is None:
+            return 0
+        with self._dropping:
+            return max(held.computed, self._longest(held)[0])
 
     def known(self, tokens: Sequence[int], *, owner: str, stable: bool) -> int:
         """Return how many tokens a sequence that is to be opened could reuse now; callable during a step."""
@@ -341,16 +349,26 @@ class PrefixCache:
 
     def expire(self) -> None:
         """Drop ended sequences that are too old, and erase what they leave. Call it every few seconds."""
-        if isinstance(self._verifier, KeepsPrefixes) and self._verifier.is_forgotten:
-            self.clear()
+        self._follow_deletion()
         last = self._clock() - _KEEP_S
-        for held in [each for each in self._retained.values() if each.used_at < last]:
+        for held in [each for each in self._retained.values() if each.used_at < last and each.owner != WARM]:
             self._drop(held)
         if isinstance(self._verifier, KeepsPrefixes):
             self._verifier.erase_free()
 
     def clear(self) -> None:
         for held in list(self._retained.values()):
+            self._drop(held)
+
+    def _follow_deletion(self) -> None:
+        """Drop ended sequences if an administrator has deleted what is kept; what is computed ahead, once."""
+        if not isinstance(self._verifier, KeepsPrefixes) or not self._verifier.is_forgotten:
+            return
+        if not self._was_deleted:
+            self._was_deleted = True
+            self.clear()
+            self.on_deletion()
+        for held in [each for each in self._retained.values() if each.owner != WARM]:
             self._drop(held)
 
     # Lookups
@@ -363,8 +381,8 @@ class PrefixCache:
                 yield common, other
 
     def _is_one(self, source: HeldSequence, taker: HeldSequence) -> bool:
-        """Only sequences of one owner share, unless all do."""
-        return self._sharing is PrefixSharing.ALL or source.owner == taker.owner
+        """Only sequences of one owner share, unless all do; what was computed ahead is for all."""
+        return self._sharing is PrefixSharing.ALL or source.owner in (taker.owner, WARM)
 
     def _note_owner(self, held: HeldSequence) -> None:
         if isinstance(self._verifier, SharesPrefixes):
@@ -389,6 +407,8 @@ class PrefixCache:
             if min(common, most) <= best:
                 break
             length = min(common, other.computed, most)
+            if isinstance(self._verifier, HasStates):
+                length = self._verifier.reach(other.key, length)
             # An open sequence is in the index with what it expects, not with what it has computed.
             if length > best and other.begins_as(held.expected, length):
                 best, found = length, other
@@ -397,6 +417,8 @@ class PrefixCache:
     def _worth_keeping(self, held: HeldSequence) -> bool:
         if self._sharing is PrefixSharing.OFF or held.computed < LEAST_REUSED:
             return False
+        if held.owner == WARM:
+            return True
         tokens = held.tokens.tobytes()
         for common, other in self._alike(tokens, held):
             if common < held.computed:
@@ -420,7 +442,12 @@ class PrefixCache:
         for common, key in list(islice(self._index.matches(tokens), _LOOKED_AT)):
             other = self._held[key]
             serves = self._is_one(held, other) and held.stable >= other.stable
-            if key in self._retained and other.computed == common and serves:
+            if (
+                key in self._retained
+                and other.computed == common
+                and serves
+                and (other.owner != WARM or held.owner == WARM)
+            ):
                 self._drop(other)  # the new one serves its purpose
         if len(self._retained) >= _MOST_RETAINED:
             self._drop_one()
@@ -448,6 +475,8 @@ class PrefixCache:
         if source.caller is not None:
             return self._fork(next(self._keys), caller, source, length)
         self._used(source)
+        if source.owner == WARM:
+            return self._fork(next(self._keys), caller, source, length)
         if source.computed - length > TAIL:
             # Otherwise there is room for one of the two, and this one is needed.
             with suppress(CapacityExceeded):
@@ -473,7 +502,8 @@ class PrefixCache:
         Those of owners above their share go first.
         """
         whole = sum(held.computed for held in self._held.values()) if self._retained else 0
-        greedy = {owner for owner, tokens in self._owned.items() if tokens > self._share(owner) * whole}
+        owned = [(owner, tokens) for owner, tokens in self._owned.items() if owner != WARM]
+        greedy = {owner for owner, tokens in owned if tokens > self._share(owner) * whole}
         candidates = [held for held in self._retained.values() if held is not keep]
         if not candidates:
             return False
@@ -481,8 +511,8 @@ class PrefixCache:
         if held is not None:
             self._drop(held)
             return True
-        held = next((held for held in candidates if held.computed > held.shared), candidates[0])
-        if LEAST_REUSED <= held.shared < held.computed:
+        held = min(candidates, key=lambda held: (held.owner == WARM, held.computed <= held.shared))
+        if held.owner != WARM and LEAST_REUSED <= held.shared < held.computed:
             self._cut(held)
         else:
             self._drop(held)

@@ -6,6 +6,7 @@ imported only when it is used, so an edge needs only the libraries of its engine
 """
 
 import logging
+from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
 from pkgutil import resolve_name
@@ -13,8 +14,9 @@ from typing import Final
 
 from fleet_common.host import NVIDIA_DRIVER
 from fleet_edge.settings import AUTO, VERIFIERS, EdgeSettings, KeptIn
-from fleet_edge.verifiers.contract import UnsupportedModel, Verifier, VerifierError
+from fleet_edge.verifiers.contract import OnProgress, UnsupportedModel, Verifier, VerifierError, no_progress
 from fleet_edge.verifiers.source import check_gguf_reader, check_source, is_gguf
+from schemas.control import ChatFormat
 
 _log = logging.getLogger(__name__)
 
@@ -24,10 +26,10 @@ def check_verifier(settings: EdgeSettings) -> None:
     _check(choose_engine(settings))
 
 
-def load_verifier(settings: EdgeSettings) -> Verifier:
+def load_verifier(settings: EdgeSettings, on_progress: OnProgress = no_progress) -> Verifier:
     """Load the target model in the engine that the settings name; raises `VerifierError` if it cannot be loaded."""
     chosen = choose_engine(settings)
-    verifier: Verifier = resolve_name(VERIFIERS[chosen.engine])(chosen)
+    verifier: Verifier = resolve_name(VERIFIERS[chosen.engine])(chosen, on_progress)
     return verifier
 
 
@@ -127,6 +129,21 @@ def check_target_files(settings: EdgeSettings) -> None:
         check_local(settings.target)
     else:
         check_source(settings.target)
+
+
+def read_chat_format(settings: EdgeSettings, end_tokens: Iterable[int]) -> ChatFormat | None:
+    """Return how the target reads a chat, from its files; None, with a warning, if they do not say."""
+    from fleet_edge.verifiers.tokens import chat_format  # noqa: PLC0415 - reads GGUFs
+
+    try:
+        check_target_files(settings)
+        found = chat_format(settings.target, end_tokens)
+    except VerifierError as error:
+        _log.warning("Devices use the chat template of their draft model: %s", error)
+        return None
+    if found is None:
+        _log.info("The target has no chat template; devices use that of their draft model.")
+    return found
 
 
 def read_target_tokens(settings: EdgeSettings) -> list[str]:

@@ -2,6 +2,7 @@
 
 import glob
 import hashlib
+import logging
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +11,9 @@ from typing import Final
 from fleet_common.extras import install_command
 from fleet_common.gguf_files import GgufUnreadable, read_header
 from fleet_common.host import available_memory
-from fleet_edge.verifiers.contract import RUNNING_STATE, UnsupportedModel, VerifierError, running_state
+from fleet_edge.verifiers.contract import GEMMA2_CAPS, RUNNING_STATE, UnsupportedModel, VerifierError, running_state
+
+_log = logging.getLogger(__name__)
 
 _CONFIG: Final = "config.json"
 _WEIGHTS: Final = ("*.safetensors", "pytorch_model*.bin")
@@ -72,16 +75,36 @@ def check_gguf_reader(path: Path) -> None:
     if kind in RUNNING_STATE:
         raise running_state(kind, "torch")
     scaling = str(header.metadata.get(f"{kind}.rope.scaling.type", "none"))
-    if kind not in _READ_BY_TRANSFORMERS or header.metadata.get(f"{kind}.expert_count", 0):
+    caps = [header.metadata.get(f"{kind}.{name}_logit_softcapping", its) for name, its in GEMMA2_CAPS.items()]
+    # By this word in the name transformers takes another architecture, which it cannot read.
+    renamed = kind == "llama" and "mistral" in str(header.metadata.get("general.name", "")).lower()
+    if kind not in _READ_BY_TRANSFORMERS or renamed or header.metadata.get(f"{kind}.expert_count", 0):
         reason = f"transformers does not read this {kind} model from a GGUF"
     elif scaling != "none" or "rope_freqs.weight" in header.tensors:
         reason = "transformers does not read its scaled rotary embedding from a GGUF"
+    elif kind == "gemma2" and caps != list(GEMMA2_CAPS.values()):
+        reason = "transformers does not read the bounds of its scores and logits from a GGUF"
     else:
         return
     raise UnsupportedModel(
-        f"The engine torch cannot serve {path.name}, because {reason}; set engine to blocks or llama.cpp, or target to "
-        "a folder or a repository id with the model's safetensors."
+        f"The engine torch cannot serve {path.name}, because {reason}; set engine to auto or llama.cpp."
     )
+
+
+def window_limit(path: Path) -> int:
+    """Return the longest sequence of a GGUF that lacks the sliding window of its model, and say so; 0 for no limit."""
+    try:
+        window = read_header(path).lost_window if is_gguf(path) else 0
+    except GgufUnreadable as error:
+        raise UnsupportedModel(str(error)) from error
+    if window:
+        _log.warning(
+            "%s lacks the sliding window that its model was trained with, so sequences have at most its %d tokens; for "
+            "longer ones set target to a folder with the model's safetensors.",
+            path.name,
+            window,
+        )
+    return window
 
 
 def check_repository(name: str) -> None:

@@ -17,6 +17,7 @@ from fleet_common.grammar.errors import GrammarUnavailable
 from fleet_common.grammar.tokenizer import GrammarTokenizer
 from fleet_edge.verifiers.contract import UnsupportedModel
 from fleet_edge.verifiers.source import check_source, fetch_files, is_gguf
+from schemas.control import MAX_CHAT_FORMAT_BYTES, ChatFormat, encode_json
 from schemas.fields import MAX_VOCABULARY
 from schemas.vocabulary import token_strings
 
@@ -78,6 +79,44 @@ def repository_tokens(name: str) -> list[str]:
         raise UnsupportedModel(
             f"The target model {name} has no tokenizer; put its tokenizer.json next to the weights."
         ) from error
+
+
+def chat_format(source: str | Path, end_tokens: Iterable[int]) -> ChatFormat | None:
+    """Read how a target model reads a chat; None without a chat template. Raises `UnsupportedModel`."""
+    path = Path(source).expanduser()
+    try:
+        found = _gguf_chat(path) if is_gguf(path) else _repository_chat(str(path if path.is_dir() else source))
+        if not found["template"]:
+            return None
+        made = ChatFormat.model_validate({**found, "end_tokens": tuple(sorted(end_tokens))})
+    except (GgufUnreadable, ValueError, TypeError, AttributeError, LookupError, OSError) as error:
+        raise UnsupportedModel(f"The chat template of {source} is damaged; fetch the model again.") from error
+    if len(encode_json(made)) > MAX_CHAT_FORMAT_BYTES:
+        raise UnsupportedModel(f"The chat template of {source} has more than {MAX_CHAT_FORMAT_BYTES >> 10} KiB.")
+    return made
+
+
+def _gguf_chat(path: Path) -> dict[str, Any]:
+    metadata = read_header(path).metadata
+    tokens = metadata.get(_TOKENS_KEY, [])
+    texts = {}
+    for name in ("bos", "eos"):
+        token = metadata.get(f"tokenizer.ggml.{name}_token_id")
+        texts[name] = "" if token is None else str(tokens[token])
+    return {"template": metadata.get("tokenizer.chat_template"), **texts}
+
+
+def _repository_chat(name: str) -> dict[str, Any]:
+    found, alone = _file(name, "tokenizer_config.json"), _file(name, "chat_template.jinja")
+    config = json.loads(found.read_text(encoding="utf-8")) if found else {}
+    template = alone.read_text(encoding="utf-8") if alone else config.get("chat_template")
+    if isinstance(template, list):  # several, by name
+        template = next((each["template"] for each in template if each.get("name") == "default"), None)
+    texts = {each: config.get(f"{each}_token") or "" for each in ("bos", "eos")}
+    return {
+        "template": template,
+        **{each: text["content"] if isinstance(text, dict) else text for each, text in texts.items()},
+    }
 
 
 def grammar_tokenizer(source: str | Path | None, *, vocabulary: int, end_tokens: Sequence[int]) -> GrammarTokenizer:

@@ -10,12 +10,18 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 
 
-def play(folder: Path, *tasks: dict[str, Any], check: bool = False, **given: Any) -> tuple[bool, str]:
+def play(
+    folder: Path, *tasks: dict[str, Any], check: bool = False, inventory: dict[str, Any] | None = None, **given: Any
+) -> tuple[bool, str]:
     """Run tasks with variables; return whether they passed, and what Ansible said, in one line.
 
-    With `check` they change nothing.
+    With `check` they change nothing. An `inventory` has several hosts by name, all of them this machine.
     """
-    book = [{"hosts": "localhost", "connection": "local", "gather_facts": False, "tasks": tasks}]
+    hosts = "localhost,"
+    if inventory is not None:
+        hosts = str(folder / "inventory.json")
+        (folder / "inventory.json").write_text(json.dumps(inventory))
+    book = [{"hosts": "all", "connection": "local", "gather_facts": False, "tasks": tasks}]
     (folder / "play.yml").write_text(json.dumps(book))
     program = Path(sys.executable).parent / "ansible-playbook"
     variables = json.dumps({"ansible_python_interpreter": sys.executable, **given})
@@ -26,7 +32,7 @@ def play(folder: Path, *tasks: dict[str, Any], check: bool = False, **given: Any
         "ANSIBLE_NOCOLOR": "1",
     }
     done = subprocess.run(
-        [program, "-i", "localhost,", folder / "play.yml", "-e", variables, *(["--check"] if check else [])],
+        [program, "-i", hosts, folder / "play.yml", "-e", variables, *(["--check"] if check else [])],
         env={**os.environ, **environment},
         capture_output=True,
         text=True,

@@ -26,19 +26,6 @@ def of_host(tasks: str) -> dict[str, Any]:
     return {"ansible.builtin.include_role": {"name": "host", "tasks_from": tasks}}
 
 
-def in_group(name: str) -> dict[str, Any]:
-    return {"ansible.builtin.group_by": {"key": name}}
-
-
-def rules(folder: Path, group: str, **given: Any) -> str:
-    """Return the rules that the role writes for a machine of a group."""
-    template = {"src": str(ROLE / "templates" / "firewall.nft.j2"), "dest": str(folder / "rules")}
-    read = [{"ansible.builtin.include_vars": str(ROLE / part / "main.yml")} for part in ("defaults", "vars")]
-    passed, said = play(folder, in_group(group), *read, {"ansible.builtin.template": template}, **given)
-    assert passed, said
-    return (folder / "rules").read_text()
-
-
 @pytest.fixture
 def cable() -> Iterator[Cable]:
     if os.geteuid() != 0 or not (shutil.which("nft") and shutil.which("ip")):
@@ -51,32 +38,41 @@ def cable() -> Iterator[Cable]:
 
 PORTS = (22, 502, 8321, 8883, 9464)
 
+CASES: list[tuple[str, dict[str, Any], list[int]]] = [
+    ("devices", {}, [22]),
+    ("devices", {"device_settings": {"api_listen": "0.0.0.0:8321"}, "host_open": ["502/tcp"]}, [22, 502, 8321]),
+    ("devices", {"device_settings": {"api_listen": "/run/fleet/api.sock"}, "ansible_port": 502}, [502]),
+    ("edges", {"edge_settings": {"metrics": {"listen": "127.0.0.1:9464"}}}, [22]),
+    ("edges", {"edge_metrics_listen": "192.0.2.2:9464"}, [22, 9464]),
+    ("broker", BROKER_PORTS, [22, 8883]),
+]
+"""Group, variables, and ports that others reach."""
 
-@pytest.mark.parametrize(
-    ("group", "given", "reached"),
-    [
-        ("devices", {}, [22]),
-        ("devices", {"device_settings": {"api_listen": "0.0.0.0:8321"}, "host_open": ["502/tcp"]}, [22, 502, 8321]),
-        pytest.param(
-            "devices",
-            {"device_settings": {"api_listen": "/run/fleet/api.sock"}, "ansible_port": 502},
-            [502],
-            marks=pytest.mark.exhaustive,
-        ),
-        pytest.param(
-            "edges", {"edge_settings": {"metrics": {"listen": "127.0.0.1:9464"}}}, [22], marks=pytest.mark.exhaustive
-        ),
-        ("edges", {"edge_metrics_listen": "192.0.2.2:9464"}, [22, 9464]),
-        ("broker", BROKER_PORTS, [22, 8883]),
-    ],
-)
-def test_others_reach_what_the_settings_have_listen_and_no_more(
-    group: str, given: dict[str, Any], reached: list[int], cable: Cable, tmp_path: Path
-) -> None:
-    cable.on_broker("nft", "-f", "-", text=rules(tmp_path, group, **given))
+
+@pytest.fixture(scope="module")
+def rules(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Return the rules that the role writes for a machine of each case."""
+    folder = tmp_path_factory.mktemp("rules")
+    template = {"src": str(ROLE / "templates" / "firewall.nft.j2"), "dest": str(folder / "{{ inventory_hostname }}")}
+    read = {"ansible.builtin.include_vars": str(ROLE / "vars" / "main.yml")}
+    inventory = {
+        group: {
+            "vars": DEFAULTS,
+            "hosts": {f"machine-{number}": given for number, (of, given, _) in enumerate(CASES) if of == group},
+        }
+        for group, *_ in CASES
+    }
+    passed, said = play(folder, read, {"ansible.builtin.template": template}, inventory=inventory)
+    assert passed, said
+    return [(folder / f"machine-{number}").read_text() for number in range(len(CASES))]
+
+
+@pytest.mark.parametrize("number", range(len(CASES)))
+def test_others_reach_what_the_settings_have_listen_and_no_more(number: int, rules: list[str], cable: Cable) -> None:
+    cable.on_broker("nft", "-f", "-", text=rules[number])
     assert cable.start("b", SERVE, *PORTS) == "ready\n"
     found = [port for port in PORTS if json.loads(cable.start("d", KNOCK, DEVICE, EDGE, port, 1, 0)) == ["open"]]
-    assert found == reached
+    assert found == CASES[number][2]
     # The machine reaches itself, and others.
     assert json.loads(cable.start("b", KNOCK, "127.0.0.1", "127.0.0.1", 502, 1, 0)) == ["open"]
     assert cable.start("d", SERVE, 1883) == "ready\n"

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from fleet_device.settings import DeviceSettings
-from fleet_edge.alerts.settings import AlertSettings
+from fleet_edge.session_log.alerts.settings import AlertSettings
 from fleet_edge.settings import EdgeSettings
 from tests.ansible.local_play import ROOT, play
 from tests.broker_config.test_broker import systemd_complaints

@@ -10,7 +10,7 @@ from benchmarks.__main__ import main
 from benchmarks.bytes import TCP_IP_HEAD, Traffic
 from benchmarks.recordings import RecordedLaw, RecordedLaws
 from benchmarks.systems import SYSTEMS
-from dssd.distribution import Dist, shape
+from sampling.distribution import Dist, shape
 from schemas.policy import Mode
 from tests.support.brokers import require_mosquitto
 

@@ -11,7 +11,7 @@ from benchmarks.exactness.chances import FOUND, chance, noncentral, sessions_for
 from benchmarks.exactness.evidence import Evidence
 from benchmarks.exactness.power import MISTAKES, Simulation
 from benchmarks.exactness.system import CaseResult
-from dssd.downlink import FormName
+from sampling.downlink import FormName
 from schemas.policy import Mode
 from tests.support.sabotage import Sabotage
 from tests.support.statistics import ALARM

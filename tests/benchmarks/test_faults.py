@@ -23,7 +23,7 @@ from tests.support.waiting import PATIENCE_S
 @pytest.mark.timeout(1800)
 def test_structured_output_is_valid_whatever_fails() -> None:
     require_mosquitto()
-    assert main(["faults", "soak", "--structured", "2000", "--devices", "16"]) == 0
+    assert main(["faults", "soak", "--structured", "600", "--devices", "16"]) == 0
 
 
 WHOLE = ("one", "device-1", "length", 40, 40)
@@ -70,6 +70,8 @@ def test_a_killed_device_may_leave_one_close_that_no_edge_has_confirmed(
     database = log(tmp_path, ("one", "device-1", "lost", tokens, None))
     assert (disagreements(database, tally(killed=["device-1"])) == []) is agrees
     assert disagreements(database, tally(killed=["device-2"]))
+    assert (disagreements(database, tally(unconfirmed=["one"])) == []) is agrees, "its last, when it ended"
+    assert disagreements(database, tally(unconfirmed=["one"], texts={"two": EndedText("device-1", "length", 40)}))
 
 
 def test_a_text_that_is_not_in_the_log_is_told(tmp_path: Path) -> None:

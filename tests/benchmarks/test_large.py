@@ -1,15 +1,23 @@
 import json
+import os
+from collections import namedtuple
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from benchmarks.__main__ import main
+from benchmarks.large import restarts
 from benchmarks.large.models import FILES, FIRST, VOCABULARY, make, successors, walk
+from benchmarks.large.played_device import PlayedDrafter
 from fleet_edge.settings import EdgeSettings
+from fleet_edge.verifiers.blocks.weight_cache import _mapped, _write
 from fleet_edge.verifiers.contract import Item
 from fleet_edge.verifiers.registry import load_verifier
+from schemas.policy import SamplingPolicy
+from schemas.vocabulary import Vocabulary
 from tests.support.brokers import require_mosquitto
+from tests.support.letter_codec import LetterCodec
 from tests.support.prepared_models import prepared
 
 
@@ -50,3 +58,47 @@ def test_steps_that_are_played_are_measured_through_the_whole_system(tmp_path: P
     assert set(rows) == {"edge-only", "auto", "4"}
     assert rows["4"]["mean_draft"] > 2
     assert rows["edge-only"]["over_edge_only"] == 1.0
+
+
+def test_played_drafts_are_right_as_often_as_they_are_to_be() -> None:
+    right, prompt = np.array([True, False] * 20), [FIRST + 5, FIRST + 6]
+    drafter = PlayedDrafter(Vocabulary.of([""] * VOCABULARY), LetterCodec(""), right, 0.0)
+    text = walk(prompt[-1], 30)
+    drafter.reset(prompt)
+    for place, token in enumerate(text, start=1):
+        found = drafter.next(SamplingPolicy())
+        assert found.ids.tolist() == ([token] if right[place] else [token - 1])
+        drafter.extend([token])
+    drafter.truncate(len(prompt))
+    assert drafter.next(SamplingPolicy()).ids.tolist() == [text[0] - 1]
+
+
+@pytest.mark.models
+@pytest.mark.broker
+def test_a_soak_checks_each_output_and_samples_memory(tmp_path: Path) -> None:
+    require_mosquitto()
+    report = tmp_path / "report.json"
+    words = ["--shape", "tiny", "--cache", str(tmp_path), "--devices", "2", "--minutes", "0.1", "--long", "300"]
+    assert main(["soak", *words, "--tokens", "8", "--json", str(report)]) in {0, 1}
+    found = json.loads(report.read_text())
+    assert found["wrong"] == []
+    assert sum(row["requests"] for row in found["rows"]) >= 2
+    assert all(sample["own_mb"] > 0 for sample in found["samples"])
+
+
+@pytest.mark.parametrize("kind", ["cut", "flipped", "older"])
+def test_damage_is_done_to_pages_and_to_weights(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    room = namedtuple("room", ("total", "used", "free"))(1000, 500, 500)  # noqa: PYI024 - as shutil's
+    monkeypatch.setattr("shutil.disk_usage", lambda _path: room)
+    target_id = "0123456789abcdef"
+    (tmp_path / "pages").write_bytes(f"pages 1 {target_id} 28 4 128 100".encode().ljust(10_000, b"\0"))
+    weights = tmp_path / "weights"
+    _write(weights, "ab12", {}, "")
+    for path in (tmp_path / "pages", weights):
+        before = path.read_bytes()
+        restarts._DAMAGES[kind](path)
+        assert path.read_bytes() != before
+    if kind == "older":
+        assert target_id.encode() not in (tmp_path / "pages").read_bytes()
+        with pytest.raises(ValueError, match="has changed"):
+            _mapped(os.open(weights, os.O_RDONLY), "ab12", 1, lambda _count: None)

@@ -4,8 +4,8 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from benchmarks.administration.log import Scale, fill, questions
-from fleet_edge.session_log import SessionLog
-from fleet_edge.store.database import open_store
+from fleet_edge.session_log.database import open_store
+from fleet_edge.session_log.log import SessionLog
 
 NOW = datetime(2027, 2, 3, 4, 5, 6, tzinfo=UTC)
 

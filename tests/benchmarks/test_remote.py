@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks.remote import Job, Oracle, check_greedy, check_sampled
-from dssd.distribution import shape
+from sampling.distribution import shape
 from schemas.policy import Mode, SamplingPolicy
 from tests.support.inference_server import InferenceServer
 from tests.support.markov import MarkovScript

@@ -22,7 +22,7 @@ for output in outputs:
 
 @pytest.fixture
 def bench(tmp_path: Path) -> Any:
-    options = SimpleNamespace(reports=tmp_path / "reports", seconds=5, prompt=8, tokens=8)
+    options = SimpleNamespace(reports=tmp_path / "reports", seconds=5, prompt=8, tokens=8, target=None, requests=None)
     options.reports.mkdir()
     return SimpleNamespace(options=options, model=lambda name: tmp_path / name)
 
@@ -45,3 +45,21 @@ def test_the_figures_are_those_of_the_reports(bench: Any, tmp_path: Path, errore
     assert json.loads(report.read_text())
     assert len(serving._failures([row])) == errored
     assert not serving._failures([row | {"system": "llama-server"}])
+
+
+def test_each_round_is_compared_with_the_rival_of_the_same_round() -> None:
+    def row(system: str, turn: int, rate: float, first_ms: float, clients: int = 4) -> dict[str, Any]:
+        return {
+            "system": system, "clients": clients, "round": turn, "tokens_per_s": rate, "ttft_ms_p50": first_ms,
+        }  # fmt: skip
+
+    rows = [
+        row("llama-server", 0, 2.0, 100.0),
+        row("4 devices", 0, 6.0, 50.0),
+        row("llama-server", 1, 4.0, 100.0),
+        row("4 devices", 1, 4.0, 150.0),
+        {"system": "llama-server", "clients": 8, "error": "It did not start."},
+    ]
+    goals = serving._compared(rows, serving._TARGET_GOALS)
+    assert [each.get("ratio") for each in rows] == [None, 3.0, None, 1.0, None]
+    assert [(goal.value, goal.reached) for goal in goals] == [(2.0, True), (1.0, True)]

@@ -15,7 +15,7 @@ from tests.support.waiting import PATIENCE_S
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples"
-NAMES = ("query_the_log.py", "run_an_edge.py", "stream_a_chat.py", "write_a_text.py")
+NAMES = ("query_the_log.py", "run_an_edge.py", "score_alone.py", "stream_a_chat.py", "write_a_text.py")
 MAX_LINES = 40
 
 
@@ -35,8 +35,8 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(ROOT)}
 
 
-def test_examples_are_short_and_the_page_for_applications_names_each() -> None:
-    page = (ROOT / "docs" / "applications.md").read_text(encoding="utf-8")
+def test_examples_are_short_and_a_page_names_each() -> None:
+    page = "".join((ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8") for name in ("applications", "scoring"))
     found = tuple(sorted(path.name for path in EXAMPLES.glob("*.py") if not path.name.startswith("reference_")))
     assert found == NAMES
     for name in NAMES:

@@ -16,13 +16,13 @@ from benchmarks.exactness.cases import LENGTH, law
 from benchmarks.exactness.system import FLEET
 from broker_config.broker import Broker
 from broker_config.processes import MosquittoProcess
-from dssd.downlink import FormName
 from fleet_common.mqtt.paho_link import PahoLink
 from fleet_common.mqtt.settings import BrokerSettings
 from fleet_device.client.agent import Agent
 from fleet_device.drafters.without_model import ScriptedDrafter
 from fleet_device.pacing.contract import FixedPacing
 from fleet_device.requests.generate import GenerateRequest
+from sampling.downlink import FormName
 from schemas.policy import Mode
 from tests.support.brokers import StartBroker
 from tests.support.processes import toy_edge_process
@@ -91,6 +91,8 @@ def test_its_random_numbers_are_those_of_the_vectors(formulas: Any) -> None:
 def test_its_distributions_are_those_of_the_vectors(formulas: Any) -> None:
     for case in vectors("distributions", "shapes"):
         logits = [-np.inf if logit is None else logit for logit in case["logits"]]
+        if "prompt" in case:
+            logits = formulas.adjust(logits, case, case["prompt"], case["generated"], case["end_tokens"])
         with np.errstate(over="ignore"):
             found = formulas.shape(logits, case)
         assert list(found) == case["ids"], case["name"]
@@ -204,7 +206,7 @@ def test_what_concerns_others_changes_nothing(link: Any, other: dict[str, Any]) 
     ],
 )
 def test_a_lost_session_is_opened_again(link: Any, lost: dict[str, Any]) -> None:
-    with pytest.raises(link.Resume):
+    with pytest.raises(link.SessionLostError):
         asked(link, "up/draft/edge-1", [lost])
 
 
@@ -216,7 +218,7 @@ def test_a_fault_of_a_draft_is_no_verdict_on_it(link: Any) -> None:
     text = reference_client.Text(object.__new__(link.ReferenceLink), {}, [1], 4)
     text.link.root, text.link.ours, text.link.heard = "dssd/v1/home/d/", dict(OURS), queue.Queue()
     text.link.mqtt = AnsweringBroker(text.link.heard, [[fault]])
-    with pytest.raises(link.Resume):
+    with pytest.raises(link.SessionLostError):
         text.judge({"handle": 7, "edge": "edge-1"}, 0, [2], None)
 
 

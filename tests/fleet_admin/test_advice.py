@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from fleet_admin.advice import (
+    LARGE_CURVE,
     ServiceLevel,
     Workload,
     drafting,
@@ -12,6 +13,7 @@ from fleet_admin.advice import (
     find_capacity,
 )
 from fleet_device.pacing.contract import Plan
+from fleet_edge.step_curve import read_curve
 from tests.support.step_curves import AVX2, CHEAP_TOKENS, EPYC_CORE
 
 
@@ -73,3 +75,10 @@ def test_estimates_are_within_15_percent_of_the_measured_capacity() -> None:
         ratios[name] = rate.tokens_per_s * row["devices"] / row["tokens_per_s"]
     assert len(ratios) == 9
     assert all(0.85 <= ratio <= 1.15 for ratio in ratios.values()), ratios
+
+
+@pytest.mark.parametrize(("prompt_tokens", "more_ms"), [(60, 250.0), (4000, 105.0)])
+def test_prompts_lengthen_steps_no_more_than_the_scheduler_lets_them(prompt_tokens: int, more_ms: float) -> None:
+    curve = read_curve(LARGE_CURVE)
+    rate = edge_only(Workload(curve=curve, prompt_tokens=prompt_tokens, text_tokens=32), 4)
+    assert rate.gap_s * 1e3 == pytest.approx(curve.step_ms(4, 1) + more_ms)

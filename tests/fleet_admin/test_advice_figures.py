@@ -4,13 +4,13 @@ from pathlib import Path
 import pytest
 
 from fleet_admin.advice import Given, PlanningError, find_drafts
-from fleet_edge.store.database import open_store
-from fleet_edge.store.records import segment_number
+from fleet_edge.session_log.database import open_store
+from fleet_edge.session_log.records import segment_number
 from tests.fleet_edge.store import samples
 
 
 def log_of(folder: Path, *, sessions: int, ago: timedelta, edge_only: int = 0) -> str:
-    """Return the URL of a log of sessions, each of 45 tested tokens, 30 accepted, 50 drafted in 600 ms."""
+    """Return the URL of a log of sessions, each of 20 tested tokens, 15 accepted, 50 drafted in 600 ms."""
     url = f"sqlite:///{folder / 'fleet.sqlite3'}"
     at = datetime.now(UTC) - ago
     with open_store(url) as store:
@@ -36,17 +36,17 @@ def test_what_is_given_needs_no_log(tmp_path: Path) -> None:
 def test_the_last_week_of_the_log_tells_what_was_not_given(tmp_path: Path) -> None:
     url = log_of(tmp_path, sessions=6, ago=timedelta(days=2))
     drafts = find_drafts(Given(), db=url)
-    assert drafts.acceptance == pytest.approx(30 / 45)
+    assert drafts.acceptance == pytest.approx(15 / 20)
     assert drafts.draft_ms == pytest.approx(600 / 50)
-    # A device waited 900 ms, of which the edge used 210, in ten rounds and an Open.
-    assert drafts.round_trip_ms == pytest.approx((900 - 210) / 11)
+    # A device waited 900 ms, of which the edge used 210, in ten rounds.
+    assert drafts.round_trip_ms == pytest.approx((900 - 210) / 10)
     assert "6 sessions" in drafts.sources["acceptance"]
     mixed = find_drafts(Given(draft_ms=5.0), db=url)
     assert (mixed.draft_ms, mixed.sources["draft_ms"]) == (5.0, "as given")
 
 
 def test_a_log_of_sessions_that_the_edge_has_written_tells_no_round_trip(tmp_path: Path) -> None:
-    url = log_of(tmp_path, sessions=6, ago=timedelta(days=2), edge_only=10)
+    url = log_of(tmp_path, sessions=6, ago=timedelta(days=2), edge_only=15)
     drafts = find_drafts(Given(), db=url)
     assert drafts.round_trip_ms == 20.0
     assert "assumed" in drafts.sources["round_trip_ms"]

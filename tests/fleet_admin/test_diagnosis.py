@@ -2,8 +2,7 @@ from dataclasses import fields, replace
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from fleet_admin.diagnosis import (
     Busiest,
@@ -15,9 +14,8 @@ from fleet_admin.diagnosis import (
     conclude_edge,
 )
 from fleet_admin.token_time import TimePart, TokenTime, token_time
-from fleet_edge.store.records import DeviceCounters
-from fleet_edge.store.spent_time import SpentTime
-from fleet_edge.store.views import Tally
+from fleet_edge.session_log.totals import SpentTime
+from fleet_edge.session_log.views import DeviceCounters, Tally
 
 ROUNDS, TOKENS = 140, 400
 

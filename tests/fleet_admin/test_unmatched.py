@@ -6,8 +6,8 @@ import pytest
 from fleet_admin.unmatched import NEVER_SEEN, NOT_ENROLLED, Machine, find_unmatched
 from fleet_common.identity.authority import create_authority, issue
 from fleet_common.identity.certificates import IdentityRole
-from fleet_common.identity.index import Entry
-from fleet_edge.store.database import open_store
+from fleet_common.identity.index import CertificateRecord
+from fleet_edge.session_log.database import open_store
 from tests.fleet_edge.store import samples
 from tests.support.command import Run, as_json
 
@@ -17,8 +17,8 @@ DEVICE, EDGE = IdentityRole.DEVICE, IdentityRole.EDGE
 
 def entry(
     name: str, *, role: IdentityRole = DEVICE, days: float = 90, revoked: bool = False, serial: str = ""
-) -> Entry:
-    return Entry(
+) -> CertificateRecord:
+    return CertificateRecord(
         serial=serial or name,
         name=name,
         role=role,
@@ -57,7 +57,7 @@ def test_who_is_enrolled_and_was_never_seen() -> None:
         ([entry("a", role=EDGE)], "never given it a certificate"),
     ],
 )
-def test_who_was_seen_and_is_not_enrolled(entries: list[Entry], why: str) -> None:
+def test_who_was_seen_and_is_not_enrolled(entries: list[CertificateRecord], why: str) -> None:
     unmatched = [each for each in find_unmatched(entries, seen(("a", DEVICE)), now=NOW) if each.role is DEVICE]
     (found,) = unmatched
     assert (found.name, found.kind) == ("a", NOT_ENROLLED)

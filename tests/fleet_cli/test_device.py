@@ -14,8 +14,10 @@ from fleet_cli.main import main
 from fleet_cli.options import on_interrupt
 from fleet_common.logs import Event
 from fleet_device.applications import ApplicationsFile
+from fleet_device.requests.prompt import TextOptions
 from fleet_device.settings import DeviceSettings
 from schemas.errors import FleetError
+from schemas.fields import MAX_TOKENS
 from schemas.policy import Grammar
 from tests.support.command import Run, refused
 
@@ -38,6 +40,14 @@ def device(fleet: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
         ("generate -", "Standard input is empty; give a prompt."),
         ("generate ''", "The prompt is empty; give a prompt."),
         ("generate hello --stop ''", "--stop is empty"),
+        ("generate hello --logit-bias 5", "--logit-bias 5"),
+        ("generate hello --logit-bias 5+1e9", "--logit-bias 5+1e9"),
+        ("generate hello --logit-bias 5+101", "logit_bias"),
+        ("generate hello --min-p 2", "min_p"),
+        ("generate hello --min-p nan", "min_p"),
+        ("generate hello --repetition-penalty 0", "repetition_penalty"),
+        ("chat --presence-penalty 3 --api-listen ''", "presence_penalty"),
+        ("chat --min-tokens -1 --api-listen ''", "min_tokens"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_exit_code_2(
@@ -65,6 +75,28 @@ def test_a_chat_beside_a_running_device_uses_all_the_memory(device: Run, monkeyp
     assert device("chat", "--api-listen", "127.0.0.1:1")[::2] == (2, "fleet: It runs already.\n")
     assert device("chat", "--api-listen", "")[::2] == (2, "fleet: Enough.\n")
     assert asked == [(1, "")]
+
+
+def test_sampling_controls_reach_the_request(device: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[TextOptions] = []
+
+    def write(_settings: DeviceSettings, _asked: str, options: TextOptions, **_: object) -> None:
+        asked.append(options)
+        raise FleetError("Enough.")
+
+    monkeypatch.setattr("fleet_cli.device._write", write)
+    words = (
+        "--min-p 0.1 --presence-penalty -1 --frequency-penalty 0.5 --repetition-penalty 1.1 --logit-bias 7+2.5 "
+        "--logit-bias 9-100 --min-tokens 4"
+    )
+    device("generate", "hello", *words.split())
+    device("generate", "hello", "--ignore-eos")
+    of_none = {"raw": False, "stop": (), "grammar": None}
+    assert asked[0] == {
+        **of_none, "min_p": 0.1, "presence_penalty": -1, "frequency_penalty": 0.5, "repetition_penalty": 1.1,
+        "logit_bias": {7: 2.5, 9: -100}, "min_tokens": 4,
+    }  # fmt: skip
+    assert asked[1]["min_tokens"] == MAX_TOKENS
 
 
 @pytest.mark.slow

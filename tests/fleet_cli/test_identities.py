@@ -1,11 +1,10 @@
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from fleet_edge import SessionLog
-from fleet_edge.store.database import open_store
+from fleet_edge.session_log.database import open_store
 from tests.support.command import Run, as_json, refused
 
 
@@ -129,11 +128,11 @@ def test_the_authoritys_key_may_have_a_passphrase(run: Run, tmp_path: Path, monk
     assert run("list")[0] == 0, "a list needs no key"
 
 
-def test_the_log_names_who_acted_through_sudo(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_record_names_who_acted_through_sudo(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SUDO_USER", "alice")
     run("ca")
-    actors = {json.loads(line)["actor"] for line in (tmp_path / "ca" / "audit.jsonl").read_text().splitlines()}
-    assert {actor.partition(" as ")[0] for actor in actors} == {"alice"}
+    run("issue", "edge-1", "--role", "edge")
+    assert [each["by"].partition(" as ")[0] for each in as_json(run("list", "--json"))] == ["alice"]
 
 
 @pytest.mark.parametrize(

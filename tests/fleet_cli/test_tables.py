@@ -6,8 +6,7 @@ from operator import itemgetter
 from typing import Any, get_args
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from fleet_admin.columns import ABSENT, Column, Kind, shown
 from fleet_cli.tables import table_lines

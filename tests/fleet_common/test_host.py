@@ -159,7 +159,7 @@ class Manager:
     def __init__(self, address: str) -> None:
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.socket.bind(address)
-        self.socket.settimeout(5)
+        self.socket.settimeout(PATIENCE_S)
 
     def hear(self) -> str:
         return self.socket.recv(4096).decode()
@@ -171,7 +171,7 @@ class Manager:
         except BlockingIOError:
             return True
         finally:
-            self.socket.settimeout(5)
+            self.socket.settimeout(PATIENCE_S)
         return False
 
 

@@ -2,8 +2,7 @@ from collections import Counter, deque
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from fleet_common.limits import Connections, FairQueue, TokenBucket, network_of
 
@@ -13,7 +12,7 @@ COSTS = st.sampled_from([0.5, 1.0, 3.0, 250.0])
 
 def taken(queue: FairQueue[str, tuple[str, int]], number: int) -> Iterator[tuple[str, int]]:
     for _ in range(number):
-        entry = queue.take()
+        entry = queue.pop()
         assert entry is not None
         yield entry
 
@@ -75,7 +74,7 @@ def test_it_is_a_queue_for_each_key_under_one_bound(steps: list[tuple[str, str, 
                 model[key].append(entry)
         elif what == "take":
             peeked = queue.peek()
-            last = queue.take()
+            last = queue.pop()
             assert last == peeked
             assert (last is None) == (total == 0)
             if last is not None:
@@ -96,22 +95,22 @@ def test_it_says_when_it_is_worth_asking_again() -> None:
     bucket.spend(7.0, 0.0)
     wait = bucket.wait_s(1.0, 0.0)
     assert wait == 2.0
-    assert bucket.take(1.0, 1.9) > 0.0
-    assert bucket.take(1.0, 2.0) == 0.0
+    assert bucket.try_spend(1.0, 1.9) > 0.0
+    assert bucket.try_spend(1.0, 2.0) == 0.0
 
 
 def test_more_than_the_burst_is_taken_when_it_is_full_and_leaves_a_debt() -> None:
     bucket = TokenBucket(1.0, 4.0, now=0.0)
-    assert bucket.take(10.0, 0.0) == 0.0
+    assert bucket.try_spend(10.0, 0.0) == 0.0
     assert bucket.wait_s(1.0, 0.0) == 7.0
 
 
 def test_a_clock_that_stands_or_falls_back_fills_nothing() -> None:
     bucket = TokenBucket(1.0, 1.0, now=5.0)
-    assert bucket.take(1.0, 5.0) == 0.0
-    assert bucket.take(1.0, 3.0) > 0.0
-    assert bucket.take(1.0, 5.5) > 0.0
-    assert bucket.take(1.0, 6.0) == 0.0
+    assert bucket.try_spend(1.0, 5.0) == 0.0
+    assert bucket.try_spend(1.0, 3.0) > 0.0
+    assert bucket.try_spend(1.0, 5.5) > 0.0
+    assert bucket.try_spend(1.0, 6.0) == 0.0
 
 
 @given(
@@ -123,7 +122,7 @@ def test_never_more_than_burst_and_rate(rate: float, burst: float, takes: list[t
     bucket, now, taken, largest = TokenBucket(rate, burst, now=0.0), 0.0, 0.0, 0.0
     for pause, amount in takes:
         now += pause
-        if bucket.take(amount, now) == 0.0:
+        if bucket.try_spend(amount, now) == 0.0:
             taken += amount
             largest = max(largest, amount)
     assert taken <= (burst + rate * now + largest) * (1 + 1e-9)

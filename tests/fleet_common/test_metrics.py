@@ -10,6 +10,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from pydantic import ValidationError
 
+from fleet_common.http_server import HttpServerError
 from fleet_common.metrics import (
     Family,
     Health,
@@ -100,7 +101,7 @@ def serving(
     server = MetricsServer(ListenAddress("127.0.0.1", 0), pages, token=token, **given)
     server.start()
     try:
-        yield int(server.url.rpartition(":")[2])
+        yield int(server.address.rpartition(":")[2])
     finally:
         server.stop()
         server.stop()
@@ -182,7 +183,7 @@ def test_an_exception_ends_one_request_alone(caplog: pytest.LogCaptureFixture) -
 
 
 def test_a_port_in_use_is_one_sentence() -> None:
-    with serving() as port, pytest.raises(MetricsError, match=r"set `metrics\.listen` to another address or port"):
+    with serving() as port, pytest.raises(HttpServerError, match=r"set `metrics\.listen` to another"):
         MetricsServer(ListenAddress("127.0.0.1", port), MetricsPages(lambda: b"", lambda: WELL, lambda: WELL))
 
 

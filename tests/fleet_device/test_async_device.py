@@ -10,7 +10,7 @@ from tests.fleet_device.test_device import COUPLED, LONG, at_home
 from tests.support.memory_device import TalkingDrafter, announce_edge, at_work, settings
 from tests.support.memory_fleet import MemoryFleet
 from tests.support.memory_link import MemoryLink
-from tests.support.waiting import until
+from tests.support.waiting import PATIENCE_S, until
 
 ENDLESS: Any = {"raw": True, "max_new_tokens": 4000, "seed": 6, **COUPLED}
 
@@ -38,7 +38,7 @@ Script = Callable[[AsyncDevice, MemoryFleet], Coroutine[Any, Any, None]]
 def run(script: Script, **given: Any) -> None:
     async def main() -> None:
         async with open_device(**given) as (device, fleet):
-            await asyncio.wait_for(script(device, fleet), 30.0)
+            await asyncio.wait_for(script(device, fleet), PATIENCE_S)
 
     asyncio.run(main())
 

@@ -138,7 +138,7 @@ def test_without_an_edge_a_text_fails_after_a_while() -> None:
         with pytest.raises(EdgeUnavailable, match="fleet edge run"):
             device.generate("t1")
         announce_edge(fleet)
-        assert device.wait_for_edge(10.0)
+        assert device.wait_for_edge(PATIENCE_S)
 
 
 def test_without_a_broker_it_does_not_open_and_frees_the_model() -> None:

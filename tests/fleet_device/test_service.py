@@ -8,11 +8,12 @@ from pathlib import Path
 import httpx
 import pytest
 
+from fleet_common.http_server import HttpServerError
 from fleet_common.mqtt.errors import ConnectFailed, LinkFault
 from fleet_device.api.listening import listen
 from fleet_device.api.problems import problem_of
 from fleet_device.drafters.contract import DrafterError
-from fleet_device.errors import ConfigurationError, EdgeUnavailable, TextCancelled
+from fleet_device.errors import EdgeUnavailable, TextCancelled
 from fleet_device.gateway import Asked, Gateway
 from fleet_device.power import HeatSensor
 from fleet_device.requests.generate import Cancellation, GenerateRequest, Generation, RequestContext
@@ -323,7 +324,7 @@ def test_a_gateway_whose_port_is_taken_says_so_and_can_still_be_stopped() -> Non
     drafter = TalkingDrafter()
     with listen() as taken:
         served = Gateway(memory_service(MemoryFleet(), drafter, api_listen=f"127.0.0.1:{taken.getsockname()[1]}"))
-        with pytest.raises(ConfigurationError, match="is in use"):
+        with pytest.raises(HttpServerError, match="is in use"):
             served.start()
         served.stop()
     assert drafter.closed == 1

@@ -1,9 +1,10 @@
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from fleet_edge.store.database import Store, open_store
+from fleet_edge.session_log.database import Store, open_store
 from tests.support.memory_edges import Site
 
 
@@ -15,6 +16,6 @@ def site(tmp_path: Path) -> Iterator[Site]:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    with open_store(f"sqlite:///{tmp_path / 'fleet.sqlite3'}") as opened:
+def store(tmp_path: Path, tables: Path) -> Iterator[Store]:
+    with open_store(f"sqlite:///{shutil.copy(tables, tmp_path)}") as opened:
         yield opened

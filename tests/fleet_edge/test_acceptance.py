@@ -1,11 +1,11 @@
 import random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from fleet_edge.sessions.statistics import RecentAcceptance
-from fleet_edge.store.records import EventLogged
 from schemas.policy import Mode
 from tests.support import memory_fleet
 from tests.support.markov import MarkovScript
@@ -34,8 +34,8 @@ def write(fleet: MemoryFleet, number: int) -> Device:
     return device
 
 
-def collapses(fleet: MemoryFleet) -> list[EventLogged]:
-    return [event for event in fleet.sink.of(EventLogged) if event.code == CODE]
+def collapses(fleet: MemoryFleet) -> list[SimpleNamespace]:
+    return [event for event in fleet.sink.of("event") if event.code == CODE]
 
 
 def test_a_collapse_is_logged_once_a_minute_with_a_count(monkeypatch: pytest.MonkeyPatch) -> None:

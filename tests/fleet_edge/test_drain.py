@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 from fleet_edge.service import migrate_sessions
-from fleet_edge.store.records import LeaveReason, SegmentLeft, SegmentProgress, SessionClosed
+from fleet_edge.session_log.records import LeaveReason
 from schemas.codec import encode_close
 from schemas.policy import Mode
 from schemas.reasons import EndReason
@@ -41,11 +41,11 @@ def test_a_session_in_the_middle_of_its_text_is_left_with_all_that_was_counted()
     assert give_up(fleet) == 1
     assert len(fleet.edge.sessions) == 0
     assert fleet.verifier.capacity() > room
-    (left,) = fleet.sink.of(SegmentLeft)
+    (left,) = fleet.sink.of("left")
     assert left.reason is LeaveReason.HANDED_OVER
-    progress = fleet.sink.of(SegmentProgress)[-1]
+    progress = fleet.sink.of("progress")[-1]
     assert (progress.rounds, progress.tokens) == (held.counters.rounds, held.committed)
-    assert fleet.sink.of(SessionClosed) == []
+    assert fleet.sink.of("closed") == []
     # The next edge, without state, resumes the session.
     fleet.restart_edge()
     device.resume()
@@ -59,8 +59,8 @@ def test_a_text_that_has_ended_is_not_left_open(seed: int, most: int, reason: En
     device = ended(fleet, seed, most=most)
     assert device.session.ended is reason
     assert give_up(fleet) == 0
-    assert fleet.sink.of(SegmentLeft) == []
-    (closed,) = fleet.sink.of(SessionClosed)
+    assert fleet.sink.of("left") == []
+    (closed,) = fleet.sink.of("closed")
     assert (closed.reason, closed.tokens) == (reason, len(device.session.committed))
 
 
@@ -81,7 +81,7 @@ def test_closes_that_follow_each_other_are_all_taken_before_the_end(monkeypatch:
     monkeypatch.setattr(type(fleet.edge.inbox), "take", lambda _inbox, **options: take_one(**options))
     fleet.edge.receive_last(wait_s=0.01)
     assert len(fleet.edge.sessions) == 0
-    assert [closed.counters is not None for closed in fleet.sink.of(SessionClosed)] == [True] * 3
+    assert [closed.counters is not None for closed in fleet.sink.of("closed")] == [True] * 3
 
 
 def test_a_device_that_never_falls_silent_does_not_keep_the_edge(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,20 +3,24 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from fleet_common.mqtt.errors import ConnectFailed
 from fleet_common.mqtt.settings import LinkSettings
-from fleet_edge import Edge, EdgeError, EdgeSettings
+from fleet_edge import Edge, EdgeError, EdgeSettings, SessionLog
+from fleet_edge.session_log.errors import StoreError
+from fleet_edge.session_log.views import MachineState
 from fleet_edge.verifiers.contract import Verifier, VerifierError
-from schemas.control import EdgeState, Presence, decode_json
+from schemas.control import ChatFormat, EdgeState, Presence, chat_format_name, decode_json
 from schemas.topics import Topic, build
 from tests.support.memory_broker import MemoryBroker
 from tests.support.memory_fleet import END, FLEET, TARGET
 from tests.support.memory_link import MemoryLink
 from tests.support.scripted_verifier import ScriptedVerifier
+from tests.support.tiny_gguf import tiny_gguf
 from tests.support.waiting import PATIENCE_S, until
 
 
@@ -40,6 +44,14 @@ class Place:
         kept = self.broker.retained(build(Topic.EDGE_STATE, fleet=FLEET, edge="edge-1"))
         return None if kept is None else decode_json(EdgeState, kept)
 
+    def logged(self) -> tuple[MachineState, int | None] | None:
+        """Return state and progress of the edge in the session log; None as long as it is not there."""
+        try:
+            with SessionLog(f"sqlite:///{self.folder / 'log.sqlite3'}") as log:
+                return next(((edge.state, edge.loading) for edge in log.edges()), None)
+        except StoreError:
+            return None
+
     @property
     def presence(self) -> Presence | None:
         return None if self.state is None else self.state.presence
@@ -62,17 +74,22 @@ def test_in_a_with_block_the_edge_is_online_and_afterwards_it_is_not(place: Plac
 @pytest.mark.parametrize("fails", [False, True])
 def test_while_it_loads_its_model_it_says_so(place: Place, monkeypatch: pytest.MonkeyPatch, *, fails: bool) -> None:
     verifier = place.edge()._verifier
-    seen: list[tuple[Presence, bool | None]] = []
+    seen: list[tuple[Presence, int | None]] = []
 
-    def load(_settings: EdgeSettings) -> Verifier | None:
-        until(lambda: place.state is not None)
-        assert place.state is not None
-        seen.append((place.state.presence, place.state.loading))
+    def load(_settings: EdgeSettings, on_progress: Callable[[float], None]) -> Verifier | None:
+        for percent in (0, 25, 60):
+            on_progress(percent / 100)
+            until(lambda: place.state is not None and place.state.loading == percent)  # noqa: B023 - waits here
+            assert place.state is not None
+            seen.append((place.state.presence, place.state.loading))
+        until(lambda: place.logged() == (MachineState.LOADING, 60))
         if fails:
             raise VerifierError("It is damaged.")
         return verifier
 
     monkeypatch.setattr("fleet_edge.edge.load_verifier", load)
+    monkeypatch.setattr("fleet_edge.edge._PROGRESS_S", 0.0)
+    monkeypatch.setattr("fleet_edge.edge._LOGGED_S", 0.01)
     monkeypatch.setattr(Edge, "check", lambda _edge: None)
     edge = Edge(place.edge().settings, make_link=place.link)
     edge.stop()
@@ -82,9 +99,32 @@ def test_while_it_loads_its_model_it_says_so(place: Place, monkeypatch: pytest.M
                 edge.run()
         else:
             edge.run()
-    assert seen == [(Presence.OFFLINE, True)]
+    assert seen == [(Presence.OFFLINE, 0), (Presence.OFFLINE, 25), (Presence.OFFLINE, 60)]
     assert place.state is not None
     assert (place.state.presence, place.state.loading) == (Presence.OFFLINE, None)
+    assert fails or place.logged() == (MachineState.OFFLINE, None)
+
+
+def test_the_chat_format_of_its_target_is_published_with_its_state(
+    place: Place, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    verifier = place.edge()._verifier
+    monkeypatch.setattr("fleet_edge.edge.load_verifier", lambda _settings, _on_progress=None: verifier)
+    monkeypatch.setattr(Edge, "check", lambda _edge: None)
+    for number, source in enumerate([tiny_gguf(tmp_path / "target.gguf"), ""]):
+        settings = place.edge().settings.model_copy(update={"target": str(source)})
+        edge = Edge(settings, make_link=place.link)
+        with place.broker.running(), edge:
+            until(lambda: place.presence is Presence.ONLINE)
+            kept = place.broker.retained(build(Topic.EDGE_CHAT, fleet=FLEET, edge="edge-1"))
+            assert place.state is not None
+            assert kept is not None
+            if number:
+                assert place.state.chat_format is None
+            else:
+                found = decode_json(ChatFormat, kept)
+                assert place.state.chat_format == chat_format_name(kept) == found.name
+                assert found.end_tokens == (END,)
 
 
 def test_on_a_thread_it_runs_until_it_is_stopped_from_another_one(place: Place) -> None:

@@ -3,21 +3,13 @@ import random
 import cbor2
 import pytest
 
-from dssd.distribution import shape
 from fleet_edge.errors import DraftFault
+from fleet_edge.session_log.records import (
+    LeaveReason,
+)
 from fleet_edge.sessions.drafts import DraftResult
 from fleet_edge.sessions.machine import EdgeSession
-from fleet_edge.store.records import (
-    CloseReported,
-    DeviceSeen,
-    EventLogged,
-    LeaveReason,
-    SegmentLeft,
-    SegmentProgress,
-    SessionClosed,
-    SessionOpened,
-    TelemetryReported,
-)
+from sampling.distribution import shape
 from schemas.codec import decode_verdict, encode_close, encode_draft, encode_open
 from schemas.control import DeviceState, Presence, Telemetry, encode_json
 from schemas.messages import Closed, Draft, Fault, Opened, Refused, Verdict
@@ -80,7 +72,7 @@ class Scene:
         return [reply for reply in self.replies if isinstance(reply, Fault)]
 
     def events(self) -> list[tuple[str | None, str, str]]:
-        return [(event.device, event.kind, event.code) for event in self.fleet.sink.of(EventLogged)]
+        return [(event.device, event.kind, event.code) for event in self.fleet.sink.of("event")]
 
     def others_are_untouched(self) -> None:
         run(self.fleet, [self.good], random.Random(0))
@@ -258,7 +250,7 @@ def test_an_open_delivered_twice_or_late_opens_nothing_anew(scene: Scene) -> Non
         scene.send(encode_open(message), Topic.OPEN)
     assert [(reply.attempt, reply.handle) for reply in scene.replies if isinstance(reply, Opened)] == [(2, 2), (2, 2)]
     assert len(scene.replies) == 2
-    assert len(scene.fleet.sink.of(SessionOpened)) == 3
+    assert len(scene.fleet.sink.of("opened")) == 3
 
 
 def test_a_repeated_draft_gets_the_same_bytes_and_is_verified_once(scene: Scene) -> None:
@@ -289,14 +281,14 @@ def test_a_close_ends_the_session_and_tells_what_was_counted(scene: Scene) -> No
     assert isinstance(second, Closed)
     assert (first.reason, first.attempt, second.attempt) == (EndReason.CANCELLED, 0, None)
     assert len(scene.fleet.edge.sessions) == 1
-    assert {record.reason for record in scene.fleet.sink.of(SessionClosed)} == {EndReason.CANCELLED}
+    assert {record.reason for record in scene.fleet.sink.of("closed")} == {EndReason.CANCELLED}
     scene.others_are_untouched()
 
 
 def test_a_close_under_anothers_session_id_is_told_as_ones_own(scene: Scene) -> None:
     scene.close(EndReason.FAILED, session=scene.good.terms.session)
-    assert [record.device for record in scene.fleet.sink.of(CloseReported)] == ["bad"]
-    assert scene.fleet.sink.of(SessionClosed) == []
+    assert [record.device for record in scene.fleet.sink.of("reported")] == ["bad"]
+    assert scene.fleet.sink.of("closed") == []
     scene.others_are_untouched()
 
 
@@ -304,7 +296,7 @@ def test_a_close_of_another_edges_session_is_that_edges_business(scene: Scene) -
     for session in (b"another1", scene.bad.terms.session):
         scene.close(edge="edge-2", session=session)
     assert scene.replies == []
-    assert scene.fleet.sink.of(SessionClosed) == []
+    assert scene.fleet.sink.of("closed") == []
     assert len(scene.fleet.edge.sessions) == 1  # what was left here is forgotten
     scene.others_are_untouched()
 
@@ -312,9 +304,9 @@ def test_a_close_of_another_edges_session_is_that_edges_business(scene: Scene) -
 def test_an_edge_that_knows_less_of_a_text_than_its_device_does_not_say_how_long_it_was(scene: Scene) -> None:
     """A repeated Open arrived here too, and the edge with the session ended before its end was known."""
     scene.close(EndReason.LENGTH, edge=None, handle=None, tokens=7)
-    assert scene.fleet.sink.of(SessionClosed) == []
-    assert [record.reason for record in scene.fleet.sink.of(SegmentLeft)] == [LeaveReason.RESUMED]
-    assert [record.tokens for record in scene.fleet.sink.of(CloseReported)] == [7]
+    assert scene.fleet.sink.of("closed") == []
+    assert [record.reason for record in scene.fleet.sink.of("left")] == [LeaveReason.RESUMED]
+    assert [record.tokens for record in scene.fleet.sink.of("reported")] == [7]
     scene.others_are_untouched()
 
 
@@ -344,7 +336,7 @@ def test_a_lease_that_runs_out_ends_the_session_as_lost_and_frees_its_memory(sce
     (closed,) = [reply for reply in scene.replies if isinstance(reply, Closed)]
     assert (closed.reason, closed.session) == (EndReason.LOST, scene.bad.terms.session)
     assert scene.fleet.verifier.capacity() > room
-    (record,) = scene.fleet.sink.of(SessionClosed)
+    (record,) = scene.fleet.sink.of("closed")
     assert (record.reason, record.code) == (EndReason.LOST, "device-silent")
     assert ("bad", "session", "lost") in scene.events()
     scene.others_are_untouched()
@@ -353,14 +345,14 @@ def test_a_lease_that_runs_out_ends_the_session_as_lost_and_frees_its_memory(sce
 @pytest.mark.parametrize("presence", [Presence.OFFLINE, Presence.CLOSED])
 def test_a_device_that_is_declared_gone_has_a_grace_to_come_back(scene: Scene, presence: Presence) -> None:
     scene.send(encode_json(STATE.model_copy(update={"presence": presence})), Topic.STATE)
-    assert [record.presence for record in scene.fleet.sink.of(DeviceSeen)] == [presence]
+    assert [record.presence for record in scene.fleet.sink.of("device")] == [presence]
     scene.fleet.clock.seconds += 14.0
     scene.fleet.edge.handlers.expire()
     assert len(scene.fleet.edge.sessions) == 2
     scene.fleet.clock.seconds += 2.0
     scene.fleet.edge.handlers.expire()
     assert len(scene.fleet.edge.sessions) == 1
-    assert [record.code for record in scene.fleet.sink.of(SessionClosed)] == ["device-offline"]
+    assert [record.code for record in scene.fleet.sink.of("closed")] == ["device-offline"]
     scene.others_are_untouched()
 
 
@@ -374,7 +366,7 @@ def test_a_device_that_is_declared_gone_has_a_grace_to_come_back(scene: Scene, p
 )
 def test_a_text_that_fails_says_why(scene: Scene, told: dict[str, str], expected: tuple[str, str]) -> None:
     scene.close(EndReason.FAILED, **told)
-    (record,) = scene.fleet.sink.of(SessionClosed)
+    (record,) = scene.fleet.sink.of("closed")
     assert (record.reason, record.code, record.sentence) == (EndReason.FAILED, *expected)
     assert scene.events() == [("bad", "session", "failed")]
 
@@ -382,13 +374,13 @@ def test_a_text_that_fails_says_why(scene: Scene, told: dict[str, str], expected
 def test_what_the_edge_has_given_up_says_why_if_the_device_does_not(scene: Scene) -> None:
     scene.session().fail(DraftFault(FaultCode.INTERNAL, Action.GIVE_UP, "The logits are not numbers."))
     scene.close(EndReason.FAILED)
-    (record,) = scene.fleet.sink.of(SessionClosed)
+    (record,) = scene.fleet.sink.of("closed")
     assert (record.code, record.sentence) == ("internal", "The logits are not numbers.")
 
 
 def test_a_text_that_ends_as_it_should_has_no_cause(scene: Scene) -> None:
     run(scene.fleet, [scene.good, scene.bad], random.Random(0))
-    ends = [(record.reason, record.code) for record in scene.fleet.sink.of(SessionClosed)]
+    ends = [(record.reason, record.code) for record in scene.fleet.sink.of("closed")]
     assert len(ends) == 2
     assert {code for _, code in ends} == {None}
     assert [code for _, _, code in scene.events()] == []
@@ -414,15 +406,15 @@ def test_telemetry_of_devices_is_recorded(scene: Scene) -> None:
         told = Telemetry(sessions=number, tokens=0, round_trip_ms=float(number), plan="ahead", plan_reason="Faster.")
         link.publish(build(Topic.TELEMETRY, fleet=FLEET, device="bad"), encode_json(told))
         scene.fleet.settle()
-    found = [(record.device, record.round_trip_ms) for record in scene.fleet.sink.of(TelemetryReported)]
+    found = [(record.device, record.round_trip_ms) for record in scene.fleet.sink.of("telemetry")]
     assert found == [("bad", 0.0), ("bad", 1.0), ("bad", 2.0)]
-    assert {record.plan_reason for record in scene.fleet.sink.of(TelemetryReported)} == {"Faster."}
+    assert {record.plan_reason for record in scene.fleet.sink.of("telemetry")} == {"Faster."}
 
 
 def test_a_flush_logs_what_has_been_counted_so_far(scene: Scene) -> None:
     scene.send(encode_draft(scene.draft()))
     scene.fleet.edge.handlers.flush()
-    progress = {record.session: record for record in scene.fleet.sink.of(SegmentProgress)}
+    progress = {record.session: record for record in scene.fleet.sink.of("progress")}
     assert (progress[scene.bad.terms.session.hex()].rounds, progress[scene.good.terms.session.hex()].rounds) == (1, 0)
 
 

@@ -8,8 +8,8 @@ from apscheduler.schedulers import base as apscheduler
 
 from fleet_edge import jobs as edge_jobs
 from fleet_edge.jobs import EdgeJobs, JobSettings
-from fleet_edge.store.database import Store
-from fleet_edge.store.records import segment_number
+from fleet_edge.session_log.database import Store
+from fleet_edge.session_log.records import segment_number
 from tests.fleet_edge.store import samples
 from tests.fleet_edge.store.rows import all_rows
 from tests.fleet_edge.store.samples import after
@@ -60,15 +60,13 @@ def test_chores_go_by_the_clock_and_the_ages_they_are_given(store: Store) -> Non
     rows = all_rows(store)
     assert [row["session"] for row in rows["sessions"]] == [samples.SESSION]
     assert (rows["rounds"], rows["events"]) == ([], [])
-    assert {(row["scope"], row["start"]) for row in rows["rollups"]} == {
-        ("detail", samples.START.replace(minute=0)),
-        ("fleet", samples.START.replace(minute=0)),
-        ("fleet-day", samples.START.replace(hour=0, minute=0)),
-        ("device", samples.START.replace(hour=0, minute=0)),
-        ("detail", datetime(2026, 1, 23, 10, tzinfo=UTC)),
-        ("fleet", datetime(2026, 1, 23, 10, tzinfo=UTC)),
-        ("fleet-day", datetime(2026, 1, 23, tzinfo=UTC)),
-        ("device", datetime(2026, 1, 23, tzinfo=UTC)),
+    assert {(row["grain"], row["device"], row["start"]) for row in rows["rollups"]} == {
+        ("hour", "", samples.START.replace(minute=0)),
+        ("day", "", samples.START.replace(hour=0, minute=0)),
+        ("day", "sensor-1", samples.START.replace(hour=0, minute=0)),
+        ("hour", "", datetime(2026, 1, 23, 10, tzinfo=UTC)),
+        ("day", "", datetime(2026, 1, 23, tzinfo=UTC)),
+        ("day", "sensor-1", datetime(2026, 1, 23, tzinfo=UTC)),
     }, "totals stay when their sessions go"
     settings = JobSettings(rounds_days=23 / 24, sessions_days=30, totals_days=39)
     assert _jobs(store, settings=settings, now=lambda: after(3601)).run("purge")
@@ -132,6 +130,29 @@ def test_stopping_waits_for_the_chore_under_way(store: Store) -> None:
     jobs.stop()
     stopped.set()
     assert left_behind == [False]
+
+
+def test_a_job_that_is_set_again_while_the_edge_stops_does_not_hang_it(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(edge_jobs, "EVERY_S", 0.01)
+    ran, set_again, stopped = threading.Event(), threading.Event(), threading.Event()
+    jobs = _jobs(store, evaluate_alerts=ran.set)
+    add_job = jobs._scheduler.add_job
+
+    def add_late(*arguments: object, **more: object) -> None:
+        if ran.is_set():
+            set_again.set()
+            stopped.wait(0.2)  # long enough for the scheduler to begin its end
+        add_job(*arguments, **more)
+
+    monkeypatch.setattr(jobs._scheduler, "add_job", add_late)
+    jobs.start()
+    assert set_again.wait(PATIENCE_S)
+    stopping = threading.Thread(target=jobs.stop, daemon=True)
+    stopping.start()
+    stopping.join(PATIENCE_S)
+    assert not stopping.is_alive()
 
 
 def test_stopping_does_not_wait_for_a_long_purge(store: Store) -> None:
@@ -224,10 +245,12 @@ DAY_S = 86_400
 
 def _year(store: Store, until_day: int = 0) -> list[str]:
     """Store a session and an edge's load for each day of the year before a day; return the sessions."""
+    records = []
     for day in range(until_day - 364, until_day + 1):
         at = after(day * DAY_S)
         key = {"session": f"{day + 10_000:016x}", "segment": segment_number(at)}
-        store.apply([samples.opened(**key, at=at), samples.closed(**key, at=at), samples.edge_load(at=at)])
+        records += [samples.opened(**key, at=at), samples.closed(**key, at=at), samples.edge_load(at=at)]
+    store.apply(records)
     return _sessions(store)
 
 

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from fleet_edge.store.records import RoundJudged, SegmentProgress, SessionClosed
 from fleet_edge.verifiers.contract import Item, Logits
 from schemas.codec import encode_draft
 from schemas.messages import Closed, Draft, Fault, Opened, Verdict
@@ -170,7 +169,7 @@ def test_a_session_that_is_closed_in_a_step_has_no_verdict(scene: Scene, drafted
 
     def close() -> None:
         device.session.cancel(EndReason.CANCELLED)
-        device.driver.closing.send()
+        device.driver.closing.send_close()
         until(lambda: scene.fleet.broker.pump() >= 0 and any(isinstance(each, Closed) for each in device.messages))
 
     scene.steps.during_next(close)
@@ -183,10 +182,10 @@ def test_a_session_that_is_closed_in_a_step_has_no_verdict(scene: Scene, drafted
     scene.fleet.settle()
     assert len(scene.steps.computed) == 1
     assert not scene.verdicts
-    (closed,) = scene.fleet.sink.of(SessionClosed)
+    (closed,) = scene.fleet.sink.of("closed")
     assert (closed.reason, closed.tokens) == (EndReason.CANCELLED, 0)
-    assert not scene.fleet.sink.of(RoundJudged)
-    assert scene.fleet.sink.of(SegmentProgress)[-1].rounds == 0
+    assert not scene.fleet.sink.of("round")
+    assert scene.fleet.sink.of("progress")[-1].rounds == 0
     handles = {session.handle for session in scene.fleet.edge.sessions}
     assert set(scene.fleet.verifier._table.lengths) == handles
     scheduler = scene.fleet.edge.scheduler
@@ -261,7 +260,7 @@ def test_a_failed_step_reports_to_those_who_wait(scene: Scene, caplog: pytest.Lo
 
     def close() -> None:
         other.session.cancel(EndReason.CANCELLED)
-        other.driver.closing.send()
+        other.driver.closing.send_close()
         until(lambda: scene.fleet.broker.pump() >= 0 and bool(other.messages))
 
     scene.steps.during_next(close, failing=RuntimeError("no power"))

@@ -5,8 +5,7 @@ from dataclasses import asdict
 
 import pytest
 
-from dssd.downlink import FormName
-from fleet_edge.store.records import DeviceSeen, SessionClosed
+from sampling.downlink import FormName
 from schemas.control import DeviceState, Presence, encode_json
 from schemas.policy import Mode
 from schemas.reasons import EndReason
@@ -117,7 +116,7 @@ def test_an_end_that_we_do_not_know_is_logged_as_a_failure_and_confirmed() -> No
     while not device.done:
         assert device.act()
         fleet.settle()
-    assert [record.reason for record in fleet.sink.of(SessionClosed)] == [EndReason.FAILED]
+    assert [record.reason for record in fleet.sink.of("closed")] == [EndReason.FAILED]
     assert device.closed.tokens == len(device.session.committed)
 
 
@@ -137,7 +136,7 @@ def test_the_state_of_a_newer_device_is_logged_and_one_that_we_do_not_know_keeps
     state = DeviceState(presence=Presence.ONLINE, software="9.9", draft_model="toy", quantization="Q4_0", since=START)
     link.publish(build(Topic.STATE, fleet=FLEET, device="device-1"), encode_json(state), retain=True)
     fleet.settle()
-    (seen,) = fleet.sink.of(DeviceSeen)
+    (seen,) = fleet.sink.of("device")
     assert (seen.presence, seen.software) == (Presence.DRAINING, "9.9")
     assert newer.seen["state"] == 1
     fleet.clock.seconds += 2 * fleet.edge.handlers.grace_s

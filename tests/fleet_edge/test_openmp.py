@@ -17,7 +17,7 @@ def _policy_after(statement: str, name: str = "OMP_WAIT_POLICY", **variables: st
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "module",
-    ["fleet_edge.verifiers.registry", "fleet_edge.verifiers.packed.verifier", "fleet_edge.batching.judging"],
+    ["fleet_edge.verifiers.registry", "fleet_edge.verifiers.torch_engine.verifier", "fleet_edge.batching.judging"],
 )
 def test_the_policy_stands_before_torch_is_imported(module: str) -> None:
     at_import = (

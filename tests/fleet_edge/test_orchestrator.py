@@ -4,9 +4,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from dssd.downlink import FormName
-from fleet_edge.store.records import RoundJudged, SegmentProgress, SessionClosed
 from fleet_edge.verifiers.contract import Item, Logits, VerifierError
+from sampling.downlink import FormName
 from schemas.messages import Fault, Verdict
 from schemas.policy import Mode
 from schemas.reasons import Action, FaultCode
@@ -36,7 +35,7 @@ def test_drafts_of_many_devices_are_verified_in_one_step() -> None:
     for device in devices:
         (verdict,) = device.messages
         assert isinstance(verdict, Verdict)
-    assert [record.batch for record in fleet.sink.of(RoundJudged)] == [5] * 5
+    assert [record.batch for record in fleet.sink.of("round")] == [5] * 5
     assert not fleet.step()
 
 
@@ -45,9 +44,9 @@ def test_the_log_agrees_with_what_the_device_counted() -> None:
     device = opened(fleet, 1, mode=Mode.RESIDUAL)
     run(fleet, [device], random.Random(0))
     counters = device.session.counters
-    progress = fleet.sink.of(SegmentProgress)[-1]
-    rounds = fleet.sink.of(RoundJudged)
-    (closed,) = fleet.sink.of(SessionClosed)
+    progress = fleet.sink.of("progress")[-1]
+    rounds = fleet.sink.of("round")
+    (closed,) = fleet.sink.of("closed")
     for name in COUNTED_ALIKE:
         assert getattr(progress, name) == getattr(counters, name), name
     assert (progress.rounds, progress.accepted, progress.uplink_bytes) == (
@@ -208,9 +207,9 @@ def test_the_time_that_a_sessions_own_prompt_takes_is_no_queue_time(monkeypatch:
     run(fleet, [device], random.Random(0))
     assert steps.prefills >= 5
     assert device.closed.queue_ms == pytest.approx(0.0, abs=1e-6)
-    progress = fleet.sink.of(SegmentProgress)[-1]
+    progress = fleet.sink.of("progress")[-1]
     assert progress.prefill_ms == pytest.approx(500.0 * steps.prefills)
-    assert progress.prefill_ms == sum(each.prefill_ms for each in fleet.sink.of(RoundJudged))
+    assert progress.prefill_ms == sum(each.prefill_ms for each in fleet.sink.of("round"))
 
 
 def test_rounds_in_which_nothing_was_verified_do_not_lower_the_mean_batch() -> None:
@@ -220,6 +219,6 @@ def test_rounds_in_which_nothing_was_verified_do_not_lower_the_mean_batch() -> N
         fleet = MemoryFleet(form=FormName.SAMPLES, max_packet_bytes=524)
         device = opened(fleet, number, mode=Mode.RESIDUAL)
         run(fleet, [device], random.Random(0))
-        asked_again += sum(each.batch == 0 for each in fleet.sink.of(RoundJudged))
+        asked_again += sum(each.batch == 0 for each in fleet.sink.of("round"))
         assert device.closed.mean_batch == 1.0, number
     assert asked_again > 0

@@ -2,8 +2,8 @@ from collections import defaultdict
 
 import pytest
 
-from dssd.downlink import FormName
 from fleet_common.mqtt.outbox import Outgoing
+from sampling.downlink import FormName
 from schemas.policy import Mode
 from schemas.topics import Topic, parse
 from tests.support.memory_fleet import Device, MemoryFleet, terms

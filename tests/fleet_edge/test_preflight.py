@@ -8,8 +8,8 @@ from fleet_common.mqtt.settings import LinkSettings
 from fleet_common.settings import SettingsError, load_settings
 from fleet_edge.edge import Edge
 from fleet_edge.preflight import preflight
+from fleet_edge.session_log.spool import Spool
 from fleet_edge.settings import EdgeSettings
-from fleet_edge.store.spool import Spool
 from tests.support.memory_broker import MemoryBroker
 from tests.support.memory_link import MemoryLink
 
@@ -94,7 +94,7 @@ def test_a_running_edge_is_not_thrown_off_the_broker(place: Place) -> None:
 
 def test_an_edge_tells_a_bad_database_before_it_loads_the_model(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded: list[object] = []
-    monkeypatch.setattr("fleet_edge.edge.load_verifier", loaded.append)
+    monkeypatch.setattr("fleet_edge.edge.load_verifier", lambda *given: loaded.append(given))
     settings = place.settings(db="sqlite:////no/such/folder/log.sqlite3")
     with pytest.raises(SettingsError, match="does not exist"), place.broker.running():
         Edge(settings, make_link=place.link).run()

@@ -5,10 +5,9 @@ from dataclasses import dataclass
 
 import pytest
 
-from dssd.downlink import FormName
 from fleet_device.pacing.contract import FixedPacing
-from fleet_edge.store.records import SessionOpened
 from fleet_edge.verifiers.contract import Item, Logits
+from sampling.downlink import FormName
 from schemas.policy import Mode
 from schemas.reasons import EndReason
 from tests.support.memory_broker import Faults
@@ -172,7 +171,7 @@ def test_on_a_line_slower_than_the_repetition_the_first_answer_to_an_open_counts
     run(fleet, [device], random.Random(0))
     check_text(device, 4)
     assert (device.resumes, device.faults) == (0, [])
-    assert len(fleet.sink.of(SessionOpened)) == 1
+    assert len(fleet.sink.of("opened")) == 1
 
 
 @pytest.mark.parametrize("length", [0, 1, 3, 8])

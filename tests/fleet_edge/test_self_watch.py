@@ -7,11 +7,10 @@ from fleet_edge.answers.recorder import Recorder
 from fleet_edge.batching.scheduler import KvMemory
 from fleet_edge.metrics import Figures
 from fleet_edge.observer import LoopState, SelfWatch
-from fleet_edge.store import queries
-from fleet_edge.store.database import Store
-from fleet_edge.store.event_codes import EVENT_CODES
-from fleet_edge.store.records import EdgeSeen, EventLogged, LoadReported
-from fleet_edge.store.views import ACTIVE_WITHIN, MachineState
+from fleet_edge.session_log import queries
+from fleet_edge.session_log.database import Store
+from fleet_edge.session_log.event_codes import EVENT_CODES
+from fleet_edge.session_log.views import ACTIVE_WITHIN, MachineState
 from schemas.control import Presence
 from tests.support.memory_fleet import Clock, Sink, edge_state
 
@@ -55,7 +54,7 @@ class Scene:
         self.watch.observe()
 
     def codes(self) -> list[str]:
-        told = [(event.kind, event.code) for event in self.sink.of(EventLogged)]
+        told = [(event.kind, event.code) for event in self.sink.of("event")]
         assert set(told) <= {(each.kind, each.code) for each in EVENT_CODES}
         return [code for _, code in told]
 
@@ -73,12 +72,12 @@ def test_load_is_that_of_the_last_seconds(scene: Scene) -> None:
         figures.queue_time.observe(0.002)
         figures.generation_tokens["draft"] += 100
         scene.look()
-    load = scene.sink.of(LoadReported)[-1]
-    assert (load.open_sessions, load.most_sessions, load.spooled_records) == (3, 64, 5)
+    load = scene.sink.of("load")[-1]
+    assert (load.open_sessions, load.max_sessions, load.spooled_records) == (3, 64, 5)
     assert (load.step_ms, load.batch_sessions, load.queue_ms) == (pytest.approx(40.0), 3.0, pytest.approx(2.0))
     assert (load.tokens_per_s, load.kv_usage) == (pytest.approx(10.0), 0.25)
     scene.look()
-    idle = scene.sink.of(LoadReported)[-1]
+    idle = scene.sink.of("load")[-1]
     assert (idle.step_ms, idle.batch_sessions, idle.queue_ms, idle.tokens_per_s) == (None, None, None, 0.0)
 
 
@@ -88,7 +87,7 @@ def test_load_counts_connected_and_active_devices(scene: Scene) -> None:
     scene.clock.seconds += ACTIVE_WITHIN.total_seconds()
     scene.observer.figures.heard("busy")
     scene.look()
-    load = scene.sink.of(LoadReported)[-1]
+    load = scene.sink.of("load")[-1]
     assert (load.devices_active, load.devices_connected) == (1, 2)
     assert load.memory_bytes is not None
     assert load.memory_bytes > 10_000_000
@@ -102,11 +101,11 @@ def test_an_edge_that_writes_is_online_whatever_another_of_its_name_has_written(
     scene.look()
     store.apply(scene.sink)
     with store.engine.connect() as connection:
-        (edge,) = queries.edges(connection, now=scene.clock.now())
+        (edge,) = queries.read_edges(connection, now=scene.clock.now())
     assert edge.state is MachineState.ONLINE
     own.own(edge_state(Presence.OFFLINE))  # while its target is away, or once it has stopped
     scene.look()
-    assert scene.sink.of(EdgeSeen)[-1].presence is Presence.OFFLINE
+    assert scene.sink.of("edge")[-1].presence is Presence.OFFLINE
 
 
 def test_a_loop_that_hangs_is_told_once_and_again_when_it_answers(scene: Scene) -> None:
@@ -119,11 +118,11 @@ def test_a_loop_that_hangs_is_told_once_and_again_when_it_answers(scene: Scene) 
     scene.look()
     scene.look()
     assert scene.codes() == ["hangs", "hangs-no-more"]
-    assert "after 30 s" in scene.sink.of(EventLogged)[-1].sentence
+    assert "after 30 s" in scene.sink.of("event")[-1].sentence
 
 
 def test_what_an_inbox_drops_is_counted(scene: Scene) -> None:
     scene.observer.answer = LoopState(running=3, waiting=1, dropped=40, draining=False, away="")
     scene.look()
     scene.look()
-    assert [(event.code, event.count) for event in scene.sink.of(EventLogged)] == [("inbox-full", 40)]
+    assert [(event.code, event.count) for event in scene.sink.of("event")] == [("inbox-full", 40)]

@@ -7,9 +7,9 @@ import pytest
 
 from fleet_device.requests.generate import GenerateRequest
 from fleet_device.session.machine import DeviceSession
-from fleet_edge.store.database import open_store
-from fleet_edge.store.housekeeping import close_abandoned
-from fleet_edge.store.records import segment_time
+from fleet_edge.session_log.database import open_store
+from fleet_edge.session_log.housekeeping import close_abandoned
+from fleet_edge.session_log.records import segment_time
 from schemas.codec import encode_open
 from schemas.control import Presence
 from schemas.reasons import EndReason
@@ -99,7 +99,7 @@ def test_without_another_edge_a_device_waits_until_this_one_is_back(site: Site) 
 
 
 def test_an_edge_that_drains_is_asked_for_nothing_new(site: Site) -> None:
-    with site.edge() as edge, site.device(open_s=5.0) as device:
+    with site.edge() as edge, site.device(open_s=PATIENCE_S) as device:
         hold(site, edge)
         with site.edge("edge-2"):
             drain(site, edge)

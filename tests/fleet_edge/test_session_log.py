@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from fleet_edge import InvalidQuery, SessionLog, StoreError
-from fleet_edge.store.database import open_store
-from fleet_edge.store.records import segment_number
+from fleet_edge.session_log.database import open_store
+from fleet_edge.session_log.records import segment_number
 from schemas.policy import Mode
 from tests.fleet_edge.store import samples
 from tests.fleet_edge.store.samples import SESSION, START, after

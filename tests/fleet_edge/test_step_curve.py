@@ -6,8 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from numpy.typing import NDArray
 
 from fleet_edge.step_curve import CurveError, CurveMeasurement, StepCurve, as_json, read_curve, write_curve

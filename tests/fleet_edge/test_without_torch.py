@@ -26,11 +26,11 @@ PROGRAM = """
 
 import fleet_edge
 OF_ENGINES = (
-    "fleet_edge.verifiers.packed.",
+    "fleet_edge.verifiers.torch_engine.",
     "fleet_edge.verifiers.blocks.",
     "fleet_edge.verifiers.tokens",
     "fleet_edge.batching.torch_",
-    "fleet_edge.store.migrations.",
+    "fleet_edge.session_log.migrations.",
 )
 for module in pkgutil.walk_packages(fleet_edge.__path__, "fleet_edge."):
     if not module.name.startswith(OF_ENGINES):

@@ -11,7 +11,7 @@ from tests.fuzz.harness import SurvivedErrors
 from tests.fuzz.targets.registry import Target
 
 ROOT: Final = str(Path(__file__).resolve().parents[2])
-_PACKAGES: Final = ("schemas", "dssd", "fleet_common", "fleet_device", "fleet_edge")
+_PACKAGES: Final = ("schemas", "sampling", "fleet_common", "fleet_device", "fleet_edge")
 _OURS: Final = tuple(f"{ROOT}/{package}/" for package in _PACKAGES)
 _LONGEST: Final = 4096
 Arcs = frozenset[tuple[str, int, int]]

@@ -51,7 +51,7 @@ def test_the_corpus_is_replayed(name: str, target: Target, log: SurvivedErrors) 
             target(path.read_bytes())
             log.check()
         except Exception as error:
-            raise AssertionError(f"{path.relative_to(CORPUS)}: see it with scripts/fuzz.py --replay") from error
+            raise AssertionError(f"{path.relative_to(CORPUS)}: see it with python -m tests.fuzz --replay") from error
 
 
 def test_the_corpus_is_small() -> None:
@@ -77,7 +77,7 @@ PLANTED: dict[str, tuple[str, Any]] = {
     "codec-up": ("schemas.errors.MalformedMessage.__init__", ValueError.__init__),  # which cleans nothing
     "codec-down": ("schemas.errors.MalformedMessage.__init__", ValueError.__init__),
     "control": ("schemas.control.MalformedMessage.from_validation", broken),
-    "edge": ("fleet_edge.handlers.MessageHandlers._close", broken),  # survived, and logged
+    "edge": ("fleet_edge.handlers.MessageHandlers._on_close", broken),  # survived, and logged
     "device": ("fleet_device.client.messaging.decode_verdict", broken),  # likewise
     "api": ("fleet_device.api.app.read_request", broken),
     "screen": ("fleet_common.mqtt.screen.Screen._owe", lambda _screen, _puback: None),

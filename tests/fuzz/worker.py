@@ -1,4 +1,4 @@
-"""Worker of scripts/fuzz.py: one target, as a process of its own, since the fuzzer ends its process.
+"""Worker of `python -m tests.fuzz`: one target, as a process of its own, since the fuzzer ends its process.
 
 Guided, the fuzzer keeps what reaches something new, in `corpus/` of the target's work folder; plain, what is there is
 mutated without being looked at, and without instrumentation. Every second, and at the end, the figures go to
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from tests.fuzz.targets.registry import Target
 
-INSTRUMENTED: Final = ("schemas", "dssd", "fleet_common", "fleet_device", "fleet_edge", "starlette")
+INSTRUMENTED: Final = ("schemas", "sampling", "fleet_common", "fleet_device", "fleet_edge", "starlette")
 WARM_SHARE: Final = 0.1
 NOTE_EVERY_S: Final = 1.0
 CROSSED: Final = 0.1

@@ -14,7 +14,7 @@ RUNS, STEPS = 100, 50
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="scripts/model-check", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tests.protocol_model.check", description=__doc__)
     parser.add_argument("--steps", type=int, default=50_000, help="steps to take at least (default: %(default)s)")
     parser.add_argument("--seed", type=int, help="of the first round; the next ones follow on (default: random)")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no round after so many seconds")

@@ -4,11 +4,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from fleet_common.mqtt.link import Will
+from fleet_device.client.decision import EdgeAvailability, RetryPolicy, RetryState
 from fleet_device.client.drafting import Drafting, DraftSequence, SessionPacing
 from fleet_device.client.driver import SessionDriver
 from fleet_device.client.messaging import Inbox, Outbound
 from fleet_device.client.reports import UnconfirmedCloses
-from fleet_device.client.retry import EdgeAvailability, RetryPolicy, RetryState
 from fleet_device.drafters.without_model import ScriptedDrafter
 from fleet_device.errors import DeviceError
 from fleet_device.pacing.contract import Pacing
@@ -90,8 +90,8 @@ class ModelDevice:
         self._inbox = Inbox()
         self.link = TappedLink(self.broker, self.name, self.tap, will=Will(self._topic, self._state(Presence.OFFLINE)))
         self._outbound = Outbound(self.link, FLEET, self.name, self._inbox)
-        self._availability = EdgeAvailability(self.clock, self._inbox.edges)
-        self._unconfirmed = UnconfirmedCloses(self._outbound.close)
+        self._availability = EdgeAvailability(self.clock, self._inbox.edges, lambda: self._outbound.connected)
+        self._unconfirmed = UnconfirmedCloses(self._outbound.publish_close)
         self._inbox.listener = self._unconfirmed.on_event
         self._inbox.subscribe(self.link, fleet=FLEET, device=self.name)
         self.link.on_connection(lambda up: self._announce() if up else None)
@@ -103,15 +103,27 @@ class ModelDevice:
         self.broker.forget(self.name)
 
     def write(self, request: Open, *, pacing: Pacing, note: dict[str, DeviceSession], any_target: bool = False) -> None:
+        policy = OfflinePolicy.OTHER_TARGET if any_target else OfflinePolicy.WAIT
+        text = self.prepare(request, pacing=pacing, note=note, outages=Outages(policy=policy, after_s=3.0))
+        self._guarded(text.driver.start)
+
+    def prepare(
+        self,
+        request: Open,
+        *,
+        pacing: Pacing,
+        note: dict[str, DeviceSession],
+        outages: Outages,
+        policy: RetryPolicy = PATIENT,
+    ) -> Text:
         assert self.link is not None
         while self._inbox.get() is not None:
             pass  # of finished requests
         written: list[int] = []
         session = note[self.name] = RecordedSession(request)
-        policy = OfflinePolicy.OTHER_TARGET if any_target else OfflinePolicy.WAIT
-        retry = RetryState(PATIENT, session, self._outbound, self._availability, Outages(policy=policy, after_s=3.0))
+        retry = RetryState(policy, outages, self.clock())
         if self._availability.refused_s > 0.0:
-            retry.hold(self._availability.refused_s)
+            retry.hold(self._availability.refused_s, self.clock())
         drafts = DraftSequence(session, ScriptedDrafter(DRAFT, DRAFT.words, end_tokens=(END,)), self.clock)
         driver = SessionDriver(
             session=session,
@@ -119,10 +131,11 @@ class ModelDevice:
             outbound=self._outbound,
             inbox=self._inbox,
             retry=retry,
+            availability=self._availability,
             context=RequestContext(on_tokens=written.extend),
         )
         self.text = Text(session, driver, Replay(request), written)
-        self._guarded(driver.start)
+        return self.text
 
     def work(self) -> bool:
         """Do everything that is possible without waiting; return whether anything was done."""

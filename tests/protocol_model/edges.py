@@ -9,8 +9,8 @@ from fleet_edge.assembly import assemble
 from fleet_edge.intake import leave_opens
 from fleet_edge.orchestrator import Orchestrator
 from fleet_edge.service import migrate_sessions
+from fleet_edge.session_log.quarantines import Quarantines
 from fleet_edge.settings import EdgeSettings
-from fleet_edge.store.quarantines import Quarantines
 from schemas.control import Presence, encode_json
 from schemas.topics import Topic, build
 from tests.protocol_model.network import SteeredBroker, TappedLink

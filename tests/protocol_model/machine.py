@@ -14,12 +14,11 @@ from typing import Any, ClassVar
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from dssd.downlink import FormName
 from fleet_device.errors import EdgeUnavailable, ProtocolViolation, SessionFailed, SessionRefused
 from fleet_device.pacing.contract import FixedPacing
-from fleet_edge.store.quarantines import Quarantines
-from fleet_edge.store.records import SessionClosed
-from fleet_edge.store.views import QuarantineView
+from fleet_edge.session_log.quarantines import Quarantines
+from fleet_edge.session_log.views import QuarantineView
+from sampling.downlink import FormName
 from schemas.codec import encode_close, encode_draft, encode_open
 from schemas.messages import Draft
 from schemas.policy import Mode
@@ -416,8 +415,8 @@ class ProtocolModel(RuleBasedStateMachine):
             assert theirs == ours
 
     def _check_end(self, text: Text) -> None:
-        assert text.harmed or text.driver.retry.resumes == 0, "repetition and disorder alone made a text be resumed"
-        error, resumes = text.error, text.driver.retry.resumes
+        assert text.harmed or text.driver.resumes == 0, "repetition and disorder alone made a text be resumed"
+        error, resumes = text.error, text.driver.resumes
         if error is None:
             return
         self.seen[f"error {type(error).__name__} {getattr(error, 'code', '')}"] += 1
@@ -433,7 +432,7 @@ class ProtocolModel(RuleBasedStateMachine):
     def _check_log(self) -> None:
         closed: dict[str, int] = {}
         for edge in self.edges:
-            for record in edge.sink.of(SessionClosed):
+            for record in edge.sink.of("closed"):
                 if record.reason in (EndReason.STOP, EndReason.LENGTH) and record.counters is not None:
                     assert closed.setdefault(record.session, record.tokens) == record.tokens
         for session, tokens in closed.items():
@@ -451,6 +450,7 @@ class ProtocolModel(RuleBasedStateMachine):
         before = self.ledger.messages
         while self.broker.held:
             self.broker.release(0)
+        self.broker.retained_again()
         for _ in range(WAITS):
             while self.broker.waiting:
                 self.broker.arrive(0)

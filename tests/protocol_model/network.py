@@ -53,6 +53,12 @@ class SteeredBroker(MemoryBroker):
         """Let a held message arrive next; with `keep`, it arrives again later."""
         self.waiting.insert(0, self.held[place] if keep else self.held.pop(place))
 
+    def retained_again(self) -> None:
+        """Send what is retained once more: a real broker neither loses it nor lets it overtake."""
+        for peer in list(self._peers.values()):
+            for topic_filter in sorted(peer.filters):
+                self.subscribe(peer, topic_filter)
+
     def forget(self, client_id: str) -> None:
         """Close a client's connection for good: its process has died."""
         if client_id in self._peers:

@@ -127,7 +127,7 @@ def _close_and_keep(self: MessageHandlers, session: EdgeSession) -> None:
 
 _MALFORMED: Final = FaultCode.MALFORMED
 _admit, _on_verdict, _open = EdgeSession.admit, DeviceSession.on_verdict, DeviceSession.open
-_send, _again = DeviceSession.send, Responder.repeat_verdict
+_send, _again = DeviceSession.finish_draft, Responder.repeat_verdict
 _apply_edge_only = DeviceSession._apply_edge_only
 _grant = handlers.grant
 
@@ -145,7 +145,7 @@ _REPLACED: Final[dict[Planted, tuple[tuple[Any, str, Any], ...]]] = {
     Planted.TWICE: ((DeviceSession, "on_verdict", _on_verdict_twice),),
     Planted.STALE: ((DeviceSession, "on_verdict", _on_any_verdict),),
     Planted.RESUME: ((DeviceSession, "open", _resume_short),),
-    Planted.FIX: ((DeviceSession, "send", _send_without_fix),),
+    Planted.FIX: ((DeviceSession, "finish_draft", _send_without_fix),),
     Planted.OWNER: ((SessionTable, "by_name", _by_name_alone),),
     Planted.GAP: ((DeviceSession, "_apply_edge_only", _apply_anywhere),),
     Planted.FOREIGN: ((handlers, "grant", _grant_any),),

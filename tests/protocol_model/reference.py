@@ -1,13 +1,13 @@
-"""Replay of a text through `dssd`, decision by decision; a coupled one is also held against the target's own."""
+"""Replay of a text through `sampling`, decision by decision; a coupled one is also held against the target's own."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from dssd.distribution import Dist, QuantizedDist, quantize, shape
-from dssd.downlink import FormName, choose_form, correct
-from dssd.sampling import propose
-from dssd.verification import judge
-from fleet_device.session.sequence import DecidedDraft, VerdictEffect
+from fleet_device.session.sequence import SentDraft, VerdictEffect
+from sampling.distribution import Dist, QuantizedDist, quantize, shape
+from sampling.downlink import FormName, choose_form, correct
+from sampling.drawing import propose
+from sampling.verification import judge
 from schemas.downlink import Dense, Samples, Sparse
 from schemas.messages import Draft, Open, Verdict
 from schemas.policy import Mode
@@ -19,7 +19,7 @@ from tests.support.memory_fleet import DRAFT, END, TARGET, lossless_text
 
 @dataclass(slots=True)
 class Replay:
-    """Replays verdicts through `dssd`; fails at the first difference.
+    """Replays verdicts through `sampling`; fails at the first difference.
 
     Attributes:
         target: The target of the edge that has sent the verdict.
@@ -82,7 +82,7 @@ class Replay:
     def _row(self, script_text: Sequence[int]) -> Dist:
         return shape(self.target.logits((*self.request.prompt, *script_text)), self.request.policy)
 
-    def _judged(self, decided: DecidedDraft) -> tuple[int, ...]:
+    def _judged(self, decided: SentDraft) -> tuple[int, ...]:
         """Judge a draft again; return the tokens to append."""
         draft, verdict, policy = decided.draft, decided.verdict, self.request.policy
         self._check_proposals(draft)

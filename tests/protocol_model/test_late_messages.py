@@ -32,7 +32,7 @@ def meet_late(kind: Topic, *, edges: int) -> None:
         while not second.over:
             model.go_on_once()
             model.holds()
-        assert second.driver.retry.resumes == 0
+        assert second.driver.resumes == 0
 
 
 def test_a_verdict_of_an_edge_that_was_left_is_not_taken_for_that_of_another() -> None:

@@ -4,7 +4,7 @@ from hypothesis.stateful import run_state_machine_as_test
 
 from tests.protocol_model.machine import ProtocolModel
 
-# Deterministic runs; scripts/model-check makes random ones.
+# Deterministic runs; python -m tests.protocol_model.check makes random ones.
 FEW = settings(max_examples=40, stateful_step_count=50, derandomize=True, database=None, deadline=None)
 MANY = settings(FEW, max_examples=400)
 

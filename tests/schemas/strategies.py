@@ -1,46 +1,15 @@
 """Random valid messages."""
 
-from typing import Any, Final
+from typing import Any
 
 from hypothesis import strategies as st
-from pydantic import BaseModel
 
-from schemas.control import (
-    Alert,
-    CommandRequest,
-    CommandResponse,
-    DesiredSettings,
-    DeviceState,
-    EdgeState,
-    ReportedSettings,
-    Telemetry,
-)
 from schemas.downlink import Dense, Samples, Sparse
 from schemas.fields import MAX_DRAFT, MAX_VOCABULARY, MAX_WINDOW, EdgeLoad, Logprobs
-from schemas.messages import Close, Closed, Draft, Fault, Open, Opened, Refused, Verdict
+from schemas.messages import Close, Closed, Draft, Fault, Open, Opened, Progress, Refused, Verdict
 from schemas.policy import Mode, SamplingPolicy
 from schemas.reasons import Action, EndReason, FaultCode, Finish, RefusalCode
 from schemas.vocabulary import Vocabulary
-
-MESSAGES: Final[tuple[type[BaseModel], ...]] = (
-    DeviceState,
-    EdgeState,
-    Telemetry,
-    Alert,
-    DesiredSettings,
-    ReportedSettings,
-    CommandRequest,
-    CommandResponse,
-    Open,
-    Opened,
-    Refused,
-    Draft,
-    Verdict,
-    Fault,
-    Close,
-    Closed,
-)
-"""Messages of which `docs/vectors` has every kind."""
 
 U16 = st.integers(0, (1 << 16) - 1)
 U32 = st.integers(0, (1 << 32) - 1)
@@ -202,7 +171,7 @@ def closes() -> st.SearchStrategy[Close]:
     )
 
 
-def replies() -> st.SearchStrategy[Opened | Refused | Closed | Fault]:
+def replies() -> st.SearchStrategy[Opened | Refused | Closed | Fault | Progress]:
     sentence = st.text(st.characters(codec="utf-8"), max_size=80)
     opened = st.builds(
         Opened,
@@ -243,4 +212,12 @@ def replies() -> st.SearchStrategy[Opened | Refused | Closed | Fault]:
         sentence=sentence,
         retry_s=retry_s,
     )
-    return opened | closed | refused | fault
+    progress = st.builds(
+        Progress,
+        handle=U16,
+        computed=POSITION,
+        tokens=POSITION,
+        ahead=U32,
+        tokens_per_s=st.none() | st.floats(0, 1e9, exclude_min=True),
+    )
+    return opened | closed | refused | fault | progress

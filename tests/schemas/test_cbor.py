@@ -2,8 +2,7 @@ import tracemalloc
 
 import cbor2
 import pytest
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
+from hypothesis import example, given, settings, strategies as st
 
 from schemas.cbor import MAX_ITEMS, load, pack_counts, pack_ids, pack_probabilities
 from schemas.errors import CodecError, MalformedMessage, MessageTooLarge

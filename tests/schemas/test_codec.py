@@ -5,8 +5,7 @@ from typing import Any
 
 import cbor2
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from fleet_common.mqtt.packets import publish_packet
 from schemas.codec import (
@@ -321,7 +320,7 @@ def open_fields(**other: object) -> dict[str, Any]:
     return {**cbor2.loads(encode_open(message)), **other}
 
 
-@pytest.mark.parametrize(("name", "value"), [("min_p", 0.1), ("mode", "lookahead")])
+@pytest.mark.parametrize(("name", "value"), [("top_a", 0.1), ("mode", "lookahead")])
 def test_what_is_unknown_of_a_policy_is_named_and_not_passed_over(name: str, value: object) -> None:
     """Without it, the output would follow another distribution than the requested one."""
     fields = open_fields()

@@ -4,64 +4,29 @@ From the first release on, a release that changes what is written adds messages 
 reader is `examples/reference_client.py`.
 """
 
-import json
-from collections.abc import Callable, Mapping
 from datetime import datetime
 from enum import Enum
-from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from pydantic import BaseModel
 
 from schemas import cbor, codec, control, downlink, fields, messages, policy, reasons, vocabulary
-from schemas.control import (
-    Alert,
-    CommandRequest,
-    CommandResponse,
-    DesiredSettings,
-    DeviceState,
-    EdgeState,
-    ReportedSettings,
-    Telemetry,
-    decode_json,
-    encode_json,
-)
-from tests.schemas.strategies import MESSAGES, opens
-
-GOLDEN: Final = json.loads((Path(__file__).parents[2] / "docs" / "vectors" / "messages.json").read_text("utf-8"))
-CASES: Final = GOLDEN["messages"]["cases"]
-
-STEERING: Final = (DesiredSettings, ReportedSettings, CommandRequest, CommandResponse)
-
-CODECS: Final[Mapping[str, tuple[Callable[[bytes], Any], Callable[..., bytes]]]] = {
-    "open": (codec.decode_open, codec.encode_open),
-    "reply": (codec.decode_reply, codec.encode_reply),
-    "close": (codec.decode_close, codec.encode_close),
-    "draft": (codec.decode_draft, codec.encode_draft),
-    "verdict": (codec.decode_verdict, codec.encode_verdict),
-    **{
-        model.__name__: (lambda payload, model=model: decode_json(model, payload), encode_json)
-        for model in (Alert, DeviceState, EdgeState, Telemetry, *STEERING)
-    },
-}
+from tests.schemas.strategies import opens
+from tests.support.golden import CASES, CODECS, GOLDEN, MESSAGES, payload_of
 
 each_message = pytest.mark.parametrize("message", CASES, ids=lambda message: message["name"])
-
-
-def payload_of(message: Mapping[str, Any]) -> bytes:
-    return message["json"].encode() if "json" in message else bytes.fromhex(message["hex"])
 
 
 def spelled(value: Any) -> Any:
     match value:
         case BaseModel():
             fields = {name: getattr(value, name) for name in type(value).model_fields}
-            # A setting of the policy that does nothing is left out.
-            closed = isinstance(value, policy.SamplingPolicy)
-            return {name: spelled(field) for name, field in fields.items() if field is not None or not closed}
+            if isinstance(value, policy.SamplingPolicy):  # a setting that does nothing is left out
+                optional = {name: type(value).model_fields[name].default for name in ("grammar", *codec.OMITTED)}
+                fields = {name: field for name, field in fields.items() if field != optional.get(name, ...)}
+            return {name: spelled(field) for name, field in fields.items()}
         case Enum():
             return value.value
         case bytes() | datetime():

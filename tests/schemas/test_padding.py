@@ -1,7 +1,6 @@
 import cbor2
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from schemas.cbor import load
 from schemas.codec import (

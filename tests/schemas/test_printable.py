@@ -2,8 +2,7 @@ import json
 import sys
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from schemas.codec import decode_reply, encode_reply
 from schemas.control import EdgeState

@@ -1,6 +1,5 @@
 import pytest
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
+from hypothesis import example, given, settings, strategies as st
 
 from fleet_common.mqtt.link import matches
 from schemas.errors import InvalidName, TopicError
@@ -43,6 +42,7 @@ def test_the_topics_are_those_that_were_agreed() -> None:
         "dssd/v1/fleet/device-1/command/request",
         "dssd/v1/fleet/device-1/command/response",
         "dssd/v1/fleet/_edge/edge-1/state",
+        "dssd/v1/fleet/_edge/edge-1/chat",
         "dssd/v1/fleet/_alert",
     ]
 
@@ -149,7 +149,7 @@ def test_every_topic_has_someone_who_speaks_and_someone_who_hears(rule: TopicRul
 def test_who_speaks_where_is_what_was_agreed() -> None:
     """One letter here decides whether a device could give verdicts or command its neighbours."""
     spoken = {role: {rule.topic for rule in TREE if role in rule.writers} for role in ClientRole}
-    assert spoken[ClientRole.EDGE] == {Topic.SESSION, Topic.VERDICT, Topic.EDGE_STATE}
+    assert spoken[ClientRole.EDGE] == {Topic.SESSION, Topic.VERDICT, Topic.EDGE_STATE, Topic.EDGE_CHAT}
     assert spoken[ClientRole.MONITOR] == {Topic.CONFIG_DESIRED, Topic.COMMAND_REQUEST, Topic.ALERT}
     assert spoken[ClientRole.DEVICE] == set(Topic) - spoken[ClientRole.EDGE] - spoken[ClientRole.MONITOR]
 
@@ -159,5 +159,5 @@ def test_hot_messages_are_binary_and_perish_and_states_are_kept() -> None:
         assert not rule.hot or (rule.binary and rule.expiry_s is not None and rule.qos == 1)
         assert rule.content_type == ("application/cbor" if rule.binary else "application/json")
     assert {rule.topic for rule in TREE if rule.retained} == {
-        Topic.STATE, Topic.EDGE_STATE, Topic.CONFIG_DESIRED, Topic.CONFIG_REPORTED,
+        Topic.STATE, Topic.EDGE_STATE, Topic.EDGE_CHAT, Topic.CONFIG_DESIRED, Topic.CONFIG_REPORTED,
     }  # fmt: skip

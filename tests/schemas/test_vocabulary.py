@@ -1,6 +1,5 @@
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from pydantic import ValidationError
 
 from schemas.vocabulary import EMPTY_DIGEST, Vocabulary, extend_digest, token_strings

@@ -11,8 +11,8 @@ from broker_config.matrix import may_publish, may_receive
 from fleet_common.mqtt.errors import PublishRejected
 from fleet_common.mqtt.link import Link, Message, publish_confirmed
 from schemas.topics import HOME_ASSISTANT, ROOT, TREE, TopicRule, build
+from tests.support.waiting import PATIENCE_S
 
-PATIENCE_S: Final = 10.0
 SYS_TOPIC: Final = "$SYS/broker/version"
 STRAY: Final = "stray"
 

@@ -1,11 +1,11 @@
-"""Fixtures of real brokers, imported by `tests/conftest.py`."""
+"""Fixtures of real brokers and free ports, imported by `tests/conftest.py`."""
 
 from collections.abc import Callable, Iterator
 
 import pytest
 
 from broker_config.broker import Broker, BrokerMissing
-from broker_config.processes import MosquittoProcess, find_mosquitto
+from broker_config.processes import MosquittoProcess, find_mosquitto, reserved_port
 from tests.support.needs import missing, require_marker
 
 StartBroker = Callable[[Broker], MosquittoProcess]
@@ -18,6 +18,13 @@ def require_mosquitto() -> None:
     except BrokerMissing as error:
         missing(str(error))
     require_marker("broker")
+
+
+@pytest.fixture
+def free_port() -> Iterator[int]:
+    """Return a port of loopback that no other program gets while the test lasts, but one that is told its number."""
+    with reserved_port() as port:
+        yield port
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ import sys
 import termios
 import threading
 
-from fleet_cli.device_chat import Conversation, Painter, StandardTerminal, talk, wants_colours
+from fleet_cli.device_chat import Conversation, StandardTerminal, colours_of, talk
 from fleet_device.device import Device
 from fleet_device.requests.chat import ChatHistory
 from tests.support.memory_device import ScriptedAgent, TalkingDrafter, announce_edge, at_work, settings
@@ -27,13 +27,12 @@ def over_fleet() -> None:
             make_link=lambda link: MemoryLink(fleet.broker, link.client_id, will=link.will),
         )
         with device:
-            talk(device, system="")
+            talk(device, system="", options={})
 
 
 def held() -> None:
     talker = ScriptedTalker(ScriptedAgent(batches=[(1, 2, 3), (4,)], gate=threading.Semaphore(1)))
-    painter = Painter(colours=wants_colours(sys.stdout))
-    Conversation(talker, StandardTerminal(), painter, ChatHistory(), answer_tokens=24).run()
+    Conversation(talker, StandardTerminal(), colours_of(sys.stdout), ChatHistory(), answer_tokens=24).run()
     talker.close()
 
 

@@ -8,13 +8,16 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import Empty, Queue
 from typing import Any
 
+import pytest
+
 from fleet_common.closing import Closing
+from tests.support.needs import missing
 from tests.support.waiting import PATIENCE_S
 
 AXE = Path(__file__).parent.parent / "fleet_admin" / "dashboard" / "vendor" / "axe.min.js"
@@ -188,3 +191,17 @@ class Tab:
             " each.id + ': ' + node.html.slice(0, 200) + ' ' + (node.failureSummary || ''))))"
         )
         return list(found)
+
+
+@pytest.fixture(scope="session")
+def running_chromium() -> Iterator[Chromium]:
+    if chromium_path() is None:
+        missing("Chromium is not installed: apt install chromium.")
+    with Chromium() as browser:
+        yield browser
+
+
+@pytest.fixture
+def chromium(running_chromium: Chromium) -> Iterator[Chromium]:
+    yield running_chromium
+    running_chromium.close_tabs()

@@ -5,12 +5,12 @@ from functools import lru_cache
 
 from fleet_edge.batching.steps import Batch, StepReport, StepTimes, WorkItem
 from fleet_edge.sessions.admission import SessionLimits
-from fleet_edge.sessions.drafts import ReceivedDraft
+from fleet_edge.sessions.drafts import DraftResult, ReceivedDraft
 from fleet_edge.sessions.machine import EdgeSession
 from fleet_edge.verifiers.contract import Item, TargetInfo
 from schemas.messages import Close, Draft, Open
 from schemas.policy import Mode, SamplingPolicy
-from schemas.reasons import EndReason
+from schemas.reasons import EndReason, Finish
 from schemas.vocabulary import EMPTY_DIGEST, Vocabulary, extend_digest
 
 VOCABULARY = Vocabulary.of([f"t{token}" for token in range(10)])
@@ -91,6 +91,11 @@ def close(**given: object) -> Close:
     times = dict.fromkeys(("draft_ms", "wait_ms", "wall_ms"), 0.0)
     fields = {"session": b"session1", "handle": 7, "reason": EndReason.STOP, "tokens": 0, **counts, **times}
     return Close.model_validate(fields | given)
+
+
+def result(received: ReceivedDraft, *, tested: int = 0, **other: object) -> DraftResult:
+    """Return the result on a draft of which no token was accepted."""
+    return DraftResult(received, 0, tested, None, None, Finish.NO, **other)  # type: ignore[arg-type]
 
 
 def arrived(message: Draft, *, at: float = 0.0) -> ReceivedDraft:

@@ -12,9 +12,9 @@ from fleet_common.mqtt.link import Link
 from fleet_common.mqtt.paho_link import PahoLink
 from fleet_edge.assembly import assemble
 from fleet_edge.limits import QuotaSettings
+from fleet_edge.session_log.records import Record
 from fleet_edge.sessions.table import HANDLES
 from fleet_edge.settings import EdgeSettings
-from fleet_edge.store.records import Record
 from fleet_edge.verifiers.contract import Verifier
 from tests.support.waiting import PATIENCE_S
 

@@ -1,10 +1,14 @@
 """The two kinds of link under one harness, so that one contract can be held against both."""
 
 import random
+import threading
 import time
 from collections.abc import Callable
 
+import pytest
+
 from broker_config.processes import EmbeddedBroker, MosquittoProcess
+from fleet_common.mqtt.errors import ConnectFailed
 from fleet_common.mqtt.link import Message, Will
 from fleet_common.mqtt.paho_link import PahoLink
 from fleet_common.mqtt.settings import LinkSettings
@@ -18,13 +22,33 @@ START_S = PATIENCE_S
 
 class Clock:
     def __init__(self) -> None:
-        self._ahead = 0.0
+        self.ahead = 0.0
+        self._lock = threading.Lock()
 
     def __call__(self) -> float:
-        return time.monotonic() + self._ahead
+        return time.monotonic() + self.ahead
 
     def advance(self, seconds: float) -> None:
-        self._ahead += seconds
+        with self._lock:
+            self.ahead += seconds
+
+
+def connect_failure(link: PahoLink, *, enough: Callable[[ConnectFailed], bool] = lambda _: True) -> ConnectFailed:
+    """Start a link that cannot connect, and return why; one that tries again is stopped when a failure is `enough`."""
+    ended = threading.Event()
+
+    def stop() -> None:
+        until(lambda: ended.is_set() or (link.failure is not None and enough(link.failure)))
+        link.stop()
+
+    stopper = threading.Thread(target=stop)
+    stopper.start()
+    with pytest.raises(ConnectFailed) as caught:
+        link.start(timeout_s=START_S)
+    ended.set()
+    stopper.join()
+    assert not link.connected
+    return caught.value
 
 
 class Inbox(list[Message]):

@@ -10,9 +10,9 @@ from typing import Final, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from dssd.distribution import Float, Ids, shape
-from dssd.sampling import coupled_token
 from fleet_device.drafters.without_model import LogitsScript
+from sampling.distribution import Float, Ids, shape
+from sampling.drawing import coupled_token
 from schemas.policy import SamplingPolicy
 from tests.support.reference import shaped
 

@@ -188,6 +188,7 @@ class ScriptedBackend:
         self.unusable = False  # whatever grammar is asked for
         self.since = START
         self.cancelled: list[Ticket] = []
+        self.targeted: list[str] = []
         self.queue = RequestQueue(self._write, waiting=waiting)
         self.queue.start()
 
@@ -195,7 +196,8 @@ class ScriptedBackend:
         self.queue.abandon()
         self.queue.join()
 
-    def submit(self, prepare: Callable[[Any], GenerateRequest], listener: Listener) -> Ticket:
+    def submit(self, prepare: Callable[[Any], GenerateRequest], listener: Listener, *, target: str = "") -> Ticket:
+        self.targeted.append(target)
         return self.queue.submit(lambda: prepare(self.drafter.codec), listener)
 
     def cancel(self, ticket: Ticket) -> None:
@@ -218,7 +220,7 @@ class ScriptedBackend:
     def context(self) -> int:
         return self.drafter.context
 
-    def targets(self) -> tuple[str, ...]:
+    def targets(self, *, online: bool = True) -> tuple[str, ...]:  # noqa: ARG002 - as the device has it
         return () if self.missing else ("toy-target",)
 
     def absence(self, *, for_s: float = 0.0) -> EdgeUnavailable | None:  # noqa: ARG002

@@ -7,15 +7,12 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime, timedelta
-from types import MappingProxyType
-from typing import TypeVar
+from types import MappingProxyType, SimpleNamespace
 
-from dssd.distribution import shape
-from dssd.downlink import FormName
+from fleet_device.client.decision import EdgeAvailability, RetryPolicy, RetryState
 from fleet_device.client.drafting import Drafting, DraftSequence, SessionPacing
 from fleet_device.client.driver import SessionDriver
 from fleet_device.client.messaging import ConnectionChanged, Event, Inbox, Outbound, ReceivedVerdict
-from fleet_device.client.retry import EdgeAvailability, RetryPolicy, RetryState
 from fleet_device.drafters.contract import Prospect
 from fleet_device.drafters.suffix import SuffixDrafter
 from fleet_device.drafters.without_model import ScriptedDrafter
@@ -26,17 +23,20 @@ from fleet_device.session.sequence import session_request
 from fleet_device.session.states import SessionCounters
 from fleet_device.settings import OfflinePolicy, Outages
 from fleet_edge.assembly import assemble
-from fleet_edge.counters import SEGMENT_COUNTERS
 from fleet_edge.orchestrator import Orchestrator
+from fleet_edge.session_log.counters import SEGMENT_COUNTERS
+from fleet_edge.session_log.records import Record
 from fleet_edge.sessions.machine import EdgeSession
 from fleet_edge.settings import EdgeSettings
-from fleet_edge.store.records import Record
+from sampling.distribution import shape
+from sampling.downlink import FormName
 from schemas.control import EdgeState, Presence
 from schemas.messages import Closed, Fault, Open, Opened, Refused, Verdict
 from schemas.policy import Mode, SamplingPolicy
 from schemas.reasons import EndReason
 from schemas.topics import Topic, build
 from schemas.vocabulary import Vocabulary
+from tests.support.log_records import of_kind
 from tests.support.markov import MarkovScript, coupled_text
 from tests.support.memory_broker import Faults, MemoryBroker
 from tests.support.memory_link import MemoryLink
@@ -52,7 +52,6 @@ DRAFT = TARGET.perturbed(seed=8, amount=1.0)
 DRAFT_TOKENS = 1 << 20
 COUNTED_ALIKE = tuple(field.name for field in fields(SessionCounters) if field.name in SEGMENT_COUNTERS)
 """Counters of both ends, which are equal while nothing is lost."""
-R = TypeVar("R")
 START = datetime(2026, 1, 1, tzinfo=UTC)
 
 
@@ -86,8 +85,8 @@ class Sink(list[Record]):
         if then is not None:
             then()
 
-    def of(self, kind: type[R]) -> list[R]:
-        return [record for record in self if isinstance(record, kind)]
+    def of(self, kind: str) -> list[SimpleNamespace]:
+        return of_kind(self, kind)
 
 
 class MemoryFleet:
@@ -218,13 +217,6 @@ class ChangingPacing(FixedPacing):
         return Choice("draft", "It is drawn by lot.")
 
 
-class StayingRetry(RetryState):
-    """Never leaves a silent edge: the test decides when time passes."""
-
-    def may_go_elsewhere(self) -> bool:
-        return False
-
-
 @dataclass
 class Device:
     """A device's session driver over a memory link; the test's generator decides when it moves."""
@@ -246,11 +238,10 @@ class Device:
         self.inbox.subscribe(self.link, fleet=FLEET, device=self.name)
         self.link.start(timeout_s=1.0)
         clock = self.fleet.clock
-        # It never gives up, and repeats a request whenever the test says that nothing moves.
-        policy = RetryPolicy(NEVER_S, NEVER_S, verdict_s=0.0, close_s=NEVER_S, retry_s=0.0)
+        # It never gives up, nor leaves an edge; it repeats a request when the test says that nothing moves.
+        policy = RetryPolicy(NEVER_S, NEVER_S, verdict_s=NEVER_S, close_s=NEVER_S, retry_s=NEVER_S)
         outbound = Outbound(self.link, FLEET, self.name, self.inbox, self.padding)
         waiting = Outages(policy=OfflinePolicy.WAIT)
-        retry = StayingRetry(policy, self.session, outbound, EdgeAvailability(clock, self.inbox.edges), waiting)
         model = ScriptedDrafter(DRAFT, DRAFT.words, end_tokens=(END,))
         drafter = SuffixDrafter.before(model, None) if isinstance(self.pacing, ChangingPacing) else model
         drafts = DraftSequence(self.session, drafter, clock)
@@ -262,7 +253,8 @@ class Device:
             drafting=Drafting(self.session, drafts, pacing),
             outbound=outbound,
             inbox=self.inbox,
-            retry=retry,
+            retry=RetryState(policy, waiting, clock()),
+            availability=EdgeAvailability(clock, self.inbox.edges, lambda: outbound.connected),
         )
 
     @property
@@ -279,7 +271,7 @@ class Device:
 
     @property
     def resumes(self) -> int:
-        return self.driver.retry.resumes
+        return self.driver.resumes
 
     @property
     def done(self) -> bool:
@@ -297,8 +289,9 @@ class Device:
 
     def nudge(self) -> None:
         if self.session.ended is not None:
-            self.driver.closing.send()
+            self.driver.closing.send_close()
         else:
+            self.driver.retry.note_repeat_due()
             self.driver.on_quiet()
 
     def open(self) -> None:

@@ -121,7 +121,7 @@ class MemoryLink:
         self._drain()
 
     def _drain(self) -> None:
-        while self.connected and (message := self._outbox.take(window=1)) is not None:
+        while self.connected and (message := self._outbox.next_message(window=1)) is not None:
             self.counters.sent += 1
             reason = self._broker.accept(message)
             if message.qos > 0 and message.on_outcome is not None:

@@ -13,8 +13,8 @@ from schemas.topics import Topic, parse
 from tests.support.memory_broker import MemoryBroker
 
 UP: Final = (Topic.STATE, Topic.OPEN, Topic.DRAFT, Topic.CLOSE, Topic.TELEMETRY)
-DOWN: Final = (Topic.SESSION, Topic.VERDICT, Topic.EDGE_STATE)
-JSON: Final = (Topic.STATE, Topic.TELEMETRY, Topic.EDGE_STATE)
+DOWN: Final = (Topic.SESSION, Topic.VERDICT, Topic.EDGE_STATE, Topic.EDGE_CHAT)
+JSON: Final = (Topic.STATE, Topic.TELEMETRY, Topic.EDGE_STATE, Topic.EDGE_CHAT)
 
 DRAFT_FIELDS: Final = 11
 VERDICT_FIELDS: Final = 13

@@ -9,8 +9,8 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from dssd.distribution import Dist, point_mass
 from fleet_device.drafters.contract import TextCodec
+from sampling.distribution import Dist, point_mass
 from schemas.policy import SamplingPolicy
 from schemas.vocabulary import Vocabulary
 

@@ -10,10 +10,6 @@ from unittest.mock import patch
 
 import numpy as np
 
-from dssd.distribution import TOTAL, Dist, QuantizedDist, quantize, shape
-from dssd.downlink import correct
-from dssd.sampling import Proposal, Purpose, propose, random_uniform
-from dssd.verification import Judgement, decode
 from fleet_device.client.agent import Agent
 from fleet_device.client.drafting import DraftSequence
 from fleet_device.drafters.unlike import CommonTokens
@@ -23,6 +19,10 @@ from fleet_edge.batching.judging import Case
 from fleet_edge.batching.shaping import ShapedRows, shape_rows
 from fleet_edge.sessions.grammars import Constraint
 from fleet_edge.verifiers.contract import Item, TargetInfo, Verifier
+from sampling.distribution import TOTAL, Dist, QuantizedDist, quantize, shape
+from sampling.downlink import correct
+from sampling.drawing import Proposal, Purpose, propose, random_uniform
+from sampling.verification import Judgement, decode
 from schemas.downlink import DownlinkForm
 from schemas.policy import SamplingPolicy
 from tests.support.toy_pair import TEMPERATURE, ToyPair
@@ -31,8 +31,10 @@ from tests.support.toy_pair import TEMPERATURE, ToyPair
 class Sabotage(StrEnum):
     NONE = "none"
     ACCEPTANCE_LOW = "acceptance-low"
+    BIAS_LATE = "bias-late"
     CORRECTED_FROM_P = "corrected-from-p"
     CUT_SHORT = "cut-short"
+    DRAFT_NOT_COUNTED = "draft-not-counted"
     GUESS_KEPT = "guess-kept"
     GUESS_LIKELIEST = "guess-likeliest"
     GUESS_SHIFTED = "guess-shifted"
@@ -200,6 +202,16 @@ def _case_unshaped(work: Any) -> Case:
 _case: Final = orchestrator._case
 
 
+def _policy_behind_the_text(case: Case, _number: int) -> SamplingPolicy:
+    return case.policy.after(case.prompt, case.text, case.end_tokens)
+
+
+def _shape_with_late_bias(logits: Any, policy: SamplingPolicy, *, allowed: Any = None) -> Dist:
+    whole, biases = shape(logits, policy.plain(), allowed=allowed), dict(policy.logit_bias)
+    probs = whole.probs * np.exp([biases.get(int(token), 0.0) / policy.temperature for token in whole.ids])
+    return Dist(whole.ids, (probs / probs.sum()).astype(np.float32).astype(np.float64))
+
+
 def _without_last(probs: Any) -> Any:
     shorter = np.where(np.arange(len(probs)) < max(1, int((probs > 0.0).sum()) - 1), probs, 0.0)
     return (shorter / shorter.sum()).astype(np.float32).astype(np.float64)
@@ -296,10 +308,12 @@ def _shift_rows(engine: type[Verifier], stack: ExitStack) -> None:
 
 
 _AT_THE_EDGE: Final[dict[Sabotage, tuple[str, Callable[..., Any]]]] = {
-    Sabotage.INVERTED: ("dssd.verification.accepts", _accept_inverted),
-    Sabotage.ACCEPTANCE_LOW: ("dssd.verification.accepts", _accept_low),
+    Sabotage.INVERTED: ("sampling.verification.accepts", _accept_inverted),
+    Sabotage.ACCEPTANCE_LOW: ("sampling.verification.accepts", _accept_low),
     Sabotage.UNSHAPED: ("fleet_edge.orchestrator._case", _case_unshaped),
     Sabotage.NUCLEUS_SHORT: ("fleet_edge.batching.judging.shape_rows", _shape_rows_short),
+    Sabotage.DRAFT_NOT_COUNTED: ("fleet_edge.batching.judging.Case.policy_at", _policy_behind_the_text),
+    Sabotage.BIAS_LATE: ("fleet_edge.batching.judging.shape", _shape_with_late_bias),
     Sabotage.GUESS_KEPT: ("fleet_edge.batching.judging.decode", _write_keeping),
     Sabotage.GUESS_LIKELIEST: ("fleet_edge.batching.judging.decode", _write_likeliest),
     Sabotage.GUESS_SHIFTED: ("fleet_edge.batching.judging.decode", _write_shifted),
@@ -342,7 +356,7 @@ _AT_THE_DEVICE: Final[dict[Sabotage, dict[str, Callable[..., Any]]]] = {
     Sabotage.NUCLEUS_SHORT: {
         "fleet_device.drafters.without_model.shape": _shape_short,
         # Whatever the proof expects of the product's own code.
-        "dssd.distribution.shape": _shape_short,
+        "sampling.distribution.shape": _shape_short,
     },
     Sabotage.NO_RESIDUAL: {"fleet_device.session.sequence.correct": _correct_without_residual},
     Sabotage.CORRECTED_FROM_P: {"fleet_device.session.sequence.correct": _correct_sometimes_from_p},

@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
-from dssd.verification import Judgement
 from fleet_edge.batching.batch_builder import Budget
 from fleet_edge.batching.scheduler import Scheduler
 from fleet_edge.batching.step_cost import StepCost
@@ -12,6 +11,7 @@ from fleet_edge.sessions.admission import SessionLimits
 from fleet_edge.sessions.machine import EdgeSession
 from fleet_edge.settings import PrefixSharing
 from fleet_edge.verifiers.contract import Verifier
+from sampling.verification import Judgement
 from tests.support.drafts import LIMITS, arrived, draft, edge_session
 from tests.support.markov import MarkovScript
 from tests.support.scripted_verifier import ScriptedVerifier

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 from fleet_common.mqtt.link import Message
 from fleet_device.client.agent import Agent
+from fleet_device.client.decision import RetryPolicy
 from fleet_device.client.messaging import Event, Inbox
-from fleet_device.client.retry import RetryPolicy
 from fleet_device.drafters.without_model import ScriptedDrafter
 from fleet_device.pacing.contract import FixedPacing, Pacing
 from fleet_device.requests.generate import GenerateRequest, Generation, RequestContext
@@ -27,7 +27,7 @@ Answers = Iterable[Answer]
 
 DEVICE = "device-1"
 PATIENCE = RetryPolicy(open_s=5.0, resume_s=30.0, verdict_s=3.0, close_s=2.0, retry_s=1.0)
-BY_PATIENCE = Outages(after_s=math.inf, answer_s=math.inf)  # a request fails when its time limits say so
+BY_PATIENCE = Outages(after_s=35.0, answer_s=math.inf)  # a silent edge has the time of the policy
 
 
 class TooManyMessages(BaseException):

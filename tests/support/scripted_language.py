@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from typing import Final
 
-from dssd.distribution import shape
 from fleet_common.grammar.tokenizer import GrammarTokenizer
 from fleet_device.drafters.without_model import ScriptedDrafter, WordCodec
+from sampling.distribution import shape
 from schemas.policy import SamplingPolicy
 from tests.support.markov import MarkovScript, coupled_text
 

@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Unpack
 
 from fleet_device.requests.generate import generate_text
-from fleet_device.requests.prompt import prepare_request
+from fleet_device.requests.prompt import TextOptions, prepare_request
 from fleet_device.requests.queue import RequestQueue, TextStream
 from fleet_device.requests.structured import ChatMessage
 from tests.support.memory_device import ScriptedAgent, TalkingDrafter, settings
@@ -22,9 +23,9 @@ class ScriptedTalker:
     def count_tokens(self, prompt: Sequence[ChatMessage]) -> int:
         return len(prepare_request(prompt, self._settings).encode(self.drafter.codec).prompt)
 
-    def stream(self, prompt: Sequence[ChatMessage]) -> TextStream:
+    def stream(self, prompt: Sequence[ChatMessage], **options: Unpack[TextOptions]) -> TextStream:
         self.asked.append(list(prompt))
-        prepared = prepare_request(prompt, self._settings)
+        prepared = prepare_request(prompt, self._settings, **options)
         return TextStream(self._queue, lambda: prepared.encode(self.drafter.codec))
 
     def close(self) -> None:

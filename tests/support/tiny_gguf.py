@@ -111,14 +111,16 @@ def write_gguf(writer: gguf.GGUFWriter) -> None:
     writer.close()
 
 
-def tiny_hybrid_gguf(path: Path, *, rows: Sequence[Row] | None = None, context: int = 256, seed: int = 7) -> Path:
+def tiny_hybrid_gguf(
+    path: Path, *, rows: Sequence[Row] | None = None, context: int = 256, seed: int = 7, end: int = END
+) -> Path:
     """Write a model of LFM2's architecture: a layer of short convolutions, one of attention, and again."""
     rows = [*tiny_rows(), *_padding(len(tiny_rows()))] if rows is None else rows
     width, heads, inner, kernel = 64, 2, 96, 3
     kv_heads = [0, 1, 0, 1]
     writer = new_gguf(
         path, "lfm2", layers=len(kv_heads), width=width, inner=inner, heads=heads, kv_heads=kv_heads, rows=rows,
-        context=context,
+        context=context, end=end,
     )  # fmt: skip
     writer.add_vocab_size(len(rows))
     writer.add_shortconv_l_cache(kernel)
@@ -148,6 +150,64 @@ def tiny_hybrid_gguf(path: Path, *, rows: Sequence[Row] | None = None, context: 
             weight(f"{at}shortconv.conv", width, kernel)
             weight(f"{at}shortconv.in_proj", 3 * width, width)
             weight(f"{at}shortconv.out_proj", width, width)
+        weight(f"{at}ffn_gate", inner, width)
+        weight(f"{at}ffn_up", inner, width)
+        weight(f"{at}ffn_down", width, inner)
+    write_gguf(writer)
+    return path
+
+
+def tiny_delta_gguf(
+    path: Path, *, rows: Sequence[Row] | None = None, context: int = 256, seed: int = 7, end: int = END
+) -> Path:
+    """Write a model of Qwen3.5's architecture: a layer of gated delta rule, one of attention, and again."""
+    rows = [*tiny_rows(), *_padding(len(tiny_rows()))] if rows is None else rows
+    width, heads, dim, inner, kernel, layers = 64, 2, 32, 96, 4, 4
+    keys, values, size = 1, 2, 32
+    writer = new_gguf(
+        path, "qwen35", layers=layers, width=width, inner=inner, heads=heads, kv_heads=1, dim=dim, rows=rows,
+        context=context, end=end,
+    )  # fmt: skip
+    writer.add_vocab_size(len(rows))
+    writer.add_rope_dimension_count(dim // 2)
+    writer.add_rope_dimension_sections([4, 2, 2, 0])
+    writer.add_full_attention_interval(2)
+    writer.add_ssm_conv_kernel(kernel)
+    writer.add_ssm_state_size(size)
+    writer.add_ssm_group_count(keys)
+    writer.add_ssm_time_step_rank(values)
+    writer.add_ssm_inner_size(values * size)
+    random = np.random.default_rng(seed)
+
+    def weight(name: str, *shape: int) -> None:
+        writer.add_tensor(f"{name}.weight", random.normal(0, 0.3, shape).astype(np.float32))
+
+    def vector(name: str, count: int = width, middle: float = 1.0) -> None:
+        writer.add_tensor(name, random.normal(middle, 0.1, count).astype(np.float32))
+
+    weight("token_embd", len(rows), width)
+    vector("output_norm.weight")
+    for layer in range(layers):
+        at = f"blk.{layer}."
+        vector(f"{at}attn_norm.weight")
+        vector(f"{at}post_attention_norm.weight")
+        if layer % 2:
+            vector(f"{at}attn_q_norm.weight", dim)
+            vector(f"{at}attn_k_norm.weight", dim)
+            weight(f"{at}attn_q", 2 * heads * dim, width)
+            weight(f"{at}attn_k", dim, width)
+            weight(f"{at}attn_v", dim, width)
+            weight(f"{at}attn_output", width, heads * dim)
+        else:
+            weight(f"{at}attn_qkv", (2 * keys + values) * size, width)
+            weight(f"{at}attn_gate", values * size, width)
+            weight(f"{at}ssm_alpha", values, width)
+            weight(f"{at}ssm_beta", values, width)
+            weight(f"{at}ssm_conv1d", (2 * keys + values) * size, kernel)
+            vector(f"{at}ssm_dt.bias", values)
+            vector(f"{at}ssm_a", values, -0.3)
+            vector(f"{at}ssm_norm.weight", size)
+            weight(f"{at}ssm_out", width, values * size)
         weight(f"{at}ffn_gate", inner, width)
         weight(f"{at}ffn_up", inner, width)
         weight(f"{at}ffn_down", width, inner)

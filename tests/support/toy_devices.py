@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from fleet_common.mqtt.paho_link import PahoLink
 from fleet_common.mqtt.settings import BrokerSettings
 from fleet_device.client.agent import Agent
-from fleet_device.client.retry import RetryPolicy
+from fleet_device.client.decision import RetryPolicy
 from fleet_device.pacing.contract import Pacing
 from fleet_device.requests.generate import GenerateRequest, RequestContext
 from fleet_device.session.sequence import CommittedTokens, TokenOrigin

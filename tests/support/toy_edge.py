@@ -12,7 +12,6 @@ from datetime import UTC, datetime
 from typing import Final
 from unittest.mock import patch
 
-from dssd.downlink import FormName
 from fleet_common.logs import Event, EventStream
 from fleet_common.mqtt.link import Link
 from fleet_common.mqtt.paho_link import PahoLink
@@ -24,6 +23,7 @@ from fleet_edge.intake import ReceivedMessage
 from fleet_edge.sessions.admission import SessionLimits
 from fleet_edge.settings import EdgeSettings
 from fleet_edge.verifiers.contract import TargetInfo
+from sampling.downlink import FormName
 from schemas.control import EdgeState, Presence, encode_json
 from schemas.messages import Draft, Open
 from schemas.names import VERSION
@@ -75,7 +75,7 @@ def _limits_of_resumes(self: MessageHandlers, device: str, message: Open) -> Ses
 
 
 _chance: Final = random.Random(5)
-_draft, _limits = MessageHandlers._draft, MessageHandlers._limits
+_draft, _limits = MessageHandlers._on_draft, MessageHandlers._limits
 
 
 def main() -> None:
@@ -112,7 +112,7 @@ def main() -> None:
             turns = itertools.cycle(LENGTHS)
             stack.enter_context(patch.object(DraftLengths, "choose", lambda *_, **__: next(turns)))
         if arguments.forgetful:
-            stack.enter_context(patch.object(MessageHandlers, "_draft", _draft_or_forget))
+            stack.enter_context(patch.object(MessageHandlers, "_on_draft", _draft_or_forget))
         if arguments.foreign:
             stack.enter_context(patch.object(MessageHandlers, "_limits", _limits_of_resumes))
         link = PahoLink(settings.broker.link(settings.fleet, settings.edge, will=None))

@@ -1,6 +1,8 @@
 """Engines of the toy edge: the toy target in llama.cpp, in blocks, or behind stand-ins of inference servers."""
 
+import atexit
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
@@ -11,20 +13,26 @@ from typing import Any, Final
 
 import numpy as np
 
-from dssd.distribution import Float
 from fleet_edge.verifiers.contract import Item, Verifier
+from sampling.distribution import Float
+from tests.support.markov import MarkovScript
 from tests.support.scripted_verifier import ScriptedVerifier
-from tests.support.toy_pair import END_TOKENS, TOP_K, Languages, ToyPair
+from tests.support.tiny_gguf import tiny_hybrid_gguf
+from tests.support.toy_pair import END_TOKENS, TOP_K, Disturbed, Languages, ToyPair
 from tests.support.toy_transformer import ToyTransformer
 
 _KV_BYTES: Final = 1 << 24
 _SPARE: Final = 1  # position that a server keeps for itself
 _CONTEXT: Final = 256
+_NOISE: Final = MarkovScript(size=6, seed=8, sharpness=1.0, period=3)
+_HYBRID_SEED: Final = 8
+"""Its rows are further from the edges of `top_k` and `top_p` than an engine rounds."""
 
 
 class ToyEngine(StrEnum):
     SCRIPTED = "scripted"
     LLAMA_CPP = "llama.cpp"
+    HYBRID = "hybrid"  # layers with a running state, in llama.cpp
     EIGHT_BITS = "8-bit"
     FOUR_BITS = "4-bit"
     VLLM = "vllm"
@@ -42,7 +50,9 @@ def pair_of(engine: ToyEngine, languages: Languages = Languages.STANDARD) -> Toy
     if engine is ToyEngine.SCRIPTED:
         return ToyPair.standard()
     pair = ToyPair.transformer()
-    return replace(pair, target=_quantized(engine)) if engine in _BLOCKS else pair
+    if engine is ToyEngine.HYBRID:
+        return replace(pair, target=_alone(engine), draft=Disturbed(_alone(engine), _NOISE))
+    return replace(pair, target=_alone(engine)) if engine in _BLOCKS else pair
 
 
 def toy_verifier(engine: ToyEngine, languages: Languages, *, foreign: bool = False) -> AbstractContextManager[Verifier]:
@@ -67,7 +77,7 @@ def _scripted(languages: Languages) -> Iterator[Verifier]:
 
 @contextmanager
 def _llama_cpp() -> Iterator[Verifier]:
-    from fleet_edge.verifiers.llama_cpp.slab import open_target  # noqa: PLC0415 - only where it is installed
+    from fleet_edge.verifiers.llama_cpp.target import open_target  # noqa: PLC0415 - only where it is installed
     from fleet_edge.verifiers.llama_cpp.verifier import LlamaCppVerifier  # noqa: PLC0415
 
     target = pair_of(ToyEngine.LLAMA_CPP).target
@@ -75,6 +85,20 @@ def _llama_cpp() -> Iterator[Verifier]:
     with tempfile.TemporaryDirectory(prefix="toy-") as folder:
         path = target.write_gguf(Path(folder) / "toy.gguf", end_token=END_TOKENS[0])
         yield LlamaCppVerifier(open_target(path, gpu_layers=0), budget_bytes=_KV_BYTES, context=_CONTEXT, threads=1)
+
+
+@contextmanager
+def _hybrid() -> Iterator[Verifier]:
+    from gguf import TokenType  # noqa: PLC0415 - likewise
+
+    from fleet_edge.verifiers.llama_cpp.target import open_target  # noqa: PLC0415
+    from fleet_edge.verifiers.llama_cpp.verifier import LlamaCppVerifier  # noqa: PLC0415
+
+    rows = [(word, TokenType.NORMAL) for word in ToyPair.standard().target.words]
+    with tempfile.TemporaryDirectory(prefix="toy-") as folder:
+        path = tiny_hybrid_gguf(Path(folder) / "toy.gguf", rows=rows, seed=_HYBRID_SEED, end=END_TOKENS[0])
+        target = open_target(path, gpu_layers=0)
+        yield LlamaCppVerifier(target, budget_bytes=_KV_BYTES, context=_CONTEXT, threads=1)
 
 
 @contextmanager
@@ -91,31 +115,35 @@ def _blocks(engine: ToyEngine) -> Iterator[Verifier]:
         yield load_verifier(EdgeSettings.model_validate(settings))
 
 
-class QuantizedTransformer(ToyTransformer):
-    """The toy transformer in blocks: each row computed alone and from its first token, without drafts or rollback."""
+class ComputedAlone(ToyTransformer):
+    """What an engine computes: each row alone and from its first token, without drafts or rollback."""
 
-    def __init__(self, of: ToyTransformer, verifier: Verifier) -> None:
-        self._words = of.words
+    def __init__(self, words: tuple[str, ...], verifier: Verifier) -> None:
+        self._words = words
         self._verifier = verifier
         self._rows = {}
+        self._one = threading.Lock()
 
     @property
     def size(self) -> int:
         return len(self._words)
 
     def _compute(self, tokens: tuple[int, ...]) -> Float:
-        self._verifier.open(0)
-        row: np.ndarray[Any, Any] = np.asarray(self._verifier.score([Item(0, tokens, 1)]))[0]
-        self._verifier.close(0)
+        with self._one:
+            self._verifier.open(0)
+            row: np.ndarray[Any, Any] = np.array(self._verifier.score([Item(0, tokens, 1)]))[0]
+            self._verifier.close(0)
         return row.astype(np.float64)
 
 
 @cache
-def _quantized(engine: ToyEngine) -> QuantizedTransformer:
-    target = ToyPair.transformer().target
-    assert isinstance(target, ToyTransformer)
-    with _blocks(engine) as verifier:
-        return QuantizedTransformer(target, verifier)
+def _alone(engine: ToyEngine) -> ComputedAlone:
+    verifier = _ALONE.enter_context(_VERIFIERS[engine]())
+    return ComputedAlone(ToyPair.standard().target.words, verifier)
+
+
+_ALONE: Final = ExitStack()
+atexit.register(_ALONE.close)
 
 
 @contextmanager
@@ -145,6 +173,7 @@ def _remote() -> Iterator[Verifier]:
 
 _VERIFIERS: Final[dict[ToyEngine, Callable[[], AbstractContextManager[Verifier]]]] = {
     ToyEngine.LLAMA_CPP: _llama_cpp,
+    ToyEngine.HYBRID: _hybrid,
     ToyEngine.EIGHT_BITS: partial(_blocks, ToyEngine.EIGHT_BITS),
     ToyEngine.FOUR_BITS: partial(_blocks, ToyEngine.FOUR_BITS),
     ToyEngine.VLLM: _remote,

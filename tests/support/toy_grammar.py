@@ -5,7 +5,7 @@ from typing import Final
 
 import numpy as np
 
-from dssd.distribution import Float
+from sampling.distribution import Float
 from schemas.policy import Grammar, GrammarKind, SamplingPolicy
 from tests.support.markov import MarkovScript
 from tests.support.reference import shaped
@@ -35,17 +35,21 @@ def allowed(text: Sequence[int], *, end: int) -> list[int]:
     return sorted(longer | ({end} if begun in TEXTS else set()))
 
 
-def joint_given_grammar(
+def joint_by_prefix(
     language: MarkovScript, prefix: Sequence[int], *, length: int, policy: SamplingPolicy, end: int
 ) -> Float:
-    """Return the joint distribution of the next tokens under the grammar, `[size] * length`; ends are repeated."""
+    """Return the joint distribution of the next tokens, `[size] * length`, with ends repeated.
+
+    It follows every prefix, for policies whose grammar or penalties make p depend on all tokens before.
+    """
     law = np.zeros((language.size,) * length)
 
     def walk(text: tuple[int, ...], mass: float) -> None:
         if len(text) == length or (text and text[-1] == end):
             law[text + text[-1:] * (length - len(text))] += mass
             return
-        probs = shaped(language.logits([*prefix, *text]), policy, allowed=allowed(text, end=end))
+        kept = None if policy.grammar is None else allowed(text, end=end)
+        probs = shaped(language.logits([*prefix, *text]), policy.after(prefix, text, (end,)), allowed=kept)
         for token, chance in probs.items():
             walk((*text, token), mass * chance)
 

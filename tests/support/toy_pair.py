@@ -1,18 +1,19 @@
 """Toy pair of the exactness proof: a target and a draft language with known distributions."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from types import MappingProxyType
 from typing import Any, Final, Protocol
 
 from numpy.typing import NDArray
 
-from dssd.distribution import Float
 from fleet_device.drafters.contract import Drafter
 from fleet_device.drafters.suffix import SuffixDrafter
 from fleet_device.drafters.suffix_index import History
 from fleet_device.drafters.unlike import UnlikeVocabularyDrafter
 from fleet_device.drafters.without_model import LogitsScript, ScriptedDrafter, WordCodec
+from sampling.distribution import Float
 from schemas.policy import Grammar, Mode, SamplingPolicy
 from schemas.vocabulary import Vocabulary
 from tests.support.markov import MarkovScript, SpreadScript, coupled_text
@@ -152,7 +153,13 @@ class ToyPair:
 
 
 def policy(
-    mode: Mode, seed: int, *, greedy: bool = False, grammar: Grammar | None = None, top_k: int | None = None
+    mode: Mode,
+    seed: int,
+    *,
+    greedy: bool = False,
+    grammar: Grammar | None = None,
+    top_k: int | None = None,
+    controls: Mapping[str, Any] = MappingProxyType({}),
 ) -> SamplingPolicy:
     """Return the proof's sampling policy: every step of the shaping has an effect, or none with `greedy`.
 
@@ -162,7 +169,8 @@ def policy(
     kept, top_p = (TOP_K, 0.93) if grammar is None else (2, 0.85)
     if top_k is not None:
         kept, top_p = top_k, 1.0
-    return SamplingPolicy(mode=mode, temperature=temperature, top_k=kept, top_p=top_p, seed=seed, grammar=grammar)
+    fields = {"mode": mode, "temperature": temperature, "top_k": kept, "top_p": top_p, "seed": seed, **controls}
+    return SamplingPolicy(grammar=grammar, **fields)
 
 
 def own_text(seed: int, tokens: int) -> list[int]:

@@ -12,7 +12,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from dssd.distribution import Float
+from sampling.distribution import Float
 from schemas.policy import SamplingPolicy
 from tests.support.markov import MAX_JOINT
 from tests.support.reference import shaped

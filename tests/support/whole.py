@@ -1,4 +1,7 @@
-"""The whole system in one process: an edge on a thread, and devices, through a real mosquitto."""
+"""The whole system in one process: an edge on a thread, and devices, usually through a real mosquitto.
+
+`parts` are further arguments of both services, such as another link and clock.
+"""
 
 import threading
 from collections.abc import Iterator
@@ -25,6 +28,7 @@ class Whole:
     folder: Path
     verifier: Verifier | None = None
     options: dict[str, Any] = field(default_factory=dict)
+    parts: dict[str, Any] = field(default_factory=dict)
 
     @property
     def db(self) -> str:
@@ -36,7 +40,7 @@ class Whole:
         assert self.verifier is not None
         fields = {"fleet": FLEET, "edge": "edge-1", "broker": {"port": self.port}, "db": self.db}
         settings = EdgeSettings.model_validate({**fields, "spool": self.folder / "spool", **self.options})
-        service = EdgeService(settings, self.verifier)
+        service = EdgeService(settings, self.verifier, **self.parts)
         service.start()
         stop = threading.Event()
         thread = threading.Thread(target=service.run, args=(stop,), name="edge")
@@ -56,7 +60,7 @@ class Whole:
         """Run a device. The drafter stays open."""
         fields = {"fleet": FLEET, "device": name, "broker": {"port": self.port}}
         settings = DeviceSettings.model_validate({**fields, **options})
-        service = DeviceService(settings, _Kept(drafter))
+        service = DeviceService(settings, _Kept(drafter), **self.parts)
         service.start()
         try:
             yield service

@@ -7,8 +7,8 @@ import torch
 
 from broker_config.processes import MosquittoProcess
 from fleet_device.drafters.llama_cpp import LlamaCppDrafter, LlamaCppSettings
-from fleet_edge.verifiers.packed.target import load_target
-from fleet_edge.verifiers.packed.verifier import PackedVerifier
+from fleet_edge.verifiers.torch_engine.target import load_target
+from fleet_edge.verifiers.torch_engine.verifier import TorchVerifier
 from tests.support.one_thread import OnOneThread
 from tests.support.prepared_models import prepared
 from tests.support.whole import Whole
@@ -28,8 +28,8 @@ def dtype(forced_dtype: str | None) -> str:
 
 
 @pytest.fixture(scope="session")
-def verifier(target_folder: Path, dtype: str) -> PackedVerifier:
-    return PackedVerifier(load_target(target_folder, dtype=dtype), budget_bytes=KV_BYTES)
+def verifier(target_folder: Path, dtype: str) -> TorchVerifier:
+    return TorchVerifier(load_target(target_folder, dtype=dtype), budget_bytes=KV_BYTES)
 
 
 @pytest.fixture(scope="session")
@@ -54,6 +54,6 @@ def drafters() -> Iterator[Callable[[str], LlamaCppDrafter]]:
 
 
 @pytest.fixture
-def whole(mosquitto: MosquittoProcess, tmp_path: Path, verifier: PackedVerifier) -> Whole:
+def whole(mosquitto: MosquittoProcess, tmp_path: Path, verifier: TorchVerifier) -> Whole:
     torch.manual_seed(0)
     return Whole(mosquitto.port, tmp_path, verifier)

@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, replace
 from functools import cache
@@ -47,8 +47,8 @@ _ELSEWHERE: Final = {
     "git": "needs the internet",
     "llama-wheel": "needs a package index",
     "ansible-bundle": "needs a package index",
-    "ansible-system-test": "takes an hour",
-    "ansible-playbook": "needs a fleet's machines; scripts/ansible-system-test plays the playbooks",
+    "system-test": "takes an hour",
+    "ansible-playbook": "needs a fleet's machines; tests/ansible/system-test plays the playbooks",
     "ansible-vault": "needs a vault",
     "systemctl": "needs systemd",
     "journalctl": "needs systemd",
@@ -318,6 +318,7 @@ exec chroot "$1/root" env -i HOME=/root TERM=dumb COLUMNS=100 LANG=C.UTF-8 "PYTH
 """
 _SITE: Final = r"""
 set -euo pipefail
+rm -f fleet.sqlite3*  # the overlay's; a demo may have left one here
 mkdir -p /opt/fleet/current/venv/bin /etc/fleet /srv/backups /srv/fleet /var/lib/fleet/edge
 ln -s "$(command -v fleet)" /opt/fleet/current/venv/bin/fleet
 fleet broker init /root/site --fleet north --devices 1 --edge edge-1
@@ -346,7 +347,7 @@ fleet device generate --device gateway-7 --drafter suffix --max-new-tokens 8 "He
 fleet admin label gateway-7 --add hall_a
 (umask 077; echo "correct horse battery staple" > /tmp/password)
 fleet admin user add setup --role operator --password-file /tmp/password
-fleet device run --device gateway-6 --drafter suffix --api-listen '' &
+fleet device run --device gateway-6 --drafter suffix --api-listen '' 3>&- &
 timeout 120 bash -c 'until fleet admin devices --json | grep -q gateway-6; do sleep 1; done'
 kill -9 $!  # the edge makes an alert of it; a device that ends in order is none
 timeout 120 bash -c 'until fleet admin alerts --all --json | grep -q "\"id\""; do sleep 1; done'
@@ -356,10 +357,21 @@ printf '{"SESSION": "%s"}' "${session##*\"}" >&3
 """Sets the variables for `run with` marks."""
 
 
-def run_here(document: str) -> list[str]:
-    """Run a document's commands on the throw-away machine of this process."""
+def _printed(document: str) -> str:
+    return " ".join(each.words for each in commands(document) if runs(each) and not each.reason)
+
+
+def machines() -> list[tuple[str, ...]]:
+    """Return the documents that run on one machine: those that start no broker and no device share what is granted."""
+    printing = [document for document in DOCUMENTS if _printed(document)]
+    alone = [document for document in printing if re.search("mosquitto -c|device run", _printed(document))]
+    return [tuple(document for document in printing if document not in alone), *((document,) for document in alone)]
+
+
+def run_here(documents: Sequence[str]) -> list[str]:
+    """Run the documents' commands on the throw-away machine of this process."""
     subprocess.run(["/bin/bash", "-c", _SITE], check=True, stdout=subprocess.DEVNULL)
-    printed = " ".join(each.words for each in commands(document) if runs(each) and not each.reason)
+    printed = " ".join(map(_printed, documents))
     granted: list[Shell] = []
 
     def grant(words: str) -> None:
@@ -374,18 +386,18 @@ def run_here(document: str) -> list[str]:
         os.environ.update(json.loads(known.stdout))
         grant(_DEVICES.format(name="gateway-7", listen="" if "device run" in printed else "127.0.0.1:8321"))
         grant(_DEVICES.format(name="gateway-8", listen=""))
-        return run_document(document)
+        return [failure for document in documents for failure in run_document(document)]
     finally:
         for shell in granted:
             shell.close()
 
 
-def run_apart(document: str) -> list[str]:
-    """Run a document's commands on their own throw-away machine."""
+def run_apart(documents: Sequence[str]) -> list[str]:
+    """Run the documents' commands on their own throw-away machine."""
     apart = ["/usr/bin/unshare", "-m", "-n", "-p", "-f", "-u", "--kill-child", "/bin/bash", "-c", _MACHINE, "-"]
     with tempfile.TemporaryDirectory(prefix="fleet-printed-") as folder:
         done = subprocess.run(
-            [*apart, folder, str(ROOT), str(Path(__file__).resolve()), document],
+            [*apart, folder, str(ROOT), str(Path(__file__).resolve()), " ".join(documents)],
             capture_output=True,
             text=True,
             check=False,
@@ -393,8 +405,8 @@ def run_apart(document: str) -> list[str]:
     try:
         return list(json.loads(done.stdout.splitlines()[-1]))
     except (IndexError, ValueError):
-        return [f"{document}: the machine did not come up: {done.stderr[-2000:].strip()}"]
+        return [f"{documents}: the machine did not come up: {done.stderr[-2000:].strip()}"]
 
 
 if __name__ == "__main__":
-    print(json.dumps(run_here(sys.argv[1])))
+    print(json.dumps(run_here(sys.argv[1].split())))

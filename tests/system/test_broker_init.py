@@ -1,6 +1,5 @@
 import os
 import shlex
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -9,17 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from broker_config.processes import reserved_port
 from fleet_common.logs import Event
 from tests.support.brokers import require_mosquitto
 from tests.support.prepared_models import prepared
 from tests.support.waiting import PATIENCE_S, wait_for_event
 
 pytestmark = [pytest.mark.broker, pytest.mark.models]
-
-
-def free_ports() -> list[str]:
-    with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as other:
-        return ["--port", str(one.getsockname()[1]), "--edge-port", str(other.getsockname()[1])]
 
 
 @pytest.fixture
@@ -61,11 +56,12 @@ def run(command: list[str], folder: Path, typed: str = "") -> str:
 
 @pytest.mark.exhaustive
 def test_its_commands_run_as_printed(folder: Path) -> None:
-    made = run(["fleet", "broker", "init", "own broker", "--devices", "2", *free_ports()], folder)
-    commands = [shlex.split(line) for line in made.splitlines() if line.startswith("    ")]
-    broker, edge, selftest, generate, doctor, chat = commands
-    assert (edge[:3], selftest[:3]) == (["fleet", "edge", "run"], ["fleet", "edge", "selftest"])
     with ExitStack() as stack:
+        ports = [f"--{name}={stack.enter_context(reserved_port())}" for name in ("port", "edge-port")]
+        made = run(["fleet", "broker", "init", "own broker", "--devices", "2", *ports], folder)
+        commands = [shlex.split(line) for line in made.splitlines() if line.startswith("    ")]
+        broker, edge, selftest, generate, doctor, chat = commands
+        assert (edge[:3], selftest[:3]) == (["fleet", "edge", "run"], ["fleet", "edge", "selftest"])
         stack.enter_context(service(broker, folder))
         running = stack.enter_context(service([*edge, "--events"], folder))
         assert running.stdout is not None

@@ -36,20 +36,16 @@ def test_our_listener_speaks_no_old_protocol_and_no_weak_cipher(tmp_path: Path) 
         assert line in done.stdout
 
 
-def test_a_weak_listener_is_found_out(tmp_path: Path) -> None:
+def test_a_weak_listener_is_found_out(tmp_path: Path, free_port: int) -> None:
     authority = TrialAuthority(tmp_path, datetime.now(UTC))
     own, client = authority.broker(), authority.client("device-1")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
     # It requests no certificate and accepts ciphers without authentication.
-    command = ["openssl", "s_server", "-accept", str(port), "-cert", str(own.certificate), "-key", str(own.key)]
-    with subprocess.Popen(
-        [*command, "-cipher", "ALL:aNULL:@SECLEVEL=0", "-quiet"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL
-    ) as server:
+    command = ["openssl", "s_server", "-cert", own.certificate, "-key", own.key, "-quiet", "-accept"]
+    command += [str(free_port), "-cipher", "ALL:aNULL:@SECLEVEL=0"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as server:
         try:
-            until(lambda: _listens(port))
-            done = check(port, client)
+            until(lambda: _listens(free_port))
+            done = check(free_port, client)
         finally:
             server.kill()
     assert done.returncode == 1
@@ -57,11 +53,9 @@ def test_a_weak_listener_is_found_out(tmp_path: Path) -> None:
         assert line in done.stdout, done.stdout
 
 
-def test_nothing_there_and_files_that_cannot_be_read_are_one_line(tmp_path: Path) -> None:
+def test_nothing_there_and_files_that_cannot_be_read_are_one_line(tmp_path: Path, free_port: int) -> None:
     files = TrialAuthority(tmp_path, datetime.now(UTC)).client("device-1")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))  # bound, but it does not listen
-        done = check(int(probe.getsockname()[1]), files)
+    done = check(free_port, files)
     assert (done.returncode, done.stdout.count("\n")) == (1, 1)
     done = check(1, IdentityFiles(tmp_path / "none.pem", files.certificate, files.key))
     assert done.returncode == 2

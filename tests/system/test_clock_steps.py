@@ -21,7 +21,7 @@ from fleet_device.client.agent import Agent
 from fleet_device.drafters.without_model import ScriptedDrafter
 from fleet_device.pacing.contract import FixedPacing
 from fleet_device.requests.generate import GenerateRequest
-from fleet_edge.session_log import SessionLog
+from fleet_edge.session_log.log import SessionLog
 from schemas.codec import encode_open
 from schemas.messages import Open
 from schemas.policy import Mode, SamplingPolicy
@@ -33,7 +33,7 @@ from tests.support.needs import missing
 from tests.support.processes import BrokerClient, quota_variables, scripted_edge
 from tests.support.raw_client import RawClient
 from tests.support.scripted_language import LANGUAGE, draft_language
-from tests.support.waiting import until
+from tests.support.waiting import PATIENCE_S, until
 
 FLEET, EDGE = "north", "edge-1"
 SILENT = 8
@@ -66,7 +66,7 @@ class Talker:
         drafter = ScriptedDrafter(draft_language(), LANGUAGE.words)
         self._agent = Agent(link, FLEET, "talker", drafter, FixedPacing(), time.monotonic)
         self._agent.attach()
-        link.start(timeout_s=60.0)
+        link.start(timeout_s=PATIENCE_S)
         self._link, self._end = link, threading.Event()
         self._thread = threading.Thread(target=self._talk)
 
@@ -127,7 +127,7 @@ def test_leases_throughput_and_memory_outlast_steps_of_the_clock(start_mosquitto
                 fleet=FLEET,
                 folder=tmp_path,
                 environment=quota_variables() | clock.environment,
-                lease_s=4.0,
+                lease_s=2.0,
                 drain_s=0.1,
             )
         )

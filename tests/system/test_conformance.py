@@ -14,7 +14,7 @@ from benchmarks.schemas import ask_all
 from broker_config.broker import Broker
 from broker_config.processes import MosquittoProcess
 from fleet_device.drafters.llama_cpp import LlamaCppDrafter, LlamaCppSettings
-from fleet_edge.verifiers.packed.verifier import PackedVerifier
+from fleet_edge.verifiers.torch_engine.verifier import TorchVerifier
 from tests.support.edge_thread import NO_QUOTAS
 from tests.support.one_thread import OnOneThread
 from tests.support.prepared_models import prepared
@@ -28,7 +28,7 @@ OPTIONS = {"context": 2048, "max_new_tokens": 1500, "mode": "coupled", "seed": 1
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory, verifier: PackedVerifier) -> Iterator[Served]:
+def served(tmp_path_factory: pytest.TempPathFactory, verifier: TorchVerifier) -> Iterator[Served]:
     loading = LlamaCppSettings(path=prepared("Q4_0.gguf"), threads=1, context=2048)
     drafter = OnOneThread(lambda: LlamaCppDrafter(loading))
     with MosquittoProcess(Broker(fleet=FLEET)) as broker:

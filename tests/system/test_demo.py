@@ -22,8 +22,8 @@ pytestmark = [pytest.mark.broker, pytest.mark.models, pytest.mark.xdist_group("d
 FLEET = (sys.executable, "-m", "fleet_cli.main")
 
 
-def run(arguments: Sequence[str], *, timeout_s: float = 280) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run([*FLEET, *arguments], capture_output=True, text=True, timeout=timeout_s, check=False)
+def run(arguments: Sequence[str]) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run([*FLEET, *arguments], capture_output=True, text=True, timeout=2 * PATIENCE_S, check=False)
 
 
 @pytest.fixture(scope="module")
@@ -77,23 +77,20 @@ def _database(folder: Path) -> str:
     return f"sqlite:///{folder / 'fleet.sqlite3'}"
 
 
+@pytest.fixture(scope="module", params=["embedded", pytest.param("mosquitto", marks=pytest.mark.exhaustive)])
+def stays(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, models: list[str]
+) -> Iterator[tuple[Demo, signal.Signals]]:
+    """Return a demo, and the signal that ends it."""
+    number = signal.SIGINT if request.param == "embedded" else signal.SIGTERM
+    with staying(tmp_path_factory.mktemp("demo"), ["--devices", "2", "--broker", request.param, *models]) as demo:
+        yield demo, number
+
+
 @pytest.fixture(scope="module")
-def stays(tmp_path_factory: pytest.TempPathFactory, models: list[str]) -> Iterator[Demo]:
-    with staying(tmp_path_factory.mktemp("demo"), ["--devices", "2", "--broker", "embedded", *models]) as demo:
-        yield demo
-
-
-@pytest.fixture(scope="module", params=[pytest.param("mosquitto", marks=pytest.mark.exhaustive), "embedded"])
-def demo(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, models: list[str]) -> Any:
-    """Return the report of a demo, and its database; that with mosquitto does not stay up."""
-    if request.param == "embedded":
-        folder = request.getfixturevalue("stays").folder
-    else:
-        folder = tmp_path_factory.mktemp("once")
-        options = ["--devices", "2", "--max-new-tokens", "20", "--db", _database(folder), "--broker", request.param]
-        done = run(["demo", "--once", *options, *models, "--json", str(folder / "demo.json")])
-        assert done.returncode == 0, done.stderr
-        assert "device-1" in done.stdout
+def demo(stays: tuple[Demo, signal.Signals]) -> Any:
+    """Return the report of a demo, and its database."""
+    folder = stays[0].folder
     return json.loads((folder / "demo.json").read_text()), _database(folder)
 
 
@@ -126,27 +123,18 @@ def test_the_ways_to_generate_are_compared(demo: Any) -> None:
     assert comparison["reason"]
 
 
-def test_it_stays_up_for_applications_until_ctrl_c(stays: Demo) -> None:
-    children = stays.children
+def test_it_stays_up_for_applications_until_a_signal(stays: tuple[Demo, signal.Signals]) -> None:
+    demo, number = stays
+    children = demo.children
     assert len(children) >= 4  # edge, three devices
-    (curl,) = re.findall(r"^  (curl (?:.*\n){2}.*)$", stays.said, re.MULTILINE)
+    (curl,) = re.findall(r"^  (curl (?:.*\n){2}.*)$", demo.said, re.MULTILINE)
     reply = subprocess.run(curl, shell=True, capture_output=True, text=True, timeout=PATIENCE_S, check=True)
     assert json.loads(reply.stdout)["choices"][0]["message"]["content"]
-    with Device.from_config(stays.folder / "device.toml") as device:
+    with Device.from_config(demo.folder / "device.toml") as device:
         assert device.generate("Why is the sky blue?", max_new_tokens=8).tokens
-    page = stays.said.partition("Dashboard: ")[2].split()[0]
-    with urllib.request.urlopen(f"{page}login", timeout=PATIENCE_S) as login:
+    page = demo.said.partition("Dashboard: ")[2].split()[0]
+    with urllib.request.urlopen(f"{page}/login", timeout=PATIENCE_S) as login:
         assert b"Log in" in login.read()
-    check_end(stays, signal.SIGINT, children)
-
-
-@pytest.mark.exhaustive
-def test_it_stays_up_until_it_is_terminated(tmp_path: Path, models: list[str]) -> None:
-    with staying(tmp_path, ["--devices", "1", *models]) as demo:
-        check_end(demo, signal.SIGTERM, demo.children)
-
-
-def check_end(demo: Demo, number: signal.Signals, children: list[int]) -> None:
     errors = demo.end(number)
     assert demo.process.returncode == 0
     assert "Traceback" not in errors

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.tiny_gguf import tiny_gguf
+from tests.support.waiting import PATIENCE_S
 
 
 @pytest.mark.broker
@@ -21,7 +22,7 @@ def test_a_conversation_goes_through_broker_and_edge_and_remembers_what_was_said
         capture_output=True,
         text=True,
         errors="replace",
-        timeout=300,
+        timeout=2 * PATIENCE_S,
         check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

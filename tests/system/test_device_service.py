@@ -11,7 +11,6 @@ import httpx
 import pytest
 
 from fleet_common.logs import Event
-from fleet_device.api.listening import listen
 from tests.support.prepared_models import prepared
 from tests.support.waiting import PATIENCE_S, until, wait_for_event
 from tests.support.whole import FLEET, Whole
@@ -25,11 +24,6 @@ def command(whole: Whole, name: str, *arguments: str) -> list[str]:
     draft = prepared("Q4_0.gguf")
     place = ["--fleet", FLEET, "--device", name, "--port", str(whole.port), "--model", str(draft), "--threads", "1"]
     return [sys.executable, "-m", "fleet_cli.main", "device", *arguments, *place]
-
-
-def free_port() -> int:
-    with listen() as sock:
-        return int(sock.getsockname()[1])
 
 
 @contextmanager
@@ -66,11 +60,10 @@ def long_seed(url: str, ask: dict[str, Any]) -> int:
     raise AssertionError("No seed has a long text.")
 
 
-def test_an_application_streams_a_text_and_sigterm_lets_it_end(whole: Whole) -> None:
-    port = free_port()
-    url = f"http://127.0.0.1:{port}"
+def test_an_application_streams_a_text_and_sigterm_lets_it_end(whole: Whole, free_port: int) -> None:
+    url = f"http://127.0.0.1:{free_port}"
     ask: dict[str, Any] = {"prompt": "Once upon a time", "max_tokens": 2 * LONG, "mode": "coupled"}
-    served = command(whole, "served", "run", "--api-listen", f"127.0.0.1:{port}")
+    served = command(whole, "served", "run", "--api-listen", f"127.0.0.1:{free_port}")
     with running(served, FLEET_DEVICE_DRAIN_S="60") as process:
         until(lambda: status(url) == "waiting")
         early = httpx.post(f"{url}/v1/completions", json=ask, timeout=PATIENCE_S)  # an edge may be starting too

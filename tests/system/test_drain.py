@@ -22,7 +22,7 @@ from tests.support.prepared_models import prepared
 from tests.support.unit import Unit
 from tests.support.waiting import PATIENCE_S, until
 from tests.support.whole import FLEET, Whole
-from tests.system.test_device_service import command, free_port, long_seed, running, status
+from tests.system.test_device_service import command, long_seed, running, status
 from tests.system.test_law_of_the_models import prompt_ids
 
 pytestmark = [pytest.mark.broker, pytest.mark.models]
@@ -129,10 +129,9 @@ ASK = {"prompt": "Once upon a time", "mode": "coupled"}
     ],
 )
 def test_a_text_that_is_not_done_in_time_is_given_up_in_so_many_words(
-    drain_s: float, second: signal.Signals | None, whole: Whole, tmp_path: Path
+    drain_s: float, second: signal.Signals | None, whole: Whole, tmp_path: Path, free_port: int
 ) -> None:
-    port = free_port()
-    url = f"http://127.0.0.1:{port}"
+    url = f"http://127.0.0.1:{free_port}"
     ask: dict[str, Any] = {**ASK, "max_tokens": 900}
     waiting: list[httpx.Response] = []
     asking = threading.Thread(
@@ -141,7 +140,7 @@ def test_a_text_that_is_not_done_in_time_is_given_up_in_so_many_words(
     with (
         Unit(tmp_path / "device.unit") as unit,
         running(
-            command(whole, "late-1", "run", "--api-listen", f"127.0.0.1:{port}"),
+            command(whole, "late-1", "run", "--api-listen", f"127.0.0.1:{free_port}"),
             FLEET_DEVICE_DRAIN_S=str(drain_s),
             FLEET_DEVICE_TEXTS_AT_ONCE="1",  # or the second would not wait
             **unit.environment,

@@ -1,13 +1,15 @@
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from hashlib import blake2b
 from typing import Any
 
 import pytest
 
 from benchmarks.exactness.cases import CASES, FAULTS, Variant
-from benchmarks.exactness.system import EDGES, FLEET, prove
+from benchmarks.exactness.system import EDGES, FLEET, CaseEdges, edge_arguments, prove
 from broker_config.broker import Broker
-from dssd.downlink import FormName
-from tests.support.brokers import StartBroker
+from broker_config.processes import MosquittoProcess
+from sampling.downlink import FormName
+from tests.support.brokers import require_mosquitto
 from tests.support.sabotage import Sabotage
 from tests.support.toy_engines import ToyEngine
 
@@ -40,6 +42,11 @@ IN_SMALL = {
     "coupled fault:nucleus-short",
     "residual auto fault:seeds-shared",
     "residual auto grammar fault:masked-half",
+    "residual sparse all-controls",
+    "coupled all-controls",
+    "residual edge-only all-controls",
+    "residual auto frequency fault:draft-not-counted",
+    "residual auto bias fault:bias-late",
 }
 
 # Of the cases of other engines, those that are run at all: more of the same are in `benchmarks exactness system`.
@@ -58,25 +65,42 @@ OTHER_ENGINES = {
 
 
 def cases(chosen: Iterable[Variant]) -> list[Any]:
+    """Cases of equal edges stay in one worker, which starts them once."""
     return [
-        pytest.param(case, id=case.name, marks=[] if case.name in IN_SMALL else [pytest.mark.exhaustive])
-        for case in chosen
+        pytest.param(
+            case,
+            id=case.name,
+            marks=[
+                *([] if case.name in IN_SMALL else [pytest.mark.exhaustive]),
+                *([pytest.mark.xdist_group(group(case))] if case.sabotage is Sabotage.NONE else []),
+            ],
+        )
+        for case in sorted(chosen, key=group)
         if case.engine is ToyEngine.SCRIPTED or case.name in IN_SMALL | OTHER_ENGINES
     ]
 
 
+def group(case: Variant) -> str:
+    return "exactness-" + blake2b(repr(edge_arguments(case)).encode(), digest_size=4).hexdigest()
+
+
+@pytest.fixture(scope="module")
+def edges() -> Iterator[CaseEdges]:
+    require_mosquitto()
+    with MosquittoProcess(Broker(fleet=FLEET, edges=EDGES)) as broker, CaseEdges(broker.port) as edges:
+        yield edges
+
+
 @pytest.mark.parametrize("case", cases(CASES))
-def test_texts_follow_the_target(case: Variant, start_mosquitto: StartBroker) -> None:
+def test_texts_follow_the_target(case: Variant, edges: CaseEdges) -> None:
     # With fresh seeds each of the three tests would raise a false alarm once in 10,000 runs.
-    broker = start_mosquitto(Broker(fleet=FLEET, edges=EDGES))
-    result = prove(case, port=broker.port, sessions=case.share(SESSIONS), first_seed=99, devices=DEVICES)
+    result = prove(case, edges=edges, sessions=case.share(SESSIONS), first_seed=99, devices=DEVICES)
     assert result.passed, result
 
 
 @pytest.mark.parametrize("case", cases(case for case in FAULTS if case.form is not FormName.SAMPLES))
-def test_the_proof_catches_faults(case: Variant, start_mosquitto: StartBroker) -> None:
+def test_the_proof_catches_faults(case: Variant, edges: CaseEdges) -> None:
     assert case.sabotage is not Sabotage.NONE
-    broker = start_mosquitto(Broker(fleet=FLEET, edges=EDGES))
     sessions = SUBTLE_FAULT_SESSIONS if case.suffix else FAULT_SESSIONS // (4 if case.two_targets else 1)
-    result = prove(case, port=broker.port, sessions=sessions, first_seed=99, devices=DEVICES)
+    result = prove(case, edges=edges, sessions=sessions, first_seed=99, devices=DEVICES)
     assert result.passed, result

@@ -1,7 +1,6 @@
 import os
 import re
 import shutil
-import socket
 import stat
 import subprocess
 import sys
@@ -14,16 +13,17 @@ import psycopg
 import pytest
 import yaml
 
+from broker_config.processes import reserved_port
 from fleet_admin.dashboard.settings import DashboardSettings
 from fleet_common.mqtt.tls import certificate_name
 from fleet_common.settings import load_settings
-from fleet_edge.session_log import SessionLog
-from fleet_edge.store.database import open_store
-from fleet_edge.store.errors import StoreError
+from fleet_edge.session_log.database import open_store
+from fleet_edge.session_log.errors import StoreError
+from fleet_edge.session_log.log import SessionLog
 from tests.fleet_edge.store import samples
-from tests.fleet_edge.store.postgres import PostgresMissing, PostgresServer
 from tests.support.brokers import require_mosquitto
 from tests.support.command import Run, as_json
+from tests.support.databases import PostgresMissing, PostgresServer
 from tests.support.needs import missing
 from tests.support.waiting import PATIENCE_S
 
@@ -80,9 +80,8 @@ def test_a_rehearsal_on_one_machine_works_as_written(
     folder: Path, server: PostgresServer, fleet: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     require_mosquitto()
-    with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as other:
-        ports = [str(each.getsockname()[1]) for each in (one, other)]
-    made = make(folder, "--local", "--port", ports[0], "--db-port", ports[1])
+    with reserved_port() as port, reserved_port() as db_port:
+        made = make(folder, "--local", "--port", str(port), "--db-port", str(db_port))
     assert made.returncode == 0, made.stderr
     run_roles(server, folder / "postgresql" / "roles.sql")
     server.restart_with(folder / "postgresql" / "fleet.conf")

@@ -13,7 +13,7 @@ from fleet_device.drafters.model_file import GgufModel
 from fleet_device.requests.generate import GenerateRequest
 from fleet_edge.settings import EdgeSettings, InferenceServerSettings
 from fleet_edge.verifiers.contract import Item, RunsElsewhere, Verifier
-from fleet_edge.verifiers.llama_cpp.slab import open_target
+from fleet_edge.verifiers.llama_cpp.target import open_target
 from fleet_edge.verifiers.llama_cpp.verifier import LlamaCppVerifier
 from fleet_edge.verifiers.registry import load_verifier
 from fleet_edge.verifiers.remote.local import load_local

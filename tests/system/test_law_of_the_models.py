@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from dssd.distribution import TOTAL, quantize, shape
 from fleet_admin.models.prompts import PROMPTS
 from fleet_device.client.agent import Agent
 from fleet_device.drafters.llama_cpp import LlamaCppDrafter
-from fleet_device.requests.chat import encode_chat
+from fleet_device.requests.chat import chat_prompt
 from fleet_device.requests.generate import GenerateRequest, Generation
 from fleet_device.requests.structured import ChatMessage
+from sampling.distribution import TOTAL, quantize, shape
 from schemas.policy import Mode, SamplingPolicy
 from tests.support.long_texts import first_long
 from tests.support.whole import Whole
@@ -31,7 +31,7 @@ NEAR_TIE = {"float32": 1e-3, "bfloat16": 0.5}  # between logits near 20, which b
 
 def prompt_ids(drafter: LlamaCppDrafter) -> list[list[int]]:
     texts = [*PROMPTS, "Name three rivers.", "What is a prime number?"][:PROMPT_COUNT]
-    return [encode_chat(drafter.codec, [ChatMessage("user", text)]) for text in texts]
+    return [chat_prompt(drafter.codec, [ChatMessage("user", text)]).tokens for text in texts]
 
 
 def logits_of(oracle: Any, tokens: Sequence[int]) -> torch.Tensor:

@@ -5,13 +5,12 @@ import pytest
 
 from broker_config.broker import Broker
 from broker_config.processes import MosquittoProcess
-from fleet_common.mqtt.errors import ConnectFailed
 from fleet_common.mqtt.link import Handler, PublishOutcome
 from fleet_common.mqtt.paho_link import PahoLink
 from fleet_common.mqtt.settings import LinkSettings
 from schemas.topics import Topic, build
 from tests.support.brokers import StartBroker
-from tests.support.links import START_S, Inbox
+from tests.support.links import START_S, Inbox, connect_failure
 from tests.support.raw_client import RawClient
 from tests.support.waiting import until
 
@@ -84,6 +83,5 @@ def test_a_client_too_many_is_logged_and_fails_with_a_sentence(watched: Watched)
     for number in range(CONNECTIONS - 1):
         watched.link(f"device-{number}")
     late = PahoLink(LinkSettings(client_id="late", username="late", port=watched.broker.port))
-    with pytest.raises(ConnectFailed, match="connection"):
-        late.start(timeout_s=0.5)
+    assert "connection" in str(connect_failure(late))
     watched.wait_for_line(b"max_connections exceeded", b"127.0.0.1")

@@ -42,8 +42,8 @@ def ask(client: Any) -> None:
     assert "tools" in client.show("fleet").capabilities
     with pytest.raises(ollama.ResponseError, match="other"):
         client.show("other")
-    with pytest.raises(ollama.ResponseError, match="repeat_penalty"):
-        client.chat(**CHAT, options={"repeat_penalty": 1.5})
+    with pytest.raises(ollama.ResponseError, match="mirostat"):
+        client.chat(**CHAT, options={"mirostat": 2})
 
 
 def test_over_a_socket_with_a_key(tmp_path: Path) -> None:

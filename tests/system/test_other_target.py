@@ -10,8 +10,9 @@ from typing import Final
 import pytest
 
 from broker_config.broker import Broker
+from fleet_device.drafters.contract import TextCodec
 from fleet_device.drafters.llama_cpp import LlamaCppDrafter
-from fleet_device.errors import EdgeUnavailable
+from fleet_device.errors import EdgeUnavailable, InvalidRequest
 from fleet_device.requests.generate import GenerateRequest, Generation, RequestContext
 from fleet_device.service import DeviceService
 from fleet_device.session.sequence import CommittedTokens, TokenOrigin
@@ -30,6 +31,7 @@ pytestmark = [pytest.mark.broker, pytest.mark.models]
 
 TARGETS: Final = ("target-Q8_0.gguf", "Q2_K.gguf")
 EDGES: Final = dict(zip(("edge-1", "edge-2"), TARGETS, strict=True))
+SECOND: Final = dict(zip(("edge-3", "edge-4"), TARGETS, strict=True))
 GREEDY: Final = SamplingPolicy(temperature=0.0, seed=1)
 LENGTH: Final = 80
 KILLED_AT: Final = 15  # tokens
@@ -67,12 +69,16 @@ class Site:
         until(lambda: len(device.edges.online()) == len(self.edges), patience_s=PATIENCE_S)
         return {state.edge: state for state in device.edges.online()}
 
+    @property
+    def serving(self) -> list[str]:
+        return [row["edge"] for row in self.whole.rows(OPEN) if row["edge"] in self.edges]
+
     def take(self, tokens: CommittedTokens) -> None:
         self.written += tokens.ids
         self.origins += tokens.origins
         if len(self.written) >= KILLED_AT and not self.killed:
-            until(lambda: len(self.whole.rows(OPEN)) == 1, patience_s=PATIENCE_S)
-            self.killed = str(self.whole.rows(OPEN)[0]["edge"])
+            until(lambda: len(self.serving) == 1, patience_s=PATIENCE_S)
+            (self.killed,) = self.serving
             self.edges[self.killed].send_signal(signal.SIGKILL)
             self.edges.pop(self.killed).wait_to_end(timeout_s=PATIENCE_S)
             self.then()
@@ -92,8 +98,8 @@ _long_prompts = list[tuple[int, ...]]()  # the same in all tests
 def long_prompt(device: DeviceService) -> tuple[int, ...]:
     def write(ids: Sequence[int]) -> Generation:
         request = GenerateRequest(tuple(ids), policy=GREEDY, max_new_tokens=LONG)
-        done = {each.edge: each for each in (device.agent.generate(request) for _ in range(2 * len(EDGES)))}
-        assert len(done) == len(EDGES), "the shared subscription rotates"
+        done = {each.target_id: each for each in (device.agent.generate(request) for _ in range(2 * len(EDGES)))}
+        assert len(done) == len(TARGETS), "the shared subscription rotates"
         return min(done.values(), key=lambda each: len(each.tokens))
 
     if not _long_prompts:
@@ -105,7 +111,7 @@ def long_prompt(device: DeviceService) -> tuple[int, ...]:
 @pytest.fixture
 def site(start_mosquitto: StartBroker, tmp_path: Path) -> Iterator[Site]:
     with ExitStack() as stack:
-        site = Site(Whole(start_mosquitto(Broker(edges=tuple(EDGES))).port, tmp_path), stack)
+        site = Site(Whole(start_mosquitto(Broker(edges=(*EDGES, *SECOND))).port, tmp_path), stack)
         for edge, target in EDGES.items():
             site.start(edge, target)
         yield site
@@ -153,3 +159,35 @@ def test_a_request_goes_on_with_another_target_if_the_application_allows_it(site
     assert site.targets(done.session)[-1] == (left, before[left].target_id)
     row = site.whole.rows(f"SELECT target_id, device_unverified FROM sessions WHERE session = '{done.session.hex()}'")
     assert row == [{"target_id": before[site.killed].target_id, "device_unverified": done.unverified}]
+
+
+def test_a_request_names_its_target_and_keeps_to_it_when_an_edge_of_each_is_killed(site: Site, drafters: Load) -> None:
+    for edge, target in SECOND.items():
+        site.start(edge, target)
+    with site.whole.device(drafters("Q4_0")) as device:
+        states = site.states(device)
+        names = {state.target for state in states.values()}
+        assert len(names) == len(TARGETS)
+        prompt = long_prompt(device)
+
+        def write(name: str, context: RequestContext) -> Generation:
+            def prepare(_codec: TextCodec) -> GenerateRequest:
+                return GenerateRequest(prompt, GREEDY, LENGTH, outages=Outages(policy=OfflinePolicy.WAIT))
+
+            return device.agent.generate(device.encode(prepare, name), context)
+
+        outputs = {}
+        for name in names:
+            undisturbed = write(name, RequestContext())
+            site.written.clear()
+            site.killed = ""
+            done = write(name, RequestContext(on_tokens=site.take))
+            assert states[site.killed].target == states[str(done.edge)].target == name
+            assert done.edge != site.killed
+            assert done.tokens == undisturbed.tokens
+            assert {target for _, target in site.targets(done.session)} == {states[site.killed].target_id}
+            outputs[name] = done.tokens
+        assert len(set(outputs.values())) == len(TARGETS)
+        with pytest.raises(InvalidRequest) as unknown:
+            write("another", RequestContext())
+        assert unknown.value.code == "model_not_found"

@@ -39,7 +39,7 @@ def edge(whole: Whole, kept: str) -> Program:
         "--spool", str(whole.folder / "spool"),
     ]  # fmt: skip
     cache = whole.folder / "cache"
-    own = {"CACHE_DIRECTORY": str(cache), "FLEET_EDGE_KV_KEPT": kept, "FLEET_EDGE_DRAIN_S": "0.2"}
+    own = {"CACHE_DIRECTORY": str(cache), "FLEET_EDGE_KV_KEPT": kept, "FLEET_EDGE_DRAIN_S": "0.01"}  # requests go on
     program = Program("fleet_cli.main", arguments, environment={**quota_variables(), **own})
     program.wait_for('"online"', timeout_s=2 * PATIENCE_S)
     return program

@@ -35,8 +35,8 @@ from fleet_device.settings import DeviceSettings
 from fleet_device.steering.remote_settings import SteeredSettings, load_steered
 from fleet_device.updates.handoff import STATE, UpdateFolder, UpdateState
 from fleet_device.updates.layout import UpdatePaths
+from fleet_edge.session_log.database import open_store
 from fleet_edge.settings import EdgeSettings
-from fleet_edge.store.database import open_store
 from schemas.control import encode_json
 from schemas.errors import FleetError
 from schemas.topics import Topic, build

@@ -112,15 +112,17 @@ def events(whole: Whole) -> list[str]:
 
 
 @pytest.mark.parametrize("told", [False, True])
-def test_the_server_is_killed_and_returns_before_or_after_devices_are_told(whole: Whole, told: bool) -> None:
-    with inference_process() as server:
+def test_the_server_is_killed_and_returns_before_or_after_devices_are_told(
+    whole: Whole, free_port: int, told: bool
+) -> None:
+    with inference_process(port=free_port) as server:
         with fleet(whole, server, away_s=0.5 if told else NEVER_S) as devices:
             texts = Texts(devices, coupled)
             texts.wait_until_under_way()
             server.kill()
             if told:
                 until(lambda: events(whole) == ["target-away"])
-            with inference_process(port=server.port):
+            with inference_process(port=free_port):
                 done = texts.finish()
             assert [each_done.tokens for each_done in done] == wanted()
             assert {each_done.resumes > 0 for each_done in done} == {told}

@@ -1,6 +1,8 @@
+import os
+import signal
 import threading
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -8,7 +10,7 @@ import pytest
 from fleet_common.identity.authority import Authority
 from fleet_common.identity.certificates import IdentityRole
 from fleet_common.identity.files import write_atomically
-from fleet_common.mqtt.link import LinkCounters
+from fleet_common.mqtt.link import LinkCounters, PublishOutcome, Will
 from fleet_common.mqtt.paho_link import PahoLink
 from fleet_common.mqtt.settings import TlsSettings
 from fleet_device.drafters.without_model import ScriptedDrafter
@@ -18,6 +20,7 @@ from fleet_edge.service import EdgeService
 from schemas.policy import Mode, SamplingPolicy
 from schemas.reasons import EndReason
 from schemas.topics import Topic, build, wildcard
+from tests.support.broker_trial import TrialBroker
 from tests.support.links import START_S, Inbox
 from tests.support.scripted_verifier import ScriptedVerifier
 from tests.support.tls_fleet import FLEET, TlsFleet, tls_fleet
@@ -45,6 +48,16 @@ def renew(authority: Authority, name: str, tls: TlsSettings) -> None:
     """Replace a certificate as an operator's rollout does."""
     assert tls.certificate is not None
     write_atomically(tls.certificate, authority.renew(name, early=True).pem.encode(), mode=0o644)
+
+
+@contextmanager
+def stopped(broker: TrialBroker) -> Iterator[None]:
+    assert broker._process is not None
+    os.kill(broker._process.pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(broker._process.pid, signal.SIGCONT)
 
 
 def policy(seed: int) -> SamplingPolicy:
@@ -162,3 +175,28 @@ def test_the_others_do_not_hear_that_it_was_away(fleet: TlsFleet) -> None:
         until(lambda: counters(service).connects == 2 and len(states) == 2)
         assert all(b'"online"' in payload for payload in states.payloads)
     until(lambda: b'"offline"' in states.payloads[-1])
+
+
+def test_a_renewal_leaves_in_order_although_the_broker_is_late(fleet: TlsFleet) -> None:
+    """What is sent before the goodbye is read first: answering it must not make the broker lose the goodbye."""
+    tls = fleet.enrol("sensor-1")
+    topic = build(Topic.DRAFT, fleet=FLEET, device="sensor-1", edge=EDGE)
+    state = build(Topic.STATE, fleet=FLEET, device="sensor-1")
+    watcher, heard = fleet.link(fleet.enrol(EDGE, IdentityRole.EDGE), EDGE), Inbox()
+    watcher.subscribe(wildcard(Topic.STATE, fleet=FLEET), heard)
+    watcher.subscribe(wildcard(Topic.DRAFT, fleet=FLEET, edge=EDGE), heard)
+    watcher.start(timeout_s=START_S)
+    link = fleet.link(tls, "sensor-1", will=Will(state, b"away"))
+    link.start(timeout_s=START_S)
+    outcomes: list[PublishOutcome] = []
+    with stopped(fleet.broker):
+        for number in range(3):
+            link.publish(topic, b"%d" % number, on_outcome=outcomes.append)
+            until(lambda: link.counters.sent == number + 1)  # noqa: B023 - each in a packet of its own
+        renew(fleet.authority, "sensor-1", tls)
+        until(lambda: link.counters.renewals == 1)
+    until(lambda: link.counters.connects == 2 and len(outcomes) == 3)
+    link.publish(topic, b"after")
+    until(lambda: b"after" in heard.payloads)
+    assert {message.topic for message in heard} == {topic}, "the last will was published"
+    assert [outcome.reason for outcome in outcomes] == [0, 0, 0]

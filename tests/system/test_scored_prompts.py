@@ -10,7 +10,7 @@ from openai import OpenAI
 from broker_config.broker import Broker
 from broker_config.processes import MosquittoProcess
 from fleet_device.drafters.without_model import ScriptedDrafter
-from fleet_edge.verifiers.packed.verifier import PackedVerifier
+from fleet_edge.verifiers.torch_engine.verifier import TorchVerifier
 from tests.fleet_edge.verifiers.oracle import VOCABULARY, target_of, tiny_model
 from tests.support.edge_thread import NO_QUOTAS
 from tests.support.markov import MarkovScript
@@ -41,7 +41,7 @@ def model() -> Any:
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenAI]:
-    verifier = PackedVerifier(target_of(tiny_model("llama")), budget_bytes=KV_BYTES)
+    verifier = TorchVerifier(target_of(tiny_model("llama")), budget_bytes=KV_BYTES)
     with MosquittoProcess(Broker(fleet=FLEET)) as broker:
         whole = Whole(broker.port, tmp_path_factory.mktemp("scored"), verifier, {"quotas": NO_QUOTAS})
         with whole.edge(), device_at(whole, TalkingDrafter()) as served:

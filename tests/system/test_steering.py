@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from fleet_admin.settings import AdminSettings
-from fleet_admin.steering import Actor, Selection, SetResult, SettingState, Steering, SteeringError
+from fleet_admin.steering import Actor, DeviceSettingsView, Selection, SettingState, Steering, SteeringError
 from fleet_common.identity.certificates import IdentityRole
 from fleet_common.mqtt.link import publish_confirmed
-from fleet_edge.store.database import open_store
+from fleet_edge.session_log.database import open_store
 from schemas.control import DeviceState, Presence, encode_json
 from schemas.topics import Topic, build
 from tests.support.steered_devices import steered_devices
@@ -46,7 +46,7 @@ def reported(steering: Steering, devices: int) -> None:
     until(lambda: sum(each.reports for each in steering.wanted_and_reported()) >= devices)
 
 
-def states(results: Iterator[SetResult]) -> dict[str, SettingState]:
+def states(results: Iterator[DeviceSettingsView]) -> dict[str, SettingState]:
     return {each.device: each.state for each in results}
 
 

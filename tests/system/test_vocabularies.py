@@ -9,9 +9,9 @@ from fleet_device.drafters.llama_cpp import LlamaCppDrafter, LlamaCppSettings
 from fleet_device.drafters.model_file import GgufModel
 from fleet_device.requests.generate import GenerateRequest
 from fleet_edge.settings import EdgeSettings
-from fleet_edge.verifiers.packed.target import load_target
 from fleet_edge.verifiers.registry import load_verifier
 from fleet_edge.verifiers.tokens import target_tokens
+from fleet_edge.verifiers.torch_engine.target import load_target
 from schemas.policy import Mode, SamplingPolicy
 from schemas.reasons import EndReason
 from schemas.vocabulary import Vocabulary

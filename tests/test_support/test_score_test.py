@@ -8,9 +8,9 @@ from scipy import stats
 
 from benchmarks.exactness.cases import LONG, Variant
 from benchmarks.exactness.power import MISTAKES, Simulation
-from dssd.distribution import Dist
-from dssd.downlink import FormName
-from dssd.sampling import coupled_token
+from sampling.distribution import Dist
+from sampling.downlink import FormName
+from sampling.drawing import coupled_token
 from schemas.policy import Mode
 from tests.support.score_test import LOG_P, ScoreTest, coupled, dependence, residual, untested
 from tests.support.statistics import ALARM, p_value

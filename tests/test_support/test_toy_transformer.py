@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 
 from benchmarks.exactness.cases import LENGTH
-from dssd.distribution import shape
 from fleet_edge.verifiers.contract import Item
-from fleet_edge.verifiers.llama_cpp.slab import open_target
+from fleet_edge.verifiers.llama_cpp.target import open_target
 from fleet_edge.verifiers.llama_cpp.verifier import LlamaCppVerifier
+from sampling.distribution import shape
 from schemas.policy import Mode
 from schemas.vocabulary import Vocabulary
 from tests.support.toy_pair import END_TOKENS, PROMPT, ToyPair, policy

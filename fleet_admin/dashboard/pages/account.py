@@ -3,9 +3,8 @@
 import math
 from typing import Final
 
-from starlette.responses import Response
+from starlette.responses import RedirectResponse, Response
 
-from fleet_admin.dashboard.accounts import Attempt
 from fleet_admin.dashboard.errors import AccountError, Problem
 from fleet_admin.dashboard.gate import cookie_name
 from fleet_admin.dashboard.settings import AccountRole
@@ -17,23 +16,21 @@ _PATH: Final = "/account"
 def change_password(visit: Visit) -> Response:
     """Change the password and log out every browser of the account."""
     visitor, form = visit.visitor, visit.admission.form
-    old, new, again = (form.get(each, ("",))[-1] for each in ("old", "new", "again"))
+    old, new, again = (form.get(each, "") for each in ("old", "new", "again"))
     services = visit.services
-    attempt = Attempt(visitor.address, visitor.name, browser=f"of {visitor.name}")  # it is logged in
-    if (wait_s := services.attempts.take(attempt)) > 0:
+    if (wait_s := services.attempts.take(visitor.address)) > 0:
         return _page(visit, problem=f"Too many attempts; try again in {math.ceil(wait_s)} s.", status=429)
     if not services.accounts.check(visitor.name, old):
         return _page(visit, problem="The current password is wrong.", status=403)
-    services.attempts.succeeded(attempt)
+    services.attempts.succeeded(visitor.address)
     if new != again:
         return _page(visit, problem="The two new passwords differ.", status=400)
     try:
         services.accounts.set_password(visitor.name, new, actor=visit.actor)
     except AccountError as error:
         return _page(visit, problem=str(error), status=400)
-    response = visit.redirect(_PATH, said="The password is changed; other browsers have to log in again.")
+    response = RedirectResponse(f"{_PATH}?changed=1", 303)
     visit.give_cookie(response, services.logins.begin(visitor.name, address=visitor.address))
-    visit.remember_browser(response, visitor.name)
     return response
 
 
@@ -41,18 +38,12 @@ def _page(visit: Visit, *, problem: str = "", status: int = 200) -> Response:
     return visit.page("account.html", title="Account", status=status, problem=problem)
 
 
-_MAX_NAME: Final = 63
-
-
 def log_in(visit: Visit) -> Response:
-    name, address = visit.form("account"), visit.admission.origin.address
+    name, address = visit.form("account"), visit.admission.address
     # Not stripped: a password may begin with a space.
-    password = visit.admission.form.get("password", ("",))[-1]
+    password = visit.admission.form.get("password", "")
     services = visit.services
-    browser = services.accounts.familiar(name, visit.browser)
-    attempt = Attempt(address, name[:_MAX_NAME], browser)
-    wait_s = services.attempts.take(attempt)
-    if wait_s > 0:
+    if (wait_s := services.attempts.take(address, name)) > 0:
         raise Problem(
             429,
             f"Too many attempts; try again in {math.ceil(wait_s)} s.",
@@ -60,18 +51,16 @@ def log_in(visit: Visit) -> Response:
         )
     if not services.accounts.check(name, password):
         return _form(visit, problem="The name or the password is wrong.", status=403)
-    services.attempts.succeeded(attempt)
-    response = visit.redirect(own_path(visit.form("next")))
+    services.attempts.succeeded(address, name)
+    response = RedirectResponse(own_path(visit.form("next")), 303)
     visit.give_cookie(response, services.logins.begin(name, address=address))
-    if browser is None:
-        visit.remember_browser(response, name)
     return response
 
 
 def log_out(visit: Visit) -> Response:
     visit.services.logins.end(visit.admission.cookie)
-    response = visit.redirect("/login")
-    secure = visit.admission.origin.secure
+    response = RedirectResponse("/login", 303)
+    secure = visit.admission.secure
     response.delete_cookie(cookie_name(secure=secure), secure=secure, httponly=True, samesite="lax")
     return response
 
@@ -84,8 +73,8 @@ def own_path(text: str) -> str:
 
 
 def _form(visit: Visit, *, problem: str = "", status: int = 200) -> Response:
-    again = visit.form("next") or visit.query("next") if visit.admission.form or visit.admission.query else ""
-    return visit.page("login.html", title="Log in", status=status, next=own_path(again), problem=problem)
+    again = own_path(visit.form("next") or visit.query("next"))
+    return visit.page("login.html", title="Log in", status=status, next=again, problem=problem)
 
 
 PAGES: Final = (

@@ -8,24 +8,33 @@ from functools import partial
 from operator import itemgetter, methodcaller
 from typing import Any, Final
 
-from starlette.responses import Response
+from starlette.datastructures import QueryParams
+from starlette.responses import RedirectResponse, Response
 
+from fleet_admin import reports
 from fleet_admin.dashboard.acts import ACTS, MAX_DEVICES, act_of
 from fleet_admin.dashboard.charts import RANGES, Timeline, sparkline
 from fleet_admin.dashboard.errors import Problem
-from fleet_admin.dashboard.gate import Values, parse_values
-from fleet_admin.dashboard.grid import CellLink, Grid, GridView, about, address
-from fleet_admin.dashboard.rendering import csv_response
+from fleet_admin.dashboard.gate import parse_values
+from fleet_admin.dashboard.grid import ReportQuery
+from fleet_admin.dashboard.rendering import LINKS, CellLink, about, address
 from fleet_admin.dashboard.settings import AccountRole
 from fleet_admin.dashboard.visit import Page, Visit, action
 from fleet_admin.diagnosis import diagnose_device, diagnose_edge
 from fleet_admin.reports import COMMANDS, UPDATES, device_columns, edge_columns, setting_columns
 from fleet_admin.steering.rollout import update_views
-from fleet_edge.alerts.alerts import MAX_OPEN
-from fleet_edge.alerts.rules import grouped
-from fleet_edge.store.periods import Grain, floor
-from fleet_edge.store.totals import Distribution
-from fleet_edge.store.views import CONNECTED, DeviceView, LoadView, MachineState, UsageView
+from fleet_edge.session_log import (
+    CONNECTED,
+    DeviceView,
+    Distribution,
+    Filter,
+    Grain,
+    LoadView,
+    MachineState,
+    UsageView,
+    floor,
+    grouped,
+)
 from schemas.errors import InvalidName
 from schemas.names import check_name, model_name
 
@@ -42,8 +51,7 @@ _FAILED: Final = ("failed", "lost")
 def show_overview(visit: Visit) -> Response:
     log, line = visit.services.log, Timeline.of(visit)
     total = log.usage(since=line.begin)[0].counted
-    edges, alerts = log.edges(), visit.services.alerts
-    groups, evaluation = grouped(alerts.open(limit=MAX_OPEN)), alerts.evaluation()
+    edges, groups, evaluation = log.edges(), grouped(log.alerts(open=True)), log.evaluation()
     latencies = log.latencies_over_time(line.grain, since=line.begin)
     charts, failures = _charts(visit, line) | _latencies(line, latencies), _failures(visit, line)
     ends = log.ends(since=line.begin)
@@ -183,13 +191,19 @@ def _failures(visit: Visit, line: Timeline, *, device: str | None = None, edge: 
 
 
 def show_devices(visit: Visit) -> Response:
-    view = _device_grid(visit, visit.admission.query)
-    if visit.query("format") == "csv":
-        return csv_response("devices", view.headings, view.lines())
+    view = _devices(visit, visit.admission.query)
+    if (saved := view.csv()) is not None:
+        return saved
     steering = visit.services.steering
     updates = [] if steering.absence else update_views(steering.reach().wanted_and_reported())
     return visit.page(
-        "devices.html", title="Devices", view=view, updates=updates, update_columns=UPDATES, **_acts(visit)
+        "devices.html",
+        title="Devices",
+        view=view,
+        links=_DEVICE_LINKS,
+        updates=updates,
+        update_columns=UPDATES,
+        **_acts(visit),
     )
 
 
@@ -199,16 +213,14 @@ def _acts(visit: Visit) -> dict[str, Any]:
     return {"acts": [each for each in ACTS if not (each.live and absence)], "absence": absence}
 
 
-_DEVICE_LINKS: Final[dict[str, CellLink[DeviceView]]] = {
-    "device": lambda row: address("devices", row.device),
+_DEVICE_LINKS: Final[Mapping[str, CellLink[DeviceView]]] = {
+    **LINKS,
     "edge": lambda row: address("edges", row.last_edge or ""),
 }
 
 
-def _device_grid(visit: Visit, query: Values) -> GridView[DeviceView]:
-    log = visit.services.log
-    grid = Grid(device_columns(visit.now), sort="device", links=_DEVICE_LINKS)
-    return grid.view(log.devices(), query)
+def _devices(visit: Visit, query: QueryParams) -> ReportQuery[DeviceView]:
+    return ReportQuery(reports.devices(visit.services.log, visit.now), query)
 
 
 _SESSIONS: Final = 20
@@ -237,7 +249,7 @@ def show_device(visit: Visit) -> Response:
         updates=update_views([settings] if settings else []),
         update_columns=UPDATES,
         command_columns=[each for each in COMMANDS if each.key not in {"device", "id"}],
-        commands=steering.log.commands(devices=[name], limit=_COMMANDS),
+        commands=steering.log.commands(where=[Filter("device", "=", name)], limit=_COMMANDS),
         sessions=log.sessions(device=name, limit=_SESSIONS),
         events=log.events(device=name, limit=_EVENTS),
         ranges=RANGES,
@@ -253,13 +265,11 @@ def preview(visit: Visit) -> Response:
     """Show which devices an action concerns, without applying it."""
     act = act_of(visit.form("act"))
     if visit.form("whom") == _ALL:
-        query = visit.admission.form.get("query", ("",))[-1]
-        if not query.isascii():
-            raise Problem(400, "The filter cannot be read; choose the devices again.")
-        grid = _device_grid(visit, parse_values(query.encode("ascii"), what="query"))
-        devices = sorted(row.device for row in grid.found)
+        query = visit.admission.form.get("query", "")
+        chosen = _devices(visit, parse_values(query.encode("latin-1", "replace")))
+        devices = _checked([row.device for row in chosen.report.rows(chosen.filters()).rows])
     else:
-        devices = _checked(visit.admission.form.get("device", ()))
+        devices = _checked(visit.admission.form.getlist("device"))
     if not devices:
         raise Problem(400, "No device is chosen; select some, or choose all that match the filter.")
     argument = " ".join(visit.form("argument").split())
@@ -276,7 +286,7 @@ def preview(visit: Visit) -> Response:
 
 def act(visit: Visit) -> Response:
     wanted = act_of(visit.form("act"))
-    devices = _checked(visit.admission.form.get("devices", ("",))[-1].split(","))
+    devices = _checked(visit.admission.form.get("devices", "").split(","))
     services, argument, actor = visit.services, visit.form("argument"), visit.actor
     if wanted.live:
         services.steering.reach()
@@ -287,7 +297,7 @@ def act(visit: Visit) -> Response:
         devices=len(devices),
         steps=lambda: wanted.run(services, devices, argument, actor),
     )
-    return visit.redirect(f"/acts/{job.id}")
+    return RedirectResponse(f"/acts/{job.id}", 303)
 
 
 def show_act(visit: Visit) -> Response:
@@ -308,12 +318,10 @@ def _checked(names: Sequence[str]) -> list[str]:
 
 
 def show_edges(visit: Visit) -> Response:
-    log = visit.services.log
-    rows = log.edges()
-    grid = Grid(edge_columns(visit.now), sort="edge", links={"edge": lambda row: address("edges", row.edge)})
-    view = grid.view(rows, visit.admission.query)
-    if visit.query("format") == "csv":
-        return csv_response("edges", view.headings, view.lines())
+    view = ReportQuery(reports.edges(visit.services.log, visit.now), visit.admission.query)
+    if (saved := view.csv()) is not None:
+        return saved
+    rows = visit.services.log.edges()
     serving = [row for row in rows if row.state in CONNECTED]
     return visit.page(
         "edges.html",

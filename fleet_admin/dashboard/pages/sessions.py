@@ -1,120 +1,22 @@
-"""Pages of sessions: the list, and one session with its rounds in time.
+"""Page of a session with its rounds in time.
 
 An edge knows when a draft arrived and what it did until the verdict. The time between a verdict and the next draft is
 the device's drafting and the link both ways; the device's mean time per token says which part was drafting.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
-from typing import Any, Final
+from datetime import datetime, timedelta
+from typing import Final
 
 from starlette.responses import Response
 
-from fleet_admin.columns import Column, in_order
+from fleet_admin.columns import Column
 from fleet_admin.dashboard.errors import Problem
-from fleet_admin.dashboard.grid import Grid, number_from_one
-from fleet_admin.dashboard.rendering import csv_response
+from fleet_admin.dashboard.grid import number_from_one
 from fleet_admin.dashboard.visit import Page, Visit
-from fleet_admin.reports import COMPARED, ROUNDS, RUNNING, SEGMENTS, SESSION_FACTS, SESSIONS, compared
-from fleet_edge.session_log import SessionLog
-from fleet_edge.store.errors import NotFound, StoreError, StoreUnavailable
-from fleet_edge.store.views import RoundView, SegmentView, SessionView
-from schemas.policy import Mode
-from schemas.reasons import EndReason
-
-_PATH: Final = "/sessions"
-_PAGE: Final = 100
-_CSV_PAGE: Final = 500
-_MAX_CSV: Final = 200_000
-"""Sessions in one CSV; `fleet admin export` exports more, and faster."""
-
-_MAX_SKIPPED: Final = 10_000
-_INSTANT: Final = timedelta(microseconds=1)
-_CHOICES: Final = ("device", "edge", "app", "reason", "mode", "since", "until")
-_GRID: Final = Grid(SESSIONS, sort="-opened")
-
-
-@dataclass(frozen=True, slots=True)
-class _PageStart:
-    """Where a page begins: after `skip` of the sessions opened at this instant, and all later ones."""
-
-    opened_at: datetime
-    skip: int
-
-    @classmethod
-    def read(cls, text: str) -> "_PageStart | None":
-        """Parse the address; raises `Problem` if it is damaged."""
-        if not text:
-            return None
-        at, _, skip = text.partition("_")
-        if not (at.isascii() and at.isdigit() and skip.isascii() and skip.isdigit() and len(text) < 32):  # noqa: PLR2004
-            raise Problem(400, "The page's address is damaged; begin with the first page.")
-        try:
-            opened_at = datetime.fromtimestamp(0, UTC) + int(at) * _INSTANT
-        except OverflowError:
-            raise Problem(400, "The page's address is damaged; begin with the first page.") from None
-        return cls(opened_at, min(int(skip), _MAX_SKIPPED))
-
-    @classmethod
-    def after(cls, rows: Sequence[SessionView], before: "_PageStart | None") -> "_PageStart":
-        last = rows[-1].opened_at
-        alike = sum(row.opened_at == last for row in rows)
-        skipped = before.skip if before is not None and before.opened_at == last else 0
-        return cls(last, alike + skipped)
-
-    def text(self) -> str:
-        return f"{(self.opened_at - datetime.fromtimestamp(0, UTC)) // _INSTANT}_{self.skip}"
-
-
-def show_sessions(visit: Visit) -> Response:
-    chosen = {name: visit.query(name) for name in _CHOICES}
-    if visit.query("format") == "csv":
-        headings = [column.key for column in SESSIONS]
-        return csv_response("sessions", headings, _lines(visit.services.log, chosen))
-    place = _PageStart.read(visit.query("from"))
-    sort = visit.query("sort")
-    column = _GRID.column(sort.removeprefix("-")) if sort else None
-    found = _sessions(visit.services.log, chosen, place, limit=_PAGE + 1)
-    page = found[:_PAGE]
-    rows = page if column is None else in_order(page, column, falling=sort.startswith("-"))
-    return visit.page(
-        "sessions.html",
-        title="Sessions",
-        rows=rows,
-        every=SESSIONS,
-        columns=_GRID.chosen(visit.admission.query),
-        sort=sort,
-        chosen=chosen,
-        reasons=[RUNNING, *EndReason],
-        modes=list(Mode),
-        older=_PageStart.after(page, place).text() if len(found) > _PAGE else "",
-        first=place is None,
-    )
-
-
-def _sessions(
-    log: SessionLog, chosen: dict[str, str], place: _PageStart | None, *, limit: int
-) -> Sequence[SessionView]:
-    asked: dict[str, Any] = {name: value or None for name, value in chosen.items()}
-    if asked["reason"] == RUNNING:
-        asked |= {"reason": None, "open": True}
-    if place is None:
-        return log.sessions(limit=limit, **asked)
-    # Sessions of the same instant are read again and skipped here, so that none is lost where two began at once.
-    asked["until"] = place.opened_at + _INSTANT
-    return log.sessions(limit=limit + place.skip, **asked)[place.skip :]
-
-
-def _lines(log: SessionLog, chosen: dict[str, str]) -> Iterator[list[object]]:
-    place: _PageStart | None = None
-    for _ in range(_MAX_CSV // _CSV_PAGE):
-        rows = _sessions(log, chosen, place, limit=_CSV_PAGE)
-        yield from ([column.value(row) for column in SESSIONS] for row in rows)
-        if len(rows) < _CSV_PAGE:
-            return
-        place = _PageStart.after(rows, place)
-
+from fleet_admin.reports import COMPARED, ROUNDS, SEGMENTS, SESSION_FACTS, compared
+from fleet_edge.session_log import NotFound, RoundView, SegmentView, SessionView, StoreError, StoreUnavailable
 
 _MILLISECOND: Final = timedelta(milliseconds=1)
 
@@ -215,7 +117,7 @@ _MIN_WIDTH: Final = 1.5
 
 
 def _of_round(column: Column[RoundView]) -> Column[Bar]:
-    return replace(column, value=lambda bar: column.value(bar.round))  # type: ignore[arg-type, return-value]
+    return replace(column, source=lambda bar: column.value(bar.round))  # type: ignore[arg-type, return-value]
 
 
 _BARS: Final[list[Column[Bar]]] = [
@@ -289,7 +191,4 @@ def _width(length_ms: float, whole_ms: float) -> str:
     return f"{max(_WIDTH * length_ms / whole_ms, _MIN_WIDTH):.2f}"
 
 
-PAGES: Final = (
-    Page(_PATH, "Sessions", show_sessions, menu=True),
-    Page("/sessions/{session}", "Session", show_session),
-)
+PAGES: Final = (Page("/sessions/{session}", "Session", show_session),)

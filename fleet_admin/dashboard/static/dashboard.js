@@ -1,19 +1,26 @@
 // Pages of the dashboard work without this; with it they update live and have charts and keys.
 "use strict";
 
-// One stream of events for each page: it says that something has changed, and what is live reloads itself.
-const pulse = document.getElementById("pulse");
-function watch() {
-  if (!pulse || !window.EventSource) return;
-  const source = new EventSource(pulse.dataset.watch);
-  source.addEventListener("open", () => { pulse.textContent = "Live."; });
-  source.addEventListener("error", () => { pulse.textContent = "Not live: the dashboard does not answer."; });
-  source.addEventListener("change", () => {
-    if (!document.hidden) document.body.dispatchEvent(new CustomEvent("fleet:change"));
-  });
-  window.addEventListener("pagehide", () => source.close());
-  // A page that was put by and is shown again has closed its stream.
-  window.addEventListener("pageshow", (event) => { if (event.persisted) location.reload(); });
+// Every few seconds the page asks when the log last changed; what is live reloads itself then, and as ages grow.
+const pulse = document.getElementById("pulse"), LOOK_MS = 2000, ANYWAY = 10;
+let latest, looks = 0;
+async function watch() {
+  if (!pulse) return;
+  if (!document.hidden) {
+    try {
+      const answer = await fetch(pulse.dataset.watch);
+      if (answer.redirected) { location.reload(); return; }
+      if (!answer.ok) throw new Error(answer.statusText);
+      const changed = await answer.text();
+      pulse.textContent = "Live.";
+      if (latest !== undefined && (changed !== latest || ++looks >= ANYWAY)) {
+        looks = 0;
+        document.body.dispatchEvent(new CustomEvent("fleet:change"));
+      }
+      latest = changed;
+    } catch { pulse.textContent = "Not live: the dashboard does not answer."; }
+  }
+  setTimeout(watch, LOOK_MS);
 }
 
 const drawn = new WeakMap();
@@ -117,7 +124,7 @@ window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () 
   drawAll();
 });
 
-// Keys: / goes to the first field to filter by, Escape leaves it.
+// Keys: / goes to the filter, Escape leaves it.
 document.addEventListener("keydown", (event) => {
   const typing = event.target.closest("input, textarea, select");
   if (event.key === "Escape" && typing) { typing.blur(); return; }
@@ -125,8 +132,6 @@ document.addEventListener("keydown", (event) => {
   const first = document.querySelector("[data-first]");
   if (!first) return;
   event.preventDefault();
-  const folded = first.closest("details");
-  if (folded) folded.open = true;
   first.focus();
 });
 

@@ -1,6 +1,5 @@
-"""Architectures: the shape and the constants of a model, from the metadata of a GGUF or from a config.json."""
+"""Architectures: the layers and the constants of a model, from the metadata of a GGUF or from a config.json."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -8,155 +7,310 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from fleet_edge.verifiers.contract import RUNNING_STATE, UnsupportedModel, running_state
+from fleet_edge.verifiers.blocks.geometry import (
+    Activation,
+    Attention,
+    Convolution,
+    DeltaRule,
+    Experts,
+    Geometry,
+    Layer,
+    Mixer,
+    Rope,
+)
+from fleet_edge.verifiers.blocks.ropes import rope
+from fleet_edge.verifiers.contract import GEMMA2_CAPS, RUNNING_STATE, UnsupportedModel, running_state
 
-ARCHITECTURES: Final = ("llama", "mistral", "qwen2", "qwen3", "smollm3", "phi3", "gemma3", "qwen3moe")
-
-_OF_CONFIG: Final = {"gemma3_text": "gemma3", "qwen3_moe": "qwen3moe"}
-"""Names of architectures in a config.json that differ from those in a GGUF."""
+_Vector = Callable[[str], npt.NDArray[np.float32] | None]
 
 _SLIDING: Final = "sliding_attention"
-_GEMMA_PATTERN: Final = 6
-"""Every sixth layer of Gemma 3 sees the whole sequence."""
-_GEMMA_27B_LAYERS: Final = 62
+_GEMMA2_27B_LAYERS: Final = 46
+_GEMMA3_27B_LAYERS: Final = 62
 _SMOLLM3_PATTERN: Final = 4
 """Every fourth layer of SmolLM3 has no rotary embedding."""
 _LOCAL_BASE: Final = 10_000.0
+_DELTA_PATTERN: Final = 4
+"""Every fourth layer of Qwen3.5 has attention, unless a model says otherwise."""
+_DELTA_TURNED: Final = 0.25
+"""Part of a head that is rotated in its attention, likewise."""
+_OSS_LIMIT: Final = 7.0
+_OSS_ALPHA: Final = 1.702
 _MOST_LAYERS: Final = 1 << 10
 _MOST_WIDTH: Final = 1 << 17
+_MOST_DELTA: Final = 1 << 10
 _MOST_CONTEXT: Final = 1 << 22
 """Bounds of a GGUF's numbers, by which memory is taken: widths are those of hidden states, heads, a head's numbers and
-feed-forward layers."""
-
-_NORMALIZED_HEADS: Final = ("qwen3", "qwen3moe", "gemma3")
-"""Architectures that normalize the queries and keys of each head."""
+feed-forward layers; a head of a delta rule has a matrix."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Rope:
-    """Rotary embedding: the angle per position of each pair of numbers, and a factor of cosines and sines."""
-
-    frequencies: npt.NDArray[np.float64]
-    scale: float = 1.0
-
-
-@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
-class Geometry:
-    """Shape and constants of a model.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Family:
+    """What the name of an architecture says.
 
     Attributes:
-        inner: Width of the feed-forward layers, or of an expert.
-        rows: Size of the vocabulary, padding included.
-        windows: By layer, the number of tokens that a token sees; 0 is all.
-        ropes: By layer, its rotary embedding; None if it has none.
-        neighbours: Whether rows of queries and keys lie such that neighbours are rotated together, as a GGUF of Llama
-            has them, and not the first with the second half of a head.
-        experts: Number of experts of each layer; 0 if there are none.
+        whole_every: In a GGUF, every layer of this number sees the whole sequence, the others a window; 0 if all
+            layers have a window, None if no layer has.
+        local_base: Whether layers with a window have a rotary embedding of their own.
+        delta: Whether layers have a gated delta rule, apart from some with gated attention.
+        experts: Whether layers have experts; None if they may.
+        neighbours, sandwich, feed_norm, output_norm, activation: As in `Geometry`.
     """
 
-    kind: str
-    layers: int
-    hidden: int
-    inner: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    rows: int
-    context: int
-    eps: float
-    windows: tuple[int, ...]
-    ropes: tuple[Rope | None, ...]
-    end_tokens: tuple[int, ...]
-    attention_scale: float
-    embedding_scale: float = 1.0
-    gelu: bool = False
+    whole_every: int | None = None
+    local_base: bool = False
+    heads_normalized: bool = False
+    delta: bool = False
+    experts: bool | None = False
     neighbours: bool = False
-    experts: int = 0
-    experts_used: int = 0
-    experts_normalized: bool = True
+    sandwich: bool = False
+    scaled_embedding: bool = False
+    feed_norm: str = "ffn_norm"
+    output_norm: str = "output_norm"
+    activation: Activation = Activation.SILU
+
+
+_FAMILIES: Final = {
+    "llama": _Family(neighbours=True, experts=None),  # in a GGUF also Mistral and Mixtral
+    "mistral": _Family(),
+    "mixtral": _Family(experts=True),
+    "qwen2": _Family(),
+    "qwen3": _Family(heads_normalized=True),
+    "qwen2moe": _Family(experts=True),
+    "qwen3moe": _Family(heads_normalized=True, experts=True),
+    "smollm3": _Family(neighbours=True),
+    "phi3": _Family(whole_every=0),
+    "gemma2": _Family(whole_every=2, sandwich=True, scaled_embedding=True, activation=Activation.GELU),
+    "gemma3": _Family(
+        whole_every=6,
+        local_base=True,
+        heads_normalized=True,
+        sandwich=True,
+        scaled_embedding=True,
+        activation=Activation.GELU,
+    ),
+    "gemma4": _Family(
+        whole_every=6,
+        local_base=True,
+        heads_normalized=True,
+        experts=None,
+        sandwich=True,
+        scaled_embedding=True,
+        activation=Activation.GELU,
+    ),
+    "qwen35": _Family(heads_normalized=True, delta=True, feed_norm="post_attention_norm"),
+    "qwen35moe": _Family(heads_normalized=True, delta=True, experts=True, feed_norm="post_attention_norm"),
+    "qwen3next": _Family(heads_normalized=True, delta=True, experts=True, feed_norm="post_attention_norm"),
+    "lfm2": _Family(heads_normalized=True, output_norm="token_embd_norm"),
+    "gpt-oss": _Family(
+        whole_every=2, experts=True, feed_norm="post_attention_norm", activation=Activation.CLAMPED
+    ),
+}  # fmt: skip
+
+ARCHITECTURES: Final = tuple(_FAMILIES)
+
+_OF_CONFIG: Final = {
+    "gemma3_text": "gemma3",
+    "gemma4_text": "gemma4",
+    "qwen2_moe": "qwen2moe",
+    "qwen3_moe": "qwen3moe",
+    "gpt_oss": "gpt-oss",
+    "qwen3_5_text": "qwen35",
+    "qwen3_5_moe_text": "qwen35moe",
+    "qwen3_next": "qwen3next",
+}
+"""Names of architectures in a config.json that differ from those in a GGUF."""
 
 
 def refusal(kind: str, reason: str = "") -> UnsupportedModel:
     """Return the error that refuses a model by the name of its architecture."""
-    if kind in RUNNING_STATE:
+    if kind in RUNNING_STATE and kind not in _FAMILIES:
         return running_state(kind, "blocks")
     because = reason or f"it serves {', '.join(ARCHITECTURES)}"
     return UnsupportedModel(
-        f"The engine blocks cannot serve this {kind} model, because {because}; set engine to llama.cpp and target to a "
-        "GGUF of it, or set engine to torch."
+        f"The engine blocks cannot serve this {kind} model, because {because}; set engine to auto and target to a "
+        "GGUF of it."
     )
 
 
-def of_gguf(get: Callable[..., Any], vector: Callable[[str], npt.NDArray[np.float32] | None]) -> Geometry:
-    """Return the geometry of a GGUF; `get(key, default)` reads its metadata, `vector(name)` a small tensor.
+def of_gguf(get: Callable[..., Any], vector: _Vector, has: Callable[[str], bool]) -> Geometry:
+    """Return the geometry of a GGUF.
+
+    `get(key, default)` reads its metadata, `vector(name)` a small tensor; `has(name)`: there is such a tensor.
 
     Raises `UnsupportedModel` for architectures that are not served, KeyError where metadata is missing.
     """
     kind = str(get("general.architecture"))
-    if kind not in ARCHITECTURES:
+    family = _FAMILIES.get(kind)
+    if family is None:
         raise refusal(kind)
 
     def of(key: str, *default: Any) -> Any:
         return get(f"{kind}.{key}", *default)
 
-    experts, layers, hidden = (int(of(key, 0)) for key in ("expert_count", "block_count", "embedding_length"))
-    heads = of("attention.head_count")
-    kv_heads = of("attention.head_count_kv", heads)
-    if not isinstance(heads, int) or not isinstance(kv_heads, int):
-        raise refusal(kind, "its layers differ in their number of heads")
-    head_dim = int(of("attention.key_length", hidden // heads))
-    inner = int(of("expert_feed_forward_length") if experts else of("feed_forward_length"))
-    used = int(of("expert_used_count", 0))
-    widths = (hidden, heads, kv_heads, head_dim, inner)
-    if not 0 < layers <= _MOST_LAYERS or not all(0 < each <= _MOST_WIDTH for each in widths) or heads % kv_heads:
-        raise ValueError("Its layers have impossible sizes.")
-    if experts and not 0 < used <= experts:
-        raise ValueError("It uses an impossible number of experts.")
-    if int(of("attention.value_length", head_dim)) != head_dim:
+    drafting, hidden = int(of("nextn_predict_layers", 0)), int(of("embedding_length"))
+    count = int(of("block_count")) - drafting  # the layers that would propose tokens come last
+    if not 0 <= drafting <= _MOST_LAYERS or not 0 < count <= _MOST_LAYERS or not 0 < hidden <= _MOST_WIDTH:
+        raise ValueError("It has an impossible number of layers.")
+
+    def each(key: str, *default: Any) -> list[int]:
+        """Return a number by layer; a GGUF has one for all, or a list."""
+        found = of(key, *default)
+        numbers = [int(one) for one in found] if isinstance(found, list) else [int(found)] * (count + drafting)
+        if len(numbers) != count + drafting:
+            raise ValueError("It has numbers for another number of layers.")
+        return numbers[:count]
+
+    heads = each("attention.head_count")
+    kv_heads = each("attention.head_count_kv", heads)
+    sliding = _sliding(count, family.whole_every)
+    if kind == "gemma4":
+        sliding = [bool(one) for one in each("attention.sliding_window_pattern", sliding)]
+    dim = int(of("attention.key_length", hidden // max(heads[0], 1)))
+    local_dim = int(of("attention.key_length_swa", dim))
+    if any(int(of(f"attention.value_length{end}", same)) != same for end, same in (("", dim), ("_swa", local_dim))):
         raise refusal(kind, "its keys and values differ in size")
-    if (experts > 0) != (kind == "qwen3moe"):
-        raise refusal(kind, f"it has {experts} experts")
-    ropes, windows, context = _layers_of_gguf(kind, layers, head_dim, of, vector)
-    large_gemma = kind == "gemma3" and layers == _GEMMA_27B_LAYERS
-    return Geometry(
-        kind=kind,
-        layers=layers,
-        hidden=hidden,
-        inner=inner,
-        heads=heads,
-        kv_heads=kv_heads,
-        head_dim=head_dim,
-        rows=len(get("tokenizer.ggml.tokens")),
-        context=context,
-        eps=float(of("attention.layer_norm_rms_epsilon")),
-        windows=tuple(windows),
-        ropes=tuple(ropes),
-        end_tokens=_ids([get("tokenizer.ggml.eos_token_id", None), get("tokenizer.ggml.eot_token_id", None)]),
-        attention_scale=(hidden // heads if large_gemma else head_dim) ** -0.5,
-        embedding_scale=hidden**0.5 if kind == "gemma3" else 1.0,
-        gelu=kind == "gemma3",
-        neighbours=kind in ("llama", "smollm3"),
-        experts=experts,
-        experts_used=used,
+    experts = _experts_of_gguf(kind, family, of)
+    inner = each("feed_forward_length") if experts is None or experts.scaled else [0] * count
+    (whole, local), context = _ropes_of_gguf(kind, family, (dim, local_dim), of, vector)
+    skipped = _SMOLLM3_PATTERN if kind == "smollm3" else count + 1
+    large = count == {"gemma2": _GEMMA2_27B_LAYERS, "gemma3": _GEMMA3_27B_LAYERS}.get(kind)
+    caps = GEMMA2_CAPS if kind == "gemma2" else {}
+    window = int(of("attention.sliding_window", 0)) if family.whole_every is not None else 0
+    sources = _sources(sliding, int(of("attention.shared_kv_layers", 0)))
+    others: dict[int, Mixer] = {}
+    if kind == "lfm2":
+        convolution = Convolution(width=hidden, kernel=int(of("shortconv.l_cache")))
+        others = {number: convolution for number in range(count) if not kv_heads[number]}
+    if family.delta:
+        every = int(of("full_attention_interval", _DELTA_PATTERN))
+        recurrent = each("attention.recurrent_layers", [(number + 1) % every for number in range(count + drafting)])
+        delta = DeltaRule(
+            key_heads=int(of("ssm.group_count")),
+            value_heads=int(of("ssm.time_step_rank")),
+            key_dim=int(of("ssm.state_size")),
+            value_dim=int(of("ssm.inner_size")) // int(of("ssm.time_step_rank")),
+            kernel=int(of("ssm.conv_kernel")),
+            in_turn=kind != "qwen3next",
+        )
+        others = {number: delta for number in range(count) if recurrent[number]}
+    layers = [
+        Layer(
+            mixer=others.get(number)
+            or Attention(
+                heads=heads[number],
+                kv_heads=kv_heads[number],
+                dim=local_dim if is_local else dim,
+                scale=1.0 if kind == "gemma4" else (hidden // heads[number] if large else dim) ** -0.5,
+                rope=None if (number + 1) % skipped == 0 else local if is_local else whole,
+                window=window if is_local else 0,
+                cap=float(of("attn_logit_softcapping", caps.get("attn", 0.0))),
+                source=sources[number],
+                heads_normalized=family.heads_normalized,
+                values_normalized=kind == "gemma4",
+                has_values=kind != "gemma4" or has(f"blk.{number}.attn_v.weight"),
+                has_sinks=kind == "gpt-oss",
+                is_gated=family.delta,
+            ),
+            inner=inner[number],
+            experts=experts,
+        )
+        for number, is_local in enumerate(sliding)
+    ]
+    return _checked(
+        Geometry(
+            kind=kind,
+            layers=tuple(layers),
+            hidden=hidden,
+            rows=len(get("tokenizer.ggml.tokens")),
+            context=context,
+            eps=float(of("attention.layer_norm_rms_epsilon")),
+            end_tokens=_ids([get("tokenizer.ggml.eos_token_id", None), get("tokenizer.ggml.eot_token_id", None)]),
+            activation=family.activation,
+            embedding_scale=hidden**0.5 if family.scaled_embedding else 1.0,
+            cap=float(of("final_logit_softcapping", caps.get("final", 0.0))),
+            neighbours=family.neighbours,
+            sandwich=family.sandwich,
+            feed_norm=family.feed_norm,
+            output_norm=family.output_norm,
+            per_layer=int(of("embedding_length_per_layer_input", 0)),
+        )
     )
 
 
-def _layers_of_gguf(
-    kind: str,
-    layers: int,
-    head_dim: int,
-    of: Callable[..., Any],
-    vector: Callable[[str], npt.NDArray[np.float32] | None],
-) -> tuple[list[Rope | None], list[int], int]:
-    """Return rotary embeddings and windows by layer, and the longest sequence for which they are constant."""
+def _checked(its: Geometry) -> Geometry:
+    """Return a geometry whose sizes are possible; raises ValueError."""
+    for layer in its.layers:
+        mixer = layer.mixer
+        if isinstance(mixer, DeltaRule):
+            widths = [mixer.key_heads, mixer.value_heads, mixer.kernel, mixer.channels]
+            widths += [size * _MOST_WIDTH // _MOST_DELTA for size in (mixer.key_dim, mixer.value_dim)]
+        else:
+            widths = [mixer.kernel] if isinstance(mixer, Convolution) else [mixer.heads, mixer.kv_heads, mixer.dim]
+        widths += [layer.inner] if layer.inner or layer.experts is None else []
+        if layer.experts is not None:
+            widths += [layer.experts.count, layer.experts.inner]
+            if not 0 < layer.experts.used <= layer.experts.count:
+                raise ValueError("It uses an impossible number of experts.")
+        uneven = isinstance(mixer, Attention) and mixer.kv_heads and mixer.heads % mixer.kv_heads
+        uneven = uneven or (isinstance(mixer, DeltaRule) and mixer.key_heads and mixer.value_heads % mixer.key_heads)
+        if uneven or not all(0 < each <= _MOST_WIDTH for each in widths):
+            raise ValueError("Its layers have impossible sizes.")
+    if not 0 <= its.per_layer <= _MOST_WIDTH:
+        raise ValueError("Its embeddings by layer have an impossible size.")
+    return its
+
+
+def _sliding(count: int, whole_every: int | None) -> list[bool]:
+    """Return by layer whether it has a window."""
+    if not whole_every:
+        return [whole_every == 0] * count
+    return [(number + 1) % whole_every != 0 for number in range(count)]
+
+
+def _sources(sliding: Sequence[bool], shared: int) -> list[int | None]:
+    """Return by layer where its keys and values are: the last `shared` layers read those of the last of their kind."""
+    first = len(sliding) - shared
+    if not 0 < first <= len(sliding):
+        raise ValueError("All of its layers share keys and values.")
+    return [
+        None if number < first else max(other for other in range(first) if sliding[other] == mine)
+        for number, mine in enumerate(sliding)
+    ]
+
+
+def _experts_of_gguf(kind: str, family: _Family, of: Callable[..., Any]) -> Experts | None:
+    count = int(of("expert_count", 0))
+    if family.experts is not None and family.experts != (count > 0):
+        raise refusal(kind, f"it has {count} experts")
+    if not count:
+        return None
+    inner = int(of("feed_forward_length") if kind == "llama" else of("expert_feed_forward_length"))
+    return Experts(
+        count=count,
+        used=int(of("expert_used_count")),
+        inner=inner,
+        normalized=kind != "qwen2moe",
+        shared=int(of("expert_shared_feed_forward_length", 0)),
+        has_biases=kind == "gpt-oss",
+        scaled=kind == "gemma4",
+    )
+
+
+def _ropes_of_gguf(
+    kind: str, family: _Family, dims: tuple[int, int], of: Callable[..., Any], vector: _Vector
+) -> tuple[tuple[Rope, Rope], int]:
+    """Return the rotary embeddings of layers without and with a window, and the longest sequence that they serve."""
     context, original = int(of("context_length")), int(of("rope.scaling.original_context_length", 0))
-    width, base = int(of("rope.dimension_count", head_dim)), float(of("rope.freq_base", 10_000.0))
-    if not 0 < width <= head_dim or not 0 < context <= _MOST_CONTEXT:
+    widths = [
+        int(of(f"rope.dimension_count{end}", other)) for end, other in (("", dims[0]), ("_swa", dims[1]))
+    ] if kind == "gemma4" else [int(of("rope.dimension_count", dims[0]))] * 2  # fmt: skip
+    if any(not 0 < width <= dim for width, dim in zip(widths, dims, strict=True)) or not 0 < context <= _MOST_CONTEXT:
         raise ValueError("Its rotary embedding has an impossible size.")
     scaling: dict[str, Any] = {
         "rope_type": str(of("rope.scaling.type", "none")),
         "factor": float(of("rope.scaling.factor", 1.0)),
         "original_max_position_embeddings": original or context,
+        "truncate": kind != "gpt-oss",  # a GGUF does not say it
     }
     short, factors = vector("rope_factors_short.weight"), vector("rope_freqs.weight")
     if short is not None:
@@ -166,77 +320,13 @@ def _layers_of_gguf(
             "attention_factor": of("rope.scaling.attn_factor", 1),
         }
         context = min(context, original or context)
-    rope = _rope(kind, base, width, scaling)
+    whole = _rope(kind, float(of("rope.freq_base", 10_000.0)), widths[0], scaling)
     if factors is not None:
-        rope = Rope(rope.frequencies / factors, rope.scale)
-    if rope.frequencies.shape != (-(-width // 2),):
+        whole = Rope(whole.frequencies / factors, whole.scale)
+    if whole.frequencies.shape != (-(-widths[0] // 2),):
         raise ValueError("The factors of its rotary embedding have another size.")
-    window = int(of("attention.sliding_window", 0)) if kind in ("gemma3", "phi3") else 0
-    if kind == "gemma3":
-        local = _rope(kind, float(of("rope.freq_base_swa", _LOCAL_BASE)), width, {})
-        whole = [(layer + 1) % _GEMMA_PATTERN == 0 for layer in range(layers)]
-        return [rope if each else local for each in whole], [0 if each else window for each in whole], context
-    skipped = _SMOLLM3_PATTERN if kind == "smollm3" else layers + 1
-    return [None if (layer + 1) % skipped == 0 else rope for layer in range(layers)], [window] * layers, context
-
-
-def unfit_tensor(its: Geometry, shape: Callable[[str], tuple[int, ...] | None]) -> str | None:
-    """Return the name of a tensor that is missing, or has not the shape that the geometry demands; None if all fit.
-
-    `shape(name)` returns the shape of a tensor by its name in a GGUF, None if there is none.
-    """
-    expected: dict[str, tuple[int, ...]] = {
-        "token_embd.weight": (its.rows, its.hidden),
-        "output_norm.weight": (its.hidden,),
-    }
-    if shape("output.weight") is not None:
-        expected["output.weight"] = (its.rows, its.hidden)
-    for number in range(its.layers):
-        at = f"blk.{number}."
-        names = [name for name in _OPTIONAL if shape(f"{at}{name}.weight") is not None]
-        vectors, products = _of_layer(its, names)
-        expected |= {f"{at}{name}.weight": each for name, each in vectors.items()}
-        for together in products:
-            expected |= {f"{at}{name}.weight": each for name, each in together.items()}
-            if any(shape(f"{at}{name}.bias") is not None for name in together):
-                expected |= {f"{at}{name}.bias": each[:1] for name, each in together.items()}
-    return next((name for name, each in expected.items() if shape(name) != each), None)
-
-
-_Shapes = dict[str, tuple[int, ...]]
-_OPTIONAL: Final = ("attn_q_norm", "attn_k_norm", "attn_qkv", "ffn_gate")
-
-
-def _of_layer(its: Geometry, optional: Sequence[str]) -> tuple[_Shapes, list[_Shapes]]:
-    """Return the shapes of a layer's vectors and router, and of its products, together those that share their inputs.
-
-    `optional` are the names of `_OPTIONAL` that the layer has.
-    """
-    vectors: _Shapes = {"attn_norm": (its.hidden,), "ffn_norm": (its.hidden,)}
-    if its.kind == "gemma3":
-        vectors |= {"post_attention_norm": (its.hidden,), "post_ffw_norm": (its.hidden,)}
-    vectors |= {
-        name: (its.head_dim,)
-        for name in ("attn_q_norm", "attn_k_norm")
-        if its.kind in _NORMALIZED_HEADS or name in optional
-    }
-    queries, keys = its.heads * its.head_dim, its.kv_heads * its.head_dim
-    if "attn_qkv" in optional:
-        attention: _Shapes = {"attn_qkv": (queries + 2 * keys, its.hidden)}
-    else:
-        attention = {"attn_q": (queries, its.hidden), "attn_k": (keys, its.hidden), "attn_v": (keys, its.hidden)}
-    up, down = (its.inner, its.hidden), (its.hidden, its.inner)
-    if its.experts:
-        vectors["ffn_gate_inp"] = its.experts, its.hidden
-        feed: list[_Shapes] = [
-            {"ffn_gate_exps": (its.experts, *up), "ffn_up_exps": (its.experts, *up)},
-            {"ffn_down_exps": (its.experts, *down)},
-        ]
-    elif "ffn_gate" in optional:
-        feed = [{"ffn_gate": up, "ffn_up": up}, {"ffn_down": down}]
-    else:
-        feed = [{"ffn_up": (2 * its.inner, its.hidden)}, {"ffn_down": down}]
-    return vectors, [attention, {"attn_output": (its.hidden, queries)}, *feed]
+    local = _rope(kind, float(of("rope.freq_base_swa", _LOCAL_BASE)), widths[1], {}) if family.local_base else whole
+    return (whole, local), context
 
 
 def of_config(config: Mapping[str, Any], generation: Mapping[str, Any]) -> Geometry:
@@ -247,44 +337,143 @@ def of_config(config: Mapping[str, Any], generation: Mapping[str, Any]) -> Geome
     outer, config = config, config.get("text_config", config)
     kind = str(config["model_type"])
     kind = _OF_CONFIG.get(kind, kind)
-    if kind not in ARCHITECTURES:
+    family = _FAMILIES.get(kind)
+    if family is None:
         raise refusal(kind)
-    gemma = kind == "gemma3"
-    wanted = "gelu_pytorch_tanh" if gemma else "silu"
-    activation = config.get("hidden_activation", wanted) if gemma else config.get("hidden_act", wanted)
+    _check_config(kind, family, config)
+    count, hidden, heads = (int(config[name]) for name in ("num_hidden_layers", "hidden_size", "num_attention_heads"))
+    kv_heads = int(config.get("num_key_value_heads") or heads)
+    dim = int(config.get("head_dim") or hidden // heads)
+    windows = _windows(kind, family, config, count)
+    whole_dim, whole_kv_heads = _whole_heads(config) if kind == "gemma4" else (dim, kv_heads)
+    (whole, local), limit = _ropes_of_config(kind, family, config, (whole_dim, dim))
+    without = _without_rope(kind, config, count)
+    shared = int(config.get("num_kv_shared_layers") or 0)
+    sources = _sources([bool(window) for window in windows], shared)
+    experts = _experts_of_config(kind, config) if family.experts or config.get("enable_moe_block") else None
+    inner = _inner_of_config(kind, config) if experts is None or experts.scaled else 0
+    others = _other_mixers(kind, family, config, count)
+    scale = 1.0 if kind == "gemma4" else float(config.get("query_pre_attn_scalar") or dim) ** -0.5
+    layers = [
+        Layer(
+            mixer=others.get(number)
+            or Attention(
+                heads=heads,
+                kv_heads=(kv_heads if window else whole_kv_heads),
+                dim=dim if window else whole_dim,
+                scale=scale,
+                rope=None if number in without else local if window else whole,
+                window=window,
+                cap=float(config.get("attn_logit_softcapping") or 0.0),
+                source=sources[number],
+                heads_normalized=family.heads_normalized,
+                values_normalized=kind == "gemma4",
+                has_values=bool(window) or not config.get("attention_k_eq_v"),
+                has_sinks=kind == "gpt-oss",
+                is_gated=family.delta,
+            ),
+            inner=inner * (2 if sources[number] is not None and config.get("use_double_wide_mlp") else 1),
+            experts=experts,
+        )
+        for number, window in enumerate(windows)
+    ]
+    context = int(config["max_position_embeddings"])
+    return _checked(
+        Geometry(
+            kind=kind,
+            layers=tuple(layers),
+            hidden=hidden,
+            rows=int(config["vocab_size"]),
+            context=min(context, limit or context),
+            eps=float(config.get("rms_norm_eps") or config.get("norm_eps") or 1e-6),
+            end_tokens=next(
+                (ends for each in (generation, outer, config) if (ends := _ids([each.get("eos_token_id")]))), ()
+            ),
+            activation=family.activation,
+            embedding_scale=hidden**0.5 if family.scaled_embedding else 1.0,
+            cap=float(config.get("final_logit_softcapping") or 0.0),
+            sandwich=family.sandwich,
+            feed_norm=family.feed_norm,
+            output_norm=family.output_norm,
+            per_layer=int(config.get("hidden_size_per_layer_input") or 0),
+        )
+    )
+
+
+def _other_mixers(kind: str, family: _Family, config: Mapping[str, Any], count: int) -> dict[int, Mixer]:
+    """Return what mixes tokens in the layers that have no attention."""
+    kinds = config.get("layer_types")
+    if kind == "lfm2":
+        whole = config["full_attn_idxs"] if not kinds else [place for place, each in enumerate(kinds) if each != "conv"]
+        convolution = Convolution(width=int(config["hidden_size"]), kernel=int(config["conv_L_cache"]))
+        return {number: convolution for number in range(count) if number not in whole}
+    if not family.delta:
+        return {}
+    every = int(config.get("full_attention_interval") or _DELTA_PATTERN)
+    kinds = kinds or ["linear_attention" if (number + 1) % every else "" for number in range(count)]
+    names = ("num_key_heads", "num_value_heads", "key_head_dim", "value_head_dim", "conv_kernel_dim")
+    key_heads, value_heads, key_dim, value_dim, kernel = (int(config[f"linear_{name}"]) for name in names)
+    delta = DeltaRule(
+        key_heads=key_heads, value_heads=value_heads, key_dim=key_dim, value_dim=value_dim, kernel=kernel, in_turn=False
+    )  # fmt: skip
+    return {number: delta for number, each in enumerate(kinds) if each == "linear_attention"}
+
+
+def _check_config(kind: str, family: _Family, config: Mapping[str, Any]) -> None:
+    """Refuse what a config asks for and the engine has not."""
+    gelu = family.activation is Activation.GELU
+    wanted = "gelu_pytorch_tanh" if gelu else "silu"
+    activation = config.get("hidden_activation", wanted) if gelu else config.get("hidden_act", wanted)
     if activation != wanted:
         raise refusal(kind, f"it uses {activation} as activation")
-    if config.get("attn_logit_softcapping") or config.get("final_logit_softcapping"):
-        raise refusal(kind, "it caps its logits")
     if config.get("mlp_only_layers") or config.get("decoder_sparse_step", 1) != 1:
         raise refusal(kind, "some of its layers have no experts")
-    layers, hidden, heads = (int(config[name]) for name in ("num_hidden_layers", "hidden_size", "num_attention_heads"))
-    head_dim = int(config.get("head_dim") or hidden // heads)
-    context = int(config["max_position_embeddings"])
-    windows = _windows(kind, config, layers)
-    ropes, limit = _ropes_of_config(kind, config, head_dim, windows)
-    return Geometry(
-        kind=kind,
-        layers=layers,
-        hidden=hidden,
-        inner=int(config["moe_intermediate_size" if kind == "qwen3moe" else "intermediate_size"]),
-        heads=heads,
-        kv_heads=int(config.get("num_key_value_heads") or heads),
-        head_dim=head_dim,
-        rows=int(config["vocab_size"]),
-        context=min(context, limit or context),
-        eps=float(config.get("rms_norm_eps", 1e-6)),
-        windows=windows,
-        ropes=ropes,
-        end_tokens=next(
-            (ends for each in (generation, outer, config) if (ends := _ids([each.get("eos_token_id")]))), ()
-        ),
-        attention_scale=float(config.get("query_pre_attn_scalar") or head_dim if gemma else head_dim) ** -0.5,
-        embedding_scale=hidden**0.5 if gemma else 1.0,
-        gelu=gemma,
-        experts=int(config.get("num_experts") or config["num_local_experts"]) if kind == "qwen3moe" else 0,
-        experts_used=int(config["num_experts_per_tok"]) if kind == "qwen3moe" else 0,
-        experts_normalized=bool(config.get("norm_topk_prob", False)),
+    if config.get("conv_bias"):
+        raise refusal(kind, "its convolutions have biases")
+    if kind == "qwen3next":
+        raise refusal(kind, "a folder has the projections of its states in another order")
+    if config.get("use_bidirectional_attention") == "all":
+        raise refusal(kind, "its tokens see those that follow")
+    limits = config.get("swiglu_limit", _OSS_LIMIT), config.get("swiglu_alpha", _OSS_ALPHA)
+    if family.activation is Activation.CLAMPED and limits != (_OSS_LIMIT, _OSS_ALPHA):
+        raise refusal(kind, f"it limits its activations to {limits[0]}")
+    if family.sandwich and kind != "gemma2" and config.get("attn_logit_softcapping"):
+        raise refusal(kind, "it caps its scores")
+
+
+def _inner_of_config(kind: str, config: Mapping[str, Any]) -> int:
+    if kind != "lfm2":
+        return int(config["intermediate_size"])
+    inner = int(config.get("block_ff_dim") or config["intermediate_size"])
+    if config.get("block_auto_adjust_ff_dim", True):
+        multiple = int(config.get("block_multiple_of", 256))
+        inner = int(float(config.get("block_ffn_dim_multiplier") or 1.0) * int(2 * inner / 3))
+        inner = -(-inner // multiple) * multiple
+    return inner
+
+
+def _whole_heads(config: Mapping[str, Any]) -> tuple[int, int]:
+    """Return the size of a head of Gemma 4's layers without a window, and their number of key and value heads."""
+    found = {"head_dim": config.get("global_head_dim") or 512, **config}
+    found["num_key_value_heads"] = (
+        config.get("attention_k_eq_v") and config.get("num_global_key_value_heads")
+    ) or config["num_key_value_heads"]
+    found["head_dim"] = config.get("global_head_dim") or 512
+    for its in (config.get("per_layer_config") or {}).values():  # transformers writes only what differs
+        found |= its
+    return int(found["head_dim"]), int(found["num_key_value_heads"])
+
+
+def _experts_of_config(kind: str, config: Mapping[str, Any]) -> Experts:
+    names = ["top_k_experts", "num_experts_per_tok"]
+    return Experts(
+        count=int(config.get("num_experts") or config["num_local_experts"]),
+        used=int(next(config[name] for name in names if config.get(name))),
+        inner=int(config.get("moe_intermediate_size") or config["intermediate_size"]),
+        normalized=bool(config.get("norm_topk_prob", False)) if kind in ("qwen2moe", "qwen3moe") else True,
+        shared=int(config["shared_expert_intermediate_size"]) if kind in ("qwen2moe", "qwen35moe") else 0,
+        has_biases=kind == "gpt-oss",
+        scaled=kind == "gemma4",
     )
 
 
@@ -293,48 +482,55 @@ def _ids(found: Sequence[Any]) -> tuple[int, ...]:
     return tuple(sorted({int(each) for each in flat}))
 
 
-def _windows(kind: str, config: Mapping[str, Any], layers: int) -> tuple[int, ...]:
+def _windows(kind: str, family: _Family, config: Mapping[str, Any], layers: int) -> list[int]:
     window = int(config.get("sliding_window") or 0)
     kinds = config.get("layer_types")
-    if kinds is None and kind == "gemma3":
-        pattern = int(config.get("sliding_window_pattern", _GEMMA_PATTERN))
-        kinds = [_SLIDING if (layer + 1) % pattern else "full_attention" for layer in range(layers)]
-    elif kinds is None and kind in ("qwen2", "qwen3", "smollm3", "qwen3moe"):
+    if kinds is not None:
+        sliding = [each == _SLIDING for each in kinds]
+    elif kind in ("qwen2", "qwen3", "smollm3", "qwen2moe", "qwen3moe"):
         first = int(config.get("max_window_layers", 0)) if config.get("use_sliding_window") else layers
-        kinds = [_SLIDING if layer >= first else "full_attention" for layer in range(layers)]
-    elif kinds is None:
-        kinds = [_SLIDING if kind in ("mistral", "phi3") else "full_attention"] * layers
-    return tuple(window if each == _SLIDING else 0 for each in kinds)
+        sliding = [layer >= first for layer in range(layers)]
+    else:
+        every = 0 if kind in ("mistral", "mixtral") else family.whole_every
+        sliding = _sliding(layers, int(config.get("sliding_window_pattern", every)) if every else every)
+    return [window if each else 0 for each in sliding]
 
 
 def _ropes_of_config(
-    kind: str, config: Mapping[str, Any], head_dim: int, windows: Sequence[int]
-) -> tuple[tuple[Rope | None, ...], int]:
-    """Return the rotary embeddings of the layers, and the longest sequence for which they are constant (0: any)."""
+    kind: str, family: _Family, config: Mapping[str, Any], dims: tuple[int, int]
+) -> tuple[tuple[Rope, Rope], int]:
+    """Return the rotary embeddings of layers without and with a window, and the longest sequence that they serve.
+
+    0 stands for any length. `dims` are the sizes of the heads of such layers.
+    """
     given = config.get("rope_parameters")
-    base = float(config.get("rope_theta", 1e6 if kind == "gemma3" else 10_000.0))
+    base = float(config.get("rope_theta", 1e6 if family.local_base else 10_000.0))
+    if given is None and kind == "gemma4":
+        given = {
+            "full_attention": {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": base},
+            _SLIDING: {"rope_theta": _LOCAL_BASE},
+        }
     if given is None:
         whole = {"rope_theta": base, **(config.get("rope_scaling") or {})}
-        local = {"rope_theta": float(config.get("rope_local_base_freq", _LOCAL_BASE))} if kind == "gemma3" else whole
+        local = {"rope_theta": float(config.get("rope_local_base_freq", _LOCAL_BASE))} if family.local_base else whole
     elif "rope_type" in given or "rope_theta" in given:
         whole = local = given
     else:
         whole, local = given["full_attention"], given[_SLIDING]
     original = whole.get("original_max_position_embeddings") or config.get("original_max_position_embeddings")
     made = []
-    for rope in (whole, local):
-        part = float(rope.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0)
-        scaling = {"original_max_position_embeddings": original or config["max_position_embeddings"], **rope}
-        scaling["original_max_position_embeddings"] = original or config["max_position_embeddings"]
-        if scaling.get("rope_type", scaling.get("type")) in ("longrope", "su") and original:
+    for its, dim in zip((whole, local), dims, strict=True):
+        usual = _DELTA_TURNED if family.delta else 1.0
+        part = float(its.get("partial_rotary_factor") or config.get("partial_rotary_factor") or usual)
+        scaling = {**its, "original_max_position_embeddings": original or config["max_position_embeddings"]}
+        name = scaling.get("rope_type", scaling.get("type"))
+        if name in ("longrope", "su") and original:
             scaling["factor"] = config["max_position_embeddings"] / original
-        made.append(_rope(kind, float(rope.get("rope_theta", base)), int(head_dim * part), scaling))
-    without = _without_rope(kind, config, len(windows))
-    ropes = tuple(
-        None if layer in without else made[bool(window) and kind == "gemma3"] for layer, window in enumerate(windows)
-    )
+        width = dim if name == "proportional" else int(dim * part)
+        made.append(_rope(kind, float(its.get("rope_theta", base)), width, scaling))
     changing = str(whole.get("rope_type", whole.get("type"))) in ("longrope", "su", "dynamic")
-    return ropes, int(original or 0) if changing else 0
+    same = whole is local and dims[0] == dims[1]
+    return (made[0], made[0] if same else made[1]), int(original or 0) if changing else 0
 
 
 def _without_rope(kind: str, config: Mapping[str, Any], layers: int) -> set[int]:
@@ -348,45 +544,7 @@ def _without_rope(kind: str, config: Mapping[str, Any], layers: int) -> set[int]
 
 
 def _rope(kind: str, base: float, width: int, scaling: Mapping[str, Any]) -> Rope:
-    """Return a rotary embedding over `width` numbers of a head, scaled as transformers and llama.cpp do it."""
-    places = np.arange(0, width, 2, dtype=np.float64)
-    plain = base ** (-places / width)
-    name = str(scaling.get("rope_type", scaling.get("type", "default")))
-    factor = float(scaling.get("factor") or 1.0)
-    original = int(scaling.get("original_max_position_embeddings") or 0)
-    if name in ("default", "none", "dynamic"):
-        return Rope(plain)
-    if name == "linear":
-        return Rope(plain / factor)
-    given = scaling.get("attention_factor")
-    if name == "yarn":
-        ramp = _yarn_ramp(base, width, original, scaling)
-        mixed = plain / factor * ramp + plain * (1 - ramp)
-        usual = 0.1 * math.log(factor) + 1 if factor > 1 else 1.0
-        return Rope(mixed, float(given or usual))
-    if name == "llama3":
-        return Rope(_llama3(plain, factor, original, scaling))
-    if name in ("longrope", "su") and scaling.get("short_factor") is not None:
-        usual = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
-        return Rope(plain / np.asarray(scaling["short_factor"], np.float64), float(given or usual))
-    raise refusal(kind, f"its rotary embedding is scaled by {name}")
-
-
-def _yarn_ramp(base: float, width: int, original: int, scaling: Mapping[str, Any]) -> npt.NDArray[np.float64]:
-    """Return how far each pair is interpolated, 0 to 1."""
-
-    def place(turns: float) -> float:
-        return width * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(base))
-
-    low = max(math.floor(place(float(scaling.get("beta_fast") or 32))), 0)
-    high = min(math.ceil(place(float(scaling.get("beta_slow") or 1))), width - 1)
-    return np.clip((np.arange(width // 2) - low) / max(high - low, 1e-3), 0, 1)
-
-
-def _llama3(
-    plain: npt.NDArray[np.float64], factor: float, original: int, scaling: Mapping[str, Any]
-) -> npt.NDArray[np.float64]:
-    low, high = float(scaling["low_freq_factor"]), float(scaling["high_freq_factor"])
-    turns = original * plain / (2 * math.pi)  # of a pair within the original context
-    smooth = np.clip((turns - low) / (high - low), 0, 1)
-    return (1 - smooth) * plain / factor + smooth * plain
+    found = rope(base, width, scaling)
+    if found is None:
+        raise refusal(kind, f"its rotary embedding is scaled by {scaling.get('rope_type', scaling.get('type'))}")
+    return found

@@ -5,19 +5,17 @@ from typing import Any
 from llvmlite import ir
 
 from fleet_edge.verifiers.blocks.emitter import I32, I64, STEPS, Emitter
-from fleet_edge.verifiers.blocks.layout import EIGHT
 from fleet_edge.verifiers.blocks.portable import MAGIC_BITS
 
 
 def dot(e: Emitter, _starts: list[Any], sums: list[list[Any]]) -> list[list[Any]]:
     """Multiply by an instruction that adds products of four signed bytes to a lane."""
     builder = e.builder
-    eight = e.kind.bits == EIGHT.bits
-    if eight:
+    if e.kind.is_wide:
         sums = [[ir.Constant(e.sums, [MAGIC_BITS] * e.processor.lanes)] * e.processor.vectors for _ in range(e.rows)]
     flip = ir.Constant(e.bytes, [128] * e.bytes.count)
     for unsigned, step in e.steps():
-        weights = [builder.xor(weight, flip) for weight in unsigned] if eight else unsigned
+        weights = [builder.xor(weight, flip) for weight in unsigned] if e.kind.is_wide else unsigned
         for row in range(e.rows):
             inputs = e.inputs(row, step)
             sums[row] = [

@@ -28,6 +28,11 @@ _PREFETCH: Final = "llvm.prefetch.p0"
 _AHEAD: Final = 32 << 10
 """Bytes; between 16 and 150 KiB there was no difference."""
 _LINE: Final = 64  # bytes of a cache line
+_LOOK_UP: Final = {
+    64: "llvm.x86.avx512.pshuf.b.512",
+    32: "llvm.x86.avx2.pshuf.b",
+    16: "llvm.aarch64.neon.tbl1.v16i8",
+}
 DEPTH: Final = 4  # inputs of an output that lie together
 STEPS: Final = BLOCK // DEPTH
 WORD: Final = 4
@@ -111,7 +116,19 @@ class Emitter:
         """Return the weights of four inputs, and of those 16 after them."""
         packed = self.weights(step)
         mask, four = (ir.Constant(self.bytes, [number] * self.bytes.count) for number in (15, 4))
-        return [self.builder.and_(each, mask) for each in packed], [self.builder.lshr(each, four) for each in packed]
+        low, high = (
+            [self.builder.and_(each, mask) for each in packed],
+            [self.builder.lshr(each, four) for each in packed],
+        )
+        if self.kind.table:
+            return [self.looked_up(each) for each in low], [self.looked_up(each) for each in high]
+        return low, high
+
+    def looked_up(self, places: Any) -> Any:
+        """Return the values of the format's table; instructions look 16 bytes up at once."""
+        count = self.bytes.count
+        table = ir.Constant(self.bytes, list(self.kind.table) * (count // 16))
+        return self.call(_LOOK_UP[count], self.bytes, table, places)
 
     def inputs(self, row: int, step: int) -> Any:
         """Return four inputs of a row in every lane."""

@@ -11,15 +11,19 @@ from gguf import GGMLQuantizationType
 from gguf.quants import dequantize
 
 from fleet_common.gguf_files import GgufHeader, GgufUnreadable, Tensor, damaged, read_header
-from fleet_edge.verifiers.blocks.architectures import Geometry, of_gguf, unfit_tensor
+from fleet_edge.verifiers.blocks.architectures import of_gguf
+from fleet_edge.verifiers.blocks.geometry import Geometry
+from fleet_edge.verifiers.blocks.tensors import unfit_tensor
 from fleet_edge.verifiers.contract import UnsupportedModel
 
 if TYPE_CHECKING:
     from fleet_edge.verifiers.blocks.weights import Weights
 
 _REQUIRED: Final = object()
-_KEPT: Final = (GGMLQuantizationType.Q4_0, GGMLQuantizationType.Q4_1, GGMLQuantizationType.Q8_0)
-_REPACKED: Final = {GGMLQuantizationType.Q4_K: 20 / 32}  # bytes per weight: a scale and a minimum for 32 of them
+_Kind = GGMLQuantizationType
+_KEPT: Final = (_Kind.Q4_0, _Kind.Q4_1, _Kind.Q8_0, _Kind.IQ4_NL)
+_REPACKED: Final = {_Kind.Q4_K: 20 / 32, _Kind.IQ4_XS: 18 / 32, _Kind.MXFP4: 18 / 32}
+"""Bytes of a weight: a scale for 32 of them, and for Q4_K a minimum."""
 _EIGHT_BITS: Final = 34 / 32
 
 
@@ -67,7 +71,7 @@ class GgufWeights:
             raise UnsupportedModel(str(damaged(self._path)))
 
     def vector(self, name: str) -> npt.NDArray[np.float32] | None:
-        """Return a tensor in float32, for norms, biases and routers; None if there is none."""
+        """Return a tensor in float32, for norms, biases, routers and scales; None if there is none."""
         if name not in self._tensors:
             return None
         tensor = self._tensors[name]
@@ -82,23 +86,14 @@ class GgufWeights:
         parts = []
         for name, order in zip(names, orders or [None] * len(names), strict=True):
             tensor = self._tensor(name)
-            raw = self._rows(tensor)
+            raw = _read(tensor).reshape(tensor.numbers // tensor.shape[-1], -1)
             parts.append((tensor, raw if order is None else raw[order]))
         return self._pack(parts)
-
-    def pack_expert(self, names: Sequence[str], expert: int) -> "list[Weights]":
-        """Return one expert's matrices of tensors `[experts, outputs, inputs]` as packed weights."""
-        return self._pack([(self._tensor(name), self._rows(self._tensor(name), expert)) for name in names])
 
     def _tensor(self, name: str) -> Tensor:
         if name not in self._tensors:
             raise UnsupportedModel(f"The GGUF {self._path} lacks the tensor {name}; fetch it again, whole.")
         return self._tensors[name]
-
-    def _rows(self, tensor: Tensor, expert: int | None = None) -> npt.NDArray[np.uint8]:
-        count = tensor.shape[0] if expert is not None else 1
-        raw = _read(tensor, part=expert or 0, parts=count)
-        return raw.reshape(tensor.shape[-2], -1)
 
     def _pack(self, parts: Sequence[tuple[Tensor, npt.NDArray[np.uint8]]]) -> "list[Weights]":
         from fleet_edge.verifiers.blocks.weights import pack_gguf  # noqa: PLC0415 - to check a file needs no numba
@@ -126,15 +121,14 @@ def _geometry(path: Path, header: GgufHeader, vector: Callable[[str], npt.NDArra
         return header.metadata[key] if default is _REQUIRED else header.metadata.get(key, default)
 
     try:
-        return of_gguf(get, vector)
+        return of_gguf(get, vector, lambda name: name in header.tensors)
     except (ArithmeticError, AttributeError, LookupError, MemoryError, TypeError, ValueError) as error:
         raise UnsupportedModel(str(damaged(path))) from error
 
 
-def _read(tensor: Tensor, *, part: int = 0, parts: int = 1) -> npt.NDArray[np.uint8]:
-    """Return bytes of a tensor; read, not mapped, so that the file does not count as memory of the process."""
-    size = tensor.nbytes // parts
-    raw = np.fromfile(tensor.file, np.uint8, size, offset=tensor.offset + part * size)
-    if len(raw) != size:
+def _read(tensor: Tensor) -> npt.NDArray[np.uint8]:
+    """Return the bytes of a tensor; read, not mapped, so that the file does not count as memory of the process."""
+    raw = np.fromfile(tensor.file, np.uint8, tensor.nbytes, offset=tensor.offset)
+    if len(raw) != tensor.nbytes:
         raise UnsupportedModel(str(damaged(tensor.file)))
     return raw

@@ -8,14 +8,16 @@ import math
 import mmap
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from fleet_edge.verifiers.blocks.geometry import Geometry, Pool
 from fleet_edge.verifiers.contract import CapacityExceeded
 
 Halves = npt.NDArray[np.uint16]
+Floats = npt.NDArray[np.float32]
 
 PAGE: Final = 64
 """Tokens of a page: few enough that a short sequence wastes little, a multiple of the lanes of the attention loops."""
@@ -27,15 +29,39 @@ _MAP_NORESERVE: Final = 0x4000
 """Linux: a budget larger than what is free now is not refused; what is used counts."""
 
 
-def page_bytes(layers: int, kv_heads: int, dim: int) -> int:
-    return PAGE * 2 * layers * kv_heads * dim * _NUMBER_BYTES
+_FLOAT_BYTES: Final = 4
+_MAX_STATES: Final = 256
+MIN_STATES: Final = 2
+"""A sequence that goes on from a copy needs both."""
+STATES_SHARE: Final = 2
+"""At most this fraction of a budget is for states, the rest for keys and values."""
+
+
+def page_bytes(pools: Iterable[Pool]) -> int:
+    return PAGE * 2 * sum(math.prod(pool) for pool in pools) * _NUMBER_BYTES
+
+
+def state_bytes(shapes: Iterable[Sequence[int]]) -> int:
+    return sum(math.prod(shape) for shape in shapes) * _FLOAT_BYTES
+
+
+def divide(its: Geometry, budget_bytes: int) -> tuple[int, list[tuple[int, ...]]]:
+    """Return how many pages a budget holds besides states of recurrent layers, and the shapes of all these states."""
+    each = state_bytes(its.state_shapes)
+    count = min(_MAX_STATES, budget_bytes // STATES_SHARE // each) if each else 0
+    return (budget_bytes - count * each) // page_bytes(its.pools), its.states(count)
 
 
 class PageMemory(Protocol):
     """Memory of pages: `keys` and `values` as `Pages` has them."""
 
-    keys: Halves
-    values: Halves
+    count: int
+
+    @property
+    def keys(self) -> Sequence[Any]: ...
+
+    @property
+    def values(self) -> Sequence[Any]: ...
 
     def provide(self, page: int) -> None:
         """Provide memory for a page that was never used; raises OSError if there is none."""
@@ -50,8 +76,12 @@ class ProcessMemory:
     Raises OSError if the system refuses.
     """
 
-    def __init__(self, *, layers: int, kv_heads: int, dim: int, count: int) -> None:
-        self.keys, self.values = (_reserve(shape) for shape in shapes(layers, kv_heads, dim, count))
+    def __init__(self, pools: Sequence[Pool], count: int, states: Sequence[Sequence[int]] = ()) -> None:
+        """Reserve memory for a number of pages, and for `states`: arrays of these shapes, as `Geometry.states`."""
+        self.count = count
+        self.keys = [_reserve(shapes(pool, count)[0]) for pool in pools]
+        self.values = [_reserve(shapes(pool, count)[1]) for pool in pools]
+        self.states = [_reserve((*shape, 2)).view(np.float32).reshape(shape) for shape in states]
 
     def provide(self, page: int) -> None:
         """Do nothing."""
@@ -59,24 +89,31 @@ class ProcessMemory:
     def forget(self, page: int, kept: int = 0) -> None:
         """Do nothing."""
 
+    def provide_state(self, state: int) -> None:
+        """Do likewise for a state."""
 
-def shapes(layers: int, kv_heads: int, dim: int, count: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    def forget_state(self, state: int) -> None:
+        """Note that a state will be written to, or is used by nobody."""
+
+
+def shapes(pool: Pool, count: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Return the shapes of the keys and of the values of a number of pages."""
+    layers, kv_heads, dim = pool
     return (count, layers, kv_heads, dim, PAGE), (count, layers, kv_heads, PAGE, dim)
 
 
 class Pages:
     """Pages of all sequences; the caller keeps the sequences' lengths.
 
-    Attributes:
-        keys: float16 as uint16, `[pages, layers, kv_heads, dim, PAGE]`: scores of several keys are computed together.
-        values: Likewise, `[pages, layers, kv_heads, PAGE, dim]`.
+    A page holds the keys and values of its tokens of all layers: the place of that number in each array of `keys` and
+    `values`. In the engine `blocks` they are, by pool, float16 as uint16, `[pages, layers, kv_heads, dim, PAGE]`, since
+    scores of several keys are computed together, and `[pages, layers, kv_heads, PAGE, dim]`.
     """
 
     def __init__(self, memory: PageMemory) -> None:
         self._memory = memory
         self.keys, self.values = memory.keys, memory.values
-        self.count = len(self.keys)
+        self.count = memory.count
         self._fresh = 0  # pages that were never used begin here
         self._free: list[int] = []  # pages before it that are free again
         self._users: dict[int, int] = {}
@@ -85,7 +122,7 @@ class Pages:
     @property
     def token_bytes(self) -> int:
         """Bytes of keys and values of a token."""
-        return 2 * math.prod(self.keys.shape[1:4]) * _NUMBER_BYTES
+        return sum(int(its[:1].nbytes) for its in (*self.keys, *self.values)) // PAGE
 
     @property
     def used(self) -> int:
@@ -110,7 +147,8 @@ class Pages:
         table = self._tables.setdefault(sequence, [])
         if count and self._shared(sequence, length):
             page, place = self._take(), length // PAGE
-            self.keys[page], self.values[page] = self.keys[table[place]], self.values[table[place]]
+            for its in (*self.keys, *self.values):
+                its[page] = its[table[place]]
             self._users[table[place]] -= 1
             table[place] = page
         while len(table) * PAGE < length + count:

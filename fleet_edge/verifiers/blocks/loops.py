@@ -19,9 +19,10 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from fleet_edge.verifiers.blocks.compiler import compiled, processor_features
+from fleet_edge.verifiers.blocks.geometry import Activation
 from fleet_edge.verifiers.blocks.kv import PAGE, Halves
 from fleet_edge.verifiers.blocks.layout import BLOCK
-from fleet_edge.verifiers.blocks.portable import Floats, fma
+from fleet_edge.verifiers.blocks.portable import Floats, bits_of, fma, from_bits, from_half
 from fleet_edge.verifiers.blocks.weights import to_half
 
 SignedBytes = npt.NDArray[np.int8]
@@ -40,6 +41,12 @@ _ROUNDING_ZERO: Final = np.float32(128.5)  # conversion to integers truncates
 _ZERO_POINT: Final = np.int32(128)
 _TINY: Final = np.float32(1e-30)
 _LARGEST_HALF: Final = np.float32(65504)
+_OSS_LIMIT: Final = np.float32(7)
+_OSS_ALPHA: Final = np.float32(1.702)
+_L2_EPS: Final = np.float32(1e-6)
+"""Of the delta rule, whatever the epsilon of a model's other norms is."""
+_SMALL: Final = np.float32(2**-6)
+_GELU, _CLAMPED = int(Activation.GELU), int(Activation.CLAMPED)
 
 _I16, _I32, _I64, _F32 = ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
 
@@ -99,23 +106,26 @@ _to_half = _narrowed if _has_halves() else to_half
 
 
 def _product_of(rows: int, vectors: int) -> Callable[..., None]:
-    """Return the function that adds `rows` floats rows times float16 rows, `vectors * LANES` columns of them, to sums.
+    """Return the function that adds rows of floats times rows of float16 or float32 to `vectors * LANES` sums each.
 
     It takes addresses and the lengths of rows: left, its row; right, its row; the number of terms; sums, their row.
+    Of its last parameter, which is the right side, only the type counts.
     """
 
     @intrinsic  # type: ignore[untyped-decorator]
-    def add(_context: Any, a: Any, a_row: Any, b: Any, b_row: Any, depth: Any, c: Any, c_row: Any) -> Any:
+    def add(_context: Any, a: Any, a_row: Any, b: Any, b_row: Any, depth: Any, c: Any, c_row: Any, right: Any) -> Any:
+        halves = right.dtype == types.uint16
+
         def generate(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-            _emit_product(builder, rows, vectors, args)
+            _emit_product(builder, rows, vectors, args[:-1], halves=halves)
             return context.get_dummy_value()
 
-        return types.void(*[types.int64] * 7), generate
+        return types.void(*[types.int64] * 7, right), generate
 
     return cast("Callable[..., None]", add)
 
 
-def _emit_product(builder: Any, rows: int, vectors: int, args: Any) -> None:
+def _emit_product(builder: Any, rows: int, vectors: int, args: Any, *, halves: bool) -> None:
     a, a_row, b, b_row, depth, c, c_row = args
     floats = ir.VectorType(_F32, LANES)
     kind = ir.FunctionType(floats, [floats] * 3)
@@ -145,10 +155,11 @@ def _emit_product(builder: Any, rows: int, vectors: int, args: Any) -> None:
     term.add_incoming(_I64(0), before)
     sums = [[builder.phi(floats) for _ in range(vectors)] for _ in range(rows)]
     right_at = builder.mul(term, b_row)
-    right = [
-        _floats_of(builder, load(at(b, builder.add(right_at, _I64(LANES * vector)), ir.VectorType(_I16, LANES), 2), 2))
-        for vector in range(vectors)
-    ]
+    places = [builder.add(right_at, _I64(LANES * vector)) for vector in range(vectors)]
+    if halves:
+        right = [_floats_of(builder, load(at(b, place, ir.VectorType(_I16, LANES), 2), 2)) for place in places]
+    else:
+        right = [load(at(b, place, floats, 4), 4) for place in places]
     for row, of_row in enumerate(sums):
         left = load(at(a, builder.add(builder.mul(a_row, _I64(row)), term), _F32, 4), 4)
         first = builder.insert_element(ir.Constant(floats, ir.Undefined), left, ir.Constant(_I32, 0))
@@ -182,6 +193,7 @@ _TALL, _MIDDLE, _WIDE = (6, 3, 4) if "avx512f" in processor_features() else (2, 
 """Rows and vectors that share a pass: as many sums as the processor has registers for."""
 _tall_wide, _middle_wide, _one_wide = (_product_of(rows, _WIDE) for rows in (_TALL, _MIDDLE, 1))
 _tall, _middle, _one = (_product_of(rows, 1) for rows in (_TALL, _MIDDLE, 1))
+_both_wide, _both = _product_of(2, _WIDE), _product_of(2, 1)  # a query and its key
 
 
 @compiled
@@ -197,6 +209,34 @@ def _exp(x: Any) -> Any:
     p = fma(p, r, _f32(1.6666665459e-1))
     p = fma(p, r, _f32(5.0000001201e-1))
     return (fma(p, r * r, r) + _ONE) * _power_of_two(shifted)
+
+
+@compiled
+def _softplus(x: Any) -> Any:
+    """`log(1 + exp(x))`, off by 1e-6 of it at most (coefficients of Cephes' logf)."""
+    if x > _f32(80):
+        return x
+    y = _exp(x)
+    if y < _SMALL:
+        return y * fma(y, fma(y, fma(y, _f32(-0.25), _f32(1 / 3)), _f32(-0.5)), _ONE)
+    bits = bits_of(_ONE + y) - np.int32(0x3F3504F3)  # of the root of a half, so that what is left is near to one
+    n = _f32(bits >> 23)
+    r = from_bits((bits & np.int32(0x7FFFFF)) + np.int32(0x3F3504F3)) - _ONE
+    p = fma(_f32(7.0376836292e-2), r, _f32(-1.1514610310e-1))
+    p = fma(p, r, _f32(1.1676998740e-1))
+    p = fma(p, r, _f32(-1.2420140846e-1))
+    p = fma(p, r, _f32(1.4249322787e-1))
+    p = fma(p, r, _f32(-1.6668057665e-1))
+    p = fma(p, r, _f32(2.0000714765e-1))
+    p = fma(p, r, _f32(-2.4999993993e-1))
+    p = fma(p, r, _f32(3.3333331174e-1))
+    low = fma(p * r, r * r, fma(n, _f32(-2.12194440e-4), _f32(-0.5) * r * r))
+    return fma(n, _f32(0.693359375), r + low)
+
+
+@compiled
+def _sigmoid(x: Any) -> Any:
+    return _ONE / (_ONE + _exp(min(-x, _f32(88))))
 
 
 @compiled
@@ -255,6 +295,12 @@ def _quantize(row: Floats, into: SignedBytes, scales: Floats, sums: Integers) ->
 
 
 @compiled
+def _copy(row: Floats, into: Floats) -> None:
+    for i in range(len(into)):
+        into[i] = row[i]
+
+
+@compiled
 def _add(row: Floats, more: Floats) -> None:
     for i in range(len(row)):
         row[i] += more[i]
@@ -292,9 +338,26 @@ def _turn(left: Floats, right: Floats, cos: Floats, sin: Floats) -> None:
 
 
 @compiled
-def _exponentials(scores: Floats, lanes: Floats) -> Any:
-    """Replace scores by their exponentials, up to a factor; return the sum."""
-    largest = np.int32(-(2**31))
+def _gated_and_limited(gate: Floats, up: Floats, into: Floats) -> None:
+    """SwiGLU of gpt-oss: gate and up are limited, and up has one added."""
+    for i in range(len(into)):
+        x = min(gate[i], _OSS_LIMIT)
+        other = min(max(up[i], -_OSS_LIMIT), _OSS_LIMIT) + _ONE
+        into[i] = x / (_ONE + _exp(min(-_OSS_ALPHA * x, _f32(88)))) * other
+
+
+@compiled
+def _bound(row: Floats, cap: np.float32) -> None:
+    """Replace numbers by `cap * tanh(number / cap)`."""
+    factor = _f32(2) / cap
+    for i in range(len(row)):
+        row[i] = cap - _f32(2) * cap / (_ONE + _exp(min(row[i] * factor, _f32(88))))
+
+
+@compiled
+def _exponentials(scores: Floats, sink: np.float32, lanes: Floats) -> Any:
+    """Replace scores by their exponentials, up to a factor; return the sum, with that of a sink."""
+    largest = _ordered(sink)
     for t in range(len(scores)):
         largest = max(largest, _ordered(scores[t]))
     top = _unordered(largest)
@@ -309,7 +372,7 @@ def _exponentials(scores: Floats, lanes: Floats) -> Any:
             lanes[i] += part[i]
     for t in range(whole, len(scores)):
         lanes[t - whole] += scores[t]
-    return _total(lanes)
+    return _total(lanes) + _exp(sink - top)
 
 
 @compiled
@@ -319,12 +382,12 @@ def _first_key(position: int, window: int) -> Any:
 
 
 @compiled
-def _add_product(left: Floats, begin: int, halves: Halves, out: Floats, column: int, width: int) -> None:
-    """Add the product of `left[:, begin:]` and float16 rows to `width` columns of `out`.
+def _add_product(left: Floats, begin: int, right: Any, out: Floats, column: int, width: int) -> None:
+    """Add the product of `left[:, begin:]` and rows of float16 or float32 to `width` columns of `out`.
 
     Each number adds its terms one after the other, so its bits do not depend on the other rows.
     """
-    depth, stride = len(halves), halves.shape[1]
+    depth, stride = len(right), right.shape[1]
     row = 0
     while row < len(left):
         rows = len(left) - row
@@ -333,22 +396,22 @@ def _add_product(left: Floats, begin: int, halves: Halves, out: Floats, column: 
         done = 0
         while done < width:
             wide = width - done >= _WIDE * LANES
-            b = halves.ctypes.data + 2 * done
+            b = right.ctypes.data + right.itemsize * done
             c = out.ctypes.data + 4 * (row * out.shape[1] + column + done)
             if height == _TALL:
                 if wide:
-                    _tall_wide(a, left.shape[1], b, stride, depth, c, out.shape[1])
+                    _tall_wide(a, left.shape[1], b, stride, depth, c, out.shape[1], right)
                 else:
-                    _tall(a, left.shape[1], b, stride, depth, c, out.shape[1])
+                    _tall(a, left.shape[1], b, stride, depth, c, out.shape[1], right)
             elif height == _MIDDLE:
                 if wide:
-                    _middle_wide(a, left.shape[1], b, stride, depth, c, out.shape[1])
+                    _middle_wide(a, left.shape[1], b, stride, depth, c, out.shape[1], right)
                 else:
-                    _middle(a, left.shape[1], b, stride, depth, c, out.shape[1])
+                    _middle(a, left.shape[1], b, stride, depth, c, out.shape[1], right)
             elif wide:
-                _one_wide(a, left.shape[1], b, stride, depth, c, out.shape[1])
+                _one_wide(a, left.shape[1], b, stride, depth, c, out.shape[1], right)
             else:
-                _one(a, left.shape[1], b, stride, depth, c, out.shape[1])
+                _one(a, left.shape[1], b, stride, depth, c, out.shape[1], right)
             done += (_WIDE if wide else 1) * LANES
         row += height
 
@@ -374,29 +437,96 @@ def _add_normalized(x: Floats, more: Floats, weight: Floats, eps: np.float32) ->
         _add(x[row], mine)
 
 
-def _route(x: Floats, norm: Floats, weight: Floats, eps: np.float32, out: Floats) -> None:
-    """Write the logits of the experts for the normalized rows; `weight` is `[experts, hidden]`."""
+def _route(x: Floats, norm: Floats, weight: Floats, bias: Floats, eps: np.float32, out: Floats) -> None:
+    """Write the logits of the experts for the normalized rows; `weight` is `[hidden, experts, rounded up]`."""
+    width = out.shape[1]
+    for tile in prange((len(x) + _TALL - 1) // _TALL):
+        begin, end = tile * _TALL, min((tile + 1) * _TALL, len(x))
+        normal = np.empty((end - begin, x.shape[1]), np.float32)
+        for row in range(begin, end):
+            _scale_by(x[row], _inverse_root(x[row], eps), norm, normal[row - begin])
+            for i in range(width):
+                out[row, i] = bias[i]
+        _add_product(normal, 0, weight, out[begin:end], 0, width)
+
+
+@compiled
+def _take_largest(its: Floats, taken: npt.NDArray[np.uint8]) -> Any:
+    """Mark the largest number that is not taken, the first of equals; return its place."""
+    best = -1
+    for place in range(len(taken)):
+        if not taken[place] and (best < 0 or its[place] > its[best]):
+            best = place
+    taken[best] = 1
+    return best
+
+
+def _choose(logits: Floats, factors: Floats, normalized: bool, chosen: Integers, shares: Floats) -> None:
+    """Choose the experts of each row, in their order, with their shares."""
+    experts, used = len(factors), chosen.shape[1]
+    for row in prange(len(logits)):
+        its, taken = logits[row], np.zeros(experts, np.uint8)
+        top = its[_take_largest(its, taken)]
+        for _ in range(1, used):
+            _take_largest(its, taken)
+        part, whole, rank = _f32(0), _f32(0), 0
+        for expert in range(experts):
+            share = _exp(min(its[expert] - top, _f32(0)))
+            whole += share
+            if taken[expert]:
+                chosen[row, rank], shares[row, rank] = expert, share
+                part += share
+                rank += 1
+        for rank in range(used):
+            shares[row, rank] = shares[row, rank] / (part if normalized else whole) * factors[chosen[row, rank]]
+
+
+def _sort(chosen: Integers, starts: Integers, rows: Integers, places: Integers) -> None:
+    """Sort the uses of experts by expert: write where each begins, the row of each place, the places of each row."""
+    starts[:] = 0
+    for row in range(len(chosen)):
+        for rank in range(chosen.shape[1]):
+            starts[chosen[row, rank] + 1] += 1
+    for expert in range(len(starts) - 1):
+        starts[expert + 1] += starts[expert]
+    following = starts.copy()
+    for row in range(len(chosen)):
+        for rank in range(chosen.shape[1]):
+            place = following[chosen[row, rank]]
+            following[chosen[row, rank]] += 1
+            rows[place], places[row, rank] = row, place
+
+
+def _combine(found: Floats, places: Integers, shares: Floats, total: Floats) -> None:
+    """Write the weighted sum of the experts of each row, in their order."""
+    for row in prange(len(total)):
+        mine = total[row]
+        _clear(mine)
+        for rank in range(places.shape[1]):
+            its, share = found[places[row, rank]], shares[row, rank]
+            for i in range(len(mine)):
+                mine[i] = fma(its[i], share, mine[i])
+
+
+def _add_gated(total: Floats, found: Floats, logits: Floats, column: int) -> None:
+    """Add rows by the sigmoid of a column of logits: the expert that every row uses."""
+    for row in prange(len(total)):
+        share = _ONE / (_ONE + _exp(min(-logits[row, column], _f32(88))))
+        mine, its = total[row], found[row]
+        for i in range(len(mine)):
+            mine[i] = fma(its[i], share, mine[i])
+
+
+def _bound_rows(x: Floats, cap: np.float32) -> None:
     for row in prange(len(x)):
-        normal, product = np.empty(x.shape[1], np.float32), np.empty(x.shape[1], np.float32)
-        _scale_by(x[row], _inverse_root(x[row], eps), norm, normal)
-        lanes = np.empty(LANES, np.float32)
-        for expert in range(len(weight)):
-            mine = weight[expert]
-            for i in range(len(product)):
-                product[i] = normal[i] * mine[i]
-            for i in range(LANES):
-                lanes[i] = _f32(0)
-            for begin in range(0, len(product), LANES):
-                part = product[begin : begin + LANES]
-                for i in range(len(part)):
-                    lanes[i] += part[i]
-            out[row, expert] = _total(lanes)
+        _bound(x[row], cap)
 
 
 def _place(
     qkv: Floats,
     q_norm: Floats,
     k_norm: Floats,
+    values_normalized: bool,
     eps: np.float32,
     scale: np.float32,
     cos: Floats,
@@ -408,16 +538,25 @@ def _place(
     keys: Halves,
     values: Halves,
     heads: int,
+    kv_heads: int,
+    values_at: int,
 ) -> None:
     """Finish queries in place, and write keys and values to the pages of `tables[places[row]]`.
 
-    Norms, `cos` and `sin` are empty where a layer has none. Queries are multiplied by `scale`.
+    Norms, `cos` and `sin` are empty where a layer has none. Queries are multiplied by `scale`. A layer that reads the
+    keys and values of another one has no `kv_heads`. Values begin at the column `values_at`, which may be that of keys.
     """
-    kv_heads, dim = keys.shape[2], keys.shape[3]
+    dim = keys.shape[3]
     half = cos.shape[1]
     for row in prange(len(positions)):
         mine, at = qkv[row], positions[row]
         page, inside = tables[places[row], at // PAGE], at % PAGE
+        for head in range(kv_heads):
+            begin = values_at + head * dim
+            its, into = mine[begin : begin + dim], values[page, layer, head, inside]
+            factor = _inverse_root(its, eps) if values_normalized else _ONE
+            for i in range(dim):
+                into[i] = _to_half(_limited(its[i] * factor))
         for head in range(heads + kv_heads):
             its = mine[head * dim : head * dim + dim]
             if len(q_norm):
@@ -430,11 +569,6 @@ def _place(
             else:
                 for i in range(dim):
                     keys[page, layer, head - heads, i, inside] = _to_half(_limited(its[i]))
-        for head in range(kv_heads):
-            begin = (heads + kv_heads + head) * dim
-            into = values[page, layer, head, inside]
-            for i in range(dim):
-                into[i] = _to_half(_limited(mine[begin + i]))
 
 
 @compiled
@@ -456,13 +590,18 @@ def _attend(
     positions: Integers,
     starts: Integers,
     window: int,
+    cap: np.float32,
+    sinks: Floats,
     layer: int,
     keys: Halves,
     values: Halves,
     shared: int,
     out: Floats,
 ) -> None:
-    """Write the attention of rows to `out`; `starts` are the first rows of parts of one sequence, and the end."""
+    """Write the attention of rows to `out`; `starts` are the first rows of parts of one sequence, and the end.
+
+    `cap` bounds the scores if it is not 0; the sinks of heads are minus infinity where a layer has none.
+    """
     kv_heads, dim = keys.shape[2], keys.shape[3]
     padded = (dim + LANES - 1) // LANES * LANES
     for task in prange((len(starts) - 1) * kv_heads):
@@ -483,7 +622,9 @@ def _attend(
         for place in range(count):
             position = mine[place // shared]
             first, after = _first_key(position, window) - page * PAGE, position + 1 - page * PAGE
-            totals[place] = _exponentials(scores[place, first:after], lanes)
+            if cap:
+                _bound(scores[place, first:after], cap)
+            totals[place] = _exponentials(scores[place, first:after], sinks[head * shared + place % shared], lanes)
             _clear(scores[place, :first])
             _clear(scores[place, after:])
         for number in range(page, last + 1):
@@ -495,17 +636,246 @@ def _attend(
                 into[i] = mixed[place, i] * factor
 
 
+def _keep_gated(
+    mixed: Floats, tables: Integers, places: Integers, positions: Integers, layer: int, keys: Halves, values: Halves
+) -> None:
+    """Write what a short convolution mixes to pages: the first third of `mixed` times the last."""
+    half = keys.shape[3]
+    for row in prange(len(positions)):
+        mine, at = mixed[row], positions[row]
+        page, inside = tables[places[row], at // PAGE], at % PAGE
+        last = 4 * half
+        for i in range(half):
+            keys[page, layer, 0, i, inside] = _to_half(_limited(mine[i] * mine[last + i]))
+            values[page, layer, 0, inside, i] = _to_half(_limited(mine[half + i] * mine[last + half + i]))
+
+
+def _convolve(
+    mixed: Floats,
+    weight: Floats,
+    tables: Integers,
+    places: Integers,
+    positions: Integers,
+    layer: int,
+    keys: Halves,
+    values: Halves,
+    out: Floats,
+) -> None:
+    """Write the convolution with the tokens before, times the second third of `mixed`; `weight` is by tap."""
+    half, kernel = keys.shape[3], len(weight)
+    for row in prange(len(positions)):
+        mine, into = mixed[row], out[row]
+        _clear(into)
+        for tap in range(kernel):
+            at = positions[row] + tap + 1 - kernel
+            if at >= 0:
+                page, inside, its = tables[places[row], at // PAGE], at % PAGE, weight[tap]
+                for i in range(half):
+                    into[i] = fma(from_half(keys[page, layer, 0, i, inside]), its[i], into[i])
+                    into[half + i] = fma(from_half(values[page, layer, 0, inside, i]), its[half + i], into[half + i])
+        for i in range(2 * half):
+            into[i] *= mine[2 * half + i]
+
+
+_BEGIN, _FIRST, _NEW, _SOURCE, _LOGGED, _INTO, _SETTLED, _COPY, _COPIED = range(9)
+"""Columns of `replays`: of each sequence of a step, where its rows begin among those of `_extend` and among those of
+the step, how many are new, and what `Replay` says."""
+
+
+def _extend(
+    mixed: Floats, column: int, bias: Floats, rates: Floats, replays: Integers, of_row: Integers, layer: int,
+    inputs: Floats, logs: Floats, tail: int, whole: Floats, changes: Floats,
+) -> None:  # fmt: skip
+    """Write the inputs of convolutions to `whole`: the last `tail` before a state, those of its log, and new ones.
+
+    To `changes` go how much stays of each head's state at a token, and how much of what is new it takes over. `column`
+    is where their logits begin in `mixed`: first the latter. `of_row` has the sequence of each row of `whole`.
+    """
+    heads = len(bias)
+    for row in prange(len(whole)):
+        its = replays[of_row[row]]
+        place, into, change = row - its[_BEGIN], whole[row], changes[row]
+        new = place - tail - its[_LOGGED]
+        if new >= 0:
+            mine = mixed[its[_FIRST] + new]
+            _copy(mine, into)
+            for head in range(heads):
+                change[heads + head] = _sigmoid(mine[column + head])
+                speed = _softplus(mine[column + heads + head] + bias[head])
+                change[head] = _exp(min(rates[head] * speed, _f32(0)))
+        elif its[_SOURCE] < 0:
+            _clear(into)
+        else:
+            _copy(inputs[its[_SOURCE], layer, place], into)
+            if place >= tail:
+                _copy(logs[its[_SOURCE], layer, place - tail], change)
+
+
+def _mix(
+    whole: Floats, weight: Floats, replays: Integers, of_row: Integers, key_dim: int, out: Floats, dots: Floats
+) -> None:
+    """Write queries, keys and values of all tokens behind a state, and the products of each query with its key.
+
+    They are convolved; queries and keys have length one, and queries are divided by the root of `key_dim` as well.
+    """
+    tail, channels, key_heads = len(weight) - 1, whole.shape[1], dots.shape[1]
+    scale = _ONE / np.float32(math.sqrt(_f32(key_dim)))
+    for row in prange(len(whole)):
+        if row - replays[of_row[row], _BEGIN] < tail:
+            continue
+        into, lanes = out[row], np.empty(LANES, np.float32)
+        _clear(into)
+        for tap in range(tail + 1):
+            its, factors = whole[row + tap - tail], weight[tap]
+            for i in range(channels):
+                into[i] = fma(its[i], factors[i], into[i])
+        for i in range(channels):
+            into[i] = into[i] * _sigmoid(into[i])
+        for head in range(key_heads):
+            query = into[head * key_dim : (head + 1) * key_dim]
+            key = into[(key_heads + head) * key_dim : (key_heads + head + 1) * key_dim]
+            _shorten(query, scale, lanes)
+            _shorten(key, _ONE, lanes)
+            dots[row, head] = _dot(query, key)
+
+
+@compiled
+def _shorten(row: Floats, length: np.float32, lanes: Floats) -> None:
+    factor = length / np.float32(math.sqrt(_sum_of_squares(row, lanes) + _L2_EPS))
+    for i in range(len(row)):
+        row[i] *= factor
+
+
+@compiled
+def _dot(left: Floats, right: Floats) -> Any:
+    total = _f32(0)
+    for i in range(len(left)):
+        total = fma(left[i], right[i], total)
+    return total
+
+
+@compiled
+def _find(state: Floats, query: int, between: int, found: Floats) -> None:
+    """Write the products with a part of a state of the query at an address, and of its key, `between` numbers on."""
+    key_dim, width = state.shape
+    _clear(found[0])
+    _clear(found[1])
+    for i in range(0, width, _WIDE * LANES if width == _WIDE * LANES else LANES):
+        b, c = state.ctypes.data + 4 * i, found.ctypes.data + 4 * i
+        if width == _WIDE * LANES:
+            _both_wide(query, between, b, width, key_dim, c, width, state)
+        else:
+            _both(query, between, b, width, key_dim, c, width, state)
+
+
+@compiled
+def _change(state: Floats, row: Floats, begin: int, stays: np.float32, added: Floats) -> None:
+    """Let a part of a state decay, and add the product of a key, which begins at a column, and of `added`."""
+    for i in range(len(state)):
+        its, factor = state[i], row[begin + i]
+        for j in range(len(added)):
+            its[j] = fma(factor, added[j], its[j] * stays)
+
+
+@compiled
+def _copy_columns(source: Floats, begin: int, into: Floats, place: int, count: int) -> None:
+    for i in range(len(source)):
+        for j in range(count):
+            into[i, place + j] = source[i, begin + j]
+
+
+def _recur(
+    mixed: Floats, changes: Floats, dots: Floats, replays: Integers, tail: int, in_turn: bool, layer: int,
+    matrices: Floats, out: Floats,
+) -> None:  # fmt: skip
+    """Go from state to state by the gated delta rule, and write what the queries of new tokens find.
+
+    Some columns of a head's matrix at once, which all tokens find in the processor's nearest memory. With what stays
+    `a`, the query `q`, the key `k`, the value `v` and the rate `b`: `d = b * (v - a * k S)`, `S = a * S + k d`, and the
+    result is `q S`, or `a * q S + (q k) d` with the matrix before.
+    """
+    heads, key_dim, value_dim = matrices.shape[2:]
+    key_heads, most = dots.shape[1], _WIDE * LANES
+    parts = (value_dim + most - 1) // most
+    for task in prange(len(replays) * heads * parts):
+        its, head, column = replays[task // parts // heads], task // parts % heads, task % parts * most
+        key = head % key_heads if in_turn else head // (heads // key_heads)
+        width = min(most, value_dim - column)
+        state, found, added = (
+            np.zeros((key_dim, width), np.float32), np.empty((2, width), np.float32), np.empty(width, np.float32)
+        )  # fmt: skip
+        if its[_SOURCE] >= 0:
+            _copy_columns(matrices[its[_SOURCE], layer, head], column, state, 0, width)
+        key_at, value_at = (key_heads + key) * key_dim, 2 * key_heads * key_dim + head * value_dim + column
+        total = its[_LOGGED] + its[_NEW]
+        for token in range(1, total + 1):
+            row = its[_BEGIN] + tail + token - 1
+            query = mixed.ctypes.data + 4 * (row * mixed.shape[1] + key * key_dim)
+            _find(state, query, key_heads * key_dim, found)
+            stays, rate, dot = changes[row, head], changes[row, heads + head], dots[row, key]
+            mine = mixed[row]
+            for i in range(width):
+                added[i] = (mine[value_at + i] - stays * found[1, i]) * rate
+            if token > its[_LOGGED]:
+                into = out[its[_FIRST] + token - its[_LOGGED] - 1]
+                for i in range(width):
+                    into[head * value_dim + column + i] = fma(dot, added[i], stays * found[0, i])
+            if token < total or its[_SETTLED] == total or its[_COPIED] == total:
+                _change(state, mine, key_at, stays, added)
+            if token == its[_SETTLED]:
+                _copy_columns(state, 0, matrices[its[_INTO], layer, head], column, width)
+            if token == its[_COPIED]:
+                _copy_columns(state, 0, matrices[its[_COPY], layer, head], column, width)
+
+
+def _log(
+    whole: Floats, changes: Floats, replays: Integers, tail: int, layer: int, inputs: Floats, logs: Floats
+) -> None:
+    """Write the inputs of convolutions before a state that was written, and the log of the tokens behind it."""
+    for part in prange(len(replays)):
+        its = replays[part]
+        begin, count = its[_BEGIN] + its[_SETTLED], its[_LOGGED] + its[_NEW] - its[_SETTLED]
+        for place in range(tail + count):
+            _copy(whole[begin + place], inputs[its[_INTO], layer, place])
+        for place in range(count):
+            _copy(changes[begin + tail + place], logs[its[_INTO], layer, place])
+        for place in range(tail if its[_COPIED] else 0):
+            _copy(whole[its[_BEGIN] + its[_COPIED] + place], inputs[its[_COPY], layer, place])
+
+
+def _finish_heads(x: Floats, weight: Floats, eps: np.float32, mixed: Floats, column: int) -> None:
+    """Normalize the results of heads, and multiply them by gates with SiLU, which begin at a column of `mixed`."""
+    dim = len(weight)
+    for row in prange(len(x)):
+        gates = mixed[row, column : column + x.shape[1]]
+        for begin in range(0, x.shape[1], dim):
+            its = x[row, begin : begin + dim]
+            _scale_by(its, _inverse_root(its, eps), weight, its)
+        for i in range(x.shape[1]):
+            x[row, i] *= gates[i] * _sigmoid(gates[i])
+
+
+def _gate_heads(x: Floats, mixed: Floats, column: int) -> None:
+    """Multiply the results of attention by the sigmoids of gates, which begin at a column of `mixed`."""
+    for row in prange(len(x)):
+        gates = mixed[row, column : column + x.shape[1]]
+        for i in range(x.shape[1]):
+            x[row, i] *= _sigmoid(gates[i])
+
+
 def _quantize_rows(x: Floats, into: SignedBytes, scales: Floats, sums: Integers) -> None:
     for row in prange(len(x)):
         _quantize(x[row], into[row], scales[row], sums[row])
 
 
-def _gate(both: Floats, up: int, gelu: bool, into: SignedBytes, scales: Floats, sums: Integers) -> None:
+def _gate(both: Floats, up: int, activation: int, into: SignedBytes, scales: Floats, sums: Integers) -> None:
     """Write the product of the activated gate and of up, which begins at a column, quantized."""
     inner = into.shape[1]
     for row in prange(len(both)):
         mine = np.empty(inner, np.float32)
-        if gelu:
+        if activation == _CLAMPED:
+            _gated_and_limited(both[row, :inner], both[row, up : up + inner], mine)
+        elif activation == _GELU:
             _gated_by_gelu(both[row, :inner], both[row, up : up + inner], mine)
         else:
             _gated(both[row, :inner], both[row, up : up + inner], mine)
@@ -519,8 +889,21 @@ class Loops:
     normalize: Callable[..., None]
     add_normalized: Callable[..., None]
     route: Callable[..., None]
+    choose: Callable[..., None]
+    sort: Callable[..., None]
+    combine: Callable[..., None]
+    add_gated: Callable[..., None]
+    bound: Callable[..., None]
     place: Callable[..., None]
     attend: Callable[..., None]
+    keep_gated: Callable[..., None]
+    convolve: Callable[..., None]
+    extend: Callable[..., None]
+    mix: Callable[..., None]
+    recur: Callable[..., None]
+    log: Callable[..., None]
+    finish_heads: Callable[..., None]
+    gate_heads: Callable[..., None]
     quantize: Callable[..., None]
     gate: Callable[..., None]
 
@@ -528,5 +911,18 @@ class Loops:
 @cache
 def loops(*, parallel: bool) -> Loops:
     """Return the loops, which are compiled at their first call: some seconds, unless the cache has them."""
-    every = (_normalize, _add_normalized, _route, _place, _attend, _quantize_rows, _gate)
-    return Loops(*(compiled(loop, parallel=parallel) for loop in every))
+    of_experts = (_route, _choose, _sort, _combine, _add_gated)
+    every = (
+        _normalize,
+        _add_normalized,
+        *of_experts,
+        _bound_rows,
+        _place,
+        _attend,
+        _keep_gated,
+        _convolve,
+        *(_extend, _mix, _recur, _log, _finish_heads, _gate_heads),
+        _quantize_rows,
+        _gate,
+    )
+    return Loops(*(compiled(loop, parallel=parallel and loop is not _sort) for loop in every))

@@ -1,9 +1,9 @@
 """Keys and values in a file, from which a restarted edge takes what is undamaged.
 
-    header    what the pages are of: model, release, shape; written last, so that a file without it is void
+    header    what the pages are of: layout, target, shape; written last, so that a file without it is void
     records   one for each page: its tokens, the page before it, whose it is, and checksums
-    keys      as `Pages` has them
-    values
+    keys      as `Pages` has them, those of each pool, then
+    values    likewise
 
 A page's tokens are recorded once they are computed, every few of them with checksums of their own until the page is
 whole. Before they are written again, the record is cut. A page is taken only if its record and its content are
@@ -33,11 +33,16 @@ import numpy as np
 import numpy.typing as npt
 
 from fleet_edge.verifiers.blocks.checksums import checksum
-from fleet_edge.verifiers.blocks.kv import PAGE, Halves, page_bytes, shapes
+from fleet_edge.verifiers.blocks.geometry import Pool
+from fleet_edge.verifiers.blocks.kv import PAGE, Floats, Halves, page_bytes, shapes, state_bytes
 
 Bytes = npt.NDArray[np.uint8]
 
 _log = logging.getLogger(__name__)
+
+LAYOUT: Final = 2
+"""Version of what the file holds: raise it where the same tokens have other bits or another place, also far from the
+beginning of a sequence. Pages of the same target survive every other change of code."""
 
 _HEADER_BYTES: Final = 4096
 _SPARE_BYTES: Final = 64  # loops read whole vectors, behind the last number too
@@ -60,6 +65,14 @@ _RECORD: Final = np.dtype(
         ("used_at", np.float64),  # seconds since the epoch
     ]
 )
+_STATE_RECORD: Final = np.dtype(
+    [
+        ("written", np.uint32),  # since it was erased
+        ("is_whole", np.uint32),
+        ("hash", np.uint8, _HASH_BYTES),  # that of the page whose last token it is behind
+        ("checksum", np.uint8, _HASH_BYTES),
+    ]
+)
 _FIRST: Final = bytes(_HASH_BYTES)
 
 
@@ -71,41 +84,59 @@ class KeptPages:
     tokens: "array[int]"
     pages: list[int]
     age_s: float  # since they were used
+    states: dict[int, int]  # of recurrent layers, by the number of tokens before them
 
 
 class PageFile:
     """`PageMemory` in a file, which one process uses at a time."""
 
-    def __init__(self, path: Path, identity: str, *, layers: int, kv_heads: int, dim: int, count: int) -> None:
-        """Open or make the file, and lock it.
+    def __init__(
+        self, path: Path, identity: str, pools: Sequence[Pool], count: int, states: Sequence[Sequence[int]] = ()
+    ) -> None:
+        """Open or make the file, and lock it; `identity` is that of the target, `states` as in `ProcessMemory`.
 
         Raises OSError if that is not possible, another process has it, or there is no room for all pages.
         """
-        size = page_bytes(layers, kv_heads, dim)
-        self._half = size // 2
+        self.count, self.path = count, path
         self._records_at = _HEADER_BYTES
-        self._keys_at = _rounded(self._records_at + count * _RECORD.itemsize)
-        self._values_at = _rounded(self._keys_at + count * self._half)
-        self.path = path
+        of_states = self._records_at + count * _RECORD.itemsize
+        state_count = states[0][0] if states else 0
+        end = _rounded(of_states + state_count * _STATE_RECORD.itemsize)
+        self._parts: list[tuple[int, int]] = []  # where it begins, and the bytes of a page
+        self._state_parts: list[tuple[int, int]] = []  # likewise, of a state
+        of_pages = [*(shapes(pool, count)[0] for pool in pools), *(shapes(pool, count)[1] for pool in pools)]
+        kinds: list[tuple[list[tuple[int, int]], Any, Sequence[int]]] = [
+            (self._parts, np.uint16, its) for its in of_pages
+        ]
+        kinds += [(self._state_parts, np.float32, its) for its in states]
+        for parts, kind, its in kinds:
+            size = math.prod(its[1:]) * np.dtype(kind).itemsize
+            parts.append((end, size))
+            end = _rounded(end + its[0] * size + _SPARE_BYTES)
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
             fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not inherited by forked processes
-            header = f"pages1 {identity} {layers} {kv_heads} {dim} {count}".encode().ljust(_HEADER_BYTES, b"\0")
-            whole = self._values_at + count * self._half + _SPARE_BYTES
-            if os.fstat(self._file).st_size != whole or os.pread(self._file, _HEADER_BYTES, 0) != header:
+            shape = hashlib.sha256(repr([tuple(each) for each in (*pools, *states)]).encode()).hexdigest()
+            header = f"pages {LAYOUT} {identity} {shape} {count}".encode().ljust(_HEADER_BYTES, b"\0")
+            if os.fstat(self._file).st_size != end or os.pread(self._file, _HEADER_BYTES, 0) != header:
                 os.ftruncate(self._file, 0)
-            _check_room(self._file, count * size)
+            _check_room(self._file, count * page_bytes(pools) + state_bytes(states))
             if not os.fstat(self._file).st_size:
-                os.ftruncate(self._file, whole)
+                os.ftruncate(self._file, end)
                 os.pwrite(self._file, header, 0)
             self._memory = mmap.mmap(self._file, 0)
         except BaseException:
             os.close(self._file)
             raise
-        keys, values = shapes(layers, kv_heads, dim, count)
-        self.keys: Halves = np.frombuffer(self._memory, np.uint16, math.prod(keys), self._keys_at).reshape(keys)
-        self.values: Halves = np.frombuffer(self._memory, np.uint16, math.prod(values), self._values_at).reshape(values)
+        arrays: list[Any] = [
+            np.frombuffer(self._memory, kind, math.prod(its), begin).reshape(its)
+            for (begin, _), (_, kind, its) in zip((*self._parts, *self._state_parts), kinds, strict=True)
+        ]
+        self.keys: list[Halves] = arrays[: len(pools)]
+        self.values: list[Halves] = arrays[len(pools) : 2 * len(pools)]
+        self.states: list[Floats] = arrays[2 * len(pools) :]
         self._records: Any = np.frombuffer(self._memory, _RECORD, count, self._records_at)
+        self._state_records: Any = np.frombuffer(self._memory, _STATE_RECORD, state_count, of_states)
 
     @property
     def is_deleted(self) -> bool:
@@ -114,8 +145,14 @@ class PageFile:
 
     def provide(self, page: int) -> None:
         # A page without room in the file would end the process when it is written to.
-        for begin in (self._keys_at, self._values_at):
-            os.posix_fallocate(self._file, begin + page * self._half, self._half + _SPARE_BYTES)
+        self._provide(self._parts, page)
+
+    def provide_state(self, state: int) -> None:
+        self._provide(self._state_parts, state)
+
+    def _provide(self, parts: Iterable[tuple[int, int]], number: int) -> None:
+        for begin, size in parts:
+            os.posix_fallocate(self._file, begin + number * size, size + _SPARE_BYTES)
 
     def forget(self, page: int, kept: int = 0) -> None:
         record = self._records[page]
@@ -147,19 +184,39 @@ class PageFile:
         record["used_at"] = time.time()
         record["count"] = end
 
+    def forget_state(self, state: int) -> None:
+        self._state_records[state]["is_whole"], self._state_records[state]["written"] = 0, 1
+
+    def record_state(self, state: int, page: int) -> None:
+        record = self._state_records[state]
+        if record["is_whole"] or self._records[page]["count"] != PAGE:
+            return
+        record["hash"], record["checksum"] = self._records[page]["hash"], self._state_sum(state)
+        record["is_whole"] = 1
+
     def note_use(self, pages: Iterable[int]) -> None:
         self._records["used_at"][list(pages)] = time.time()
 
-    def erase(self, pages: Sequence[int]) -> None:
-        """Erase some of these pages, which nobody uses; call it again for the others."""
-        places = np.array(pages, np.intp)
-        for page in places[self._records["written"][places] != 0][:_ERASED_AT_ONCE]:
-            self._erase(int(page))
+    def erase(self, pages: Sequence[int], states: Sequence[int] = ()) -> None:
+        """Erase some of these pages and states, which nobody uses; call it again for the others."""
+        for numbers, records, erase in (
+            (pages, self._records, self._erase),
+            (states, self._state_records, self._erase_state),
+        ):
+            places = np.array(numbers, np.intp)
+            for number in places[records["written"][places] != 0][:_ERASED_AT_ONCE]:
+                erase(int(number))
 
     def _erase(self, page: int) -> None:
         self._records[page]["count"] = 0
-        self.keys[page] = self.values[page] = 0
+        for its in (*self.keys, *self.values):
+            its[page] = 0
         self._records[page] = np.zeros(1, _RECORD)[0]
+
+    def _erase_state(self, state: int) -> None:
+        for its in self.states:
+            its[state] = 0
+        self._state_records[state] = np.zeros(1, _STATE_RECORD)[0]
 
     def sequences(self, *, vocabulary: int, keep_s: float, threads: int) -> list[KeptPages]:
         """Return the sequences that can be taken over, the least recently used first; erase all other pages."""
@@ -174,16 +231,31 @@ class PageFile:
             chains = _chains({records[place]["hash"].tobytes(): place for place in reversed(good)}, records, recent)
             taken = {page for chain in chains for page in chain}
             list(pool.map(self._erase, (int(page) for page in np.nonzero(records["written"])[0] if page not in taken)))
+            states = self._states_of(taken, pool)
         found = [
             KeptPages(
                 bytes(records[chain[-1]]["owner"]).rstrip(b"\0").decode(errors="replace"),
                 array("i", records["tokens"][chain].reshape(-1)[: int(counts[chain].sum())].tobytes()),
                 chain,
                 max(0.0, now - float(records[chain[-1]]["used_at"])),
+                {(place + 1) * PAGE: states[page] for place, page in enumerate(chain) if page in states},
             )
             for chain in chains
         ]
         return sorted(found, key=lambda each: -each.age_s)
+
+    def _states_of(self, pages: Iterable[int], pool: ThreadPoolExecutor) -> dict[int, int]:
+        """Return the undamaged states behind whole pages, by page; erase all others."""
+        records, found = self._state_records, dict[int, int]()
+        whole = {self._records[page]["hash"].tobytes(): page for page in pages if self._records[page]["count"] == PAGE}
+        places = [int(place) for place in np.nonzero(records["is_whole"])[0]]
+        for place, total in zip(places, pool.map(self._state_sum, places), strict=True):
+            page = whole.get(records[place]["hash"].tobytes())
+            if page is not None and np.array_equal(records[place]["checksum"], total):
+                found[page] = place
+        others = {int(place) for place in np.nonzero(records["written"])[0]} - set(found.values())
+        list(pool.map(self._erase_state, others))
+        return found
 
     def _is_good(self, place: int) -> bool:
         record = self._records[place]
@@ -195,15 +267,22 @@ class PageFile:
         return np.array_equal(record["sums"][:count], self._token_sums(place, 0, count))
 
     def _sum(self, page: int) -> Bytes:
-        found = bytes.fromhex(checksum(self.keys[page]) + checksum(self.values[page]))
-        return np.frombuffer(found, np.uint8)[:_HASH_BYTES]
+        return _sum([its[page] for its in (*self.keys, *self.values)])
+
+    def _state_sum(self, state: int) -> Bytes:
+        return _sum([its[state] for its in self.states])
 
     def _token_sums(self, page: int, begin: int, end: int) -> Bytes:
-        keys, values = self.keys[page][..., begin:end], self.values[page][:, :, begin:end]
-        both = np.empty((end - begin, 2, *keys.shape[:-1]), np.uint16)
-        both[:, 0], both[:, 1] = np.moveaxis(keys, -1, 0), np.moveaxis(values, 2, 0)
+        parts = [np.moveaxis(its[page][..., begin:end], -1, 0) for its in self.keys]
+        parts += [np.moveaxis(its[page][:, :, begin:end], 2, 0) for its in self.values]
+        both = np.concatenate([its.reshape(end - begin, -1) for its in parts], axis=1)
         found = b"".join(bytes.fromhex(checksum(each))[:_SUM_BYTES] for each in both)
         return np.frombuffer(found, np.uint8).reshape(-1, _SUM_BYTES)
+
+
+def _sum(arrays: Iterable[npt.NDArray[Any]]) -> Bytes:
+    found = b"".join(bytes.fromhex(checksum(each)) for each in arrays)
+    return np.frombuffer(hashlib.sha256(found).digest(), np.uint8)[:_HASH_BYTES]
 
 
 def _hash(before: bytes, record: Any, count: int) -> Bytes:

@@ -9,15 +9,15 @@ from numba import types
 from numba.extending import intrinsic
 
 from fleet_edge.verifiers.blocks.compiler import compiled
-from fleet_edge.verifiers.blocks.layout import BLOCK, FOUR, TILE
+from fleet_edge.verifiers.blocks.layout import BLOCK, FOUR, TILE, Format
 
 Floats = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]
 
 PlainInputs = tuple[npt.NDArray[np.int8], Floats, npt.NDArray[np.int32]]
 """Values, scales and sums of `Inputs`, for compiled loops."""
-PlainFormat = tuple[int, int, bool, np.float32]
-"""Bits, zero, whether there are minimums, and the factor of all scales."""
+PlainFormat = tuple[int, int, bool, np.float32, Bytes]
+"""Bits, zero, whether there are minimums, the factor of all scales, and the values of four bits."""
 
 MAGIC: Final = np.float32(1.5 * 2**23)
 MAGIC_BITS: Final = 0x4B400000
@@ -66,12 +66,17 @@ def half_at(halves: Bytes, index: int) -> Any:
     return from_half(halves[2 * index] | halves[2 * index + 1] << 8)
 
 
+def values_of(kind: Format) -> Bytes:
+    """Return the values that four bits stand for."""
+    return np.array(kind.table or range(16), np.uint8)
+
+
 @compiled
-def _unpack(block: Bytes, bits: int, values: Bytes) -> None:
+def _unpack(block: Bytes, bits: int, table: Bytes, values: Bytes) -> None:
     if bits == _FOUR_BITS:
         half = len(values) // 2
         for i in range(half):
-            values[i], values[half + i] = block[i] & 15, block[i] >> 4
+            values[i], values[half + i] = table[block[i] & 15], table[block[i] >> 4]
     else:
         values[:] = block[: len(values)]
 
@@ -95,7 +100,7 @@ def cleared(scale: np.float32) -> Any:
 @compiled
 def portable_tile(tile: Bytes, inputs: PlainInputs, kind: PlainFormat, bias: Floats, out: Floats) -> None:
     values, input_scales, input_sums = inputs
-    bits, zero, minimums, factor = kind
+    bits, zero, minimums, factor, table = kind
     blocks = input_scales.shape[1]
     size = len(tile) // blocks
     unpacked = np.empty((BLOCK // 4, TILE, 4), np.uint8)
@@ -103,7 +108,7 @@ def portable_tile(tile: Bytes, inputs: PlainInputs, kind: PlainFormat, bias: Flo
     out[:] = _f32(0)
     for block in range(blocks):
         mine = tile[block * size : block * size + size]
-        _unpack(mine, bits, unpacked.reshape(-1))
+        _unpack(mine, bits, table, unpacked.reshape(-1))
         factors = mine[TILE * BLOCK * bits // 8 :]
         for i in range(TILE):
             scales[i] = half_at(factors, i)

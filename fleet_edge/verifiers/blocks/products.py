@@ -35,6 +35,7 @@ from fleet_edge.verifiers.blocks.portable import (
     bits_of,
     cleared,
     portable_tile,
+    values_of,
 )
 from fleet_edge.verifiers.blocks.weights import Weights
 
@@ -84,21 +85,60 @@ def _prepare(
 ) -> None:
     """Write what kernels read, for passes of so many rows at most; `numbers` are the format's zero and the factor."""
     rows, groups = scales.shape
-    zero, factor = numbers
     passes = (rows + most - 1) // most
     at = 0
     for part in range(passes):
         begin, end = part * rows // passes, (part + 1) * rows // passes
         for block in range(groups):
             for row in range(begin, end):
-                for word in range(BLOCK // 4):
-                    into[at + word] = values[row, block * (BLOCK // 4) + word]
-                scale, total = cleared(scales[row, block]) * factor, sums[row, block]
-                into[at + BLOCK // 4] = bits_of(scale)
-                into[at + BLOCK // 4 + 1] = bits_of(scale * -MAGIC)
-                into[at + BLOCK // 4 + 2] = np.int32(MAGIC_BITS - zero * total)
-                into[at + BLOCK // 4 + 3] = bits_of(scale * _f32(total))
+                _prepare_block(values, scales, sums, numbers, row, block, into, at)
                 at += PREPARED
+
+
+@compiled
+def _prepare_block(
+    values: npt.NDArray[np.int32],
+    scales: Floats,
+    sums: npt.NDArray[np.int32],
+    numbers: tuple[int, np.float32],
+    row: int,
+    block: int,
+    into: npt.NDArray[np.int32],
+    at: int,
+) -> None:
+    zero, factor = numbers
+    for word in range(BLOCK // 4):
+        into[at + word] = values[row, block * (BLOCK // 4) + word]
+    scale, total = cleared(scales[row, block]) * factor, sums[row, block]
+    into[at + BLOCK // 4] = bits_of(scale)
+    into[at + BLOCK // 4 + 1] = bits_of(scale * -MAGIC)
+    into[at + BLOCK // 4 + 2] = np.int32(MAGIC_BITS - zero * total)
+    into[at + BLOCK // 4 + 3] = bits_of(scale * _f32(total))
+
+
+@compiled
+def _prepare_sorted(
+    values: npt.NDArray[np.int32],
+    scales: Floats,
+    sums: npt.NDArray[np.int32],
+    numbers: tuple[int, np.float32],
+    most: int,
+    rows: npt.NDArray[np.int32],
+    starts: npt.NDArray[np.int32],
+    into: npt.NDArray[np.int32],
+) -> None:
+    """Write what kernels read of rows that are sorted by expert, whose first places are `starts`."""
+    at = 0
+    for expert in range(len(starts) - 1):
+        first, count = starts[expert], starts[expert + 1] - starts[expert]
+        passes = (count + most - 1) // most
+        for part in range(passes):
+            begin, end = first + part * count // passes, first + (part + 1) * count // passes
+            for block in range(scales.shape[1]):
+                for place in range(begin, end):
+                    row = rows[place]
+                    _prepare_block(values, scales, sums, numbers, row, block, into, at)
+                    at += PREPARED
 
 
 def _multiply_portable(
@@ -136,10 +176,44 @@ def _multiply(
             )
 
 
+def _multiply_sorted(
+    addresses: npt.NDArray[np.int64],
+    tiles: Bytes,
+    prepared: npt.NDArray[np.int32],
+    starts: npt.NDArray[np.int32],
+    bias: Floats,
+    out: Floats,
+    column: int,
+) -> None:
+    """Multiply rows that are sorted by expert with the tiles of their expert; one tile's `bias` serves all."""
+    stride, experts = out.shape[1], len(starts) - 1
+    each = len(tiles) // experts
+    groups, most = len(prepared) // (len(out) * PREPARED), len(addresses)
+    used = np.nonzero(starts[1:] > starts[:-1])[0]
+    for task in prange(len(used) * each):
+        expert, number = used[task // each], task % each
+        first, count = starts[expert], starts[expert + 1] - starts[expert]
+        passes = (count + most - 1) // most
+        tile = expert * each + number
+        for part in range(passes):
+            row, end = first + part * count // passes, first + (part + 1) * count // passes
+            _call(
+                addresses[end - row - 1],
+                tiles[tile].ctypes.data,
+                prepared.ctypes.data + row * groups * PREPARED * 4,
+                bias.ctypes.data + tile * TILE % len(bias) * 4,
+                out[row].ctypes.data + (column + number * TILE) * 4,
+                groups,
+                stride,
+            )
+
+
 @cache
-def _loops(*, parallel: bool) -> tuple[Callable[..., None], Callable[..., None]]:
-    """Return the loops over tiles: with kernels, and the portable one."""
-    return compiled(_multiply, parallel=parallel), compiled(_multiply_portable, parallel=parallel)
+def _loops(*, parallel: bool) -> tuple[Callable[..., None], Callable[..., None], Callable[..., None]]:
+    """Return the loops over tiles: with kernels, with kernels and experts, and the portable one."""
+    every = (_multiply, _multiply_sorted, _multiply_portable)
+    first, second, third = (compiled(loop, parallel=parallel) for loop in every)
+    return first, second, third
 
 
 @cache
@@ -180,13 +254,53 @@ def multiply(
         bias = np.pad(bias, (0, weights.padded_outputs - len(bias)))
     variant = variant or variants()[0]
     kind, factor = weights.format, _f32(weights.factor)
-    fast, portable = _loops(parallel=numba.get_num_threads() > 1)
+    fast, _, portable = _loops(parallel=numba.get_num_threads() > 1)
     if variant == PORTABLE:
         given = (inputs.values, inputs.scales, inputs.sums)
-        portable(weights.tiles, given, (kind.bits, kind.zero, kind.minimums, factor), bias, out, column)
+        portable(
+            weights.tiles, given, (kind.bits, kind.zero, kind.minimums, factor, values_of(kind)), bias, out, column
+        )
         return
     addresses = _addresses(variant, kind)
     prepared = np.empty(inputs.scales.size * PREPARED, np.int32)
     words = inputs.values.view(np.int32)
     _prepare(words, inputs.scales, inputs.sums, (kind.zero, factor), len(addresses), prepared)
     fast(addresses, weights.tiles, prepared, bias, out, column)
+
+
+def multiply_experts(
+    weights: Weights,
+    inputs: Inputs,
+    rows: npt.NDArray[np.int32],
+    starts: npt.NDArray[np.int32],
+    bias: Floats | None,
+    out: Floats,
+    column: int = 0,
+    *,
+    variant: str | None = None,
+) -> None:
+    """Write the products of rows with the weights of their experts, which follow each other in `weights`.
+
+    `rows` are the rows of the inputs, sorted by expert; those of an expert are at `starts[expert]` and behind. The
+    outputs of an expert are whole tiles.
+    """
+    variant = variant or variants()[0]
+    kind, factor = weights.format, _f32(weights.factor)
+    experts = len(starts) - 1
+    if variant == PORTABLE:
+        each = weights.outputs // experts
+        for expert in np.nonzero(starts[1:] > starts[:-1])[0]:
+            its = slice(starts[expert], starts[expert + 1])
+            part = Inputs(inputs.values[rows[its]], inputs.scales[rows[its]], inputs.sums[rows[its]])
+            tiles = weights.tiles[expert * each // TILE : (expert + 1) * each // TILE]
+            own = None if bias is None else bias[expert * each : (expert + 1) * each]
+            one = Weights(tiles, each, weights.inputs, kind, weights.factor)
+            multiply(one, part, own, out[its], column, variant=variant)
+        return
+    addresses = _addresses(variant, kind)
+    prepared = np.empty(len(rows) * inputs.scales.shape[1] * PREPARED, np.int32)
+    words = inputs.values.view(np.int32)
+    numbers = (kind.zero, factor)
+    _prepare_sorted(words, inputs.scales, inputs.sums, numbers, len(addresses), rows, starts, prepared)
+    _, fast, _ = _loops(parallel=numba.get_num_threads() > 1)
+    fast(addresses, weights.tiles, prepared, starts, _no_bias(TILE) if bias is None else bias, out, column)

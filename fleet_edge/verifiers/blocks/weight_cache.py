@@ -26,7 +26,7 @@ import numpy.typing as npt
 from fleet_edge.verifiers.blocks.checksums import checksum
 from fleet_edge.verifiers.blocks.compiler import sources_hash
 from fleet_edge.verifiers.blocks.layout import Format
-from fleet_edge.verifiers.blocks.model import WeightFile
+from fleet_edge.verifiers.blocks.parts import WeightFile
 from fleet_edge.verifiers.blocks.weights import Weights
 
 Bytes = npt.NDArray[np.uint8]
@@ -64,14 +64,26 @@ class CachedWeights:
         proof: What `keep` was given by the start that wrote the file.
     """
 
-    def __init__(self, file: WeightFile, path: Path, identity: str, *, threads: int) -> None:
-        """Map the file `path` of an earlier start, if there is one with this identity (see `fingerprint`)."""
+    def __init__(
+        self,
+        file: WeightFile,
+        path: Path | None,
+        identity: str,
+        *,
+        threads: int,
+        on_bytes: Callable[[int], None] = lambda _count: None,
+    ) -> None:
+        """Map the file `path` of an earlier start, if there is one with this identity (see `fingerprint`).
+
+        Without a path nothing is kept. `on_bytes` receives the sizes of weights as they are mapped or packed.
+        """
         self.geometry = file.geometry
         self._file = file
         self._path = path
         self._identity = identity
         self._packed: Packed = {}
-        self._found, self.proof = _read(path, identity, threads)
+        self._on_bytes = on_bytes
+        self._found, self.proof = ({}, "") if path is None else _read(path, identity, threads, on_bytes)
 
     @property
     def is_mapped(self) -> bool:
@@ -89,18 +101,16 @@ class CachedWeights:
     def pack(self, names: Sequence[str], *, orders: Sequence[npt.NDArray[np.intp] | None] = ()) -> list[Weights]:
         return self._get("+".join(names), lambda: self._file.pack(names, orders=orders))
 
-    def pack_expert(self, names: Sequence[str], expert: int) -> list[Weights]:
-        return self._get(f"{'+'.join(names)}#{expert}", lambda: self._file.pack_expert(names, expert))
-
     def _get(self, key: str, pack: Callable[[], list[Weights]]) -> list[Weights]:
         found = self._found.get(key)
         if found is None:
             found = self._packed[key] = pack()
+            self._on_bytes(sum(each.nbytes for each in found))
         return found
 
     def keep(self, proof: str = "") -> None:
         """Write what was packed to the file; a failure costs later starts time only."""
-        if not self._packed:
+        if self._path is None or not self._packed:
             return
         try:
             _write(self._path, self._identity, self._found | self._packed, proof)
@@ -112,11 +122,11 @@ class CachedWeights:
         threading.Thread(target=self.keep, args=[proof], name="keep-weights", daemon=True).start()
 
 
-def _read(path: Path, wanted: str, threads: int) -> tuple[Packed, str]:
+def _read(path: Path, wanted: str, threads: int, on_bytes: Callable[[int], None]) -> tuple[Packed, str]:
     """Return the weights and the proof of a file; none if it is missing, damaged, or of another source."""
     try:
         with path.open("rb") as file:
-            found = _mapped(file.fileno(), wanted, threads)
+            found = _mapped(file.fileno(), wanted, threads, on_bytes)
         os.utime(path)
     except FileNotFoundError:
         return {}, ""
@@ -128,7 +138,7 @@ def _read(path: Path, wanted: str, threads: int) -> tuple[Packed, str]:
     return found
 
 
-def _mapped(descriptor: int, wanted: str, threads: int) -> tuple[Packed, str]:
+def _mapped(descriptor: int, wanted: str, threads: int, on_bytes: Callable[[int], None]) -> tuple[Packed, str]:
     size = os.fstat(descriptor).st_size
     # Private, since compiled loops take arrays that can be written to; nobody does, so all of it is shared.
     memory = mmap.mmap(descriptor, size, flags=mmap.MAP_PRIVATE | _MAP_NORESERVE)
@@ -146,7 +156,8 @@ def _mapped(descriptor: int, wanted: str, threads: int) -> tuple[Packed, str]:
         data = whole[its["offset"] :][: shape[0] * shape[1]]
         if checksum(data) != its["checksum"]:
             raise ValueError("its content is damaged")
-        kind = Format(its["bits"], its["zero"], its["minimums"])
+        on_bytes(data.nbytes)
+        kind = Format(its["bits"], its["zero"], its["minimums"], tuple(its["table"]))
         return Weights(data.reshape(shape), its["outputs"], its["inputs"], kind, its["factor"])
 
     with ThreadPoolExecutor(threads) as pool:
@@ -189,6 +200,7 @@ def _described(weights: Weights, offset: int) -> dict[str, Any]:
         "bits": its.bits,
         "zero": its.zero,
         "minimums": its.minimums,
+        "table": its.table,
         "factor": weights.factor,
         "checksum": checksum(weights.tiles),
     }

@@ -1,7 +1,8 @@
 """Weights in tiles and blocks: from GGUF's blocks, from floats, and back to floats for rows of an embedding.
 
-Four bits with one scale (Q4_0), or with a scale and a minimum (Q4_1, Q4_K), stay what they are. Everything else becomes
-8 bits with a new scale. A weight is read once, tile by tile, so memory never holds more of it than the result.
+Four bits with one scale (Q4_0, or by a table IQ4_NL, IQ4_XS and MXFP4), or with a scale and a minimum (Q4_1, Q4_K),
+stay what they are. Everything else becomes 8 bits with a new scale. A weight is read once, tile by tile, so memory
+never holds more of it than the result.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,17 +15,28 @@ import numpy.typing as npt
 from gguf.quants import dequantize
 
 from fleet_edge.verifiers.blocks.compiler import compiled
-from fleet_edge.verifiers.blocks.layout import BLOCK, EIGHT, FOUR, FOUR_WITH_MINIMUMS, TILE, Format
+from fleet_edge.verifiers.blocks.layout import (
+    BLOCK,
+    EIGHT,
+    FLOATS_OF_FOUR,
+    FOUR,
+    FOUR_WITH_MINIMUMS,
+    NON_LINEAR,
+    TILE,
+    Format,
+)
 from fleet_edge.verifiers.blocks.portable import (
     MAGIC,
     MAGIC_BITS,
     Bytes,
     Floats,
+    PlainFormat,
     bits_of,
     fma,
     from_bits,
     from_half,
     half_at,
+    values_of,
 )
 
 _Kind = gguf.GGMLQuantizationType
@@ -95,12 +107,15 @@ def pack_gguf(raw: Bytes, kind: gguf.GGMLQuantizationType, inputs: int) -> Weigh
 
     Raises `ValueError` if a number is too large or none, `NotImplementedError` if the kind is unknown.
     """
-    raw = np.ascontiguousarray(raw)
+    raw, factor = np.ascontiguousarray(raw), 1.0
+    if kind in _RESCALED:
+        raw, factor = _with_half_scales(raw, *_RESCALED[kind](raw))
+        kind = _Kind.IQ4_NL if kind == _Kind.IQ4_XS else kind
     if kind in _COPIED:
         wanted, headers, mask = _COPIED[kind]
         result = empty(len(raw), inputs, wanted)
         _copy_blocks(raw.view(np.uint16), headers, np.uint16(mask), wanted.bits, result.tiles.view(np.uint16))
-        return result
+        return replace(result, factor=factor)
     if kind in _DECODERS:
         view, decode = _DECODERS[kind]
         return _decoded(raw.view(view), inputs, decode, EIGHT)
@@ -129,7 +144,8 @@ def rows(weights: Weights, ids: Sequence[int]) -> Floats:
     """Return rows as floats, `[len(ids), inputs]`: the embeddings of tokens."""
     kind = weights.format
     into = np.empty((len(ids), weights.inputs), np.float32)
-    _unpack_rows(weights.tiles, np.asarray(ids, np.int64), (kind.bits, kind.minimums), _f32(weights.factor), into)
+    numbers = (kind.bits, kind.zero, kind.minimums, _f32(weights.factor), values_of(kind))
+    _unpack_rows(weights.tiles, np.asarray(ids, np.int64), numbers, into)
     return into
 
 
@@ -166,6 +182,36 @@ def _dequantize(raw: Bytes, kind: gguf.GGMLQuantizationType, tiles: Bytes, inver
         if not _quantize(numbers, _copy_floats, inverse, EIGHT.bits, its, its.view(np.uint16)):
             return False
     return True
+
+
+def _with_half_scales(raw: Bytes, values: Bytes, scales: Floats) -> tuple[Bytes, float]:
+    """Return blocks of a scale in float16 and 16 bytes of values, `[outputs, bytes]`, and the factor of all scales."""
+    largest = float(np.abs(scales).max(initial=0))
+    for factor in _FACTORS:
+        if largest <= float(_LARGEST_HALF) * factor:
+            halves = (scales / _f32(factor)).astype(np.float16)
+            blocks = np.concatenate([halves[..., None].view(np.uint8), values], 2)
+            return np.ascontiguousarray(blocks.reshape(len(raw), -1)), factor
+    raise ValueError("It has weights that are too large or not numbers.")
+
+
+def _parts_of_mxfp4(raw: Bytes) -> tuple[Bytes, Floats]:
+    """Return the values and scales of blocks `[outputs, blocks, …]`; a scale is a power of two, halved."""
+    blocks = raw.reshape(len(raw), -1, 17)
+    return blocks[..., 1:], np.ldexp(_f32(1), blocks[..., 0].astype(np.int32) - 128)
+
+
+def _parts_of_iq4_xs(raw: Bytes) -> tuple[Bytes, Floats]:
+    """Return likewise; eight blocks share a scale, of which each has a multiple of 6 bits."""
+    eight = raw.reshape(len(raw), -1, 136)
+    scale = np.ascontiguousarray(eight[..., :2]).view(np.float16).astype(np.float32)
+    high = np.ascontiguousarray(eight[..., 2:4]).view(np.uint16)
+    place = np.arange(8)
+    low = eight[..., 4 + place // 2] >> (place % 2 * 4).astype(np.uint8) & 15
+    multiple = (low | ((high >> 2 * place.astype(np.uint16) & 3) << 4).astype(np.uint8)).astype(np.int32) - 32
+    with np.errstate(invalid="ignore"):
+        scales = scale * multiple.astype(np.float32)
+    return eight[..., 8:].reshape(len(raw), -1, 16), scales.reshape(len(raw), -1)
 
 
 @compiled
@@ -364,13 +410,11 @@ def _place(values: Bytes, bits: int, into: Bytes) -> None:
 
 
 @compiled
-def _unpack_rows(
-    tiles: Bytes, ids: npt.NDArray[np.int64], kind: tuple[int, bool], factor: np.float32, into: Floats
-) -> None:
-    bits, minimums = kind
+def _unpack_rows(tiles: Bytes, ids: npt.NDArray[np.int64], kind: PlainFormat, into: Floats) -> None:
+    bits, zero_point, minimums, factor, table = kind
     blocks = into.shape[1] // BLOCK
     size = tiles.shape[1] // blocks
-    zero = _f32(0 if minimums else 1 << (bits - 1))
+    zero = _f32(zero_point)
     for number in range(len(ids)):
         output = ids[number] % TILE
         for block in range(blocks):
@@ -382,7 +426,7 @@ def _unpack_rows(
                 place = i if bits == _EIGHT_BITS else i % 16
                 value = its[place // 4 * TILE * 4 + 4 * output + i % 4]
                 if bits == _FOUR_BITS:
-                    value = value >> 4 if i >= BLOCK // 2 else value & 15
+                    value = table[np.int64(value >> 4)] if i >= BLOCK // 2 else table[np.int64(value & 15)]
                 into[number, block * BLOCK + i] = fma(_f32(value) - zero, scale, least)
 
 
@@ -390,7 +434,11 @@ _COPIED: Final = {  # the format, halves before the values, and what makes value
     _Kind.Q4_0: (FOUR, 1, 0),
     _Kind.Q4_1: (FOUR_WITH_MINIMUMS, 2, 0),
     _Kind.Q8_0: (EIGHT, 1, 0x8080),
+    _Kind.IQ4_NL: (NON_LINEAR, 1, 0),
+    _Kind.MXFP4: (FLOATS_OF_FOUR, 1, 0),
 }
+_RESCALED: Final = {_Kind.MXFP4: _parts_of_mxfp4, _Kind.IQ4_XS: _parts_of_iq4_xs}
+"""Kinds whose blocks get a scale in float16 first."""
 _DECODERS: Final[dict[Any, tuple[Any, Callable[..., None]]]] = {
     _Kind.Q5_K: (np.uint8, _decode_q5_k),
     _Kind.Q6_K: (np.uint8, _decode_q6_k),

@@ -6,7 +6,6 @@ from typing import Any
 from llvmlite import ir
 
 from fleet_edge.verifiers.blocks.emitter import I16, Emitter
-from fleet_edge.verifiers.blocks.layout import FOUR
 from fleet_edge.verifiers.blocks.portable import MAGIC_BITS
 
 
@@ -47,7 +46,7 @@ def pairs(e: Emitter, starts: list[Any], sums: list[list[Any]]) -> list[list[Any
             kind, f"{instruction} {places}", "=x" + ",x" * len(args) + ",~{memory}", args, side_effect=True
         )
 
-    if e.kind.bits == FOUR.bits:
+    if not e.kind.is_wide:
         added = [[zeros] * e.processor.vectors for _ in range(e.rows)]
         for weights, step in e.steps():
             for row in range(e.rows):

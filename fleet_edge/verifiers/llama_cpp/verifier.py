@@ -1,15 +1,16 @@
 """llama.cpp verifier: the contract for a GGUF, on llama.cpp's low-level interface.
 
-A sequence gets a stream with its first computed token, and moves where that saves passes over the weights (see
-`streams`). A step's tokens are cut into calls (see `layout`), and only wanted rows have logits.
+One context has a fixed number of sequences, and computes a step in as few calls as it can (see `layout`). A rejected
+draft is cut off. The running state of a hybrid has no tokens to cut: there a sequence has two of llama.cpp's, the live
+one, and a copy from before its latest step. A rejection goes back to the copy, and the accepted tokens are computed
+again with the next step, in the same call.
 """
 
-import itertools
+import heapq
 import os
 import random
-import time
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
@@ -18,30 +19,32 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fleet_common.extras import install_command
+from fleet_common.gguf_files import GgufUnreadable, read_header
 from fleet_common.grammar.tokenizer import GrammarTokenizer
 from fleet_common.llama_trial import require_trial
 from fleet_edge.settings import EdgeSettings
 from fleet_edge.verifiers.contract import (
     CapacityExceeded,
     Item,
-    SequenceFailed,
-    TableVerifier,
+    OnProgress,
     TargetInfo,
+    TokenVerifier,
     UnsupportedModel,
     Verifier,
     VerifierError,
+    no_progress,
 )
-from fleet_edge.verifiers.llama_cpp.hybrid import HybridVerifier
-from fleet_edge.verifiers.llama_cpp.layout import Call, CallLimits, StreamPart, cost, lay_out
-from fleet_edge.verifiers.llama_cpp.slab import GgufTarget, LlamaSlab, open_target
-from fleet_edge.verifiers.llama_cpp.streams import (
-    ActiveSequences,
-    StreamPlace,
-    StreamTable,
-    cheapest_moves,
+from fleet_edge.verifiers.llama_cpp.context import NativeContext
+from fleet_edge.verifiers.llama_cpp.layout import CallLimits, StreamSpan, fill, pad
+from fleet_edge.verifiers.llama_cpp.target import (
+    CELL_ROUNDING,
+    GgufTarget,
+    Sizes,
+    open_target,
+    size_states,
     size_streams,
 )
-from fleet_edge.verifiers.source import check_source, is_gguf, weights_digest
+from fleet_edge.verifiers.source import check_source, is_gguf, weights_digest, window_limit
 
 _LENGTH: Final = 24
 _SEED: Final = 20_261_125
@@ -49,10 +52,6 @@ _SEED: Final = 20_261_125
 _TOLERANCE: Final = 0.1
 """Limit of the error in a trial, as RMS difference over the standard deviation of the logits. Kernels for few and for
 many tokens differ by about 1e-2; a wrong rollback gives 0.1 to 1."""
-
-_REPEATS: Final = 3
-_MANY: Final = 17
-_MOST_CALL_TOKENS: Final = 64.0
 
 
 def run_trial(verifier: Verifier) -> None:
@@ -63,7 +62,7 @@ def run_trial(verifier: Verifier) -> None:
     length = min(_LENGTH, verifier.info.context - 1)
     text = random.Random(_SEED).choices(range(verifier.info.vocabulary.size), k=length)  # noqa: S311 - no secret
     cut = length // 3
-    first, second, third = -1, -2, -3  # no session has these
+    first, second = -1, -2  # no session has these
     try:
         verifier.open(first)
         whole = _rows(verifier, [Item(first, text, length - cut)])
@@ -78,41 +77,15 @@ def run_trial(verifier: Verifier) -> None:
             verifier.fork(second, first, cut + 1)
             pairs.append((whole[1:], _rows(verifier, [Item(second, text[cut + 1 :], length - cut - 1)])))
     finally:
-        for sequence in (first, second, third):
+        for sequence in (first, second):
             verifier.close(sequence)
     for one, other in pairs:
         distance = float(np.sqrt(np.square(one - other).mean()) / max(one.std(), 1e-9))
         if not distance <= _TOLERANCE:  # also if it is not a number
             raise UnsupportedModel(
                 f"{verifier.info.name} cannot be served: in a trial run its logits after a rollback were off by "
-                f"{distance:.1e} of their spread; choose another target model, or the engine torch."
+                f"{distance:.1e} of their spread; choose another target model."
             )
-
-
-def measure_call_tokens(verifier: Verifier, clock: Callable[[], float]) -> float:
-    """Return the cost of a pass over the weights in tokens, 1 to 64."""
-    sequence = -1
-    many = min(_MANY, verifier.info.context - 1)
-    verifier.open(sequence)
-    try:
-        verifier.score([Item(sequence, [0], 0)])
-        one_s, many_s = (_seconds(verifier, sequence, count, clock) for count in (1, many))
-    finally:
-        verifier.close(sequence)
-    token_s = (many_s - one_s) / max(1, many - 1)
-    if token_s * _MOST_CALL_TOKENS <= one_s:
-        return _MOST_CALL_TOKENS
-    return max(1.0, one_s / token_s - 1.0)
-
-
-def _seconds(verifier: Verifier, sequence: int, count: int, clock: Callable[[], float]) -> float:
-    least = float("inf")
-    for _ in range(_REPEATS):
-        before = clock()
-        verifier.score([Item(sequence, [0] * count, 1)])
-        least = min(least, clock() - before)
-        verifier.truncate(sequence, 1)
-    return least
 
 
 def _rows(verifier: Verifier, items: Sequence[Item]) -> NDArray[np.float32]:
@@ -120,299 +93,225 @@ def _rows(verifier: Verifier, items: Sequence[Item]) -> NDArray[np.float32]:
     return np.array(found, dtype=np.float32)
 
 
-_FEWEST_TOKENS: Final = 256
-
 _ALIKE: Final = 2
 """Fewest new tokens of a stream that llama.cpp computes batch-invariantly."""
 
+_PASS_TOKENS: Final = 8
+_GPU_PASS_TOKENS: Final = 64
+"""Cost of a pass over the weights in tokens: 2 to 12 on CPUs. Half or twice as much changes few calls."""
 
-class LlamaCppVerifier(TableVerifier):
+_REPLAYED: Final = 8
+"""Tokens that are computed again with each step, before the copy is taken behind them, which costs a pass."""
+
+
+@dataclass(slots=True)
+class _Slot:
+    """A sequence of llama.cpp, for a hybrid two: the tokens that the live one and its copy have."""
+
+    number: int
+    copy: int
+    live: int = 0
+    copied: int = 0
+
+
+class LlamaCppVerifier(TokenVerifier):
     def __init__(
         self, target: GgufTarget, *, budget_bytes: int, context: int = 0, threads: int = 0, batch_invariant: bool = True
     ) -> None:
         """Prepare a model, and check that it can be served.
 
-        The KV budget is divided into streams of `info.context` tokens. `context` 0 means the model's own, or fewer
-        where the budget holds few such sequences; `threads` 0 means all usable cores. `batch_invariant` uses CPU
-        kernels whose results do not depend on the batch, for the items that ask for it. Raises `UnsupportedModel` if
-        the model cannot be rolled back or its rows depend on the batch, `VerifierError` if the budget is too small.
+        The budget is divided into sequences of `info.context` tokens, which those of a hybrid share. `context` 0 means
+        the model's own, or fewer tokens if the budget would otherwise hold few sequences. `threads` 0 means all
+        processors. `batch_invariant` gives single tokens company where an item asks for it; hybrids do without. Raises
+        `UnsupportedModel` if the model cannot be rolled back, `VerifierError` if the budget is too small.
         """
-        self._target = target
+        self._target, self._hybrid = target, target.is_hybrid
         threads = threads or len(os.sched_getaffinity(0))
-        sizes = size_streams(
-            budget_bytes=budget_bytes,
-            token_bytes=target.token_kv_bytes,
-            trained=target.context or budget_bytes,
-            wanted=context,
-            width=target.rows,
-            heads=0 if target.on_gpu else target.heads,
-            threads=threads,
+        sizes = _sizes(target, budget_bytes, context)
+        batch_invariant = batch_invariant and not self._hybrid
+        info = TargetInfo(
+            name=target.name,
+            vocabulary=target.vocabulary,
+            context=sizes.context,
+            end_tokens=target.end_tokens,
+            runs_on=f"llama.cpp, {target.quantization}, {threads} threads, {sizes.sequences} sequences at a time",
+            least_tokens=_ALIKE if batch_invariant else 1,
+            batch_invariant=batch_invariant and not target.on_gpu,
+        ).identified(b"llama.cpp", weights_digest(target.path))
+        super().__init__(info, sizes.total)
+        self._limits = CallLimits(sizes.batch, sizes.rows)
+        self._stream_cells = sizes.cells // sizes.sequences
+        natives = 2 if self._hybrid else 1
+        numbers = range(0, natives * sizes.sequences, natives)
+        self._slots = {number: _Slot(number, number + 1) for number in numbers}
+        self._free = list(numbers)  # a heap: low streams are neighbours
+        self._used: dict[int, _Slot] = {}  # by sequence
+        self._context = target.thread.call(
+            NativeContext, target, sizes, sequences=natives * sizes.sequences, threads=threads
         )
-        if sizes is None:
-            raise VerifierError(
-                f"The budget of {budget_bytes} bytes for keys and values holds no sequence of "
-                f"{target.name}; set kv_bytes "
-                f"to at least {_FEWEST_TOKENS * target.token_kv_bytes}."
-            )
-        self._sizes = sizes
-        self._batch_invariant = batch_invariant
-        super().__init__(
-            TargetInfo(
-                name=target.name,
-                vocabulary=target.vocabulary,
-                context=sizes.context,
-                end_tokens=target.end_tokens,
-                runs_on=f"llama.cpp, {target.quantization}, {threads} threads, {sizes.streams} sequences at a time",
-                least_tokens=_ALIKE if batch_invariant else 1,
-                batch_invariant=batch_invariant and not target.on_gpu,
-            ).identified(b"llama.cpp", weights_digest(target.path))
-        )
-        self._streams = StreamTable(
-            sizes, lambda: target.thread.call(LlamaSlab, target, sizes.shape), spare=bool(target.window)
-        )
-        self._active = ActiveSequences()
-        self._debt = 0.0  # cost of missing neighbours since the last move, in tokens
-        self._logits = np.empty((0, target.rows), dtype=np.float32)
-        self._call_tokens = 1.0
+        self._logits = np.empty((0, target.rows), np.float32)
         run_trial(self)
-        self._call_tokens = measure_call_tokens(self, time.perf_counter)
-
-    @property
-    def allocated_bytes(self) -> int:
-        """KV memory allocated; never more than the budget."""
-        shape = self._sizes.shape
-        return len(self._streams.slabs) * shape.streams * shape.cells * self._target.token_kv_bytes
 
     def grammar_tokenizer(self) -> GrammarTokenizer:
         return self._target.grammar_tokenizer()
 
     def fork(self, sequence: int, source: int, length: int) -> None:
-        place = self._streams.places.get(source)
-        # With a sliding window, only a copy of a whole stream holds all that a rollback needs.
-        near = place.slab if place is not None and self._target.window else None
-        self._table.fork(sequence, source, length)
-        if not length:
+        super().fork(sequence, source, length)
+        origin = self._used.get(source)
+        if origin is None or not length:
             return
-        assert place is not None
-        if not (self._streams.free if near is None else self._streams.has_free(near)):
-            self._table.close(sequence)
-            raise CapacityExceeded("There is no stream left for a copy; evict a sequence and try again.")
-        try:
-            mine = self._take(sequence, slab=near)
-            self._copy(place, mine, length)
-        except BaseException:
+        known = [(origin.live, origin.number), (origin.copied, origin.copy)]
+        # Without a state of that length, the tokens are computed again when they are needed.
+        tokens, native = next((each for each in known if not self._hybrid or 0 < each[0] <= length), (0, 0))
+        if not tokens:
+            return
+        if not self._free:
             self.close(sequence)
-            raise
+            raise CapacityExceeded("There is no sequence left for a copy; evict one and try again.")
+        slot = self._take(sequence)
+        self._context.copy(native, slot.number)
+        slot.live = tokens
+        self._cut(slot, length)
 
     def truncate(self, sequence: int, length: int) -> None:
-        self._table.truncate(sequence, length)
-        place = self._streams.places.get(sequence)
-        if place is not None:
-            self._streams.slabs[place.slab].cut(place.stream, length)
+        super().truncate(sequence, length)
+        slot = self._used.get(sequence)
+        if slot is not None:
+            self._cut(slot, length)
 
     def close(self, sequence: int) -> None:
-        self._table.close(sequence)
-        self._active.forget(sequence)
-        place = self._streams.give_back(sequence)
-        if place is not None:
-            self._streams.slabs[place.slab].cut(place.stream, 0)
+        super().close(sequence)
+        self._release(sequence)
 
     def fits(self, items: Sequence[Item]) -> bool:
-        return self._missing(items) <= 0
+        return self._missing(items) <= 0 and super().fits(items)
 
     def capacity(self) -> int:
-        places, lengths = self._streams.places, self._table.lengths
-        free = self._streams.free
-        if len(lengths) - len(places) > free:
-            return free  # sequences without a stream may need one each
-        return free * self._info.context + sum(self._info.context - lengths[sequence] for sequence in places)
+        tokens, free = super().capacity(), len(self._free)
+        # Sequences without a slot may need one each.
+        return min(tokens, free) if len(self._tokens) - len(self._used) > free else tokens
 
     def score(self, items: Sequence[Item]) -> NDArray[np.float32]:
-        self._table.check(items)
-        missing = self._missing(items)
-        if missing > 0:
-            raise CapacityExceeded(f"The step is {missing} streams short; evict a sequence and try again.")
-        size = self._info.vocabulary.size
-        if not items:
-            return np.empty((0, size), dtype=np.float32)
-        self._check_kept(item for item in items if self._table.computed(item.sequence))
+        self._check(items)
+        if (missing := self._missing(items)) > 0:
+            raise CapacityExceeded(f"The step is {missing} sequences short; evict a sequence and try again.")
+        slots = [self._used.get(item.sequence) or self._take(item.sequence) for item in items]
         try:
-            for item in items:
-                if item.sequence not in self._streams.places:
-                    self._take(item.sequence)
-            self._active.step(item.sequence for item in items)
-            logits = self._target.thread.call(self._compute, items)
+            logits = self._target.thread.call(self._compute, items, slots)
         except BaseException:
-            self._take_back(items)
+            self._take_back(items, slots)
             raise
-        self._table.commit(items)
-        return logits[:, :size]
+        self._commit(items)
+        return logits[:, : self._info.vocabulary.size]
 
     def _missing(self, items: Sequence[Item]) -> int:
-        places = self._streams.places
-        return sum(item.sequence not in places for item in items) - self._streams.free
+        return sum(item.sequence not in self._used for item in items) - len(self._free)
 
-    def _check_kept(self, items: Iterable[Item]) -> None:
-        for item in items:
-            if item.sequence not in self._streams.places:
-                raise SequenceFailed(
-                    "The computed tokens of a request are lost: llama.cpp could not move them.", sequence=item.sequence
-                )
+    def _take(self, sequence: int) -> _Slot:
+        slot = self._used[sequence] = self._slots[heapq.heappop(self._free)]
+        return slot
 
-    def _take(self, sequence: int, *, slab: int | None = None) -> StreamPlace:
-        place = self._streams.assign(sequence, active=self._active_streams(), slab=slab)
-        self._active.began(sequence)
-        return place
+    def _compute(self, items: Sequence[Item], slots: Sequence[_Slot]) -> NDArray[np.float32]:
+        stable = any(item.stable for item in items)
+        behind = [self._tokens[item.sequence][slot.live :] for item, slot in zip(items, slots, strict=True)]
+        if any(len(tokens) > _REPLAYED for tokens in behind):
+            self._decode([(slot, tokens, 0) for slot, tokens in zip(slots, behind, strict=True) if tokens], stable)
+            behind = [[] for _ in items]
+        for slot, tokens in zip(slots, behind, strict=True) if self._hybrid else ():
+            if not tokens and slot.live:
+                self._forget_copy(slot)
+                self._context.copy(slot.number, slot.copy)
+                slot.copied = slot.live
+        parts = [
+            (slot, [*again, *item.tokens], item.rows) for slot, again, item in zip(slots, behind, items, strict=True)
+        ]
+        return self._decode(parts, stable)
 
-    def _active_streams(self) -> list[int]:
-        number = self._streams.number
-        return sorted(number(place) for sequence, place in self._streams.places.items() if sequence in self._active)
-
-    def _compute(self, items: Sequence[Item]) -> NDArray[np.float32]:
-        self._gather(items)
-        self._check_kept(items)
-        by_slab: dict[int, dict[int, int]] = defaultdict(dict)  # slab -> stream -> number of the item
-        for index, item in enumerate(items):
-            place = self._streams.places[item.sequence]
-            by_slab[place.slab][place.stream] = index
-        # An item's rows come in order, possibly in several calls.
-        next_row = [0, *itertools.accumulate(item.rows for item in items)]
-        total = next_row.pop()
+    def _decode(self, new: Sequence[tuple[_Slot, Sequence[int], int]], stable: bool) -> NDArray[np.float32]:
+        """Compute tokens of sequences; return the last rows of each, in order."""
+        parts, total = list[StreamSpan](), 0
+        for slot, tokens, rows in new:
+            parts.append(StreamSpan(slot.number, tokens, rows, total))
+            total += rows
         if len(self._logits) < total:  # reused: allocation costs as much as copying
-            self._logits = np.empty((total, self._target.rows), dtype=np.float32)
-        logits = self._logits[:total]
-        for number, index_of in by_slab.items():
-            lengths = self._lengths(number)
-            tokens = {stream: items[index].tokens for stream, index in index_of.items()}
-            rows = {stream: items[index].rows for stream, index in index_of.items()}
-            parts = [
-                StreamPart(stream, len(items[index].tokens), items[index].rows) for stream, index in index_of.items()
-            ]
-            calls = self._calls(parts, lengths, stable=any(items[index].stable for index in index_of.values()))
-            for call in calls:
-                found = self._streams.slabs[number].decode(call, tokens=tokens, starts=lengths, rows=rows)
-                if len(calls) == len(by_slab) == 1 and list(index_of) == sorted(index_of):
-                    return found  # all rows in order: no copy needed
-                at = 0
-                for share in call:
-                    count = share.wanted(len(tokens.get(share.stream, ())), rows.get(share.stream, 0))
-                    if count:
-                        row = next_row[index_of[share.stream]]
-                        logits[row : row + count] = found[at : at + count]
-                        next_row[index_of[share.stream]] += count
-                        at += count
-        return logits
+            self._logits = np.empty((total, self._target.rows), np.float32)
+        for call in self._calls(parts, stable):
+            found = self._context.compute(call, {part.stream: self._slots[part.stream].live for part in call})
+            at = 0
+            for part in call:
+                slot = self._slots[part.stream]
+                slot.live += len(part.tokens)
+                if part.padding:
+                    self._context.cut(part.stream, slot.live)
+                self._logits[part.row : part.row + part.rows] = found[at : at + part.rows]
+                at += part.rows
+        return self._logits[:total]
 
-    def _calls(self, parts: Sequence[StreamPart], lengths: Mapping[int, int], *, stable: bool) -> list[Call]:
-        shape = self._sizes.shape
+    def _calls(self, parts: Sequence[StreamSpan], stable: bool) -> list[list[StreamSpan]]:
+        if self._hybrid:
+            return fill(parts, self._limits)
         # On a CPU llama.cpp uses other kernels for a stream's single token than for several, which round alike in any
         # number: with `_ALIKE` rows are bit-identical for the same text.
-        least = _ALIKE if self._batch_invariant and stable else 1
-        return lay_out(
+        return pad(
             parts,
-            room={stream: shape.cells - length for stream, length in lengths.items()},
-            call_tokens=self._call_tokens,
-            limits=CallLimits(shape.tokens, shape.rows, shape.tokens, least),
+            room=[self._stream_cells - slot.live for slot in self._slots.values()],
+            pass_tokens=_GPU_PASS_TOKENS if self._target.on_gpu else _PASS_TOKENS,
+            limits=self._limits,
+            min_tokens=self._info.least_tokens if stable else 1,
         )
 
-    def _gather(self, items: Sequence[Item]) -> None:
-        """Move the active sequences together once steps have lost more than that costs."""
-        slab = self._sizes.shape.streams
-        active = self._active_streams()
-        if active[-1] - active[0] < len(active) <= slab and active[0] // slab == active[-1] // slab:
+    def _take_back(self, items: Sequence[Item], slots: Sequence[_Slot]) -> None:
+        """Restore the sequences of a failed step."""
+        for item, slot in zip(items, slots, strict=True):
+            slot.live = self._table.computed(item.sequence)
+            if self._hybrid or not slot.live:
+                self._release(item.sequence)
+            else:
+                self._context.cut(slot.number, slot.live)
+
+    def _cut(self, slot: _Slot, length: int) -> None:
+        if slot.live <= length:
             return
-        number = {item.sequence: self._streams.number(self._streams.places[item.sequence]) for item in items}
-        lengths = {self._streams.number(place): self._table.computed(s) for s, place in self._streams.places.items()}
-        gathered = {stream: place for place, stream in enumerate(active)}
-        now = self._cost(items, number, lengths)
-        then = self._cost(
-            items,
-            {sequence: gathered[stream] for sequence, stream in number.items()},
-            {place: lengths[stream] for stream, place in gathered.items()},
+        if not self._hybrid:
+            self._context.cut(slot.number, length)
+            slot.live = length
+            return
+        self._context.cut(slot.number, 0)
+        slot.live = 0
+        if slot.copied > length:
+            self._forget_copy(slot)
+        elif slot.copied:
+            self._context.copy(slot.copy, slot.number)
+            slot.live = slot.copied
+
+    def _release(self, sequence: int) -> None:
+        slot = self._used.pop(sequence, None)
+        if slot is None:
+            return
+        self._context.cut(slot.number, 0)
+        slot.live = 0
+        if self._hybrid:
+            self._forget_copy(slot)
+        heapq.heappush(self._free, slot.number)
+
+    def _forget_copy(self, slot: _Slot) -> None:
+        self._context.cut(slot.copy, 0)
+        slot.copied = 0
+
+
+def _sizes(target: GgufTarget, budget_bytes: int, context: int) -> Sizes:
+    heads = 0 if target.on_gpu else target.heads
+    model = {"token_bytes": target.token_kv_bytes, "width": target.rows, "heads": heads}
+    sizes = {"budget_bytes": budget_bytes, "wanted": context, "trained": target.context or budget_bytes} | model
+    states = target.state_bytes
+    found = size_states(state_bytes=states, **sizes) if target.is_hybrid else size_streams(**sizes)
+    if found is None:
+        least = 2 * states + CELL_ROUNDING * target.token_kv_bytes
+        raise VerifierError(
+            f"The budget of {budget_bytes} bytes for keys and values holds no sequence of {target.name}; set kv_bytes "
+            f"to at least {least}."
         )
-        self._debt += max(0.0, now - then)
-        if self._debt <= 0.0:
-            return
-        copied = dict.fromkeys(lengths, self._sizes.shape.cells) if self._target.window else lengths
-        moves = cheapest_moves(active, lengths=copied, begins=self._streams.begins(len(active)))
-        if moves is None or self._debt < moves.price:
-            return
-        self._debt = 0.0
-        for pair in moves.pairs:
-            self._exchange(*map(self._streams.place, pair))
-
-    def _cost(self, items: Sequence[Item], number: Mapping[int, int], lengths: Mapping[int, int]) -> float:
-        """Return the cost of a step in tokens if its sequences were in these streams."""
-        slab = self._sizes.shape.streams
-        parts: dict[int, list[StreamPart]] = defaultdict(list)
-        for item in items:
-            which, stream = divmod(number[item.sequence], slab)
-            parts[which].append(StreamPart(stream, len(item.tokens), item.rows))
-        stable = any(item.stable for item in items)
-        return sum(
-            cost(
-                self._calls(each, {s: lengths.get(which * slab + s, 0) for s in range(slab)}, stable=stable),
-                self._call_tokens,
-            )
-            for which, each in parts.items()
-        )
-
-    def _exchange(self, first: StreamPlace, second: StreamPlace) -> None:
-        """Exchange the sequences of two streams, the first possibly empty."""
-        if self._target.window:
-            self._exchange_whole(first, second)
-            return
-        owners = {place: sequence for sequence, place in self._streams.places.items()}
-        slabs = self._streams.slabs
-        places = [place for place in (first, second) if place in owners]
-        saved = [slabs[place.slab].save(place.stream) for place in places]
-        for place in places:
-            slabs[place.slab].cut(place.stream, 0)
-        self._streams.exchange(first, second)
-        for place, data in zip(places, saved, strict=True):
-            target = self._streams.places[owners[place]]
-            try:
-                slabs[target.slab].restore(target.stream, data)
-            except VerifierError:  # `score` reports it when the sequence is needed
-                slabs[target.slab].cut(target.stream, 0)
-                self._streams.give_back(owners[place])
-
-    def _exchange_whole(self, first: StreamPlace, second: StreamPlace) -> None:
-        """Exchange two streams of a slab via its spare one."""
-        if first.slab != second.slab:
-            return
-        slab, spare = self._streams.slabs[first.slab], self._streams.spare
-        ways = [(first.stream, spare), (second.stream, first.stream), (spare, second.stream)]
-        if first not in self._streams.places.values():
-            ways = [(second.stream, first.stream)]
-        for source, stream in ways:
-            slab.copy(source, stream)
-            slab.cut(source, 0)
-        self._streams.exchange(first, second)
-
-    def _lengths(self, slab: int) -> dict[int, int]:
-        lengths = dict.fromkeys(range(self._sizes.shape.streams), 0)
-        for sequence, place in self._streams.places.items():
-            if place.slab == slab:
-                lengths[place.stream] = self._table.computed(sequence)
-        return lengths
-
-    def _take_back(self, items: Sequence[Item]) -> None:
-        for item in items:
-            computed = self._table.computed(item.sequence)
-            place = self._streams.places.get(item.sequence)
-            if place is not None:
-                self._streams.slabs[place.slab].cut(place.stream, computed)
-            if not computed:
-                self._streams.give_back(item.sequence)
-
-    def _copy(self, source: StreamPlace, place: StreamPlace, length: int) -> None:
-        slabs = self._streams.slabs
-        if self._target.window:
-            slabs[place.slab].copy(source.stream, place.stream)
-        else:
-            slabs[place.slab].restore(place.stream, slabs[source.slab].save(source.stream))
-        slabs[place.slab].cut(place.stream, length)
+    return found
 
 
 def check(settings: EdgeSettings) -> None:
@@ -426,24 +325,29 @@ def check(settings: EdgeSettings) -> None:
     if not is_gguf(Path(settings.target).expanduser()):
         raise UnsupportedModel(
             f"The engine llama.cpp takes a GGUF, and {settings.target} is none; name a .gguf file as target, or set "
-            "engine to torch."
+            "engine to auto."
+        )
+    try:
+        header = read_header(Path(settings.target).expanduser())
+    except GgufUnreadable as error:
+        raise UnsupportedModel(str(error)) from error
+    if header.architecture == "gpt-oss" and header.of("rope.scaling.type") == "yarn":
+        raise UnsupportedModel(
+            f"The engine llama.cpp computes {settings.target} in another way than its makers, since it rounds the "
+            "borders of YaRN in gpt-oss; set engine to blocks."
         )
 
 
-def load(settings: EdgeSettings) -> Verifier:
+def load(settings: EdgeSettings, on_progress: OnProgress = no_progress) -> Verifier:
     check(settings)
     require_trial(Path(settings.target).expanduser(), error=VerifierError)
-    target = open_target(Path(settings.target), gpu_layers=settings.gpu_layers)
-    if target.is_hybrid:
-        hybrid = HybridVerifier(
-            target, budget_bytes=settings.kv_bytes, context=settings.context, threads=settings.threads
-        )
-        run_trial(hybrid)
-        return hybrid
+    target = open_target(Path(settings.target), gpu_layers=settings.gpu_layers, on_progress=on_progress)
+    limits = (settings.context, window_limit(Path(settings.target).expanduser()))
+    context = min((each for each in limits if each), default=0)
     return LlamaCppVerifier(
         target,
         budget_bytes=settings.kv_bytes,
-        context=settings.context,
+        context=context,
         threads=settings.threads,
         batch_invariant=settings.batch_invariant,
     )

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from fleet_common.extras import install_command
-from fleet_edge.verifiers.contract import Verifier, VerifierError
+from fleet_edge.verifiers.contract import OnProgress, Verifier, VerifierError, no_progress
 from fleet_edge.verifiers.remote.local import check_local, endpoint_url, key_headers, load_local, sample_tokens
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ def check(settings: "EdgeSettings") -> None:
     check_local(settings.target)
 
 
-def load(settings: "EdgeSettings") -> Verifier:
+def load(settings: "EdgeSettings", _on_progress: OnProgress = no_progress) -> Verifier:
     """Connect to the servers in the settings, and verify that they serve the target; raises `VerifierError`."""
     check(settings)
     from fleet_edge.verifiers.remote.verifier import connect  # noqa: PLC0415 - only where it is installed

@@ -199,12 +199,12 @@ class VllmServer:
     # HTTP
 
     def _get(self, path: str, *, timeout_s: float) -> object:
-        return self._send("GET", HttpCall(path, {}, _ERROR_BYTES * 64), timeout_s=timeout_s)
+        return self._request("GET", HttpCall(path, {}, _ERROR_BYTES * 64), timeout_s=timeout_s)
 
     def _post(self, call: HttpCall, *, timeout_s: float, session: str = "") -> object:
-        return self._send("POST", call, timeout_s=timeout_s, session=session)
+        return self._request("POST", call, timeout_s=timeout_s, session=session)
 
-    def _send(self, method: str, call: HttpCall, *, timeout_s: float, session: str = "") -> object:
+    def _request(self, method: str, call: HttpCall, *, timeout_s: float, session: str = "") -> object:
         """Return the JSON of the answer, None if it is empty."""
         if self._http.is_closed:
             raise ServerFailed(f"The edge is stopping and asks {self.url} nothing more.")

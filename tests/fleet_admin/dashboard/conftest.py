@@ -19,10 +19,9 @@ from fleet_admin.steering.wire import SteeringWire
 from schemas.control import DesiredSettings, ReportedSettings, UpdateReport, UpdateStage, encode_json
 from schemas.topics import Topic, build
 from tests.fleet_admin.dashboard.fleet_log import fill
-from tests.support.chromium import Chromium, Tab, chromium_path
+from tests.support.chromium import Chromium, Tab
 from tests.support.memory_broker import MemoryBroker
 from tests.support.memory_link import MemoryLink
-from tests.support.needs import missing
 
 NOW = datetime(2026, 3, 5, 12, 0, tzinfo=UTC)
 ACTOR = Actor("tests")
@@ -110,9 +109,7 @@ def steering(services: Services) -> None:
     update = UpdateReport(
         release=3, stage=UpdateStage.FAILED, sentence="It was rolled back.", running="update-2", at=NOW
     )
-    reported = ReportedSettings(
-        id=desired.id, applied=desired.id, values={"top_k": 7, "ahead": True}, update=update, at=NOW
-    )
+    reported = ReportedSettings(id=desired.id, values={"top_k": 7, "ahead": True}, update=update, at=NOW)
     topic = build(Topic.CONFIG_REPORTED, fleet=services.settings.fleet, device="gateway-1")
     link.publish(topic, encode_json(reported), retain=True)
     broker.pump()
@@ -142,20 +139,6 @@ def viewer(browsers: Callable[[], Browser]) -> Browser:
     browser = browsers()
     assert browser.log_in("victor").status_code == 303
     return browser
-
-
-@pytest.fixture(scope="session")
-def running_chromium() -> Iterator[Chromium]:
-    if chromium_path() is None:
-        missing("Chromium is not installed: apt install chromium.")
-    with Chromium() as browser:
-        yield browser
-
-
-@pytest.fixture
-def chromium(running_chromium: Chromium) -> Iterator[Chromium]:
-    yield running_chromium
-    running_chromium.close_tabs()
 
 
 @pytest.fixture

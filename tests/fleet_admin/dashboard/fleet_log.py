@@ -2,10 +2,11 @@
 
 from datetime import datetime, timedelta
 
-from fleet_edge.alerts import alerts as book
-from fleet_edge.alerts.alerts import AlertSeverity, RuleReading
-from fleet_edge.store.database import open_store
-from fleet_edge.store.records import Record, segment_number
+from fleet_edge.session_log.alerts.alerts import note_evaluation, take_lease
+from fleet_edge.session_log.alerts.rules import AlertProblem
+from fleet_edge.session_log.database import open_store
+from fleet_edge.session_log.records import Record, segment_number
+from fleet_edge.session_log.views import AlertSeverity
 from schemas.policy import Mode
 from schemas.reasons import EndReason
 from tests.fleet_edge.store import samples
@@ -15,8 +16,8 @@ HOSTILE = (
 )
 EVIL = "ee" * 8
 ALERTS = {
-    "device-offline": RuleReading(subject="evil", device="evil", sentence=HOSTILE, value=20.0),
-    "edge-offline": RuleReading(
+    "device-offline": AlertProblem(subject="evil", device="evil", sentence=HOSTILE, value=20.0),
+    "edge-offline": AlertProblem(
         subject="edge-2", severity=AlertSeverity.CRITICAL, sentence="The edge edge-2 is offline."
     ),
 }
@@ -26,11 +27,11 @@ DEVICES = ("gateway-1", "gateway-2", "gateway-3", "gateway-4")
 def fill(url: str, *, now: datetime) -> None:
     with open_store(url) as store:
         store.apply(records(now))
+        since, at = now - timedelta(minutes=20), now - timedelta(minutes=1)
+        samples.open_alerts(store, list(ALERTS.items()), since=since, now=at)
         with store.engine.begin() as connection:
-            found = [(rule, reading, now - timedelta(minutes=20)) for rule, reading in ALERTS.items()]
-            book.note_wrong(connection, found, held={}, now=now - timedelta(minutes=1))
-            assert book.take_lease(connection, holder="edge-1", now=now, for_s=30.0)
-            book.note_evaluation(connection, now=now)
+            assert take_lease(connection, holder="edge-1", now=now, for_s=30.0)
+            note_evaluation(connection, now=now)
 
 
 def records(now: datetime) -> list[Record]:

@@ -3,6 +3,7 @@ import re
 import pytest
 
 from fleet_admin.dashboard.services import Services
+from fleet_edge.session_log.filters import Filter
 from tests.fleet_admin.dashboard.conftest import BASE, Browser
 from tests.support.waiting import PATIENCE_S
 
@@ -24,7 +25,7 @@ def test_an_act_on_a_filter_is_previewed_and_meets_exactly_those(operator: Brows
         "/devices/act",
         of="/devices",
         whom="filter",
-        query="f_device=gateway&f_release=0.1",
+        query="filter=device~gateway+release~0.1",
         act="quarantine",
         argument="2h",
     )
@@ -70,7 +71,7 @@ def test_a_viewer_is_neither_shown_nor_allowed_to_act(viewer: Browser, services:
         ({"act": "quarantine", "device": "gateway-1", "argument": "soon"}, "soon"),
         ({"act": "quarantine"}, "No device is chosen"),
         ({"act": "quarantine", "device": "../x"}, "not a valid name"),
-        ({"act": "quarantine", "whom": "filter", "query": "f_sessions=many"}, "chosen by a number"),
+        ({"act": "quarantine", "whom": "filter", "query": "filter=sessions%3Dmany"}, "a number such as"),
         ({"act": "quarantine", "device": [f"d{number}" for number in range(2_001)]}, "At most 2,000"),
     ],
 )
@@ -86,7 +87,10 @@ def test_labels_and_retirement_need_no_broker_and_are_in_the_audit_log(operator:
     act(operator, services, act="retire", devices="gateway-3")
     assert services.steering.log.labels() == {"gateway-1": ("hall_a",)}
     assert services.steering.log.known()["gateway-3"].retired_at is not None
-    entries = [(each.who, each.action, each.subject) for each in services.steering.log.audit(who="olga")]
+    entries = [
+        (each.who, each.action, each.subject)
+        for each in services.steering.log.audit(where=[Filter("who", "=", "olga")])
+    ]
     assert sorted(entries) == [
         ("olga", "label", "gateway-1"),
         ("olga", "label", "gateway-2"),

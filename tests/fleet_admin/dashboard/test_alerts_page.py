@@ -3,19 +3,17 @@ from datetime import timedelta
 
 import pytest
 
-from fleet_admin.dashboard.services import Services
-from fleet_edge.alerts import alerts as book
-from fleet_edge.alerts.alerts import RuleReading
+from fleet_edge.session_log.alerts.rules import AlertProblem
+from fleet_edge.session_log.database import open_store
 from tests.fleet_admin.dashboard.conftest import NOW, Browser, Clock
+from tests.fleet_edge.store import samples
 
 
-def test_alerts_of_a_condition_are_one_row(viewer: Browser, services: Services) -> None:
-    with services.alerts.connection() as connection:
-        names = [f"gateway-{number}" for number in range(250)]
-        ending = [
-            ("certificate-ends", RuleReading(subject=name, device=name, sentence="It ends."), NOW) for name in names
-        ]
-        book.note_wrong(connection, ending, held={}, now=NOW)
+def test_alerts_of_a_condition_are_one_row(viewer: Browser, url: str) -> None:
+    names = [f"gateway-{number}" for number in range(250)]
+    problems = [("certificate-ends", AlertProblem(subject=name, device=name, sentence="It ends.")) for name in names]
+    with open_store(url) as store:
+        samples.open_alerts(store, problems, since=NOW, now=NOW)
     page = viewer.get("/alerts").text
     assert page.count("<td>certificate-ends</td>") == 1
     assert "250 certificates" in page

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from fleet_admin.dashboard.app import PAGES
-from fleet_edge.store.database import open_store
+from fleet_edge.session_log.database import open_store
 from tests.fleet_admin.dashboard.conftest import NOW
 from tests.fleet_admin.dashboard.fleet_log import EVIL
 from tests.fleet_edge.store import samples
@@ -22,7 +22,8 @@ NAMED = [
 ]
 """Pages with a name in their path."""
 
-PATHS = NAMED + [page.path for page in PAGES if page.method == "GET" and "{" not in page.path and page.path != "/login"]
+SHOWN = [page for page in PAGES if page.method == "GET" and page.title and page.path != "/login"]
+PATHS = NAMED + [page.path for page in SHOWN if "{" not in page.path]
 SHOTS = os.environ.get("FLEET_SCREENSHOTS")
 """Folder for screenshots of all pages."""
 
@@ -74,9 +75,9 @@ def test_a_phone_shows_whose_session_it_was_and_how_it_ended(log_in_tab: Callabl
 def test_a_sentence_that_no_row_has_takes_no_heading(log_in_tab: Callable[..., Tab], served: str) -> None:
     tab = log_in_tab()
     headings = "[...document.querySelectorAll('thead th')].map((each) => each.innerText)"
-    tab.goto(f"{served}/devices?f_throttled=-")
+    tab.goto(f"{served}/devices?filter=throttled%3D")
     assert "throttled" not in tab.evaluate(headings)
-    tab.goto(f"{served}/devices?f_throttled=!-")
+    tab.goto(f"{served}/devices?filter=throttled!%3D")
     assert ("throttled" in tab.evaluate(headings)) is bool(tab.evaluate("document.querySelectorAll('td.wrap').length"))
 
 
@@ -98,7 +99,7 @@ def test_the_login_is_for_everybody(chromium: Chromium, served: str) -> None:
 
 def test_no_name_of_a_device_gets_out_of_its_cell(log_in_tab: Callable[..., Tab], served: str) -> None:
     tab = log_in_tab()
-    tab.goto(f"{served}/devices?f_device=evil")
+    tab.goto(f"{served}/devices?filter=device%3Devil")
     assert "<img src=x" in tab.evaluate("document.querySelector('#live tbody').innerText")
     assert tab.evaluate("document.querySelectorAll('#live img, #live script').length") == 0
 
@@ -131,7 +132,7 @@ def test_a_page_follows_the_log(log_in_tab: Callable[..., Tab], served: str, url
 
 def test_devices_are_ticked_and_acted_on(log_in_tab: Callable[..., Tab], served: str) -> None:
     tab = log_in_tab()
-    tab.goto(f"{served}/devices?f_device=gateway")
+    tab.goto(f"{served}/devices?filter=device~gateway")
     tab.evaluate(
         "document.querySelector('[data-all]').click(); document.querySelector('[name=act]').value = 'unquarantine'"
     )

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from fleet_admin.dashboard.charts import Timeline, sparkline
-from fleet_edge.store.periods import Grain, floor
+from fleet_edge.session_log.periods import Grain, floor
 from tests.support.chromium import Tab
 
 END = datetime(2026, 3, 5, 12, 34, 56, tzinfo=UTC)

@@ -15,9 +15,9 @@ from fleet_admin.dashboard.app import create_app
 from fleet_admin.dashboard.pages.sessions import bars
 from fleet_admin.dashboard.services import open_services
 from fleet_admin.dashboard.settings import AccountRole, DashboardSettings
-from fleet_edge.store.database import open_store
-from fleet_edge.store.records import Record, segment_number
-from fleet_edge.store.views import RoundView, SessionView
+from fleet_edge.session_log.database import open_store
+from fleet_edge.session_log.records import Record, segment_number
+from fleet_edge.session_log.views import RoundView, SessionView
 from schemas.control import Presence
 from tests.fleet_admin.dashboard.conftest import ACTOR, BASE, NOW, PASSWORD, Browser, Clock
 from tests.fleet_admin.dashboard.fleet_log import EVIL
@@ -51,6 +51,17 @@ def test_a_closed_edge_has_no_headroom(viewer: Browser, url: str, presence: Pres
     write(url, [samples.edge_seen(presence=presence, at=NOW)])
     found = {line["edge"]: line for line in lines(viewer, "/edges?format=csv")}
     assert (found["edge-1"]["state"], found["edge-1"]["free"]) == (presence.value, free)
+
+
+def test_a_page_after_the_last_is_the_first(viewer: Browser) -> None:
+    assert "gateway-1" in viewer.get("/devices?page=99").text
+
+
+def test_a_page_is_told_when_the_log_changes(viewer: Browser, url: str) -> None:
+    before = viewer.get("/live").text
+    assert viewer.get("/live").text == before
+    write(url, [samples.device_seen(device="newcomer", at=NOW + timedelta(seconds=1))])
+    assert viewer.get("/live").text != before
 
 
 def test_an_edge_has_a_page_of_its_own(viewer: Browser) -> None:
@@ -93,7 +104,7 @@ def test_a_page_of_sessions_is_sorted_and_filtered_by_application(viewer: Browse
     at = NOW - timedelta(minutes=30)
     own = {"session": "ab" * 8, "segment": segment_number(at), "device": "gateway-1"}
     write(url, [samples.opened(**own, at=at, app="meter"), samples.progress(**own, at=at, tokens=4711)])
-    assert [line["session"] for line in lines(viewer, "/sessions?app=meter&format=csv")] == ["ab" * 8]
+    assert [line["session"] for line in lines(viewer, "/sessions?filter=app%3Dmeter&format=csv")] == ["ab" * 8]
     latest, longest = f"/sessions/{999:016x}?", "/sessions/" + "ab" * 8
     by_time, by_tokens = (viewer.get(f"/sessions{query}").text for query in ("", "?sort=-tokens"))
     assert by_time.index(latest) < by_time.index(longest)
@@ -137,18 +148,30 @@ def test_failures_are_drawn_by_code(viewer: Browser, url: str) -> None:
 
 
 def test_sessions_are_chosen_by_device_edge_and_end(viewer: Browser) -> None:
-    of_device = lines(viewer, "/sessions?format=csv&device=gateway-1")
+    of_device = lines(viewer, "/sessions?format=csv&filter=device%3Dgateway-1")
     assert {line["device"] for line in of_device} == {"gateway-1"}
-    running = lines(viewer, "/sessions?format=csv&reason=running")
+    running = lines(viewer, "/sessions?format=csv&filter=reason%3Drunning")
     assert [line["session"] for line in running] == [f"{999:016x}"]
-    of_edge = lines(viewer, "/sessions?format=csv&edge=edge-2&since=3h")
+    of_edge = lines(viewer, "/sessions?format=csv&filter=edge%3Dedge-2+opened%3E3h")
     assert {line["edge"] for line in of_edge} == {"edge-2"}
-    assert len(of_edge) < len(lines(viewer, "/sessions?format=csv&edge=edge-2"))
+    assert len(of_edge) < len(lines(viewer, "/sessions?format=csv&filter=edge%3Dedge-2"))
 
 
 @pytest.mark.parametrize(
     "query",
-    ["reason=nothing", "mode=x", "since=yesterday", "from=x", "from=1", "from=-1_0", f"from={'9' * 25}_0", "from=٣_0"],
+    [
+        "filter=reason%3Dnothing",
+        "filter=mode%3Dx",
+        "filter=opened%3Eyesterday",
+        "filter=%22open",
+        "filter=x",
+        "page=x",
+        "page=0",
+        "page=%D9%A3",
+        f"page={'9' * 25}",
+        f"filter={'x' * 501}",
+        "columns=a;+drop+table+devices",
+    ],
 )
 def test_what_sessions_cannot_be_chosen_by_is_told(viewer: Browser, query: str) -> None:
     assert viewer.get(f"/sessions?{query}").status_code == 400
@@ -161,7 +184,7 @@ def test_pages_of_sessions_hold_each_once_also_where_many_began_at_once(viewer: 
         for number in range(5_000, 5_250)
     ]
     write(url, [*made])
-    path, seen = "/sessions?device=crowd", list[str]()
+    path, seen = "/sessions?filter=device%3Dcrowd", list[str]()
     for _ in range(4):
         page = viewer.get(path).text
         seen += IDS.findall(page)
@@ -171,7 +194,7 @@ def test_pages_of_sessions_hold_each_once_also_where_many_began_at_once(viewer: 
         path = older[1].replace("&amp;", "&")
     assert len(seen) == 250
     assert len(set(seen)) == 250
-    assert len({line["session"] for line in lines(viewer, "/sessions?device=crowd&format=csv")}) == 250
+    assert len({line["session"] for line in lines(viewer, "/sessions?filter=device%3Dcrowd&format=csv")}) == 250
 
 
 def test_a_session_shows_its_rounds_page_by_page(viewer: Browser, url: str) -> None:
@@ -214,7 +237,7 @@ def test_what_devices_and_playbooks_say_stays_text(viewer: Browser, path: str) -
 
 
 def test_usage_adds_up_by_what_is_asked_for(viewer: Browser) -> None:
-    by_device = {line["name"]: int(line["tokens"]) for line in lines(viewer, "/usage?by=device&format=csv")}
+    by_device = {line["device"]: int(line["tokens"]) for line in lines(viewer, "/usage?by=device&format=csv")}
     assert set(by_device) == {"evil", "gateway-1", "gateway-2", "gateway-3", "gateway-4"}
     by_time = lines(viewer, "/usage?by=device&format=csv&over=time&range=24h")
     assert sum(int(line["tokens"]) for line in by_time) == sum(by_device.values())

@@ -7,9 +7,9 @@ import pytest
 from pydantic import ValidationError
 
 from fleet_admin.dashboard.app import DashboardServer
-from fleet_admin.dashboard.errors import DashboardError
 from fleet_admin.dashboard.services import Services
 from fleet_admin.dashboard.settings import DashboardSettings
+from fleet_common.http_server import HttpServerError
 from tests.support.tls_fleet import of_server
 
 
@@ -70,10 +70,10 @@ def test_over_tls_the_cookie_never_leaves_it(make_services: Callable[..., Servic
 
 def test_a_used_port_and_a_bad_certificate_are_reported(served: str, services: Services, tmp_path: Path) -> None:
     taken = services.settings.model_copy(update={"listen": served.removeprefix("http://")})
-    with pytest.raises(DashboardError):
+    with pytest.raises(HttpServerError):
         DashboardServer(taken, services=services)
     broken = tmp_path / "broken.pem"
     broken.write_text("none")
     settings = services.settings.model_copy(update={"https_certificate": broken})
-    with pytest.raises(DashboardError):
+    with pytest.raises(HttpServerError):
         DashboardServer(settings, services=services)

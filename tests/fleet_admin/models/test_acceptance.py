@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dssd.distribution import quantize, shape
 from fleet_admin.models.acceptance import (
     LONGEST_DRAFT,
     MeasuredPosition,
@@ -21,6 +20,7 @@ from fleet_admin.models.prompts import read_prompts_by_category
 from fleet_cli import models
 from fleet_cli.models_report import show_claims
 from fleet_device.drafters.without_model import ScriptedDrafter
+from sampling.distribution import quantize, shape
 from schemas.policy import Mode
 from tests.support.command import Run, as_json, refused
 from tests.support.memory_fleet import DRAFT, END, TARGET, Device, MemoryFleet, lossless_text, terms

@@ -11,10 +11,10 @@ from fleet_admin.models.errors import ModelUnreadable
 from fleet_admin.models.facts import KvShape, folder_facts, gguf_facts, layers_of
 from fleet_common.gguf_files import GgufUnreadable, read_header
 from fleet_device.drafters.model_file import GgufModel
-from fleet_edge.verifiers.packed.attention import context_of, inspect_model
+from fleet_edge.verifiers.torch_engine.attention import context_of, inspect_model
 from tests.fleet_edge.verifiers.oracle import CONFIGS, tiny_folder, tiny_model
 from tests.support.family_models import FAMILIES, family_folder, family_gguf, parameters, weight_bytes
-from tests.support.tiny_gguf import CHAT_TEMPLATE, END, tiny_gguf
+from tests.support.tiny_gguf import CHAT_TEMPLATE, END, tiny_delta_gguf, tiny_gguf, tiny_hybrid_gguf
 
 MISTRAL = FAMILIES["Mistral 7B"]
 
@@ -178,12 +178,24 @@ def test_weights_in_several_files_are_all_counted_and_none_may_miss(tmp_path: Pa
         folder_facts(folder)
 
 
+def test_states_of_recurrent_layers_count_as_memory(tmp_path: Path) -> None:
+    facts = gguf_facts(tiny_delta_gguf(tmp_path / "delta.gguf"))
+    assert not facts.refusal
+    assert facts.kv_bytes(tokens=1, number_bytes=2) == 2 * 2 * 2 * 32 + facts.state_bytes
+    assert facts.state_bytes > 2 * 2 * 32 * 32 * 4  # two layers of two heads
+
+
 def test_layers_that_keep_a_running_state_are_refused(tmp_path: Path) -> None:
     folder = family_folder(tmp_path / "model", FAMILIES["Qwen 3 0.6B"])
     config = json.loads((folder / "config.json").read_text())
     config |= {"model_type": "qwen3_next", "layer_types": ["linear_attention", "full_attention"] * 14}
     (folder / "config.json").write_text(json.dumps(config))
-    assert folder_facts(folder).refusal == "has layers of kind linear_attention, which take no tokens back"
+    assert "linear_attention" in folder_facts(folder).refusal
+    assert "GGUF" in folder_facts(folder).refusal
+    config |= {"model_type": "lfm2", "layer_types": ["conv", "full_attention"] * 14, "conv_L_cache": 3}
+    (folder / "config.json").write_text(json.dumps(config))
+    assert not folder_facts(folder).refusal
+    assert not gguf_facts(tiny_hybrid_gguf(tmp_path / "lfm2.gguf")).refusal
     mamba = family_gguf(tmp_path / "mamba.gguf", FAMILIES["SmolLM2 135M"])
     raw = mamba.read_bytes()
     mamba.write_bytes(

@@ -5,14 +5,16 @@ from typing import Any
 
 import pytest
 from gguf import GGMLQuantizationType, TokenType
+from tokenizers import Regex, Tokenizer, pre_tokenizers
+from tokenizers.models import BPE, Unigram
 
 from fleet_admin.models.errors import ModelUnreadable
-from fleet_admin.models.facts import ModelFacts, gguf_facts, write_vocabulary
+from fleet_admin.models.facts import ModelFacts, ModelFormat, gguf_facts, write_vocabulary
 from fleet_admin.models.pair import CheckedPair, check_pair, device_need, edge_needs, findings_of
-from fleet_common.checks import CheckStatus
+from fleet_common.checks import Check, CheckStatus
 from tests.support.command import Run, as_json, refused
 from tests.support.family_models import FAMILIES, family_folder, family_gguf, weight_bytes
-from tests.support.tiny_gguf import CHAT_TEMPLATE, Row, tiny_rows
+from tests.support.tiny_gguf import CHAT_TEMPLATE, Row, sentencepiece_rows, tiny_gguf, tiny_rows
 
 SMALL, LARGE = FAMILIES["Llama 3.2 1B"], FAMILIES["Llama 3.1 8B"]
 OTHER = CHAT_TEMPLATE.replace("<|im_start|>", "<|im_end|>")
@@ -91,9 +93,10 @@ def test_a_folder_does_not_tell_what_is_common_and_a_vocabulary_file_of_it_does(
         ("end tokens", (0,), (), NOTE, "max_new_tokens alone"),
         ("chat template", CHAT_TEMPLATE, CHAT_TEMPLATE, FITS, "the same prompts"),
         ("chat template", CHAT_TEMPLATE, ALIKE, FITS, "the same prompts"),
-        ("chat template", CHAT_TEMPLATE, OTHER, NOTE, "other prompts of the same chat"),
-        ("chat template", CHAT_TEMPLATE, "{% broken", NOTE, "other prompts of the same chat"),
-        ("chat template", None, CHAT_TEMPLATE, NOTE, "chats are refused"),
+        ("chat template", CHAT_TEMPLATE, OTHER, FITS, "by the target's"),
+        ("chat template", CHAT_TEMPLATE, "{% broken", NOTE, "makes no prompt"),
+        ("chat template", None, CHAT_TEMPLATE, FITS, "by the target's"),
+        ("chat template", None, None, NOTE, "chats are refused"),
         ("chat template", CHAT_TEMPLATE, None, NOTE, "not tuned for chats"),
         ("context", 8192, 8192, FITS, "8,192 tokens"),
         ("context", 8192, 2048, FITS, "can have 2,048 tokens"),
@@ -110,6 +113,67 @@ def test_what_two_models_of_one_vocabulary_are_told(
     [found] = [each for each in findings_of(*models, overlap=lambda: None) if each.name == aspect]
     assert found.status is outcome
     assert part in found.sentence
+
+
+def tokenizer_folder(path: Path, tokenizer: Tokenizer) -> ModelFacts:
+    path.mkdir()
+    tokenizer.save(str(path / "tokenizer.json"))
+    return replace(facts(path), source=str(path), form=ModelFormat.FOLDER)
+
+
+def tried(one: ModelFacts, other: ModelFacts) -> Check:
+    same = replace(other, vocabulary=one.vocabulary)
+    [found] = [each for each in findings_of(one, same, overlap=lambda: None) if each.name == "tokenizer"]
+    return found
+
+
+def bytes_tokenizer(split: str) -> Tokenizer:
+    letters = pre_tokenizers.ByteLevel.alphabet()
+    words = [*letters, "12", "123", "Ġ1"]
+    tokenizer = Tokenizer(BPE({word: index for index, word in enumerate(words)}, [("1", "2"), ("12", "3")]))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(split), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    return tokenizer
+
+
+def unigram(scores: dict[str, float]) -> Tokenizer:
+    pieces = [("<unk>", 0.0), *scores.items(), *((chr(code), -9.0) for code in range(33, 0x3000))]
+    tokenizer = Tokenizer(Unigram(list(dict(pieces).items()), unk_id=0, byte_fallback=False))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    return tokenizer
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (bytes_tokenizer(r"\d{1,3}"), bytes_tokenizer(r"\d")),
+        (unigram({"▁": -1.0, "he": -2.0, "th": -3.0}), unigram({"▁": -1.0, "he": -3.0, "th": -2.0, "e": -4.0})),
+    ],
+    ids=["pre-tokenizer", "unigram"],
+)
+def test_tokenizers_of_the_same_tokens_are_tried_on_texts(tmp_path: Path, one: Tokenizer, other: Tokenizer) -> None:
+    first, second = tokenizer_folder(tmp_path / "one", one), tokenizer_folder(tmp_path / "other", other)
+    assert tried(first, replace(first)).status is FITS
+    assert tried(first, second).status is NOTE
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_ggufs_of_both_kinds_are_tried(tmp_path: Path, kind: str) -> None:
+    rows = sentencepiece_rows() if kind == "llama" else None
+    paths = [tiny_gguf(tmp_path / name, tokenizer=kind, rows=rows) for name in ("one.gguf", "other.gguf")]
+    one, other = map(gguf_facts, paths)
+    assert tried(one, other).status is FITS
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}"])
+def test_a_tokenizer_that_cannot_be_read_is_not_called_alike(tmp_path: Path, text: str) -> None:
+    folder = tokenizer_folder(tmp_path / "folder", bytes_tokenizer(r"\d"))
+    (tmp_path / "folder" / "tokenizer.json").write_text(text)
+    assert tried(folder, folder).status is NOTE
 
 
 def test_a_model_that_takes_no_tokens_back_is_refused_at_either_end(tmp_path: Path) -> None:
@@ -155,7 +219,8 @@ def test_the_command_says_whether_the_pair_fits(check: Run, tmp_path: Path) -> N
     assert [need["weights"] for need in found["memory"]["edge"]] == ["8 bits", "4 bits", "bfloat16", "float32"]
     assert found["disk"]["device"] == draft.stat().st_size
     assert found["disk"]["edge"] == sum(path.stat().st_size for path in target.iterdir())
-    assert {finding["status"] for finding in found["findings"]} == {"ok"}
+    other = {finding["name"] for finding in found["findings"] if finding["status"] != "ok"}
+    assert other == {"tokenizer"}, "the folder's is none"
     other = family_gguf(tmp_path / "other.gguf", SMALL, rows=rows(first=9000, common=0))
     assert as_json(check(other, target, "--json"), 1)["fits"] is False
 

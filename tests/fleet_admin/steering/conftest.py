@@ -4,11 +4,8 @@ from datetime import UTC, datetime
 import pytest
 
 from fleet_admin.steering import Actor, SteeringLog
-from fleet_edge.store.database import open_store
-from fleet_edge.store.records import DeviceSeen
-from tests.fleet_edge.store.conftest import database_url, empty_databases, postgres
-
-__all__ = ["database_url", "empty_databases", "postgres"]
+from fleet_edge.session_log.database import open_store
+from tests.fleet_edge.store import samples
 
 NOW = datetime(2026, 3, 4, 12, tzinfo=UTC)
 ALICE = Actor("alice", "desk")
@@ -19,7 +16,7 @@ def url(database_url: str) -> str:
     with open_store(database_url) as store:
         store.apply(
             [
-                DeviceSeen(
+                samples.device_seen(
                     device=f"gw-{number}",
                     at=NOW,
                     presence="online" if number != 3 else "offline",

@@ -5,14 +5,15 @@ import pytest
 from sqlalchemy import create_engine, text
 
 from fleet_admin.steering import SteeringError, SteeringLog
-from fleet_edge.session_log import SessionLog
-from fleet_edge.store.database import open_store
-from fleet_edge.store.engine import parse_url
-from fleet_edge.store.errors import StoreError, StoreUnavailable
-from fleet_edge.store.records import DeviceSeen
-from fleet_edge.store.views import AuditEntry
+from fleet_edge.session_log.database import open_store
+from fleet_edge.session_log.engine import parse_url
+from fleet_edge.session_log.errors import StoreError, StoreUnavailable
+from fleet_edge.session_log.filters import Filter
+from fleet_edge.session_log.log import SessionLog
+from fleet_edge.session_log.views import AuditEntry
 from schemas.control import CommandRequest
 from tests.fleet_admin.steering.conftest import ALICE, NOW
+from tests.fleet_edge.store import samples
 
 
 def test_labels_are_given_and_taken_off_and_who_did_it_is_kept(log: SteeringLog) -> None:
@@ -52,8 +53,7 @@ def test_a_retired_device_is_out_of_service_until_it_is_put_back(log: SteeringLo
 def test_an_edge_that_sees_a_retired_device_does_not_put_it_back(log: SteeringLog, url: str) -> None:
     log.retire("gw-1", actor=ALICE)
     with open_store(url) as store:
-        seen = {"software": "0.2", "draft_model": "small", "quantization": "Q4_0"}
-        store.apply([DeviceSeen(device="gw-1", at=NOW + timedelta(hours=1), presence="online", **seen)])
+        store.apply([samples.device_seen(device="gw-1", at=NOW + timedelta(hours=1))])
     assert log.known()["gw-1"].retired_at == NOW
 
 
@@ -66,7 +66,7 @@ def test_commands_are_kept_with_what_came_of_them(log: SteeringLog) -> None:
     log.end_commands({f"{1:016x}": ("ok", "5 lines.")})
     found = {each.device: (each.outcome, each.sentence) for each in log.commands()}
     assert found == {"gw-1": ("ok", "5 lines."), "gw-2": (None, None)}
-    assert [each.device for each in log.commands(devices=["gw-2"])] == ["gw-2"]
+    assert [each.device for each in log.commands(where=[Filter("device", "=", "gw-2")])] == ["gw-2"]
     assert log.commands(since=NOW + timedelta(seconds=1)) == []
 
 
@@ -78,9 +78,9 @@ def test_the_audit_log_is_searched_by_who_what_whom_and_when(log: SteeringLog) -
         ]
     )
     log.end_audit({ids[0]: "in force"})
-    assert [each.outcome for each in log.audit(who="alice")] == ["in force"]
-    assert [each.who for each in log.audit(subject="gw-2")] == ["bob"]
-    assert [each.who for each in log.audit(action="quarantine")] == ["bob"]
+    assert [each.outcome for each in log.audit(where=[Filter("who", "=", "alice")])] == ["in force"]
+    assert [each.who for each in log.audit(where=[Filter("subject", "=", "gw-2")])] == ["bob"]
+    assert [each.who for each in log.audit(where=[Filter("action", "=", "quarantine")])] == ["bob"]
     assert log.audit(until=NOW) == []
     assert len(log.audit(since="1s")) == 2
     assert len(log.audit(limit=1)) == 1

@@ -8,13 +8,13 @@ from fleet_admin.steering.planning import (
     KnownDevice,
     SettingState,
     check_change,
-    outcome_of,
     plan_changes,
     read_assignments,
-    settings_views,
+    settings_after,
+    settings_view,
 )
 from fleet_admin.steering.steering import CommandAnswers
-from fleet_edge.store.event_codes import EVENT_CODES, EventKind
+from fleet_edge.session_log.event_codes import EVENT_CODES, EventKind
 from schemas.control import (
     CommandOutcome,
     CommandRequest,
@@ -182,9 +182,9 @@ def change(device: str = "a", unset: tuple[str, ...] = (), **changes: object) ->
 )
 def test_what_has_become_of_a_change(device: str, reported: ReportedSettings | None, state: SettingState) -> None:
     made = change(device, top_k=5)
-    assert outcome_of(made, reported, desired=wanted(4, top_k=5, ahead=True)).state is state
-    assert outcome_of(made, reported, desired=None).state is state
-    assert outcome_of(made, reported, desired=None, rejected=True).state is SettingState.REFUSED
+    desired = wanted(4, top_k=5, ahead=True)
+    assert settings_after(made, desired, reported, rejected=False).state is state
+    assert settings_after(made, None, reported, rejected=True).state is SettingState.REFUSED
 
 
 @pytest.mark.parametrize(
@@ -192,16 +192,17 @@ def test_what_has_become_of_a_change(device: str, reported: ReportedSettings | N
     [
         ((), {"top_k": 5, "ahead": True, "top_p": 0.5}, SettingState.IN_FORCE),
         ((), {"top_k": 5}, SettingState.IN_FORCE),
-        ((), {"top_k": 6, "ahead": True}, SettingState.REPLACED),
-        ((), {}, SettingState.REPLACED),
+        ((), {"top_k": 6, "ahead": True}, SettingState.REFUSED),
+        ((), {}, SettingState.REFUSED),
         (("ahead",), {"top_k": 5}, SettingState.IN_FORCE),
-        (("ahead",), {"top_k": 5, "ahead": False}, SettingState.REPLACED),
+        (("ahead",), {"top_k": 5, "ahead": False}, SettingState.REFUSED),
     ],
 )
 def test_settings_of_another_monitor_since_include_the_change_or_replace_it(
     unset: tuple[str, ...], latest: dict[str, object], state: SettingState
 ) -> None:
-    assert outcome_of(change("a", unset, top_k=5), said(6), desired=wanted(6, **latest)).state is state
+    found = settings_after(change("a", unset, top_k=5), wanted(6, **latest), said(6), rejected=False)
+    assert found.state is state
 
 
 @pytest.mark.parametrize(
@@ -217,10 +218,8 @@ def test_settings_of_another_monitor_since_include_the_change_or_replace_it(
 def test_desired_is_compared_with_reported(
     desired: DesiredSettings | None, reported: ReportedSettings | None, state: SettingState
 ) -> None:
-    messages = {"a": desired} if desired else {}, {"a": reported} if reported else {}
-    [found] = settings_views(KNOWN, *messages, devices=["a", "never-seen"])
+    found = settings_view(KNOWN["a"], desired, reported)
     assert (found.device, found.state, found.reports) == ("a", state, reported is not None)
-    assert len(settings_views(KNOWN, *messages)) == len(KNOWN)
 
 
 def response(result: str | None = None) -> CommandResponse:
@@ -245,5 +244,5 @@ def test_what_is_logged_as_an_event_is_in_the_table_of_events() -> None:
     known = {(each.kind, each.code) for each in EVENT_CODES}
     assert {(EventKind.CONFIG, code) for code in steering._CODES.values()} <= known
     assert {(EventKind.COMMAND, code) for code in steering._ENDS.values()} <= known
-    assert set(steering._CODES) == set(SettingState) - {SettingState.NONE}
+    assert set(steering._CODES) == set(SettingState)
     assert set(steering._ENDS) == {*CommandOutcome, "silent"}

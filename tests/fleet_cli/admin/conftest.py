@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from fleet_edge.store.database import open_store
+from fleet_edge.session_log.database import open_store
 from tests.support.command import Run
 
 

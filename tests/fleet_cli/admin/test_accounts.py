@@ -52,9 +52,12 @@ def test_what_cannot_be_is_one_sentence(
 def test_the_dashboard_is_served_until_it_is_told_to_stop(url: str) -> None:
     command = [sys.executable, "-m", "fleet_cli.main", "admin", "serve", "--db", url, "--listen", "127.0.0.1:0"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        address = process.stderr.readline().rpartition(" ")[2].strip()
-        assert "add" in process.stderr.readline()
-        with urllib.request.urlopen(f"{address}login", timeout=PATIENCE_S) as page:
-            assert b"Log in" in page.read()
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(PATIENCE_S) == 0
+        try:
+            address = process.stderr.readline().rpartition(" ")[2].strip()
+            assert "add" in process.stderr.readline()
+            with urllib.request.urlopen(f"{address}/login", timeout=PATIENCE_S) as page:
+                assert b"Log in" in page.read()
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(PATIENCE_S) == 0
+        finally:
+            process.kill()  # or a failure would wait for it without end

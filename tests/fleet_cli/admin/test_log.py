@@ -7,10 +7,9 @@ from pathlib import Path
 import pytest
 
 from fleet_cli import tables
-from fleet_edge.store.database import open_store
-from fleet_edge.store.records import segment_number
+from fleet_edge.session_log.database import open_store
+from fleet_edge.session_log.records import segment_number
 from schemas.policy import Mode
-from schemas.reasons import EndReason
 from tests.fleet_edge.store import samples
 from tests.fleet_edge.store.samples import SESSION
 from tests.support.command import Run, as_json, refused
@@ -60,14 +59,11 @@ def test_a_device_is_shown_with_hours_sessions_and_events(admin: Run) -> None:
     ("arguments", "expected"),
     [
         ((), [OTHER, SESSION]),
-        (("--device", "sensor-1"), [SESSION]),
-        (("--edge", "edge-1", "--limit", "1"), [OTHER]),
-        (("--reason", EndReason.STOP.value), [SESSION]),
-        (("--mode", "coupled"), [OTHER]),
+        (("edge=edge-1", "--limit", "1"), [OTHER]),
+        (("mode=coupled",), [OTHER]),
         (("--since", "2h"), [OTHER]),
         (("--until", "2026-03-04T12:00"), [SESSION]),
         (("--until", "2026-03-04T12:30+02:00"), []),
-        (("--open",), [OTHER]),
     ],
 )
 def test_sessions_are_filtered(admin: Run, arguments: tuple[str, ...], expected: list[str]) -> None:
@@ -80,9 +76,11 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("terminal")
-@pytest.mark.parametrize("command", [("sessions",), ("devices",), ("usage",), ("session", SESSION, "--rounds")])
-def test_wide_shows_what_a_pipe_is_given(admin: Run, command: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
-    _, wide, _ = admin(*command, "--wide")
+@pytest.mark.parametrize("command", [("sessions",), ("devices",), ("usage",), ("devices", "state!=offline")])
+def test_all_columns_are_what_a_pipe_is_given(
+    admin: Run, command: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, wide, _ = admin(*command, "--columns", "all")
     _, narrow, _ = admin(*command)
     monkeypatch.setattr(tables, "terminal_width", lambda: None)
     _, piped, _ = admin(*command)

@@ -5,7 +5,7 @@ import pytest
 
 from fleet_admin.dashboard.settings import DashboardSettings
 from fleet_cli.errors import CommandError
-from fleet_edge.store.database import open_store
+from fleet_edge.session_log.database import open_store
 from tests.support.command import Run, as_json, refused
 
 

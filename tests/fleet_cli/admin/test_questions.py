@@ -3,22 +3,25 @@ import io
 import json
 import re
 import shlex
+import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
+import anyio
 import pytest
+from mcp import Client, StdioServerParameters
 
 from fleet_admin.columns import csv_cell
 from fleet_cli import tables
 from fleet_cli.admin.sessions import follow
 from fleet_cli.admin.usage import equal_parts, read_period
-from fleet_edge.alerts import alerts as book
-from fleet_edge.session_log import SessionLog
-from fleet_edge.store.database import open_store
-from fleet_edge.store.event_codes import Severity
-from fleet_edge.store.records import LeaveReason, segment_number
-from fleet_edge.store.steering import add_labels
+from fleet_edge.session_log.alerts import alerts as book
+from fleet_edge.session_log.database import open_store
+from fleet_edge.session_log.event_codes import Severity
+from fleet_edge.session_log.log import SessionLog
+from fleet_edge.session_log.records import LeaveReason, segment_number
+from fleet_edge.session_log.steering import add_labels
 from schemas.control import Presence
 from schemas.reasons import EndReason
 from tests.fleet_edge.store import samples
@@ -116,31 +119,17 @@ def test_what_the_page_names_can_be_run(admin: Run, command: str) -> None:
 @pytest.mark.parametrize(
     ("command", "expected", "absent"),
     [
-        ("devices --label hall_a", ["gateway-8"], ["gateway-7"]),
-        ("devices --state offline", ["gateway-9", "offline"], ["gateway-7", "gateway-8"]),
-        ("devices --version 0.2.0", ["gateway-7"], ["gateway-8"]),
-        ("devices --since 1h", ["gateway-7"], []),
-        ("sessions --label hall_a", [MOVED, WHOLE], [FAILED]),
-        ("sessions --reason failed", [FAILED, "The draft model is gone."], [MOVED]),
-        ("sessions --model nobodys", ["No session"], [MOVED]),
-        ("sessions --app chat", [FAILED], [MOVED, WHOLE]),
+        ("sessions model=nobodys", ["No row matches"], [MOVED]),
         (f"session {FAILED}", ["The draft model is gone. (drafter-error)", "350 ms", "90 ms"], []),
         ("edges", ["edge-1", "50.0 %", "4,093"], []),
         ("versions", ["0.2.0", "0.1.0"], []),
         ("usage --by label", ["hall_a", "north", "—"], ["gateway-8"]),
         ("usage --by app,device", ["chat", "gateway-7"], []),
         ("usage --per month", [f"{NOW:%Y-%m} "], []),
-        ("usage --by device --label hall_a", ["gateway-8"], ["gateway-7"]),
         ("usage --per day --since 20d", ["75.0 %", "first token p95"], []),
-        ("usage --by device --sort refusals --since 1h", ["gateway-7"], []),
-        ("usage --by device --sort tokens --label north", ["gateway-8"], ["gateway-7"]),
         ("usage --between 14d..7d,7d", ["+100.0 %", "sessions failed"], []),
-        ("events --kind refused", ["busy", "gateway-7"], ["internal"]),
-        ("events --severity error", ["internal"], ["busy"]),
-        ("events --device gateway-8", ["handed-over", "model-changed"], ["busy"]),
-        ("events --who ada --wide", ["wanted", "ada"], ["busy"]),
-        ("events --count kind,code --severity error", ["fault", "internal"], ["busy"]),
-        ("events --count device --kind refused", ["gateway-7"], ["gateway-8"]),
+        ("events --count kind,code severity=error", ["fault", "internal"], ["busy"]),
+        ("events --count device kind=refused", ["gateway-7"], ["gateway-8"]),
     ],
 )
 def test_answers_hold_what_was_asked_for(admin: Run, command: str, expected: list[str], absent: list[str]) -> None:
@@ -166,7 +155,7 @@ def _numbers(output: str) -> list[str]:
 @pytest.mark.parametrize("command", [command for _, command in _questions()])
 def test_a_narrow_terminal_cuts_no_number(admin: Run, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     name = command.split(maxsplit=1)[0]
-    if name in {*ELSEWHERE, "export"} or any(flag in command for flag in ("--follow", "--csv", "--wide")):
+    if name in {*ELSEWHERE, "export"} or any(flag in command for flag in ("--follow", "--csv", "--columns")):
         return
     command = command.replace("SESSION", FAILED[:4])
     for _ in range(5):  # ages change from one call to the next on a slow machine
@@ -201,9 +190,9 @@ def test_of_two_periods_equal_parts_are_compared() -> None:
     ("command", "first"),
     [
         ("devices --sort certificate", "gateway-8"),
-        ("devices --sort round-trip", "gateway-7"),
-        ("usage --by device --sort sessions --since 30d", "gateway-8"),
-        ("usage --by device --sort errors --since 1h", "gateway-7"),
+        ("devices --sort -round_trip", "gateway-7"),
+        ("usage --by device --sort -sessions --since 30d", "gateway-8"),
+        ("usage --by device --sort -errors --since 1h", "gateway-7"),
     ],
 )
 def test_what_is_to_be_looked_at_first_comes_first(admin: Run, command: str, first: str) -> None:
@@ -217,27 +206,37 @@ def test_all_sessions_are_sorted_and_not_only_those_that_are_shown(tmp_path: Pat
             at, name = NOW - timedelta(hours=60 - number), f"{number:016x}"
             key = {"session": name, "segment": segment_number(at), "device": "gateway-1"}
             store.apply([samples.opened(**key, at=at), samples.progress(**key, at=at, tokens=600 - number)])
-    found = as_json(fleet("admin", "sessions", "--sort", "tokens", "--limit", "3", "--json", "--db", db))
+    found = as_json(fleet("admin", "sessions", "--sort", "-tokens", "--limit", "3", "--json", "--db", db))
     assert [each["session"] for each in found] == [f"{number:016x}" for number in range(3)]
 
 
 @pytest.mark.parametrize(
     ("command", "sentence"),
     [
-        ("devices --sort size", "--sort takes name, seen, sessions"),
-        ("sessions --sort size", "--sort takes opened, tokens"),
+        ("devices --sort size", "Devices have no column 'size'; there are device, state"),
+        ("sessions --columns size,tokens", "Sessions have no column 'size'; there are session, device"),
+        ("sessions size=5", "Sessions have no column 'size'"),
+        ("sessions reason=bored", "reason is one of stop, length"),
+        ("devices state=silent", "state is one of online"),
+        ("sessions tokens=many", "tokens is compared with a number such as 5, not with 'many'"),
+        ("sessions 'tokens>nan'", "tokens is compared with a number such as 5, not with 'nan'"),
+        ("sessions 'tokens<'", "'tokens<' needs a value"),
+        ("sessions tokens~5", "tokens is no text"),
+        ("sessions 'opened>yesterday'", "opened: 'yesterday' is neither an age"),
+        ("sessions labels~hall", "by labels=NAME only"),
+        ("usage edge~1", "by edge=NAME only"),
+        ("sessions tokens", "The filter 'tokens' cannot be read"),
         ("usage --by country", "--by takes app, device, edge, model, target, label, not 'country'"),
         ("usage --by day", "for times see --per"),
         ("usage --per week", "--per takes hour, day or month, not 'week'"),
-        ("usage --sort size", "--sort takes app, tokens"),
         ("usage --since next-week", "'next-week' is no period: take today"),
-        ("devices --state silent", "--state takes online"),
+        ("usage --edge edge-1", "write the filter edge=edge-1"),
         ("usage --between 7d", "--between takes two periods"),
-        ("usage --between 14d,7d --by app", "--between goes with --edge alone"),
-        ("events --severity dreadful", "--severity takes info, warning or error, not 'dreadful'"),
+        ("usage --between 14d,7d --by app", "--between goes with --edge and --json alone"),
+        ("events severity=dreadful", "severity is one of info, warning, error, not 'dreadful'"),
         ("events --count moon", "--count takes kind, code"),
-        ("events --count kind --follow", "--count goes with neither --follow"),
-        ("events --until 1h --follow", "--until and --follow exclude"),
+        ("events --count kind --follow", "--follow goes with filters"),
+        ("events --until 1h --follow", "--follow goes with filters"),
         ("usage --between yesterday,tomorrow", "'tomorrow' is no period: take today"),
         ("usage --between 2020-13,7d", "'2020-13' is no period"),
         ("usage --between 7d..9d,7d", "is empty or has not begun"),
@@ -294,3 +293,46 @@ def test_events_are_followed_each_once_the_earliest_first(url: str) -> None:
     codes = [event.code for event in seen]
     assert sorted(codes) == sorted(["busy", "internal", "handed-over", "model-changed", "wanted", "sent"])
     assert codes[-1] == "sent"
+
+
+ASKED: Final = (
+    ("table", {"name": "devices"}, lambda said: len(said["rows"]), 3),
+    ("table", {"name": "devices", "filters": ["state=offline"]}, lambda said: said["rows"][0]["device"], "gateway-9"),
+    ("table", {"name": "edges"}, lambda said: said["rows"][0]["edge"], "edge-1"),
+    ("table", {"name": "sessions", "filters": ["reason=failed"]}, lambda said: said["rows"][0]["session"], FAILED),
+    ("table", {"name": "sessions", "limit": 1}, lambda said: (len(said["rows"]), said["more"]), (1, True)),
+    ("table", {"name": "events", "filters": ["kind=refused"]}, lambda said: said["rows"][0]["code"], "busy"),
+    ("table", {"name": "alerts"}, lambda said: said["rows"], []),
+    ("usage", {"by": ["device"], "sort": "device"}, lambda said: said["rows"][0]["device"], "gateway-7"),
+    ("device", {"name": "gateway-7"}, lambda said: said["events"][0]["device"], "gateway-7"),
+    ("edge", {"name": "edge-1"}, lambda said: said["edge"]["edge"], "edge-1"),
+    ("session", {"prefix": FAILED[:6]}, lambda said: said["session"]["session"], FAILED),
+)
+WRONG: Final = (
+    ("device", {"name": "nobody"}, "nobody"),
+    ("table", {"name": "passwords"}, "passwords"),
+    ("table", {"name": "devices", "filters": ["colour=blue"]}, "colour"),
+    ("table", {"name": "sessions", "since": "soon"}, "soon"),
+    ("usage", {"by": ["moon"]}, "moon"),
+)
+
+
+def test_an_assistant_is_answered_over_standard_input_and_output(url: str) -> None:
+    program = StdioServerParameters(command=sys.executable, args=["-m", "fleet_cli.main", "admin", "mcp", "--db", url])
+
+    async def ask() -> None:
+        async with Client(program, read_timeout_seconds=120.0) as client:
+            tools = (await client.list_tools()).tools
+            assert {each.name for each in tools} == {name for name, *_ in ASKED}
+            assert all(each.annotations is not None and each.annotations.read_only_hint for each in tools)
+            for name, given, figure, expected in ASKED:
+                answer = await client.call_tool(name, given)
+                assert not answer.is_error, answer
+                assert answer.structured_content is not None
+                assert figure(answer.structured_content) == expected, (name, given)
+            for name, given, word in WRONG:
+                answer = await client.call_tool(name, given)
+                assert answer.is_error
+                assert word in str(answer.content)
+
+    anyio.run(ask)

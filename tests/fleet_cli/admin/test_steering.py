@@ -6,7 +6,7 @@ import pytest
 from broker_config.broker import Broker
 from fleet_common.mqtt.settings import BrokerSettings
 from fleet_device.gateway import Gateway
-from fleet_edge.store.database import open_store
+from fleet_edge.session_log.database import open_store
 from tests.fleet_edge.store import samples
 from tests.support.brokers import StartBroker
 from tests.support.command import Run, as_json, refused
@@ -38,8 +38,11 @@ def test_labels_are_given_listed_and_taken_off(admin: Run) -> None:
     assert (code, output) == (0, "gw-1: hall_a\ngw-2: hall_a\n")
     assert "gw-1" in complaint
     admin("label", "gw-2", "--remove", "hall_a", "--add", "roof")
-    assert as_json(admin("labels", "--json")) == {"hall_a": ["gw-1"], "roof": ["gw-2"]}
-    assert as_json(admin("labels", "--json", "--label", "roof")) == {"roof": ["gw-2"]}
+    assert as_json(admin("labels", "--json")) == [
+        {"label": "hall_a", "devices": ["gw-1"]},
+        {"label": "roof", "devices": ["gw-2"]},
+    ]
+    assert as_json(admin("labels", "label=roof", "--json")) == [{"label": "roof", "devices": ["gw-2"]}]
     assert "gw-1" in admin("labels")[1]
 
 
@@ -53,8 +56,8 @@ def test_who_has_done_it_is_the_user_or_who_the_user_says_to_be(admin: Run) -> N
         ("grace (ada)", "label"),
         ("grace (ada)", "quarantine"),
     ]
-    assert [each["after"] for each in as_json(admin("audit", "--json", "--who", "ada"))] == ["hall_a"]
-    assert "grace (ada)" in admin("audit", "--subject", "gw-1", "--since", "1h")[1]
+    assert [each["after"] for each in as_json(admin("audit", "who=ada", "--json"))] == ["hall_a"]
+    assert "grace (ada)" in admin("audit", "subject=gw-1", "--since", "1h")[1]
 
 
 @pytest.mark.parametrize(
@@ -115,7 +118,7 @@ def test_a_fleet_is_commanded(admin: Run, devices: list[Gateway], tmp_path: Path
     assert "format" in refused(admin("command", "format", "--all"))
     assert admin("command", "log-tail", "--device", "afar-1", "--out", str(tmp_path / "tails"))[0] == 0
     assert (tmp_path / "tails" / "afar-1.log-tail.txt").exists()
-    given = as_json(admin("commands", "--json", "--device", "afar-1"))
+    given = as_json(admin("commands", "device=afar-1", "--json"))
     assert [each["command"] for each in given][-2:] == ["resume", "drain"]
     assert {each["outcome"] for each in given} == {"ok", "failed"}
     assert "log-tail" in admin("commands")[1]

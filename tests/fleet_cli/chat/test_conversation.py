@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
-from fleet_cli.device_chat import Conversation, Painter
+from fleet_cli.device_chat import Conversation
 from fleet_device.errors import EdgeUnavailable, SessionRefused
 from fleet_device.requests.chat import ChatHistory
 from fleet_device.requests.generate import GeneratedText, generate_text
+from fleet_device.requests.prompt import TextOptions
 from schemas.reasons import EndReason, RefusalCode
 from tests.support.memory_device import ScriptedAgent, TalkingDrafter
 from tests.support.scripted_talker import ScriptedTalker
@@ -66,12 +67,19 @@ def talk(talkers: list[ScriptedTalker]) -> Talk:
         answer_tokens: int = 10,
     ) -> Script:
         talkers.append(ScriptedTalker(agent, TalkingDrafter(context=context)))
-        script, painter = Script(*lines), Painter(colours=False)
-        Conversation(talkers[-1], script, painter, ChatHistory(), answer_tokens=answer_tokens).run()
+        script = Script(*lines)
+        Conversation(talkers[-1], script, None, ChatHistory(), answer_tokens=answer_tokens).run()
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
         return script
 
     return run
+
+
+def test_the_options_of_a_chat_count_for_each_answer(talkers: list[ScriptedTalker]) -> None:
+    talkers.append(ScriptedTalker())
+    script, options = Script("Hi", "And?"), TextOptions(min_p=0.25)
+    Conversation(talkers[-1], script, None, ChatHistory(), answer_tokens=10, options=options).run()
+    assert [each["policy"].min_p for each in talkers[-1].agent.asked] == [0.25, 0.25]
 
 
 def asked(talker: ScriptedTalker, turn: int) -> list[str]:
@@ -164,7 +172,7 @@ def test_an_interrupt_stops_the_answer_and_keeps_what_there_is(talkers: list[Scr
 
     talkers.append(ScriptedTalker(agent))
     script = Interrupting("t1", let_go)
-    Conversation(talkers[0], script, Painter(colours=False), ChatHistory(), answer_tokens=10).run()
+    Conversation(talkers[0], script, None, ChatHistory(), answer_tokens=10).run()
     assert script.shown == "t1 t2 \nt1 t2 t3 \n"
     assert script.notes == ["[Stopped.]"]
     assert agent.ended == [EndReason.CANCELLED, EndReason.STOP]

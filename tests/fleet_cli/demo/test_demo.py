@@ -24,6 +24,7 @@ from fleet_cli.demo import (
     large_target,
     large_target_lines,
     run_chat,
+    stay,
     write_device_file,
 )
 from fleet_cli.demo_processes import StreamedAnswer, stream_answer
@@ -106,6 +107,20 @@ def test_a_broker_or_an_edge_that_has_ended_ends_the_demo(
         running.check()
 
 
+def test_an_interrupt_while_the_last_words_are_printed_is_the_usual_end() -> None:
+    said: list[str] = []
+
+    def show(words: str, **_: object) -> None:
+        said.append(words)
+        if len(said) == 1:
+            raise KeyboardInterrupt
+
+    console: Any = SimpleNamespace(print=show)
+    broker: Any = SimpleNamespace(running=True)
+    stay(_Fleet(console, ExitStack(), broker, [], [], ports={"device-1": 1}), "sqlite://", "nowhere")
+    assert len(said) == 2
+
+
 def test_the_device_file_configures_a_device_and_a_foreign_one_stays(
     tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -145,7 +160,8 @@ class ScriptedFleet:
     def _start(self, kind: str, arguments: list[str]) -> Iterator[Any]:
         self.started[kind].append(arguments)
         process = SimpleNamespace(kill=lambda: None, poll=lambda: None)
-        yield SimpleNamespace(child=SimpleNamespace(process=process, end=lambda: None), online={"target": "toy"})
+        online = {"target": "toy", "api": f"http://127.0.0.1:{len(self.started['device'])}"}
+        yield SimpleNamespace(child=SimpleNamespace(process=process, end=lambda: None), online=online)
 
     def _answer(self, port: int, _prompt: str, **options: Any) -> Iterator[StreamedAnswer]:
         self.asked.append((port, options))

@@ -4,8 +4,7 @@ from typing import Any
 
 import jsonschema
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from fleet_common.grammar.bounds import bounded_text
 from fleet_common.grammar.compiler import GrammarCompiler

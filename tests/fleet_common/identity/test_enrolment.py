@@ -26,7 +26,7 @@ def answer(authority: Authority, request: Path, to: Path, name: str = NAME) -> P
 
 def test_a_device_is_enrolled_in_two_steps(enrolment: Enrolment, authority: Authority, tmp_path: Path) -> None:
     signed = answer(authority, enrolment.ask(), tmp_path / "signed.pem")
-    taken = enrolment.take(signed, authority.folder.certificate)
+    taken = enrolment.install(signed, authority.folder.certificate)
     assert same_key(taken.public_key(), load_key(enrolment.key).public_key())
     assert enrolment.certificate.read_text() == signed.read_text()
     assert stat.S_IMODE(enrolment.key.stat().st_mode) == 0o600
@@ -34,19 +34,19 @@ def test_a_device_is_enrolled_in_two_steps(enrolment: Enrolment, authority: Auth
 
 
 def test_a_renewal_needs_the_certificate_alone(enrolment: Enrolment, authority: Authority, tmp_path: Path) -> None:
-    enrolment.take(answer(authority, enrolment.ask(), tmp_path / "signed.pem"), authority.folder.certificate)
+    enrolment.install(answer(authority, enrolment.ask(), tmp_path / "signed.pem"), authority.folder.certificate)
     (tmp_path / "renewed.pem").write_text(authority.renew(NAME, early=True).pem)
-    enrolment.take(tmp_path / "renewed.pem")
+    enrolment.install(tmp_path / "renewed.pem")
     assert enrolment.certificate.read_text() == (tmp_path / "renewed.pem").read_text()
 
 
 def test_a_new_key_waits_for_its_certificate(enrolment: Enrolment, authority: Authority, tmp_path: Path) -> None:
-    enrolment.take(answer(authority, enrolment.ask(), tmp_path / "signed.pem"), authority.folder.certificate)
+    enrolment.install(answer(authority, enrolment.ask(), tmp_path / "signed.pem"), authority.folder.certificate)
     old = enrolment.key.read_bytes()
     request = enrolment.ask(fresh=True)
     assert enrolment.key.read_bytes() == old, "it is still needed"
     (tmp_path / "renewed.pem").write_text(authority.renew(NAME, request=load_request(request), early=True).pem)
-    enrolment.take(tmp_path / "renewed.pem")
+    enrolment.install(tmp_path / "renewed.pem")
     assert enrolment.key.read_bytes() != old
     assert not enrolment.next_key.exists()
     shown = x509.load_pem_x509_certificate(enrolment.certificate.read_bytes())
@@ -58,7 +58,7 @@ def test_another_devices_certificate_is_refused(enrolment: Enrolment, authority:
     other = authority.sign(request_for("sensor-2"), name="sensor-2", role=IdentityRole.DEVICE)
     (tmp_path / "signed.pem").write_text(other.pem)
     with pytest.raises(CertificateRefused, match="not for the key in"):
-        enrolment.take(tmp_path / "signed.pem", authority.folder.certificate)
+        enrolment.install(tmp_path / "signed.pem", authority.folder.certificate)
     assert not enrolment.certificate.exists()
 
 
@@ -66,7 +66,7 @@ def test_a_certificate_for_another_name_is_refused(authority: Authority, tmp_pat
     other = Enrolment(tmp_path / "credentials", "sensor-2", clock)
     signed = answer(authority, other.ask(), tmp_path / "signed.pem", "sensor-2")
     with pytest.raises(CertificateRefused, match="for the device 'sensor-2' and not for the device 'sensor-1'"):
-        Enrolment(tmp_path / "credentials", NAME, clock).take(signed, authority.folder.certificate)
+        Enrolment(tmp_path / "credentials", NAME, clock).install(signed, authority.folder.certificate)
 
 
 def test_a_certificate_of_another_authority_is_refused(
@@ -75,17 +75,17 @@ def test_a_certificate_of_another_authority_is_refused(
     signed = answer(authority, enrolment.ask(), tmp_path / "signed.pem")
     other = create_authority(tmp_path / "other", fleet="home", actor="tester", clock=clock)
     with pytest.raises(CertificateRefused, match="not signed by the authority"):
-        enrolment.take(signed, other.folder.certificate)
+        enrolment.install(signed, other.folder.certificate)
 
 
 def test_whom_a_device_trusts_does_not_change_by_itself(
     enrolment: Enrolment, authority: Authority, tmp_path: Path, clock: FrozenClock
 ) -> None:
-    enrolment.take(answer(authority, enrolment.ask(), tmp_path / "signed.pem"), authority.folder.certificate)
+    enrolment.install(answer(authority, enrolment.ask(), tmp_path / "signed.pem"), authority.folder.certificate)
     other = create_authority(tmp_path / "other", fleet="home", actor="tester", clock=clock)
     impostor = answer(other, enrolment.request, tmp_path / "impostor.pem")
     with pytest.raises(CertificateRefused, match="is not the authority that this device knows"):
-        enrolment.take(impostor, other.folder.certificate)
+        enrolment.install(impostor, other.folder.certificate)
     assert enrolment.ca.read_bytes() == authority.folder.certificate.read_bytes()
 
 
@@ -99,7 +99,7 @@ def test_a_clock_that_is_off_is_named(
     signed = answer(authority, enrolment.ask(), tmp_path / "signed.pem")
     clock.forward(hours=hours)
     with pytest.raises(CertificateRefused, match=sentence):
-        enrolment.take(signed, authority.folder.certificate)
+        enrolment.install(signed, authority.folder.certificate)
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def test_what_is_no_certificate(enrolment: Enrolment, authority: Authority, tmp_
     enrolment.ask()
     (tmp_path / "signed.pem").write_bytes(content)
     with pytest.raises(IdentityError, match="is no certificate in PEM"):
-        enrolment.take(tmp_path / "signed.pem", authority.folder.certificate)
+        enrolment.install(tmp_path / "signed.pem", authority.folder.certificate)
 
 
 def test_a_device_does_not_ask_for_an_edges_name(tmp_path: Path, clock: FrozenClock) -> None:

@@ -1,11 +1,11 @@
 from fleet_common.identity.authority import Authority
 from fleet_common.identity.certificates import IdentityRole
-from fleet_common.identity.index import CertificateState, certificate_statuses
+from fleet_common.identity.index import CertificateState, standing
 from tests.fleet_common.identity.conftest import FrozenClock, request_for
 
 
-def states(authority: Authority, *, history: bool = False) -> list[tuple[str, CertificateState, int]]:
-    found = certificate_statuses(authority.entries(), now=authority.clock(), history=history)
+def states(authority: Authority, *, history: bool = False) -> list[tuple[str, CertificateState | None, int | None]]:
+    found = standing(authority.entries(), now=authority.clock(), history=history)
     return [(line.name, line.state, line.days_left) for line in found]
 
 
@@ -24,7 +24,7 @@ def test_what_the_register_calls_due_can_be_renewed(authority: Authority, clock:
     authority.sign(request_for("sensor-1"), name="sensor-1", role=IdentityRole.DEVICE)
     for _ in range(100):
         clock.forward(days=1, seconds=7)
-        (line,) = certificate_statuses(authority.entries(), now=clock.now)
+        (line,) = standing(authority.entries(), now=clock.now)
         assert (line.state in {CertificateState.DUE, CertificateState.ENDED}) == (authority.due() == ("sensor-1",))
 
 

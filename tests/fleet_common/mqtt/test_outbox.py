@@ -3,8 +3,7 @@ from collections import Counter, deque
 from typing import Any, cast
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from paho.mqtt.client import Client
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
@@ -30,7 +29,7 @@ def make(
 
 def take_all(outbox: Outbox) -> list[bytes]:
     taken = []
-    while (message := outbox.take(window=1000)) is not None:
+    while (message := outbox.next_message(window=1000)) is not None:
         taken.append(message.payload)
     return taken
 
@@ -40,7 +39,7 @@ def test_an_answer_settles_what_was_sent_before_it() -> None:
     outbox, counters = make()
     for identifier in (1, 2, 3):
         outbox.put(Outgoing("a", b"%d" % identifier))
-        message = outbox.take(window=10)
+        message = outbox.next_message(window=10)
         assert message is not None
         outbox.await_answer(identifier, message)
     answered = outbox.pop_answered(2)
@@ -208,7 +207,7 @@ class OutboxMachine(RuleBasedStateMachine):
 
     @rule()
     def take(self) -> None:
-        message = self.outbox.take(window=4)
+        message = self.outbox.next_message(window=4)
         if message is not None:
             self.serial += 1
             self.outbox.await_answer(self.serial, message)
@@ -235,7 +234,7 @@ class OutboxMachine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         self.outbox.connection_lost()
-        while (message := self.outbox.take(window=100)) is not None:
+        while (message := self.outbox.next_message(window=100)) is not None:
             assert self.lane(message).pop(0) == message.payload
         assert not any(self.held.values())
         assert self.outbox._bytes == self.outbox._droppable_bytes == self.outbox._droppable == 0

@@ -2,7 +2,7 @@ import random
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -39,9 +39,9 @@ VERDICT = build(Topic.VERDICT, fleet=FLEET, device=DEVICE)
 AFTER = build(Topic.SESSION, fleet=FLEET, device=DEVICE)
 
 
-def make(port: int, name: str = DEVICE, **settings: Any) -> PahoLink:
+def make(port: int, name: str = DEVICE, *, clock: Callable[[], float] = time.monotonic, **settings: Any) -> PahoLink:
     values = {"min_backoff_s": 0.02, "max_backoff_s": 0.1, **settings}
-    return PahoLink(LinkSettings(client_id=name, username=name, port=port, **values), rng=random.Random(1))
+    return PahoLink(LinkSettings(client_id=name, username=name, port=port, **values), rng=random.Random(1), clock=clock)
 
 
 @pytest.fixture
@@ -138,14 +138,14 @@ def test_a_quiet_connection_is_asked_and_kept(
     own_mosquitto: "MosquittoProcess", monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock, noted = Clock(), [0]
-    asks = connection.Silence.asks
+    asks = connection.SilenceWatch.asks
 
-    def note(silence: connection.Silence, received: int) -> bool:
+    def note(silence: connection.SilenceWatch, received: int) -> bool:
         asked = asks(silence, received)
         noted.append(received)
         return asked
 
-    monkeypatch.setattr(connection.Silence, "asks", note)
+    monkeypatch.setattr(connection.SilenceWatch, "asks", note)
     with Relay(own_mosquitto.port) as relay:
         edge = PahoLink(LinkSettings(client_id=EDGE, username=EDGE, port=relay.port, keepalive_s=60), clock=clock)
         edge.start(timeout_s=START_S)
@@ -234,11 +234,50 @@ def test_the_brokers_receive_maximum_is_kept() -> None:
         until(lambda: len(outcomes) == 4)
 
 
-def test_a_broker_that_answers_nothing_any_more_is_connected_to_anew(caplog: pytest.LogCaptureFixture) -> None:
-    with scripted(connack(properties=receive_maximum(2)), answer_s=0.2) as (broker, link):
+def test_what_does_not_fit_into_one_write_is_sent_as_soon_as_there_is_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(paho_link, "POLL_S", 60.0)
+    monkeypatch.setattr(connection, "MAX_POLL_S", 60.0)
+    with scripted(queue_messages=1000, queue_bytes=1 << 27) as (broker, link):
+        for _ in range(200):
+            link.publish("a", bytes(16_000), qos=0)
+        until(lambda: len(broker.publishes()) == 200)
+
+
+class CountingClock(Clock):
+    reads = 0
+
+    def __call__(self) -> float:
+        self.reads += 1
+        return super().__call__()
+
+    def pass_by(self, seconds: float) -> None:
+        """Advance, and return once the link has looked at its connection a few times before and after."""
+        self._until_read()
+        self.advance(seconds)
+        self._until_read()
+
+    def _until_read(self) -> None:
+        wanted = self.reads + 20
+        until(lambda: self.reads >= wanted)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> CountingClock:
+    monkeypatch.setattr(paho_link, "POLL_S", 0.01)
+    monkeypatch.setattr(connection, "MAX_POLL_S", 0.01)
+    return CountingClock()
+
+
+def test_a_broker_that_answers_nothing_any_more_is_connected_to_anew(
+    clock: CountingClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = {"keepalive_s": 0, "answer_s": 3600.0}
+    with scripted(connack(properties=receive_maximum(2)), clock=clock, **settings) as (broker, link):
         outcomes: list[PublishOutcome] = []
         for number in range(3):
             link.publish("a", b"%d" % number, on_outcome=outcomes.append)
+        until(lambda: len(broker.publishes()) == 2)
+        clock.pass_by(7200.0)
         until(lambda: len(broker.publishes()) == 4)
         assert [packet.body[-1:] for packet in broker.publishes()] == [b"0", b"1", b"0", b"1"]
         assert link.counters.stalls == 1
@@ -249,42 +288,33 @@ def test_a_broker_that_answers_nothing_any_more_is_connected_to_anew(caplog: pyt
         until(lambda: len(outcomes) == 3)
 
 
-def test_what_does_not_fit_into_one_write_is_sent_as_soon_as_there_is_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(paho_link, "POLL_S", 60.0)
-    monkeypatch.setattr(connection, "MAX_POLL_S", 60.0)
-    with scripted(queue_messages=1000, queue_bytes=1 << 27) as (broker, link):
-        for _ in range(200):
-            link.publish("a", bytes(16_000), qos=0)
-        until(lambda: len(broker.publishes()) == 200)
-
-
-@pytest.mark.slow
-def test_a_message_is_not_late_while_it_is_still_on_its_way() -> None:
+def test_a_message_is_not_late_while_it_is_still_on_its_way(clock: CountingClock) -> None:
     """A slow line is no silent broker: what has not arrived there cannot be answered."""
     reading = threading.Event()
     reading.set()
     large = {"packet_bytes": 1 << 26, "queue_bytes": 1 << 26}
-    with scripted(reading=reading, answer_s=0.2, **large) as (_, link):
+    with scripted(reading=reading, clock=clock, keepalive_s=0, answer_s=60.0, **large) as (_, link):
         reading.clear()
         link.publish("a", b"one to wait behind")  # the broker looks whether it may read before each packet
         link.publish("a", bytes(1 << 25))  # more than the buffers on the way hold
-        began = time.monotonic()
-        until(lambda: time.monotonic() - began > 1.5)
+        until(lambda: link.counters.sent == 2)
+        clock.pass_by(600.0)
         assert (link.counters.connects, link.counters.stalls) == (1, 0)
         reading.set()
 
 
-@pytest.mark.slow
-def test_a_broker_is_not_silent_while_a_large_message_of_it_is_on_its_way() -> None:
+def test_a_broker_is_not_silent_while_a_large_message_of_it_is_on_its_way(clock: CountingClock) -> None:
     """Its answers are behind that; once the message is here and they are not, they are late all the same."""
     message = publish_packet("a", bytes(60_000), qos=0)
-    with scripted(answer_s=1.0) as (broker, link):
+    with scripted(clock=clock, keepalive_s=0, answer_s=60.0) as (broker, link):
         link.publish("a", b"unanswered")
         until(lambda: len(broker.publishes()) == 1)
-        for begin in range(0, len(message), 4_000):
-            broker.send(message[begin : begin + 4_000])
-            time.sleep(0.1)
+        for begin in range(0, len(message), 12_000):
+            broker.send(message[begin : begin + 12_000])
+            within = 0 < begin < len(message) - 12_000
+            clock.pass_by(600.0 if within else 0.0)
             assert (link.counters.connects, link.counters.stalls) == (1, 0)
+        clock.advance(600.0)
         until(lambda: link.counters.stalls == 1)
 
 

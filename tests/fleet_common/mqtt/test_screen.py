@@ -6,8 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from paho.mqtt.client import Client
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 
@@ -24,6 +23,7 @@ from fleet_common.mqtt.screen import (
 )
 from fleet_common.mqtt.settings import LinkSettings
 from tests.support.mqtt_packets import Publish, packet, puback_packet
+from tests.support.waiting import PATIENCE_S
 
 LIMIT = 1 << 20
 TOPICS = [b"", b"a", b"dssd/v1/home/device-1/up/draft/edge-1", "τόπος".encode(), b"t" * 200]
@@ -188,7 +188,7 @@ GOOD, BAD = b"good", b"bad"
 def ends() -> Iterator[tuple[socket.socket, ScreenedSocket]]:
     far, near = socket.socketpair()
     near.settimeout(0)
-    far.settimeout(10)
+    far.settimeout(PATIENCE_S)
     sock = ScreenedSocket(near, Screen(max_packet_bytes=PACKET_LIMIT, accepts=lambda topic, *_: topic != BAD))
     yield far, sock
     far.close()

@@ -1,6 +1,6 @@
 import pytest
 
-from fleet_common.mqtt.connection import Silence
+from fleet_common.mqtt.connection import SilenceWatch
 from tests.support.memory_fleet import Clock
 
 
@@ -10,7 +10,7 @@ def time() -> Clock:
 
 
 def test_a_broker_that_says_nothing_is_asked_once_and_given_up_after_one_and_a_half_keepalives(time: Clock) -> None:
-    silence = Silence(10.0, clock=time)
+    silence = SilenceWatch(10.0, clock=time)
     asked, given_up = [], []
     for _ in range(200):
         if silence.asks(5):
@@ -24,7 +24,7 @@ def test_a_broker_that_says_nothing_is_asked_once_and_given_up_after_one_and_a_h
 
 
 def test_whatever_comes_begins_it_anew(time: Clock) -> None:
-    silence = Silence(10.0, clock=time)
+    silence = SilenceWatch(10.0, clock=time)
     asked = 0
     for received in range(20):
         for _ in range(14):  # nothing for 14 s, then something
@@ -35,7 +35,7 @@ def test_whatever_comes_begins_it_anew(time: Clock) -> None:
 
 
 def test_a_process_that_was_stopped_first_asks(time: Clock) -> None:
-    silence = Silence(10.0, clock=time)
+    silence = SilenceWatch(10.0, clock=time)
     silence.asks(5)
     time.seconds += 40.0
     assert silence.asks(5)

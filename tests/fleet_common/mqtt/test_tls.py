@@ -12,8 +12,7 @@ from typing import Any, Final, Self, cast
 
 import pytest
 from cryptography import x509
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from fleet_common.identity.authority import Authority, issue
 from fleet_common.identity.certificates import IdentityRole, key_pem, load_key, make_request, new_key
@@ -32,7 +31,7 @@ from fleet_common.mqtt.tls import (
     certificate_end,
     tls_context,
 )
-from tests.support.links import START_S
+from tests.support.links import START_S, connect_failure
 from tests.support.mqtt_packets import Publish, puback_packet
 from tests.support.scripted_broker import ScriptedBroker
 from tests.support.tls_fleet import HOST, TlsFleet, enrol, new_authority, tls_fleet
@@ -128,7 +127,7 @@ class Server:
             except OSError:
                 return
             with peer:
-                peer.settimeout(5.0)
+                peer.settimeout(PATIENCE_S)
                 try:
                     with self._context.wrap_socket(peer, server_side=True) as stream:
                         self.versions.append(stream.version())
@@ -145,21 +144,17 @@ class Server:
         self._listener.close()
 
 
-def refusal(
-    port: int, tls: TlsSettings, host: str = HOST, *, handshake_s: float = 2.0, patience_s: float = 3.0
-) -> ConnectFailed:
+def refusal(port: int, tls: TlsSettings, host: str = HOST, *, handshake_s: float = PATIENCE_S) -> ConnectFailed:
     settings = LinkSettings(
         client_id=NAME,
         host=host,
         port=port,
         tls=tls,
         min_backoff_s=0.01,
-        connect_timeout_s=2.0,
+        connect_timeout_s=PATIENCE_S,
         handshake_s=handshake_s,
     )
-    with pytest.raises(ConnectFailed) as caught:
-        PahoLink(settings).start(timeout_s=patience_s)
-    return caught.value
+    return connect_failure(PahoLink(settings))
 
 
 def serving(authority: Authority, folder: Path, role: IdentityRole, hosts: list[str]) -> ssl.SSLContext:
@@ -208,7 +203,7 @@ def test_a_brokers_expired_certificate_is_refused(files: TlsSettings, tmp_path: 
 
 def test_tls_to_a_port_that_has_none(files: TlsSettings) -> None:
     with ScriptedBroker(None) as broker:
-        assert "is it a TLS port" in str(refusal(broker.port, files, handshake_s=0.2, patience_s=0.5))
+        assert "is it a TLS port" in str(refusal(broker.port, files, handshake_s=0.2))
 
 
 def test_the_reason_is_read_after_a_hang_up(files: TlsSettings, authority: Authority, tmp_path: Path) -> None:
@@ -241,7 +236,7 @@ class Times:
 @pytest.fixture
 def watched(files: TlsSettings) -> Credentials:
     credentials = Credentials(files, clock=Times())
-    credentials.take()
+    credentials.current()
     credentials.accepted()
     return credentials
 
@@ -251,10 +246,10 @@ def renew(authority: Authority, files: TlsSettings) -> None:
 
 
 def test_a_replaced_certificate_is_a_renewal(watched: Credentials, authority: Authority, files: TlsSettings) -> None:
-    before = watched.take()
+    before = watched.current()
     renew(authority, files)
     assert watched.renewed()
-    assert watched.take() is not before
+    assert watched.current() is not before
     watched.accepted()
     assert not watched.renewed()
 
@@ -264,7 +259,7 @@ def test_a_certificate_without_its_key_is_waited_for(
 ) -> None:
     key = new_key()
     request = x509.load_pem_x509_csr(make_request(key, NAME))
-    before = watched.take()
+    before = watched.current()
     with caplog.at_level(logging.WARNING):
         write_atomically(
             certificate_of(files), authority.renew(NAME, request=request, early=True).pem.encode(), mode=0o644
@@ -273,30 +268,30 @@ def test_a_certificate_without_its_key_is_waited_for(
             assert not watched.renewed()
     assert len(caplog.records) == 1
     assert "does not belong to the certificate" in caplog.text
-    assert watched.take() is before, "a connection that is lost meanwhile comes back with what works"
+    assert watched.current() is before, "a connection that is lost meanwhile comes back with what works"
     write_atomically(key_of(files), key_pem(key), mode=0o600)
     assert watched.renewed()
-    assert watched.take() is not before
+    assert watched.current() is not before
 
 
 def test_files_that_are_away_for_a_moment_do_no_harm(watched: Credentials, files: TlsSettings) -> None:
-    before = watched.take()
+    before = watched.current()
     certificate_of(files).unlink()
     assert not watched.renewed()
-    assert watched.take() is before
+    assert watched.current() is before
 
 
 def test_a_renewal_that_the_broker_refuses_is_put_aside_for_a_while(authority: Authority, files: TlsSettings) -> None:
     times = Times()
     watched = Credentials(files, clock=times)
-    before = watched.take()
+    before = watched.current()
     watched.accepted()
     renew(authority, files)
     assert watched.renewed()
-    assert watched.take() is not before
+    assert watched.current() is not before
     watched.refused("no")
     assert not watched.renewed()
-    assert watched.take() is before
+    assert watched.current() is before
     watched.accepted()
     times.now += RETRY_S
     assert watched.renewed()

@@ -8,6 +8,8 @@ from typing import Any
 import httpx
 from starlette.types import ASGIApp
 
+from fleet_device.api.requests import ChatRequest
+from fleet_device.requests.structured import ChatMessage
 from tests.support.waiting import PATIENCE_S
 
 BASE = "http://127.0.0.1:8321"
@@ -31,7 +33,7 @@ def ask(
         async with httpx.AsyncClient(transport=transport, base_url=BASE, timeout=PATIENCE_S) as client:
             return await client.request(method, path, json=body, content=content, headers=headers)
 
-    return asyncio.run(asyncio.wait_for(run(), 30.0))
+    return asyncio.run(asyncio.wait_for(run(), PATIENCE_S))
 
 
 def chat(app: ASGIApp, **fields: Any) -> httpx.Response:
@@ -107,5 +109,11 @@ def _exchange(app: ASGIApp, receive: Callable[[], Awaitable[dict[str, Any]]], se
         "client": ("127.0.0.1", 1),
         "server": ("127.0.0.1", 8321),
     }
-    asyncio.run(asyncio.wait_for(app(scope, receive, send), 30.0))
+    asyncio.run(asyncio.wait_for(app(scope, receive, send), PATIENCE_S))
     return sent
+
+
+def described(asked: ChatRequest) -> list[ChatMessage]:
+    """Return the messages of a request for a template without a place for tools."""
+    messages = [each.plain().in_words() for each in asked.messages]
+    return messages if asked.offer is None else asked.offer.chat(messages)

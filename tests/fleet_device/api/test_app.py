@@ -356,3 +356,19 @@ def test_a_text_is_tokenized_as_by_vllm(make: Make, fields: dict[str, Any], toke
 def test_what_cannot_be_tokenized_is_named(make: Make, fields: dict[str, Any], param: str) -> None:
     answer = ask(make()[0], "POST", "/tokenize", body=fields)
     assert (answer.status_code, error(answer)["param"]) == (400, param)
+
+
+@pytest.mark.parametrize(
+    ("model", "target"), [("fleet", ""), ("toy-target", "toy-target"), ("toy-target:latest", "toy-target"), ("m", "m")]
+)
+def test_the_model_names_a_target(make: Make, model: str, target: str) -> None:
+    app, backend = make()
+    said = chat(app, model=model).json()
+    assert backend.targeted == [target]
+    assert said["model"] == "toy-target"
+
+
+def test_a_request_without_a_model_has_the_settings_target(make: Make) -> None:
+    app, backend = make(target="large")
+    assert complete(app, model="fleet").status_code == 200
+    assert backend.targeted == ["large"]

@@ -12,11 +12,11 @@ import httpx
 import pytest
 from starlette.applications import Starlette
 
+from fleet_common.http_server import HttpServerError
 from fleet_common.metrics import ListenAddress
 from fleet_common.settings import SettingsError, load_settings
 from fleet_device.api.listening import FREE_PORT, ApiServer, listen, listen_as, release
 from fleet_device.checks.doctor import running_device
-from fleet_device.errors import ConfigurationError
 from fleet_device.settings import DeviceSettings
 from tests.fleet_device.api.conftest import Make
 from tests.fleet_device.checks.test_doctor import HEALTH
@@ -67,15 +67,15 @@ def test_a_socket_with_keys_is_for_every_user(tmp_path: Path) -> None:
 def test_the_socket_of_a_program_that_was_killed_is_replaced_and_no_other_file(tmp_path: Path) -> None:
     path = tmp_path / "api.sock"
     listen(path).close()  # which leaves the file, as a program that is killed does
-    with listen(path), pytest.raises(ConfigurationError, match="in use"):
+    with listen(path), pytest.raises(HttpServerError, match="in use"):
         listen(path)
     path.unlink()
     path.write_text("kept")
-    with pytest.raises(ConfigurationError, match="in use"):
+    with pytest.raises(HttpServerError, match="in use"):
         listen(path)
     assert path.read_text() == "kept"
     for wrong in (tmp_path / "none" / "api.sock", tmp_path / ("x" * 200)):
-        with pytest.raises(ConfigurationError, match="api_listen"):
+        with pytest.raises(HttpServerError, match="api_listen"):
             listen(wrong)
 
 
@@ -133,7 +133,7 @@ def test_with_a_certificate_the_port_is_https(make: Make, tmp_path: Path) -> Non
         with pytest.raises(httpx.ConnectError):
             httpx.get(f"{server.address}/v1/models")
     certificate.write_bytes(authority.read_bytes())
-    with pytest.raises(ConfigurationError, match="api_certificate"):
+    with pytest.raises(HttpServerError, match="api_certificate"):
         ApiServer(make()[0], listen(), certificate=certificate)
 
 

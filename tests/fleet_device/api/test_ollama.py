@@ -14,7 +14,7 @@ from fleet_device.requests.generate import Piece
 from fleet_device.requests.structured import ChatMessage
 from schemas.policy import Grammar
 from schemas.reasons import EndReason
-from tests.fleet_device.api.client import ask
+from tests.fleet_device.api.client import ask, described
 from tests.fleet_device.api.conftest import Make
 from tests.fleet_device.api.test_responses import CALL, generated
 from tests.support.keys_file import keys_file
@@ -74,6 +74,17 @@ def test_options_are_those_of_a_request(make: Make) -> None:
     assert second["max_new_tokens"] > 5
 
 
+@pytest.mark.parametrize(
+    ("think", "effort", "budget"),
+    [(None, None, None), (False, "none", None), (True, "medium", None), ("low", "low", 1024), ("high", "high", None)],
+)
+def test_a_level_of_thinking_is_an_effort_and_a_budget(think: Any, effort: str | None, budget: int | None) -> None:
+    request = read_request(OllamaChatRequest, json.dumps({"model": "x", "messages": USER, "think": think}).encode())
+    asked = request.openai()
+    assert isinstance(asked, ChatRequest)
+    assert (asked.effort, asked.thinking_budget) == (effort, budget)
+
+
 @pytest.mark.parametrize("fields", [{"messages": []}, {"messages": [], "stream": False}])
 def test_without_a_text_the_model_is_there(app: Starlette, fields: Any) -> None:
     body = chat(app, **fields).json()
@@ -84,7 +95,7 @@ def test_without_a_text_the_model_is_there(app: Starlette, fields: Any) -> None:
 @pytest.mark.parametrize(
     "fields",
     [
-        {"options": {"repeat_penalty": 1.1}},
+        {"options": {"repeat_penalty": 0}},
         {"options": {"mirostat": 2}},
         {"options": {"temperature": 9}},
         {"options": {"num_predict": "many"}},
@@ -174,7 +185,7 @@ def test_calls_and_their_results_are_messages() -> None:
         {"role": "assistant", "content": "", "thinking": None, "tool_calls": [call, call]},
         {"role": "tool", "tool_name": "weather", "content": "warm"},
     ]
-    _, _, assistant, result = read(messages=messages, tools=[TOOL]).text_prompt()
+    _, _, assistant, result = described(read(messages=messages, tools=[TOOL]))
     assert assistant == ChatMessage("assistant", f"{CALL}\n{CALL}")
     assert result == ChatMessage("user", "The function returned: warm")  # type: ignore[comparison-overlap]
 

@@ -1,8 +1,7 @@
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, seed
-from hypothesis import settings as hypothesis_settings
+from hypothesis import HealthCheck, given, seed, settings as hypothesis_settings
 from starlette.applications import Starlette
 from starlette.responses import JSONResponse
 from starlette.routing import Route

@@ -3,15 +3,14 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from pydantic import ValidationError
 
 from fleet_device.api.problems import ApiProblem
 from fleet_device.api.requests import IGNORED, ChatRequest, CompletionRequest, read_request
 from schemas.fields import MAX_TOKENS
-from schemas.policy import MAX_SEED
-from tests.support.memory_device import TalkingDrafter, settings
+from schemas.policy import MAX_SEED, Mode
+from tests.support.memory_device import TalkingCodec, TalkingDrafter, settings
 
 USER = {"role": "user", "content": "t1"}
 CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
@@ -35,8 +34,7 @@ def completion(**fields: Any) -> CompletionRequest:
     "fields",
     [
         {"functions": [{"name": "f"}]},
-        {"frequency_penalty": 0.5},
-        {"logit_bias": {"1": 5}},
+        {"length_penalty": 0.5},
         {"audio": {"voice": "a"}},
     ],
 )
@@ -45,6 +43,26 @@ def test_what_the_device_cannot_do_is_refused_by_name(fields: dict[str, Any]) ->
         chat(**fields)
     assert caught.value.status == 400
     assert caught.value.param == next(iter(fields))
+
+
+def test_controls_of_sampling_reach_the_policy() -> None:
+    given = {"presence_penalty": 1.5, "frequency_penalty": -0.5, "repetition_penalty": 1.1, "min_p": 0.05}
+    asked = chat(**given, logit_bias={"7": -100, "3": 1}, min_tokens=4, logprobs=True)
+    policy = asked.generate_request(TalkingCodec(("a", "t1", "t2")), settings()).policy
+    assert {name: getattr(policy, name) for name in given} == given
+    assert (policy.logit_bias, policy.min_tokens) == (((3, 1.0), (7, -100.0)), 4)
+    assert policy.mode is Mode.COUPLED, "only the edge knows the log-probabilities of adjusted logits"
+    endless = chat(ignore_eos=True).generate_request(TalkingCodec(("a", "t1", "t2")), settings()).policy
+    assert endless.min_tokens >= settings().max_new_tokens
+
+
+@pytest.mark.parametrize(
+    "fields", [{"logit_bias": {"x": 1}}, {"logit_bias": {"1": 101}}, {"presence_penalty": 2.5}, {"min_p": 1.5}]
+)
+def test_a_control_out_of_its_range_is_refused_by_name(fields: dict[str, Any]) -> None:
+    with pytest.raises(ApiProblem) as caught:
+        chat(**fields)
+    assert (caught.value.status, str(caught.value.param).partition(".")[0]) == (400, next(iter(fields)))
 
 
 def test_each_choice_has_the_next_seed() -> None:

@@ -13,7 +13,7 @@ from fleet_device.requests.generate import GeneratedText, GenerateRequest, Piece
 from fleet_device.requests.structured import ChatMessage
 from schemas.policy import SamplingPolicy
 from schemas.reasons import EndReason
-from tests.fleet_device.api.client import ask, error
+from tests.fleet_device.api.client import ask, described, error
 from tests.fleet_device.api.conftest import Make
 from tests.support.memory_device import ScriptedAgent, TalkingDrafter, settings
 
@@ -73,6 +73,7 @@ def test_a_stream_that_fails_says_so(make: Make) -> None:
         ({"text": {"format": {"type": "json_object"}}, "grammar": {"kind": "json-object"}}, "text"),
         ({"model": None}, "model"),
         ({"input": []}, "input"),
+        ({"input": [{"type": "reasoning"}]}, "input"),
         ({"input": None}, "input"),
         ({"instructions": 5}, "instructions"),
         ({"max_output_tokens": 0}, "max_output_tokens"),
@@ -168,7 +169,7 @@ def test_some_of_the_tools_may_be_allowed() -> None:
     choice = {"type": "allowed_tools", "mode": "required", "tools": [{"type": "function", "name": "stop"}]}
     calls = read_chat(input="t1", tools=tools, tool_choice=choice).tool_calls()
     assert calls is not None
-    assert (calls.names, calls.may_talk) == (["stop"], False)
+    assert (list(calls.schemas), calls.may_talk) == (["stop"], False)
 
 
 def test_what_has_no_effect_is_ignored(app: Starlette) -> None:
@@ -188,7 +189,7 @@ def test_calls_and_their_results_are_messages() -> None:
         ],
         tools=[TOOL],
     )
-    _, user, assistant, *results = asked.text_prompt()
+    _, user, assistant, *results = described(asked)
     assert (user, assistant.content.count("weather"), assistant.role) == (ChatMessage("user", "t1"), 2, "assistant")
     assert [result.content.split()[-1] for result in results] == ["warm", "cold"]
 

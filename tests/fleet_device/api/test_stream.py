@@ -9,7 +9,7 @@ import pytest
 from fleet_device.api.replies import HEARTBEAT_S
 from fleet_device.errors import EdgeUnavailable
 from schemas.reasons import EndReason
-from tests.fleet_device.api.client import Sent, ask, ask_and_leave, chat, complete, error
+from tests.fleet_device.api.client import Sent, ask, ask_and_leave, chat, chunks, complete, error
 from tests.fleet_device.api.conftest import Make
 from tests.support.memory_device import ScriptedAgent
 from tests.support.waiting import PATIENCE_S, until
@@ -72,6 +72,20 @@ def test_a_waiting_stream_sends_comments_first(make: Make, ask_for: Callable[...
     assert comments(response) == ["waiting"] * 4
     assert set(beats.asked) == {HEARTBEAT_S}
     assert data(response) == data(ask_for(plain, stream=True))
+
+
+@pytest.mark.parametrize("ask_for", [chat, complete])
+def test_a_stream_has_the_origin_of_each_token_on_request(make: Make, ask_for: Callable[..., httpx.Response]) -> None:
+    app, _ = make(ScriptedAgent(batches=((1, 2, 3), (1,)), alone=(1,)))
+    sent = chunks(ask_for(app, stream=True, stream_options={"include_origins": True}))
+    parts = [chunk["fleet"]["tokens"] for chunk in sent if "tokens" in chunk.get("fleet", {})]
+    assert [[(part["text"], part["origin"]) for part in each] for each in parts] == [
+        [("t1 ", "drafted"), ("t2 ", "drafted"), ("t3 ", "bonus")],
+        [("t1 ", "unverified")],
+    ]
+    assert [chunk["fleet"]["verified"] for chunk in sent if chunk.get("fleet", {}).get("tokens") == parts[1]] == [False]
+    plain = chunks(ask_for(app, stream=True))
+    assert not any("tokens" in chunk.get("fleet", {}) for chunk in plain)
 
 
 def test_a_stream_says_why_it_waits_once_and_in_one_line(make: Make) -> None:

@@ -4,14 +4,14 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from fleet_common.grammar.errors import OutsideGrammar
 from fleet_common.grammar.tokenizer import GrammarTokenizer
 from fleet_device.api.requests import ChatRequest, read_request
 from fleet_device.requests.structured import MAX_CALLS, ToolCalls
 from schemas.policy import Grammar
+from tests.fleet_device.api.client import described
 from tests.support.compiled_grammar import compile_grammar
 
 WEATHER = {
@@ -26,7 +26,7 @@ WEATHER = {
     },
 }
 TOOLS = [{"type": "function", "function": WEATHER}, {"type": "function", "function": {"name": "stop"}}]
-NAMES = ["weather", "stop"]
+SCHEMAS: dict[str, Any] = {"weather": WEATHER["parameters"], "stop": {}}
 NAMED = {"type": "function", "function": {"name": "weather"}}
 
 WORDS = [*(chr(code) for code in range(32, 127)), "\n", "ö", "end"]
@@ -184,7 +184,7 @@ def test_the_model_is_told_of_its_tools_and_of_what_they_returned() -> None:
             {"role": "tool", "tool_call_id": "1", "content": "warm"},
         ],
     )  # fmt: skip
-    system, _, call, result = asked.text_prompt()
+    system, _, call, result = described(asked)
     assert system.content.startswith("Be brief.\n\n")  # type: ignore[union-attr]
     assert "Tells the weather." in system.content  # type: ignore[union-attr]
     assert (call.role, call.content) == ("assistant", CALL)  # type: ignore[union-attr]
@@ -220,7 +220,7 @@ def test_calls_are_the_same_whole_and_however_they_are_cut(cuts: set[int], *, ma
     lines = SEVERAL.split("\n")[:count]
     text = "\n".join(lines)
     places = [0, *sorted(cut for cut in cuts if cut < len(text)), len(text)]
-    calls = ToolCalls(NAMES, may_talk=may_talk)
+    calls = ToolCalls(SCHEMAS, may_talk=may_talk)
     deltas = [delta for begin, end in pairwise(places) for delta in calls.pieces(0, text[begin:end])]
     found = joined([*deltas, *calls.last(0)])
     assert calls.called(0)
@@ -233,9 +233,9 @@ def test_calls_are_the_same_whole_and_however_they_are_cut(cuts: set[int], *, ma
 
 
 def test_a_call_that_was_cut_short_is_given_out_as_far_as_it_came() -> None:
-    cut = ToolCalls(NAMES).message(CALL[:-4])["tool_calls"][0]["function"]
+    cut = ToolCalls(SCHEMAS).message(CALL[:-4])["tool_calls"][0]["function"]
     assert cut == {"name": "weather", "arguments": '{"city": "Bon'}
-    assert ToolCalls(NAMES).message('{"name": "wea') == {"content": '{"name": "wea'}
+    assert ToolCalls(SCHEMAS).message('{"name": "wea') == {"content": '{"name": "wea'}
     for rest in ("\n", '\n{"name": "wea'):
-        [whole] = ToolCalls(NAMES).message(CALL + rest)["tool_calls"]
+        [whole] = ToolCalls(SCHEMAS).message(CALL + rest)["tool_calls"]
         assert json.loads(whole["function"]["arguments"]) == {"city": "Bonn"}

@@ -85,6 +85,16 @@ def test_a_stop_string_counts_in_the_answer_alone(make: Make) -> None:
     assert chat(app, stop=" 4").json()["choices"][0]["message"]["content"] == "It is"
 
 
+def test_the_log_probabilities_reach_to_the_end_of_the_answer(make: Make) -> None:
+    app, *_ = thinker(make)
+    body = chat(app, stop=" 4", logprobs=True).json()
+    choice = body["choices"][0]
+    letters = "".join(entry["token"] for entry in choice["logprobs"]["content"])
+    assert letters == OUTPUT.removesuffix(" 4.")
+    thought = OUTPUT.index("</think>") + len("</think>")
+    assert body["usage"]["completion_tokens_details"]["reasoning_tokens"] == thought
+
+
 # Responses
 
 
@@ -138,3 +148,79 @@ def test_ollamas_messages_have_thinking(make: Make) -> None:
     assert prompt_of(agent).endswith("<think></think>")
     shown = ask(app, "POST", "/api/show", body={"model": "fleet"})
     assert "thinking" in shown.json()["capabilities"]
+
+
+@pytest.mark.parametrize("starts", [False, True])
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_budget_ends_the_thinking_with_the_closing_mark(make: Make, starts: bool, stream: bool) -> None:
+    opening = "" if starts else "<think>"
+    outputs = [f"{opening}Well, on and on.</think>never", "It is 4."]
+    agent = ScriptedAgent()
+    first = agent.generate
+
+    def generate(request: Any, context: Any) -> Any:
+        output = outputs[len(agent.asked)]
+        agent.batches = [[ord(letter) for letter in output[at : at + 3]] for at in range(0, len(output), 3)]
+        return first(request, context)
+
+    agent.generate = generate  # type: ignore[method-assign]
+    app, *_ = make(agent, codec=LetterCodec(TEMPLATE))
+    options = {"thinking_token_budget": len(f"{opening}Well,"), "seed": 7, "chat_template_kwargs": {"starts": starts}}
+    if stream:
+        deltas = [each["choices"][0]["delta"] for each in chunks(chat(app, stream=True, **options)) if each["choices"]]
+        said = {key: "".join(each.get(key) or "" for each in deltas) for key in ("reasoning_content", "content")}
+    else:
+        body = chat(app, max_tokens=100, **options).json()
+        said = body["choices"][0]["message"]
+        assert body["usage"]["completion_tokens"] == len(f"{opening}Well,</think>It is 4.")
+    assert (said["reasoning_content"], said["content"]) == ("Well,", "It is 4.")
+    before, after = agent.asked
+    assert after["prompt"] == (*before["prompt"], *map(ord, f"{opening}Well,</think>"))
+    assert (before["policy"].seed, after["policy"].seed != 7) == (7, True)
+    assert stream or after["max_new_tokens"] == 100 - len(f"{opening}Well,</think>")
+
+
+def test_a_budget_of_nothing_asks_for_the_answer_alone(make: Make) -> None:
+    app, _, agent = thinker(make, "It is 4.")
+    options = {"thinking_token_budget": 0, "chat_template_kwargs": {"starts": True}}
+    message = chat(app, **options).json()["choices"][0]["message"]
+    assert message["content"] == "It is 4."
+    assert "reasoning_content" not in message
+    assert len(agent.asked) == 1
+    assert prompt_of(agent).endswith("<think></think>")
+
+
+@pytest.mark.parametrize(
+    ("output", "options"),
+    [
+        (OUTPUT, {"thinking_token_budget": 100}),
+        ("It is 4.", {"thinking_token_budget": 0}),
+        (OUTPUT, {"thinking_token_budget": 8, "max_tokens": 10}),  # no room for an answer
+        ("<think>abc\0", {"thinking_token_budget": 11}),  # it ended by itself
+    ],
+    ids=["short", "none", "no-room", "ended"],
+)
+def test_a_thinking_within_its_budget_is_left_alone(make: Make, output: str, options: dict[str, int]) -> None:
+    app, _, agent = thinker(make, output)
+    assert chat(app, **options).status_code == 200
+    assert len(agent.asked) == 1
+
+
+def test_after_a_cut_thinking_the_constraint_is_the_answers_alone(make: Make) -> None:
+    app, _, agent = thinker(make, "<think>Well, on and on.")
+    schema = {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "object"}}}
+    chat(app, response_format=schema, thinking_token_budget=6)
+    before, after = (asked["policy"].grammar for asked in agent.asked)
+    assert before.kind.value == "lark"
+    assert after.kind.value.startswith("json")
+
+
+@pytest.mark.parametrize("budget", [-1, 1.5, "5", True, 1 << 40])
+def test_a_budget_that_is_none_is_refused(make: Make, budget: object) -> None:
+    app, *_ = thinker(make)
+    assert chat(app, thinking_token_budget=budget).status_code == 400
+
+
+def test_a_budget_and_log_probabilities_cannot_be_combined(make: Make) -> None:
+    app, *_ = thinker(make)
+    assert chat(app, thinking_token_budget=5, logprobs=True).status_code == 400

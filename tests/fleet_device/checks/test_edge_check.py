@@ -3,11 +3,11 @@ from typing import Any
 
 import pytest
 
-from dssd.distribution import Dist, point_mass
-from dssd.verification import Judgement, judge
 from fleet_common.checks import Check, CheckStatus
 from fleet_common.mqtt.settings import BrokerSettings
 from fleet_device.checks.edge_check import EdgeCheck
+from sampling.distribution import Dist, point_mass
+from sampling.verification import Judgement, judge
 from schemas.control import Presence
 from schemas.names import VERSION
 from tests.support.memory_device import announce_edge

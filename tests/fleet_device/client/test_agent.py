@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from benchmarks.exactness.cases import fold_ends
-from dssd.distribution import Dist
 from fleet_device.client.agent import Agent
 from fleet_device.client.messaging import ConnectionChanged
 from fleet_device.drafters.suffix import SuffixDrafter
@@ -21,8 +20,9 @@ from fleet_device.pacing.adaptive import AdaptivePacing
 from fleet_device.pacing.contract import DraftOutcome, FixedPacing, Pacing, Plan
 from fleet_device.requests.generate import Cancellation, GenerateRequest, Generation, RequestContext
 from fleet_edge.errors import DraftFault
+from fleet_edge.session_log.records import Record
 from fleet_edge.sessions.machine import DraftReceipt, EdgeSession
-from fleet_edge.store.records import CloseReported, EventLogged, Record, SessionClosed, SessionOpened
+from sampling.distribution import Dist
 from schemas.codec import encode_reply
 from schemas.control import EdgeState, Presence
 from schemas.messages import Closed, Fault
@@ -30,6 +30,7 @@ from schemas.policy import Mode, SamplingPolicy
 from schemas.reasons import Action, EndReason, FaultCode, RefusalCode
 from schemas.topics import Topic, build
 from tests.support.drafts import close
+from tests.support.log_records import of_kind
 from tests.support.memory_broker import Faults
 from tests.support.memory_device import announce_edge
 from tests.support.memory_fleet import (
@@ -115,7 +116,7 @@ def test_a_text_is_written_told_and_counted(pacing: Pacing) -> None:
     assert done.reason is EndReason.LENGTH
     assert (done.closed.tokens, done.closed.rounds, done.resumes) == (40, done.counters.rounds, 0)
     assert done.wall_ms >= (done.first_ms or 0.0)
-    (closed,) = scene.fleet.sink.of(SessionClosed)
+    (closed,) = scene.fleet.sink.of("closed")
     assert (closed.counters.drafted, closed.counters.accepted) == (done.counters.drafted, done.counters.accepted)
 
 
@@ -241,7 +242,7 @@ def test_an_open_refused_by_an_edge_that_ends_is_asked_again(refusals: int) -> N
     done = scene.write()
     assert (done.tokens, done.resumes) == (expected(), 0)
     scene.fleet.edge.handlers.recorder.flush()
-    last = scene.fleet.sink.of(EventLogged)[-1]
+    last = scene.fleet.sink.of("event")[-1]
     assert (last.code, last.count) == ("draining", refusals)
     assert scene.fleet.clock() - before == refusals * PATIENCE.retry_s
 
@@ -292,7 +293,7 @@ def test_a_text_that_ends_while_its_edge_ends_is_written_down_by_another() -> No
     scene.inbox.on_wait = happen
     done = scene.write(cancellation=cancellation)
     assert done.closed is not None
-    (closed,) = scene.fleet.sink.of(CloseReported)
+    (closed,) = scene.fleet.sink.of("reported")
     assert (closed.reason, closed.tokens) == (EndReason.CANCELLED, len(done.tokens))
 
 
@@ -303,7 +304,7 @@ def test_an_edge_that_dies_before_the_end_is_recorded_hears_of_it_when_it_is_bac
     opened = scene.fleet.sink.put
 
     def keep_openings(record: Record, *, urgent: bool = False, then: Callable[[], None] | None = None) -> None:
-        scene.fleet.sink.crashing = not isinstance(record, SessionOpened)
+        scene.fleet.sink.crashing = not of_kind([record], "opened")
         opened(record, urgent=urgent, then=then)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -311,7 +312,7 @@ def test_an_edge_that_dies_before_the_end_is_recorded_hears_of_it_when_it_is_bac
         done = scene.write()
     assert done.tokens == expected()
     assert done.closed is None, "an edge must not confirm what a crash can undo"
-    assert not scene.fleet.sink.of(SessionClosed)
+    assert not scene.fleet.sink.of("closed")
     scene.fleet.sink.crashing = False
     scene.fleet.restart_edge()
     if comes_back == "edge":
@@ -320,11 +321,11 @@ def test_an_edge_that_dies_before_the_end_is_recorded_hears_of_it_when_it_is_bac
         scene.fleet.broker.kill("device-1")
         scene.fleet.broker.revive("device-1")
     scene.fleet.settle()
-    (closed,) = scene.fleet.sink.of(CloseReported)
+    (closed,) = scene.fleet.sink.of("reported")
     assert (closed.session, closed.reason, closed.tokens) == (done.session.hex(), EndReason.LENGTH, 40)
     scene.say(Presence.ONLINE)
     scene.fleet.settle()
-    assert len(scene.fleet.sink.of(CloseReported)) == 1, "what is confirmed is not said again"
+    assert len(scene.fleet.sink.of("reported")) == 1, "what is confirmed is not said again"
 
 
 def test_a_lost_lease_is_resumed_and_the_resumed_segments_closed_counts() -> None:
@@ -350,7 +351,7 @@ def test_a_late_end_of_a_segment_resumed_elsewhere_is_ignored() -> None:
     scene = Scene()
 
     def stale() -> None:
-        name = bytes.fromhex(scene.fleet.sink.of(SessionOpened)[-1].session)
+        name = bytes.fromhex(scene.fleet.sink.of("opened")[-1].session)
         scene.tell(closed(close(session=name), attempt=7))
 
     scene.when(3, stale)
@@ -367,7 +368,7 @@ def test_an_edge_that_never_gets_on_is_given_up(monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(SessionFailed, match="20 times without progress: Again, please"):
         scene.write()
     scene.fleet.settle()
-    assert len(scene.fleet.sink.of(SessionOpened)) == 21
+    assert len(scene.fleet.sink.of("opened")) == 21
 
 
 @pytest.mark.parametrize("wait", [0, 3])
@@ -381,7 +382,7 @@ def test_a_fault_that_cannot_be_resumed_ends_the_session(wait: int) -> None:
         scene.write()
     scene.fleet.settle()
     assert len(scene.fleet.edge.sessions) == 0
-    assert [record.reason for record in scene.fleet.sink.of(SessionClosed)] == [EndReason.FAILED]
+    assert [record.reason for record in scene.fleet.sink.of("closed")] == [EndReason.FAILED]
 
 
 def test_a_fault_of_another_session_is_not_ours() -> None:
@@ -444,7 +445,7 @@ def test_the_log_ends_a_text_where_its_device_does_whatever_is_verified_beyond(e
         return len(seen) >= enough
 
     done = scene.write(on_tokens=stop)
-    (closed,) = scene.fleet.sink.of(SessionClosed)
+    (closed,) = scene.fleet.sink.of("closed")
     assert (closed.reason, closed.tokens) == (done.reason, len(done.tokens)) == (EndReason.STOP, len(seen))
     assert len(seen) < 40
 
@@ -459,7 +460,7 @@ def test_an_interrupt_closes_the_session_as_cancelled() -> None:
     with pytest.raises(KeyboardInterrupt):
         scene.write()
     scene.fleet.settle()
-    assert [record.reason for record in scene.fleet.sink.of(SessionClosed)] == [EndReason.CANCELLED]
+    assert [record.reason for record in scene.fleet.sink.of("closed")] == [EndReason.CANCELLED]
 
 
 def test_what_arrived_for_an_earlier_text_is_thrown_away() -> None:
@@ -517,7 +518,7 @@ def test_an_action_that_is_unknown_is_giving_up_with_the_faults_own_sentence() -
     with pytest.raises(SessionFailed, match=r"^Go on at edge-2\.$"):
         scene.write()
     scene.fleet.settle()
-    assert [record.reason for record in scene.fleet.sink.of(CloseReported)] == [EndReason.FAILED]
+    assert [record.reason for record in scene.fleet.sink.of("reported")] == [EndReason.FAILED]
 
 
 @pytest.mark.parametrize("ahead", [False, True])
@@ -556,7 +557,7 @@ def test_a_form_of_p_that_is_unknown_fails_the_session_by_name_and_nothing_is_gu
     assert scene.fleet.clock() == before  # at once, not when all patience is spent
     assert tuple(told) == plain.tokens[: len(told)]
     scene.fleet.settle()
-    assert [record.reason for record in scene.fleet.sink.of(SessionClosed)] == [EndReason.FAILED]
+    assert [record.reason for record in scene.fleet.sink.of("closed")] == [EndReason.FAILED]
 
 
 def test_in_coupled_mode_a_form_that_is_unknown_fails_the_session_too() -> None:
@@ -599,11 +600,11 @@ def test_a_device_that_asks_for_a_setting_that_the_edge_lacks_is_told_which() ->
     scene = Scene()
 
     def change(topic: Topic, content: Any) -> Any:
-        return content | {"policy": content["policy"] | {"min_p": 0.1}} if topic is Topic.OPEN else content
+        return content | {"policy": content["policy"] | {"top_a": 0.1}} if topic is Topic.OPEN else content
 
     rewrite(scene.fleet.broker, change)
     with pytest.raises(
-        SessionFailed, match=r"policy\.min_p, which this release does not know: leave it out, or update"
+        SessionFailed, match=r"policy\.top_a, which this release does not know: leave it out, or update"
     ):
         scene.write()
 
@@ -615,6 +616,7 @@ def test_texts_follow_the_target_while_the_pacing_finds_its_way(mode: Mode) -> N
     length, scene, pacing = 3, Scene(), Watched()
     ticks = itertools.count()
     scene.agent.pacing, scene.agent.clock = pacing, lambda: next(ticks) * 1e-3  # so that everything takes its time
+    scene.agent._availability.clock = scene.agent.clock
     counts = np.zeros((TARGET.size,) * length, dtype=np.int64)
     for seed in range(1000):
         text = scene.write(seed, mode=mode, most=length).tokens

@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dssd.distribution import Dist, Ids
 from fleet_common.grammar.compiler import GrammarCompiler
 from fleet_common.grammar.tokenizer import GrammarTokenizer
 from fleet_device.client.drafting import DraftConstraint, Drafting, DraftSequence, SessionPacing
@@ -16,6 +15,7 @@ from fleet_device.drafters.suffix_index import History
 from fleet_device.drafters.without_model import ScriptedDrafter
 from fleet_device.pacing.contract import Choice, DraftOutcome, Plan, ReportedLoad
 from fleet_device.session.machine import DeviceSession
+from sampling.distribution import Dist, Ids
 from schemas import fields
 from schemas.messages import Draft, Verdict
 from schemas.policy import Mode, SamplingPolicy
@@ -57,7 +57,7 @@ class Scene:
     def draft(self, limit: int = 4) -> tuple[int, ...]:
         while self.drafting.draft(limit):
             pass
-        return self.session.send().tokens
+        return self.session.finish_draft().tokens
 
     def judge(self, accepted: int, token: int, finish: Finish = Finish.NO, *, number: int = 0) -> None:
         for effect in self.session.on_verdict(
@@ -240,7 +240,7 @@ class PacingScene:
         return self.send(more=plan.ahead)
 
     def send(self, *, more: bool = True) -> Draft:
-        return self.pacing.send(ahead=more)
+        return self.pacing.finish_draft(ahead=more)
 
     def judge(self, draft: Draft, accepted: int, *, handle: int = HANDLE) -> None:
         token = None if accepted == len(draft.tokens) and draft.more else 1
@@ -419,7 +419,7 @@ def test_where_earlier_text_promises_something_it_is_weighed_and_counted_apart()
     scene.judge(first, 1)
     counters = scene.session.counters
     assert (counters.suffix_drafted, counters.suffix_tested, counters.suffix_accepted) == (1, 1, 1)
-    source.take(repeats=False)
+    source.begin_draft(repeats=False)
     scene.draw(2)
     scene.judge(scene.send(more=False), 1)
     assert (counters.suffix_drafted, counters.drafted, counters.tested) == (1, 3, 3)

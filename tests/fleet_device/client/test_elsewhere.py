@@ -1,4 +1,4 @@
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 
@@ -94,17 +94,22 @@ def test_an_edge_that_asks_for_short_waits_without_end_is_left() -> None:
     assert device.clock() - before <= 2 * PATIENCE.verdict_s
 
 
-def test_a_request_whose_first_token_would_come_too_late_everywhere_fails_at_once() -> None:
-    device = LoneDevice()
-    edges = [
+def refusing(device: LoneDevice, code: RefusalCode, waits: Sequence[float]) -> list[ScriptedEdge]:
+    """Return edges that refuse every Open, each with a time of its own."""
+    return [
         ScriptedEdge(
             device.broker,
             name=f"edge-{number}",
             shared=True,
-            on_open=lambda message, wait_s=wait_s: refuse(message, RefusalCode.TOO_LATE, wait_s),  # type: ignore[misc]
+            on_open=lambda message, wait_s=wait_s: refuse(message, code, wait_s),  # type: ignore[misc]
         )
-        for number, wait_s in enumerate([80.0, 50.0])
+        for number, wait_s in enumerate(waits)
     ]
+
+
+def test_a_request_whose_first_token_would_come_too_late_everywhere_fails_at_once() -> None:
+    device = LoneDevice()
+    edges = refusing(device, RefusalCode.TOO_LATE, (80.0, 50.0))
     before = device.clock()
     with pytest.raises(SessionRefused) as refused:
         device.generate(context=RequestContext(deadline=before + 60.0))
@@ -116,15 +121,7 @@ def test_a_request_whose_first_token_would_come_too_late_everywhere_fails_at_onc
 @pytest.mark.parametrize("waits", [(3600.0, FOR_EVER), (FOR_EVER, 3600.0)])
 def test_what_all_edges_refuse_stands_with_the_shortest_time(waits: tuple[float, float]) -> None:
     device = LoneDevice()
-    edges = [
-        ScriptedEdge(
-            device.broker,
-            name=f"edge-{number}",
-            shared=True,
-            on_open=lambda message, wait_s=wait_s: refuse(message, RefusalCode.QUOTA, wait_s),  # type: ignore[misc]
-        )
-        for number, wait_s in enumerate(waits)
-    ]
+    edges = refusing(device, RefusalCode.QUOTA, waits)
     before = device.clock()
     with pytest.raises(SessionRefused) as refused:
         device.generate()

@@ -3,8 +3,7 @@ from collections.abc import Callable
 from typing import Final
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from fleet_device.errors import DeviceError
 from fleet_device.pacing.contract import FixedPacing

@@ -3,7 +3,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from fleet_device.client.retry import REPORT_AFTER_S
+from fleet_device.client.decision import REPORT_AFTER_S
 from fleet_device.errors import EdgeUnavailable, SessionRefused
 from fleet_device.pacing.contract import FixedPacing
 from fleet_device.requests.generate import RequestContext

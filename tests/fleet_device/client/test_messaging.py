@@ -97,7 +97,8 @@ def test_only_edges_that_take_new_sessions_are_online() -> None:
     [
         (None, "fleet edge run"),
         (edge_state(Presence.DRAINING), "edge edge-1 is draining"),
-        (edge_state(Presence.OFFLINE, loading=True), "'edge-1' .* loads its target model"),
+        (edge_state(Presence.OFFLINE, loading=0), r"'edge-1' .* loads its target model \(0 %"),
+        (edge_state(Presence.OFFLINE, loading=70), r"'edge-1' .* loads its target model \(70 %"),
         (edge_state(Presence.ONLINE), "'edge-1' is online and has not answered within 10 s"),
     ],
 )

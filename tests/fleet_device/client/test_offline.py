@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from dssd.sampling import propose
 from fleet_device.client.reports import UnverifiedReports
 from fleet_device.drafters.without_model import ScriptedDrafter
 from fleet_device.errors import EdgeUnavailable
@@ -13,7 +12,7 @@ from fleet_device.requests.generate import GenerateRequest, Generation, RequestC
 from fleet_device.service import retry_policy
 from fleet_device.session.sequence import CommittedTokens, TokenOrigin
 from fleet_device.settings import DeviceSettings, OfflinePolicy, Outages
-from fleet_edge.store.records import CloseReported
+from sampling.drawing import propose
 from schemas.control import Presence
 from schemas.policy import Mode, SamplingPolicy
 from schemas.reasons import EndReason
@@ -302,7 +301,7 @@ def test_the_session_log_is_told_once_when_an_edge_is_back(tmp_path: Path) -> No
     scene.say(Presence.ONLINE)
     scene.fleet.settle()
     reports.stop()
-    told = {record.session: record for record in scene.fleet.sink.of(CloseReported)}
+    told = {record.session: record for record in scene.fleet.sink.of("reported")}
     assert set(told) == {done.session.hex()}
     record = told[done.session.hex()]
     assert (record.tokens, record.counters.unverified) == (len(done.tokens), done.unverified)

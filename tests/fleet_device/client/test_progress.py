@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from fleet_device.client.retry import progress_sentence
+from fleet_device.client.driver import progress_sentence
 from fleet_device.errors import EdgeUnavailable
 from fleet_device.requests.generate import RequestContext
 from fleet_edge.verifiers.contract import Item, Logits
@@ -120,7 +120,7 @@ def _say(device: LoneDevice, **fields: object) -> Callable[[], None]:
 
 def test_a_request_waits_for_an_edge_that_loads_its_model() -> None:
     device = LoneDevice()
-    stop = _say(device, loading=True)
+    stop = _say(device, loading=40)
     began = device.clock()
 
     def come() -> None:

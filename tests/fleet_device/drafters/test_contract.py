@@ -2,9 +2,9 @@ import random
 
 import pytest
 
-from dssd.distribution import Dist
 from fleet_device.drafters.contract import DrafterError
 from fleet_device.settings import NO_DRAFTER
+from sampling.distribution import Dist
 from schemas.fields import MAX_TOKENS
 from tests.fleet_device.drafters.conftest import CONTEXT, KINDS, POLICY, Make
 

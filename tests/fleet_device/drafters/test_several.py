@@ -5,11 +5,11 @@ from pathlib import Path
 import llama_cpp
 import pytest
 
-from dssd.distribution import Dist
 from fleet_device.drafters.contract import Drafter, DrafterError, known_tokens, sequences_of
 from fleet_device.drafters.llama_cpp import LlamaCppDrafter, LlamaCppSettings
 from fleet_device.drafters.model_file import load_drafter
 from fleet_device.settings import DeviceSettings
+from sampling.distribution import Dist
 from tests.fleet_device.drafters.conftest import CONTEXT, POLICY, Make
 from tests.support.waiting import PATIENCE_S
 

@@ -3,10 +3,10 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from dssd.distribution import Dist, point_mass
-from fleet_device.drafters.suffix import Guess, SuffixDrafter, Trust, make_guess
+from fleet_device.drafters.suffix import Speculation, SuffixDrafter, Trust, speculate
 from fleet_device.drafters.suffix_index import History, Match
 from fleet_device.drafters.without_model import WordCodec
+from sampling.distribution import Dist, point_mass
 from schemas.policy import SamplingPolicy
 from schemas.vocabulary import Vocabulary
 
@@ -112,9 +112,9 @@ def test_before_a_model_whoever_plans_says_which_of_the_two_drafts() -> None:
     drafter = before(model, history_of(REPORT))
     drafter.reset([1, 12, 13])
     assert follower(drafter) == 0
-    drafter.take(repeats=True)
+    drafter.begin_draft(repeats=True)
     assert follower(drafter) == 14
-    drafter.take(repeats=False)
+    drafter.begin_draft(repeats=False)
     assert follower(drafter) == 0
     assert model.asked == 2
 
@@ -124,7 +124,7 @@ def test_a_draft_from_earlier_text_ends_where_it_would_hardly_stand() -> None:
     drafter.reset([1, *REPORT[:8]])
     prospect = drafter.prospect(POLICY)
     assert list(prospect.chances) == sorted(prospect.chances, reverse=True)
-    drafter.take(repeats=True, least=prospect.chances[2])
+    drafter.begin_draft(repeats=True, least=prospect.chances[2])
     drafted = []
     while (token := follower(drafter)) is not None:
         drafted.append(token)
@@ -164,8 +164,8 @@ def test_nothing_is_learnt_from_a_prompt_nor_twice_nor_from_what_is_drafted() ->
     learnt: list[int] = []
 
     class Listener(Trust):
-        def learn(self, guess: Guess, token: int) -> None:
-            del guess
+        def learn(self, speculation: Speculation, token: int) -> None:
+            del speculation
             learnt.append(token)
 
     drafter._trust = Listener()
@@ -193,9 +193,9 @@ def test_what_the_model_reads_late_is_no_part_of_its_time_for_a_token() -> None:
     drafter.extend(REPORT[9:18])  # from edge-only decoding
     drafter.next(POLICY)
     assert drafter.caught_up_s() == 0.0
-    drafter.take(repeats=True)
+    drafter.begin_draft(repeats=True)
     drafter.extend(REPORT[:9])
-    drafter.take(repeats=False)
+    drafter.begin_draft(repeats=False)
     drafter.next(POLICY)
     assert drafter.caught_up_s() == pytest.approx(9 * 0.004, abs=0.004)
     assert drafter.caught_up_s() == 0.0
@@ -214,42 +214,42 @@ def test_of_what_followed_only_what_is_allowed_is_drafted() -> None:
 def test_a_new_sequence_is_the_models_until_a_draft_is_taken_from_earlier_text() -> None:
     drafter = before(Model(), history_of(REPORT))
     drafter.reset([1, 12, 13])
-    drafter.take(repeats=True)
+    drafter.begin_draft(repeats=True)
     drafter.reset([1, 12, 13, 14])
     assert follower(drafter) == 0
 
 
-GUESS_POLICY = SamplingPolicy(temperature=1.0, seed=1)
+POLICY = SamplingPolicy(temperature=1.0, seed=1)
 
 
 def match(followers: list[int], alike: list[int]) -> Match:
     return Match(followers, alike)
 
 
-def test_what_followed_is_guessed_with_its_counts() -> None:
-    guess = make_guess([match([7, 4, 7], [8, 8, 8]), match([7], [8])], GUESS_POLICY)
-    assert guess.dist.ids.tolist() == [7, 4]
-    assert guess.dist.probs.tolist() == [0.75, 0.25]
-    assert guess.likeliest == 7
+def test_what_followed_is_speculated_with_its_counts() -> None:
+    speculation = speculate([match([7, 4, 7], [8, 8, 8]), match([7], [8])], POLICY)
+    assert speculation.dist.ids.tolist() == [7, 4]
+    assert speculation.dist.probs.tolist() == [0.75, 0.25]
+    assert speculation.likeliest == 7
 
 
 def test_a_place_that_is_more_alike_counts_for_more() -> None:
-    guess = make_guess([match([7, 4], [2, 5])], GUESS_POLICY)
-    assert guess.likeliest == 4
-    assert guess.dist.probability(7) == pytest.approx(1 / 9)
+    speculation = speculate([match([7, 4], [2, 5])], POLICY)
+    assert speculation.likeliest == 4
+    assert speculation.dist.probability(7) == pytest.approx(1 / 9)
 
 
 def test_a_greedy_policy_has_the_likeliest_alone() -> None:
-    guess = make_guess([match([7, 4, 7], [8, 8, 8])], SamplingPolicy(temperature=0.0, seed=1))
-    assert guess.dist.ids.tolist() == [7]
-    assert guess.dist.probs.tolist() == [1.0]
+    speculation = speculate([match([7, 4, 7], [8, 8, 8])], SamplingPolicy(temperature=0.0, seed=1))
+    assert speculation.dist.ids.tolist() == [7]
+    assert speculation.dist.probs.tolist() == [1.0]
 
 
 def test_trust_is_what_guesses_of_a_kind_have_earned() -> None:
     trust = Trust()
     sure, unsure = (
-        make_guess([match([7] * 6, [16] * 6)], GUESS_POLICY),
-        make_guess([match([7, 8], [2, 2])], GUESS_POLICY),
+        speculate([match([7] * 6, [16] * 6)], POLICY),
+        speculate([match([7, 8], [2, 2])], POLICY),
     )
     assert trust.of(sure) > 2 * trust.of(unsure)
     before = trust.of(unsure)

@@ -9,12 +9,12 @@ import pytest
 from gguf import TokenType
 from numpy.typing import NDArray
 
-from dssd.distribution import Dist
 from fleet_device.drafters.contract import DrafterError
 from fleet_device.drafters.model_file import GgufModel, load_drafter
 from fleet_device.drafters.unlike import NONE, CommonTokens, UnlikeVocabularyDrafter, turn_begin, turn_end
 from fleet_device.drafters.without_model import ScriptedDrafter, WordCodec
 from fleet_device.settings import DeviceSettings
+from sampling.distribution import Dist
 from schemas.policy import SamplingPolicy
 from schemas.vocabulary import Vocabulary
 from tests.support.tiny_gguf import Row, sentencepiece_rows, tiny_gguf, tiny_rows

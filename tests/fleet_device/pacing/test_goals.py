@@ -2,14 +2,12 @@ import random
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from fleet_device.pacing.adaptive import AdaptivePacing
 from fleet_device.pacing.contract import DraftOutcome, Plan
 from fleet_device.pacing.estimates import Conditions
-from fleet_device.pacing.goals import MESSAGE_BYTES, MOST_SLOWER, SPEED, Prices, prices_of
-from fleet_device.pacing.plans import best_plan
+from fleet_device.pacing.plans import MESSAGE_BYTES, MOST_SLOWER, SPEED, Prices, best_plan, prices_of
 from fleet_device.settings import Goal, Power
 
 LONGEST, WINDOW = 16, 4

@@ -4,8 +4,7 @@ import pytest
 
 from fleet_device.pacing.contract import Plan, SharedSteps
 from fleet_device.pacing.estimates import Conditions
-from fleet_device.pacing.goals import prices_of
-from fleet_device.pacing.plans import Alternatives
+from fleet_device.pacing.plans import Alternatives, prices_of
 from fleet_device.settings import Goal, Power
 
 EDGE_ONLY = Plan(32, edge_only=True)
@@ -46,6 +45,14 @@ def test_the_reason_names_both_rates_and_what_keeps_drafting_from_being_faster(
 def test_a_device_that_drafts_says_what_the_edge_alone_would_give() -> None:
     found = reason(edge_only=31.0, edge_only_value=31.0, chosen=Plan(4))
     assert all(figure in found for figure in ("31", "80 %", "10 ms"))
+
+
+def test_edge_only_decoding_has_another_reason_once_drafts_gain_enough() -> None:
+    rate = max(USUAL.rate(Plan(tokens)) for tokens in range(1, 9))
+    causes = {
+        reason(edge_only=rate / gain, edge_only_value=rate / gain).rpartition(":")[2] for gain in (0.9, 1.05, 1.15)
+    }
+    assert len(causes) == 3
 
 
 def test_what_is_not_measured_or_not_allowed_has_no_rate() -> None:

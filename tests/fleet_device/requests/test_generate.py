@@ -1,6 +1,5 @@
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from fleet_device.drafters.without_model import WordCodec
 from fleet_device.requests.generate import (

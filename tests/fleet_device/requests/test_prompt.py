@@ -73,6 +73,9 @@ def test_options_that_are_given_override_the_settings() -> None:
         ({"timeout": float("nan")}, "timeout"),
         ({"timeout": float("inf")}, "timeout"),
         ({"timeout": "5"}, "timeout"),
+        ({"logit_bias": {1 << 31: 1.0}}, "logit_bias"),
+        ({"logit_bias": {-1: 1.0}}, "logit_bias"),
+        ({"logit_bias": {1: -101}}, "logit_bias"),
     ],
 )
 def test_an_option_that_cannot_be_used_is_named(options: TextOptions, named: str) -> None:

@@ -11,7 +11,7 @@ from schemas.policy import SamplingPolicy
 from schemas.reasons import EndReason
 from tests.fleet_device.requests.conftest import Make, gated, open_gate
 from tests.support.memory_device import ScriptedAgent
-from tests.support.waiting import until
+from tests.support.waiting import PATIENCE_S, until
 
 REQUEST = GenerateRequest((1, 2), SamplingPolicy(seed=1), 4)
 
@@ -101,7 +101,7 @@ def test_a_text_cancelled_while_it_waits_leaves_the_queue(make: Make) -> None:
     agent = gated()
     texts = make(agent)
     first, second = TextStream(texts, lambda: REQUEST), TextStream(texts, lambda: REQUEST)
-    assert agent.started.wait(10.0)
+    assert agent.started.wait(PATIENCE_S)
     second.close()
     assert texts.waiting == 0
     assert list(second) == []

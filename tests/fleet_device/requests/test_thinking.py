@@ -1,13 +1,12 @@
 import json
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from fleet_common.grammar.errors import OutsideGrammar
 from fleet_common.grammar.tokenizer import GrammarTokenizer
 from fleet_device.errors import InvalidRequest
-from fleet_device.requests.prompt import prepare_request
+from fleet_device.requests.prompt import TextOptions, prepare_request
 from fleet_device.requests.thinking import (
     MARKS,
     TemplateOptions,
@@ -102,6 +101,17 @@ def test_the_effort_sets_the_words_of_templates_and_applications_can_override_th
 def test_an_application_cannot_replace_the_messages(name: str) -> None:
     with pytest.raises(InvalidRequest):
         prepare_request("Hi", settings(), chat_template_kwargs={name: "x"})
+
+
+@pytest.mark.parametrize(
+    ("options", "tokens"),
+    [({}, 7), ({"thinking_token_budget": 3}, 3), ({"logprobs": 0}, None)],
+    ids=["the device's", "its own", "with log-probabilities"],
+)
+def test_a_budget_is_the_requests_or_the_devices(options: TextOptions, tokens: int | None) -> None:
+    codec = LetterCodec("{{ messages[0].content }}{# <think></think> #}")
+    budget = prepare_request("Hi", settings(thinking_token_budget=7), **options).encode(codec).budget
+    assert (budget and budget.tokens) == tokens
 
 
 # Grammars

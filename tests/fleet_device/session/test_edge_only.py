@@ -1,8 +1,7 @@
 from collections.abc import Sequence
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from fleet_device.errors import ProtocolViolation
 from fleet_device.session.machine import DeviceSession
@@ -150,6 +149,6 @@ def test_pieces_of_an_earlier_request_before_a_resume_mean_nothing() -> None:
 
 def test_nothing_is_asked_while_drafts_are_under_way() -> None:
     session = opened_session()
-    session.send()
+    session.finish_draft()
     with pytest.raises(ValueError, match="drafts in flight"):
         session.request_edge_only(5)

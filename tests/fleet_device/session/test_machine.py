@@ -2,13 +2,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
-from dssd.distribution import Dist, point_mass
 from fleet_device.errors import ProtocolViolation
 from fleet_device.session.machine import DeviceSession
 from fleet_device.session.sequence import VerdictEffect, session_request
+from sampling.distribution import Dist, point_mass
 from schemas.downlink import Dense, Samples, Sparse
 from schemas.messages import Closed, Open, Opened, Verdict
 from schemas.policy import Mode, SamplingPolicy
@@ -42,7 +41,7 @@ def session_of(*, mode: Mode = Mode.RESIDUAL, **fields: Any) -> DeviceSession:
 def drafted(session: DeviceSession, *tokens: int, more: bool = False) -> int:
     for token in tokens:
         assert session.propose(point_mass(token)) == token
-    return session.send(more=more).round
+    return session.finish_draft(more=more).round
 
 
 def verdict(round_: int, accepted: int, following: Any = None, **fields: Any) -> Verdict:
@@ -71,7 +70,7 @@ def test_a_correction_that_a_resume_has_told_is_not_told_again() -> None:
     session.on_verdict(verdict(drafted(session, 4), 0, P))
     assert session.open().resume == (6,)
     assert session.on_opened(opened(attempt=1, position=1))
-    draft = session.send()
+    draft = session.finish_draft()
     assert (draft.fix, draft.base, draft.epoch) == (None, 1, 0)
 
 
@@ -126,7 +125,7 @@ def test_a_draft_carries_what_the_edge_needs() -> None:
     session = session_of()
     for token in (4, 5):
         session.propose(Dist(np.array([token, 9]), np.array([1.0, 2.0**-40])))
-    draft = session.send()
+    draft = session.finish_draft()
     assert (draft.handle, draft.round, draft.epoch, draft.base, draft.fix) == (HANDLE, 0, 0, 0, None)
     assert (draft.tokens, draft.counts, draft.more, draft.digest) == ((4, 5), (65536, 65536), False, EMPTY_DIGEST)
 
@@ -152,12 +151,12 @@ def test_drafts_go_ahead_within_the_window_and_only_where_promised() -> None:
     assert not session.may_draft_ahead  # nothing is drafted yet
     session.propose(point_mass(4))
     assert session.may_draft_ahead
-    session.send(more=True)
+    session.finish_draft(more=True)
     assert session.may_send
     assert session.room(9) == 4
     session.propose(point_mass(5))
     assert not session.may_draft_ahead  # the window of 2 is full
-    second = session.send()
+    second = session.finish_draft()
     assert (second.base, second.digest) == (1, extend_digest(EMPTY_DIGEST, [4]))
     assert not session.may_send
     assert session.room(9) == 0
@@ -178,17 +177,17 @@ def test_an_accepted_draft_is_committed_with_the_bonus_token() -> None:
     (step,) = session.on_verdict(verdict(drafted(session, 4, 5), 2, 6))
     assert step == VerdictEffect((4, 5, 6), valid=2, correction=6)
     assert session.committed == [4, 5, 6]
-    assert session.send().digest == extend_digest(EMPTY_DIGEST, [4, 5, 6])
+    assert session.finish_draft().digest == extend_digest(EMPTY_DIGEST, [4, 5, 6])
 
 
 def test_a_rejection_is_corrected_by_the_device_and_told_with_the_next_draft() -> None:
     session = session_of()
     (step,) = session.on_verdict(verdict(drafted(session, 4, 5), 1, P))
     assert step == VerdictEffect((4, 6), valid=1, correction=6)
-    draft = session.send()
+    draft = session.finish_draft()
     assert (draft.fix, draft.base, draft.epoch, draft.digest) == (6, 2, 1, extend_digest(EMPTY_DIGEST, [4, 6]))
     assert session.on_verdict(verdict(draft.round, 0, 7))
-    assert session.send().fix is None
+    assert session.finish_draft().fix is None
 
 
 def test_a_rejection_voids_all_that_was_drafted_ahead() -> None:
@@ -246,7 +245,7 @@ def test_where_all_samples_fail_more_are_asked_for() -> None:
     assert step.request.tried == 80
     (step,) = session.on_verdict(verdict(step.request.round, 0, P))
     assert step == VerdictEffect((6,), valid=0, correction=6)
-    assert session.send().fix == 6
+    assert session.finish_draft().fix == 6
     assert session.counters.rounds == 3
 
 
@@ -374,7 +373,7 @@ def test_whatever_an_edge_answers_nothing_but_a_violation_is_raised(mode: Mode, 
             while session.room(2):
                 session.propose(point_mass(4))
             if session.may_send:
-                session.send(more=session.may_draft_ahead)
+                session.finish_draft(more=session.may_draft_ahead)
             last = session._round - 1
             session.on_verdict(verdict(max(0, last - back), accepted, following, finish=finish))
     except ProtocolViolation:

@@ -2,19 +2,18 @@ from typing import Any
 
 import pytest
 
-from dssd.distribution import point_mass
-from dssd.sampling import Proposal, propose
 from fleet_device.errors import ProtocolViolation, SessionRefused
 from fleet_device.session.machine import DeviceSession
 from fleet_device.session.sequence import (
     CommittedTokens,
-    DecidedDraft,
     DraftsInFlight,
     Rejection,
     SentDraft,
     TokenOrigin,
     session_request,
 )
+from sampling.distribution import point_mass
+from sampling.drawing import Proposal, propose
 from schemas.downlink import Samples, Sparse
 from schemas.fields import MAX_TOKENS
 from schemas.messages import Draft, Open, Opened, Verdict
@@ -26,10 +25,10 @@ P = Sparse(ids=(6,), probs=(1.0,))
 PROPOSALS = (Proposal(4), Proposal(5))
 
 
-def answer(accepted: int, following: Any = None, *, more: bool = False, finish: Finish = Finish.NO) -> DecidedDraft:
+def answer(accepted: int, following: Any = None, *, more: bool = False, finish: Finish = Finish.NO) -> SentDraft:
     draft = Draft(handle=7, round=0, epoch=0, base=0, tokens=(4, 5), more=more, digest=0)
     verdict = Verdict(handle=7, round=0, accepted=accepted, next=following, finish=finish)
-    return DecidedDraft(verdict, SentDraft(draft, PROPOSALS))
+    return SentDraft(draft, PROPOSALS, answer=verdict)
 
 
 def test_no_more_can_be_accepted_than_was_drafted() -> None:
@@ -48,7 +47,7 @@ def test_an_accepted_draft_is_followed_by_one_token_unless_more_were_promised() 
     [answer(2), answer(2, P), answer(2, P, finish=Finish.LENGTH), answer(2, 6, more=True)],
     ids=["nothing", "p", "p at the end", "a token where the next draft stands"],
 )
-def test_nothing_else_may_follow_it(wrong: DecidedDraft) -> None:
+def test_nothing_else_may_follow_it(wrong: SentDraft) -> None:
     with pytest.raises(ProtocolViolation):
         wrong.bonus()
 
@@ -101,7 +100,7 @@ def session_of(mode: Mode = Mode.RESIDUAL) -> DeviceSession:
 def decided(session: DeviceSession, tokens: tuple[int, ...], accepted: int, following: Any) -> CommittedTokens:
     for token in tokens:
         session.propose(point_mass(token))
-    verdict = Verdict(handle=HANDLE, round=session.send().round, accepted=accepted, next=following)
+    verdict = Verdict(handle=HANDLE, round=session.finish_draft().round, accepted=accepted, next=following)
     (effect,) = session.on_verdict(verdict)
     assert effect.committed.ids == effect.tokens
     return effect.committed

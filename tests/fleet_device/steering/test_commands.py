@@ -56,7 +56,7 @@ class Bench:
 
     def take(self, number: int = 1, command: str = "run", *, left_s: float = 10.0) -> None:
         deadline = NOW + timedelta(seconds=left_s)
-        self.commands.take(CommandRequest(id=f"{number:016x}", command=command, deadline=deadline, who="bob"))
+        self.commands.accept(CommandRequest(id=f"{number:016x}", command=command, deadline=deadline, who="bob"))
 
 
 def well(*_: Any) -> Answer:

@@ -3,16 +3,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from fleet_common.settings import SettingsError
 from fleet_device.settings import DeviceSettings
 from fleet_device.steering.remote_settings import (
     SteeredSettings,
     check_values,
-    kept_file,
     load_steered,
+    stored_file,
 )
 from schemas.control import DesiredSettings
 
@@ -45,7 +44,7 @@ def test_what_is_wanted_holds_at_once_and_is_reported(tmp_path: Path) -> None:
     assert (it.settings.temperature, it.settings.draft_length, it.settings.offline.value) == (0.25, 3, "wait")
     assert heard == [{"temperature", "draft_length", "offline"}]
     report = it.report()
-    assert (report.id, report.applied, report.refused, report.needs_restart) == (id_of(1), id_of(1), {}, ())
+    assert (report.id, report.refused, report.needs_restart) == (id_of(1), {}, ())
     assert (report.values["temperature"], report.values["offline"], report.values["top_k"]) == (0.25, "wait", 50)
 
 
@@ -59,7 +58,7 @@ def test_an_invalid_setting_changes_nothing_and_says_why(tmp_path: Path) -> None
     assert it.settings == before
     assert heard == []
     report = it.report()
-    assert (report.id, report.applied, report.values["temperature"]) == (id_of(2), id_of(1), 0.25)
+    assert (report.id, report.values["temperature"]) == (id_of(2), 0.25)
     assert set(report.refused) == {"top_k", "made_up", "api_listen"}
     assert report.refused["top_k"] == "-1 cannot be used: it must be a whole number from 0 to 1000000."
     assert "cannot be set remotely" in report.refused["api_listen"]
@@ -91,7 +90,7 @@ def test_what_was_taken_and_what_was_refused_survives_a_restart(tmp_path: Path) 
     again = remote(own(tmp_path))
     assert again.settings.top_k == 5
     report = again.report()
-    assert (report.id, report.applied, list(report.refused)) == (id_of(2), id_of(1), ["top_k"])
+    assert (report.id, list(report.refused)) == (id_of(2), ["top_k"])
     assert not again.consider(wanted(2, top_k=-5))
 
 
@@ -100,27 +99,27 @@ def test_what_is_in_force_was_valid_and_the_last_set_is_reported(
     tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[int, int, bool]]
 ) -> None:
     folder = tmp_path_factory.mktemp("sets")
-    it, holds, applied = remote(own(folder)), 50, None
+    it, holds = remote(own(folder)), 50
     for number, top_k, restarts in steps:
         if restarts:
             it = remote(own(folder))
         it.consider(wanted(number, top_k=top_k))
         if top_k >= 0:
-            holds, applied = top_k, id_of(number)
+            holds = top_k
         report = it.report()
-        assert (report.id, report.applied) == (id_of(number), applied)
+        assert report.id == id_of(number)
         assert (it.settings.top_k, report.values["top_k"]) == (holds, holds)
         assert bool(report.refused) == (top_k < 0)
 
 
 def test_a_damaged_or_foreign_file_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    file = kept_file(own(tmp_path))
+    file = stored_file(own(tmp_path))
     file.parent.mkdir()
     for content in (
-        '{"taken": {"id": -1}}',
+        '{"id": -1}',
         "[]",
         "{",
-        '{"taken":{"id":"00000001","values":{"x":[1]}}}',
+        '{"id":"00000001","desired":{"x":[1]}}',
         "\0" * 300_000,
     ):
         file.write_text(content)
@@ -179,7 +178,7 @@ def test_a_device_whose_model_does_not_load_goes_back_and_says_so(tmp_path: Path
     assert load_steered(third, load) == "small:Q4_0"  # type: ignore[arg-type, comparison-overlap]
     assert (third.settings.model, third.settings.threads) == ("small:Q4_0", 2), "it goes back to what it last ran with"
     report = third.report()
-    assert (report.id, report.applied, set(report.refused)) == (id_of(2), id_of(1), {"threads", "model"})
+    assert (report.id, set(report.refused)) == (id_of(2), {"threads", "model"})
     assert "damaged" in report.refused["model"]
     fourth = remote(own(tmp_path))
     load_steered(fourth, load)  # type: ignore[arg-type]
@@ -205,9 +204,9 @@ def test_a_disk_that_is_full_is_told_and_ends_nothing(tmp_path: Path, caplog: py
 def test_what_is_kept_is_for_the_devices_user_alone(tmp_path: Path) -> None:
     it = remote(own(tmp_path))
     it.consider(wanted(1, top_k=5))
-    file = kept_file(own(tmp_path))
+    file = stored_file(own(tmp_path))
     assert (file.stat().st_mode & 0o777, file.parent.stat().st_mode & 0o777) == (0o600, 0o700)
-    assert json.loads(file.read_text())["taken"] == {"id": id_of(1), "values": {"top_k": 5}}
+    assert json.loads(file.read_text())["good"] == {"top_k": 5}
 
 
 def test_settings_that_do_not_go_together_are_refused() -> None:

@@ -1,3 +1,3 @@
-from tests.fleet_edge.store.conftest import database_url, empty_databases, postgres, store
+from tests.fleet_edge.store.conftest import log, store
 
-__all__ = ["database_url", "empty_databases", "postgres", "store"]
+__all__ = ["log", "store"]

@@ -1,16 +1,17 @@
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
 import pytest
 
-from fleet_edge.alerts import alerts as book
-from fleet_edge.alerts.alerts import Alerts
-from fleet_edge.alerts.evaluator import Evaluator
-from fleet_edge.alerts.rules import Facts, read_facts
-from fleet_edge.alerts.settings import AlertSettings
-from fleet_edge.store.database import Store
-from fleet_edge.store.quarantines import quarantine_device
-from fleet_edge.store.records import DeviceSeen, EventLogged, Record
-from fleet_edge.store.steering import retire
+from fleet_edge.session_log.alerts.evaluator import RunningAlerts
+from fleet_edge.session_log.alerts.rules import AlertProblem, Facts, read_facts
+from fleet_edge.session_log.alerts.settings import AlertSettings
+from fleet_edge.session_log.database import Store, transaction
+from fleet_edge.session_log.log import SessionLog
+from fleet_edge.session_log.quarantines import quarantine_device
+from fleet_edge.session_log.records import Record, event_record
+from fleet_edge.session_log.steering import retire
+from fleet_edge.session_log.views import AlertSeverity
 from schemas.control import Presence
 from tests.fleet_edge.store import samples
 
@@ -25,8 +26,9 @@ def facts(store: Store, *records: Record) -> Facts:
         return read_facts(connection, now=NOW)
 
 
-def event(kind: str, code: str, count: int, *, at: datetime = NOW - MINUTE, device: str = "sensor-1") -> EventLogged:
-    return EventLogged(
+def event(kind: str, code: str, count: int, *, at: datetime = NOW - MINUTE, device: str = "sensor-1") -> Record:
+    return event_record(
+        at,
         id=f"{kind}-{code}-{device}-{at.timestamp()}",
         edge="edge-1",
         device=device,
@@ -34,7 +36,6 @@ def event(kind: str, code: str, count: int, *, at: datetime = NOW - MINUTE, devi
         kind=kind,
         code=code,
         sentence=f"{device}: {code}.",
-        at=at,
         count=count,
     )
 
@@ -64,35 +65,32 @@ def test_refusals_by_code_within_the_window(store: Store) -> None:
     assert found.refusals == {("edge-1", "busy"): 21}
 
 
-def test_from_the_log_to_an_alert_and_back(store: Store, database_url: str) -> None:
+def evaluator(store: Store, holder: str = "first") -> RunningAlerts:
+    return RunningAlerts(partial(transaction, store.engine), SETTINGS, now=lambda: NOW, holder=holder)
+
+
+def test_from_the_log_to_an_alert_and_back(store: Store, log: SessionLog) -> None:
     store.apply([samples.edge_load(at=NOW, kv_usage=0.95), samples.edge_seen(at=NOW)])
-    with Alerts(database_url, now=lambda: NOW) as alerts:
-        evaluator = Evaluator(alerts.connection, SETTINGS, now=lambda: NOW)
-        opened = evaluator.step()
-        assert [(each.rule, each.subject) for each in opened] == [("kv-full", "edge-1")]
-        assert evaluator.step() == []
-        store.apply([samples.edge_load(at=NOW + MINUTE, kv_usage=0.5)])
-        cleared = evaluator.step()
-        assert cleared is not None
-        assert [each.open for each in cleared] == [False]
-        assert alerts.open() == []
-        other = Evaluator(alerts.connection, SETTINGS, now=lambda: NOW, holder="another")
-        assert other.step() is None
+    running = evaluator(store)
+    assert [(each.rule, each.subject) for each in running.step() or []] == [("kv-full", "edge-1")]
+    assert running.step() == []
+    store.apply([samples.edge_load(at=NOW + MINUTE, kv_usage=0.5)])
+    assert [each.open for each in running.step() or []] == [False]
+    assert log.alerts(open=True) == []
+    assert evaluator(store, "another").step() is None
 
 
 @pytest.mark.parametrize("hostile", ["'; DROP TABLE alerts; --", "%", "x" * 10_000, "é\x00"])
-def test_hostile_names_in_the_log_break_nothing(store: Store, database_url: str, hostile: str) -> None:
+def test_hostile_names_in_the_log_break_nothing(store: Store, log: SessionLog, hostile: str) -> None:
     store.apply([event("refused", hostile, 100)])
-    with Alerts(database_url, now=lambda: NOW) as alerts:
-        (opened,) = Evaluator(alerts.connection, SETTINGS, now=lambda: NOW).step() or []
-        assert opened.rule == "refusals"
-        assert [each.id for each in alerts.list()] == [opened.id]
+    (opened,) = evaluator(store).step() or []
+    assert opened.rule == "refusals"
+    assert [each.id for each in log.alerts()] == [opened.id]
 
 
 def test_a_device_that_is_out_of_service_is_no_alert(store: Store) -> None:
-    seen = {"software": "0.2", "draft_model": "small", "quantization": "Q4_0"}
     for name in ("in-service", "retired"):
-        store.apply([DeviceSeen(device=name, at=NOW, presence="offline", **seen)])
+        store.apply([samples.device_seen(device=name, at=NOW, presence=Presence.OFFLINE)])
     with store.engine.begin() as connection:
         assert retire(connection, "retired", NOW)
     assert [each.device for each in facts(store).devices] == ["in-service"]
@@ -110,24 +108,23 @@ def test_a_device_whose_program_has_closed_it_is_not_missed(store: Store) -> Non
     assert not any(each.offline for each in facts(store).devices)
 
 
-def test_an_edge_that_died_before_its_first_load_is_missed(store: Store, database_url: str) -> None:
+def test_an_edge_that_died_before_its_first_load_is_missed(store: Store) -> None:
     store.apply([samples.edge_seen(at=NOW - 2 * MINUTE)])
-    with Alerts(database_url, now=lambda: NOW) as alerts:
-        (missed,) = Evaluator(alerts.connection, SETTINGS, now=lambda: NOW).step() or []
+    (missed,) = evaluator(store).step() or []
     assert (missed.rule, missed.subject, missed.since_at) == ("edge-silent", "edge-1", NOW - 2 * MINUTE)
 
 
-def test_what_cannot_wait_is_listed_first_while_it_is_open(store: Store, database_url: str) -> None:
-    with store.engine.begin() as connection:
+def test_what_cannot_wait_is_listed_first_while_it_is_open(store: Store, log: SessionLog) -> None:
+    problems = [
+        AlertProblem(subject=subject, severity=severity, sentence="It is away.", since=NOW - hours * HOUR)
         for hours, subject, severity in (
-            (3, "old", book.AlertSeverity.CRITICAL),
-            (2, "b", book.AlertSeverity.WARNING),
-            (1, "c", book.AlertSeverity.WARNING),
-        ):
-            reading = book.RuleReading(subject=subject, severity=severity, sentence="It is away.")
-            book.note_wrong(connection, [("edge-offline", reading, NOW - hours * HOUR)], held={}, now=NOW)
-    with Alerts(database_url) as alerts:
-        assert [each.subject for each in alerts.open()] == ["old", "c", "b"]
+            (3, "old", AlertSeverity.CRITICAL),
+            (2, "b", AlertSeverity.WARNING),
+            (1, "c", AlertSeverity.WARNING),
+        )
+    ]
+    samples.open_alerts(store, [("edge-offline", each) for each in problems], since=NOW, now=NOW)
+    assert [each.subject for each in log.alerts(open=True)] == ["old", "c", "b"]
 
 
 def test_only_devices_that_a_rule_may_concern_are_read(store: Store) -> None:

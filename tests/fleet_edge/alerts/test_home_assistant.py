@@ -1,5 +1,6 @@
 import json
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +9,11 @@ from pydantic import ValidationError
 
 from fleet_common.mqtt.errors import NotConnected
 from fleet_common.mqtt.link import Message
-from fleet_edge.alerts.alerts import Alerts
-from fleet_edge.alerts.delivery import BrokerChannel
-from fleet_edge.alerts.evaluator import Evaluator
-from fleet_edge.alerts.home_assistant import HomeAssistant
-from fleet_edge.alerts.settings import AlertSettings
-from fleet_edge.store.database import open_store
+from fleet_edge.session_log.alerts.delivery import BrokerChannel
+from fleet_edge.session_log.alerts.evaluator import RunningAlerts
+from fleet_edge.session_log.alerts.home_assistant import HomeAssistant
+from fleet_edge.session_log.alerts.settings import AlertSettings
+from fleet_edge.session_log.database import open_store, transaction
 from schemas.control import Presence
 from tests.fleet_edge.store import samples
 from tests.support.memory_broker import MemoryBroker
@@ -34,7 +34,8 @@ class Home:
         self.seen: dict[str, bytes] = {}
         self.messages = 0
         self.home = HomeAssistant(fleet, publish or self.publish)
-        self.evaluator = Evaluator(Alerts(url).connection, SETTINGS, show=self.home.show, now=lambda: NOW)
+        connect = partial(transaction, self.store.engine)
+        self.evaluator = RunningAlerts(connect, AlertSettings(), home=self.home, now=lambda: NOW)
 
     def publish(self, topic: str, payload: bytes) -> None:
         self.seen[topic] = payload

@@ -1,7 +1,9 @@
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,11 +12,11 @@ from fleet_common.metrics import MetricsError
 from fleet_common.mqtt.errors import ConnectFailed
 from fleet_common.mqtt.link import Message
 from fleet_common.mqtt.settings import LinkSettings
-from fleet_edge.alerts.alerts import Alerts, DeliveryFailed
-from fleet_edge.alerts.delivery import BrokerChannel
-from fleet_edge.alerts.evaluator import RunningAlerts
-from fleet_edge.alerts.settings import AlertSettings, load_alert_settings
-from fleet_edge.store.database import Store, open_store, transaction
+from fleet_edge.session_log.alerts.delivery import BrokerChannel, DeliveryFailed
+from fleet_edge.session_log.alerts.evaluator import RunningAlerts
+from fleet_edge.session_log.alerts.settings import AlertSettings, load_alert_settings
+from fleet_edge.session_log.database import Store, open_store, transaction
+from fleet_edge.session_log.views import AlertView
 from schemas.control import Alert, AlertState, decode_json
 from schemas.topics import Topic, build
 from tests.fleet_edge.alerts.test_delivery import ALERT
@@ -28,9 +30,9 @@ class Ears:
     name = "ears"
 
     def __init__(self) -> None:
-        self.heard: list[tuple[str, AlertState]] = []
+        self.heard: list[tuple[str, str]] = []
 
-    def send(self, alerts: Sequence[Alert]) -> None:
+    def send(self, alerts: Sequence[AlertView]) -> None:
         self.heard += [(alert.rule, alert.state) for alert in alerts]
 
 
@@ -55,7 +57,7 @@ def test_an_alert_is_published_and_confirmed() -> None:
         channel = BrokerChannel(
             AlertSettings(fleet="north"), make_link=lambda link: MemoryLink(broker, link.client_id, will=link.will)
         )
-        channel.send([ALERT, ALERT.model_copy(update={"state": AlertState.CLEARED})])
+        channel.send([ALERT, replace(ALERT, cleared_at=ALERT.last_at)])
         until(lambda: len(heard) == 2)
         channel.close()
     assert [each.state for each in heard] == [AlertState.OPEN, AlertState.CLEARED]
@@ -81,11 +83,11 @@ def test_a_database_that_comes_later_is_opened_when_it_is_there(tmp_path: Path) 
     store = Store(url)
     running = RunningAlerts(lambda: transaction(store.engine), AlertSettings(hold_s=0), channels=[ears])
     try:
-        assert running.step() == []
-        assert ears.heard == [("database-away", AlertState.OPEN)]
+        assert running.step() is None
+        assert ears.heard == [("database-away", "critical")]
         store.apply([samples.edge_load(at=datetime.now(UTC), kv_usage=0.95)])
         assert [each.rule for each in running.step()] == ["kv-full"]
-        assert ears.heard[1:] == [("database-away", AlertState.CLEARED), ("kv-full", AlertState.OPEN)]
+        assert ears.heard[1:] == [("database-away", "cleared"), ("kv-full", "warning")]
     finally:
         running.close()
         store.close()
@@ -97,7 +99,7 @@ def test_a_channel_that_has_accepted_an_alert_is_not_sent_it_again(tmp_path: Pat
     class Fussy(Ears):
         refuses = 1
 
-        def send(self, alerts: Sequence[Alert]) -> None:
+        def send(self, alerts: Sequence[AlertView]) -> None:
             self.refuses -= 1
             if self.refuses >= 0:
                 raise DeliveryFailed("Not now.")
@@ -106,25 +108,25 @@ def test_a_channel_that_has_accepted_an_alert_is_not_sent_it_again(tmp_path: Pat
     fussy = Fussy()
     with open_store(url) as store:
         store.apply([samples.edge_load(at=at, kv_usage=0.95)])
-    with Alerts(url) as alerts:
-        running = RunningAlerts(alerts.connection, AlertSettings(hold_s=0), channels=[fussy, ears], now=lambda: at)
+        running = RunningAlerts(
+            partial(transaction, store.engine), AlertSettings(hold_s=0), channels=[fussy, ears], now=lambda: at
+        )
         running.step()
-        assert (fussy.heard, ears.heard) == ([], [("kv-full", AlertState.OPEN)])
+        assert (fussy.heard, ears.heard) == ([], [("kv-full", "warning")])
         for _ in range(2):
             at += timedelta(seconds=10)
             running.step()
-        assert fussy.heard == ears.heard == [("kv-full", AlertState.OPEN)]
+        assert fussy.heard == ears.heard == [("kv-full", "warning")]
         running.close()
 
 
 def test_it_looks_on_a_thread_until_it_is_closed(tmp_path: Path) -> None:
     url, ears = f"sqlite:///{tmp_path / 'fleet.sqlite3'}", Ears()
+    before = threading.active_count()
     with open_store(url) as store:
         store.apply([samples.edge_load(at=datetime.now(UTC), kv_usage=0.95)])
-    before = threading.active_count()
-    with Alerts(url) as alerts:
-        running = RunningAlerts(alerts.connection, AlertSettings(hold_s=0), channels=[ears]).start()
-        until(lambda: ("kv-full", AlertState.OPEN) in ears.heard)
+        running = RunningAlerts(partial(transaction, store.engine), AlertSettings(hold_s=0), channels=[ears]).start()
+        until(lambda: ("kv-full", "warning") in ears.heard)
         running.close()
     assert threading.active_count() == before
 

@@ -7,11 +7,10 @@ from pathlib import Path
 import pytest
 
 from broker_config.broker import Broker
-from fleet_edge.alerts.alerts import Alerts
-from fleet_edge.session_log import SessionLog
+from fleet_edge.session_log.log import SessionLog
 from tests.fleet_edge.alerts.test_delivery import Received, server
-from tests.fleet_edge.store.postgres import PostgresServer
 from tests.support.brokers import StartBroker
+from tests.support.databases import PostgresServer
 from tests.support.offset_clock import VARIABLE, OffsetClock
 from tests.support.processes import BrokerClient, Program, scripted_edge
 from tests.support.waiting import until
@@ -40,21 +39,20 @@ def test_a_killed_edge_is_an_alert_of_the_other(
         (tmp_path / "alerts.toml").write_text(f'hold_s = 0\nwebhook = "http://127.0.0.1:{hook}/"\n')
         site = {"url": database_url, "port": broker.port, "clock": clock}
         edges = {name: stack.enter_context(edge(name, tmp_path, **site)) for name in ("edge-1", "edge-2")}
-        alerts = stack.enter_context(Alerts(database_url))
         log = stack.enter_context(SessionLog(database_url))
         until(lambda: [each.edge for each in log.edges()] == sorted(edges))
-        until(lambda: alerts.evaluation().recent)
-        killed = alerts.evaluation().holder
+        until(lambda: log.evaluation().recent)
+        killed = log.evaluation().holder
         assert killed in edges
         (other,) = edges.keys() - {killed}
         edges[killed].kill()
         OffsetClock(clock).set(1.5 * LEASE_S)
-        until(lambda: alerts.evaluation().holder == other)
+        until(lambda: log.evaluation().holder == other)
         until(lambda: bool(received.requests))
         notice = json.loads(received.requests[0][2])
         assert (notice["rule"], notice["severity"], notice["state"]) == ("edge-silent", "critical", "open")
         assert [each["subject"] for each in notice["alerts"]] == [killed]
-        assert [each.subject for each in alerts.open()] == [killed]
+        assert [each.subject for each in log.alerts(open=True)] == [killed]
 
 
 @pytest.mark.broker
@@ -70,7 +68,7 @@ def test_an_edge_with_a_wrong_clock_leaves_the_alerts_to_the_other(
     with ExitStack() as stack:
         for name, clock in clocks.items():
             stack.enter_context(edge(name, tmp_path, url=url, port=broker.port, clock=clock))
-        alerts = stack.enter_context(Alerts(url))
-        until(lambda: alerts.evaluation().recent)
-        assert alerts.evaluation().holder == "edge-2"
-        assert alerts.open() == []
+        log = stack.enter_context(SessionLog(url))
+        until(lambda: log.evaluation().recent)
+        assert log.evaluation().holder == "edge-2"
+        assert log.alerts(open=True) == []

@@ -2,29 +2,23 @@ from dataclasses import replace
 
 import pytest
 
-from dssd.distribution import shape
-from dssd.downlink import FormName
-from dssd.verification import Judgement
 from fleet_common.mqtt.link import Message
 from fleet_edge.answers.answers import ReportedLoads, Responder
 from fleet_edge.answers.publisher import Publisher
 from fleet_edge.answers.recorder import Recorder
-from fleet_edge.counters import SEGMENT_COUNTERS, SegmentCounters
 from fleet_edge.errors import DraftFault
 from fleet_edge.guard import DeviceGuard
 from fleet_edge.limits import QuarantineSettings, QuotaSettings
 from fleet_edge.metrics import Figures
-from fleet_edge.sessions.admission import SessionLimits
-from fleet_edge.sessions.drafts import DraftTiming
-from fleet_edge.sessions.statistics import AcceptanceByModel
-from fleet_edge.store.records import (
-    EventLogged,
+from fleet_edge.session_log.counters import SEGMENT_COUNTERS, SegmentCounters
+from fleet_edge.session_log.records import (
     LeaveReason,
-    RoundJudged,
-    SegmentLeft,
-    SegmentProgress,
-    SessionClosed,
 )
+from fleet_edge.sessions.admission import SessionLimits
+from fleet_edge.sessions.statistics import AcceptanceByModel
+from sampling.distribution import shape
+from sampling.downlink import FormName
+from sampling.verification import Judgement
 from schemas.codec import decode_reply, decode_verdict
 from schemas.downlink import Samples
 from schemas.fields import EdgeLoad
@@ -102,7 +96,7 @@ def test_draft_models_without_end_are_forgotten() -> None:
     assert len(loads._known) <= 128
 
 
-TIMING = DraftTiming(batch=3, queue_ms=2.0, prefill_ms=5.0, compute_ms=40.0)
+TIMES = {"batch": 3, "queue_ms": 2.0, "prefill_ms": 5.0, "compute_ms": 40.0}
 
 
 class Exchange:
@@ -132,10 +126,10 @@ class Exchange:
         self.session = edge_session(**message)
         self.answers.grant(self.session, open_message(), size=150)
 
-    def judge(self, judgement: Judgement, timing: DraftTiming = TIMING, **fields: object) -> None:
+    def judge(self, judgement: Judgement, **fields: object) -> None:
         self.session.admit(arrived(draft(**fields), at=self.clock()))  # type: ignore[arg-type]
         for result in self.session.settle(self.session.chain(100), judgement):
-            self.answers.send_verdict(self.session, result, timing)
+            self.answers.send_verdict(self.session, replace(result, **TIMES))  # type: ignore[arg-type]
 
     def reject(self) -> None:
         self.judge(Judgement(1, rejected=True, p=shape(TARGET.logits((1, 2)), self.session.policy)))
@@ -166,7 +160,7 @@ def test_a_fault_is_told_and_logged_with_its_session(exchange: Exchange) -> None
     assert isinstance(of_draft, Fault)
     assert isinstance(of_nothing, Fault)
     assert (of_draft.round, of_nothing.round) == (4, None)
-    assert [event.session for event in exchange.sink.of(EventLogged)] == [b"session1".hex(), None]
+    assert [event.session for event in exchange.sink.of("event")] == [b"session1".hex(), None]
 
 
 def test_a_verdict_its_counters_and_its_record_agree(exchange: Exchange) -> None:
@@ -187,7 +181,7 @@ def test_a_verdict_its_counters_and_its_record_agree(exchange: Exchange) -> None
         batch_sum=3,
         prefill_ms=5.0,
     )
-    (record,) = exchange.sink.of(RoundJudged)
+    (record,) = exchange.sink.of("round")
     assert (record.batch, record.queue_ms, record.prefill_ms, record.compute_ms) == (3, 2.0, 5.0, 40.0)
     assert (record.form, record.downlink_bytes, record.accepted) == ("token", exchange.sizes[0], 2)
 
@@ -209,7 +203,7 @@ def test_p_goes_down_in_the_form_that_was_set_and_more_of_it_when_it_failed() ->
     assert (more.round, more.accepted, more.next.start, more.queue_ms) == (1, 0, tried, 250.0)
     counters = exchange.session.counters
     assert (counters.rounds, counters.resampled, counters.batch_sum, counters.mean_batch) == (2, 1, 3, 3.0)
-    assert [(record.batch, record.form) for record in exchange.sink.of(RoundJudged)] == [(3, "samples"), (0, "samples")]
+    assert [(record.batch, record.form) for record in exchange.sink.of("round")] == [(3, "samples"), (0, "samples")]
 
 
 def test_the_end_is_told_and_logged_with_all_that_was_counted(exchange: Exchange) -> None:
@@ -219,9 +213,9 @@ def test_the_end_is_told_and_logged_with_all_that_was_counted(exchange: Exchange
     assert isinstance(closed, Closed)
     assert (closed.reason, closed.tokens, closed.rounds, closed.mean_batch) == (EndReason.LOST, 3, 1, 3.0)
     assert (closed.queue_ms, closed.compute_ms) == (2.0, 40.0)
-    (progress,) = exchange.sink.of(SegmentProgress)
+    (progress,) = exchange.sink.of("progress")
     assert all(getattr(progress, name) == getattr(exchange.session.counters, name) for name in SEGMENT_COUNTERS)
-    assert [record.reason for record in exchange.sink.of(SessionClosed)] == [EndReason.LOST]
+    assert [record.reason for record in exchange.sink.of("closed")] == [EndReason.LOST]
 
 
 def test_the_end_of_a_session_is_confirmed_only_when_its_record_is_safe(exchange: Exchange) -> None:
@@ -235,6 +229,6 @@ def test_a_resumed_session_counts_what_it_writes_here() -> None:
     exchange = Exchange(resume=(4, 5))
     exchange.judge(Judgement(2, rejected=False, token=7), text=(4, 5))
     exchange.answers.record_leave(exchange.session, LeaveReason.HANDED_OVER)
-    (progress,) = exchange.sink.of(SegmentProgress)
+    (progress,) = exchange.sink.of("progress")
     assert (progress.tokens, exchange.session.committed) == (3, 5)
-    assert len(exchange.sink.of(SegmentLeft)) == 1
+    assert len(exchange.sink.of("left")) == 1

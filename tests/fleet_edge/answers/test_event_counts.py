@@ -1,12 +1,14 @@
 import random
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 
 from sqlalchemy import text
 
 from fleet_edge.answers.device_log import EventCounts
-from fleet_edge.store.database import Store
-from fleet_edge.store.event_codes import Severity
-from fleet_edge.store.records import EventLogged
+from fleet_edge.session_log.database import Store
+from fleet_edge.session_log.event_codes import Severity
+from fleet_edge.session_log.records import Record
+from tests.support.log_records import of_kind
 
 START = datetime(2026, 3, 4, 10, 30, tzinfo=UTC)
 
@@ -14,16 +16,20 @@ START = datetime(2026, 3, 4, 10, 30, tzinfo=UTC)
 class Scene:
     def __init__(self, **bounds: int) -> None:
         self.at = START
-        self.records: list[EventLogged] = []
+        self.written: list[Record] = []
         ids = iter(range(1_000_000))
         self.events = EventCounts(
-            self.records.append, "edge-1", lambda: self.at, new_id=lambda: f"{next(ids)}", **bounds
+            self.written.append, "edge-1", lambda: self.at, new_id=lambda: f"{next(ids)}", **bounds
         )
 
     def note(self, times: int = 1, **changes: object) -> None:
         usual = {"kind": "fault", "code": "tokens-differ", "sentence": "The prefix differs.", "device": "sensor-1"}
         for _ in range(times):
             self.events.note(**{**usual, **changes})  # type: ignore[arg-type]
+
+    @property
+    def records(self) -> list[SimpleNamespace]:
+        return of_kind(self.written, "event")
 
     @property
     def last(self) -> list[tuple[str | None, str, int]]:
@@ -104,7 +110,7 @@ def test_the_database_holds_the_counts_whatever_the_order_and_repetition(store: 
             scene.events.flush()
     scene.events.flush()
     chance = random.Random(7)
-    replayed = scene.records + chance.sample(scene.records, len(scene.records) // 2)
+    replayed = scene.written + chance.sample(scene.written, len(scene.written) // 2)
     chance.shuffle(replayed)
     store.apply(replayed)
     with store.engine.connect() as connection:

@@ -4,12 +4,10 @@ from datetime import timedelta
 import pytest
 
 from fleet_edge.answers.recorder import DeviceRates, Recorder
-from fleet_edge.sessions.drafts import DraftResult, DraftTiming
-from fleet_edge.store.records import CloseReported, EventLogged, RoundJudged
 from schemas.messages import Close
-from schemas.reasons import EndReason, Finish
+from schemas.reasons import EndReason
 from tests.fleet_edge.store.samples import COUNTERS, START, after
-from tests.support.drafts import TOY, arrived, draft, edge_session, open_message
+from tests.support.drafts import TOY, arrived, draft, edge_session, open_message, result
 from tests.support.memory_fleet import Sink
 
 
@@ -50,13 +48,13 @@ def test_a_flood_of_closes_of_sessions_that_never_were_leaves_little_behind(scen
     for number in range(300):
         scene.close(number)
     scene.recorder.flush()
-    reported = scene.sink.of(CloseReported)
+    reported = scene.sink.of("reported")
     assert (len(reported), {record.device for record in reported}) == (8, {"sensor-1"})
-    last = scene.sink.of(EventLogged)[-1]
+    last = scene.sink.of("event")[-1]
     assert (last.device, last.kind, last.code, last.count) == ("sensor-1", "close", "unknown-session", 292)
     scene.at += timedelta(minutes=1)
     scene.close(300)
-    assert len(scene.sink.of(CloseReported)) == 9
+    assert len(scene.sink.of("reported")) == 9
 
 
 def test_texts_written_without_an_edge_are_all_kept_those_over_the_rate_later(scene: Scene) -> None:
@@ -69,7 +67,7 @@ def test_texts_written_without_an_edge_are_all_kept_those_over_the_rate_later(sc
         waiting = [number for number in waiting if number not in confirmed]
         scene.at += timedelta(minutes=1)
         minutes += 1
-    reported = scene.sink.of(CloseReported)
+    reported = scene.sink.of("reported")
     assert (len(reported), len({record.session for record in reported}), minutes) == (100, 100, 4)
     assert {record.counters.unverified for record in reported} == {5}
     assert all(record.at <= scene.at - timedelta(hours=1) for record in reported)
@@ -82,9 +80,9 @@ def test_a_flood_of_requests_for_samples_is_not_a_row_each_and_hides_no_round(sc
         tokens, tried = ((1,), None) if number == 99 else ((), 16)
         counts = (9,) * len(tokens)
         asked = arrived(draft(round_=number, tokens=tokens, counts=counts, tried=tried), at=0.0)
-        result = DraftResult(asked, accepted=0, tested=len(tokens), token=None, p=None, finish=Finish.NO)
-        scene.recorder.record_verdict(session, result, DraftTiming(), form="samples", downlink_bytes=900)
-    rounds = [record.round for record in scene.sink.of(RoundJudged)]
+        judged = result(asked, tested=len(tokens))
+        scene.recorder.record_verdict(session, judged, form="samples", downlink_bytes=900)
+    rounds = [record.round for record in scene.sink.of("round")]
     assert rounds == [*range(30), 99]
 
 
@@ -93,7 +91,6 @@ def test_of_drafts_that_are_hardly_ever_accepted_a_sample_is_logged(scene: Scene
     scene.recorder.record_open(session, open_message(), target=TOY, size=100)
     for number in range(100):
         drafted = arrived(draft(round_=number, tokens=(1,), counts=(9,)), at=0.0)
-        result = DraftResult(drafted, accepted=0, tested=1, token=None, p=None, finish=Finish.NO)
-        timing = DraftTiming(background=number != 99)
-        scene.recorder.record_verdict(session, result, timing, form="sparse", downlink_bytes=900)
-    assert [record.round for record in scene.sink.of(RoundJudged)] == [*range(30), 99]
+        judged = result(drafted, tested=1, background=number != 99)
+        scene.recorder.record_verdict(session, judged, form="sparse", downlink_bytes=900)
+    assert [record.round for record in scene.sink.of("round")] == [*range(30), 99]

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from dssd.distribution import Dist, shape
-from dssd.sampling import Proposal, coupled_token, propose
 from fleet_edge.batching.judging import Case, judge_batch
+from sampling.distribution import Dist, shape
+from sampling.drawing import Proposal, coupled_token, propose
 from schemas.policy import Mode, SamplingPolicy
 from tests.support.reference import TOTAL, quantized, shaped
 from tests.support.score_test import Float, coupled

@@ -10,6 +10,7 @@ from fleet_edge.batching.step_cost import StepCost
 from fleet_edge.batching.steps import StepReport, StepTimes
 from fleet_edge.sessions.grammars import MAX_FORCED, Constraint
 from fleet_edge.sessions.machine import EdgeSession
+from fleet_edge.settings import PrefixSharing
 from fleet_edge.verifiers.contract import Item, Logits
 from schemas.policy import Mode
 from tests.support.drafts import LIMITS, arrived, draft, step_report
@@ -187,7 +188,9 @@ def compute_step(edge: Edge, machine: Machine) -> float:
     return took_s
 
 
-def decoding(edge: Edge, device: str, *, grammar: Constraint | None = None, prompt: int = 3) -> EdgeSession:
+def decoding(
+    edge: Edge, device: str, *, grammar: Constraint | None = None, prompt: int | Sequence[int] = 3
+) -> EdgeSession:
     session = edge.session(device=device, prompt=prompt, limits=replace(LIMITS, max_new_tokens=1 << 20))
     session.constraint = grammar
     session.admit(arrived(draft((), handle=session.handle, write=1 << 17), at=edge.now))
@@ -247,9 +250,9 @@ def test_long_prompts_of_several_devices_leave_the_others_their_part_and_are_com
     assert max(steps_s) < 0.3 + 2 * alone_s
 
 
-def long_context_edge() -> Edge:
+def long_context_edge(*, sharing: PrefixSharing = PrefixSharing.OFF) -> Edge:
     verifier = ScriptedVerifier(SCRIPT, SCRIPT.words, budget_tokens=1 << 20, context=1 << 16)
-    return Edge(token_s=0.0, verifier=verifier)
+    return Edge(token_s=0.0, verifier=verifier, sharing=sharing)
 
 
 @pytest.mark.parametrize("machine", [SMALL, LARGE], ids=["small", "large"])
@@ -343,11 +346,28 @@ def test_the_time_of_a_first_token_is_estimated(machine: Machine, chats: int, lo
     edge.scheduler._cost.add_prompts(machine.prompt_s, tokens=1)
     while edge.now < 3.0:
         compute_step(edge, machine)
-    estimated_s = edge.scheduler.first_token_s(edge.sessions, "new", (1,) * prompt, stable=False, now=edge.now)
+    estimated = edge.scheduler.wait_of_new(edge.sessions, "new", (1,) * prompt, stable=False, now=edge.now)
+    estimated_s = estimated.seconds
     new, began = decoding(edge, "new", prompt=prompt), edge.now
     while not new.committed:
         compute_step(edge, machine)
     assert 0.5 * estimated_s - 1.0 < edge.now - began < 2.0 * estimated_s + 1.0
+
+
+def test_a_device_is_told_what_its_admission_was_decided_on() -> None:
+    edge = long_context_edge(sharing=PrefixSharing.ALL)
+    first = decoding(edge, "first", prompt=(2,) * 2000)
+    edge.scheduler._cost.add_prompts(LARGE.prompt_s, tokens=1)
+    while edge.now < 3.0:
+        compute_step(edge, LARGE)
+    edge.session(prompt=(3,) * 500, device="silent")  # nothing is asked of it yet
+    decoding(edge, "alike", prompt=(*first.tokens[:1500], *(4,) * 700))  # a part of it is computed already
+    prompt = (*first.tokens[:1000], *(5,) * 900)
+    estimated = edge.scheduler.wait_of_new(edge.sessions, "new", prompt, stable=False, now=edge.now)
+    new = decoding(edge, "new", prompt=prompt)
+    (told,) = (wait for session, _, wait in edge.scheduler.progress(edge.sessions, now=edge.now) if session is new)
+    assert told == estimated
+    assert told.seconds > 0
 
 
 DEVICES = 32

@@ -6,14 +6,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from numpy.typing import NDArray
 
-from dssd.distribution import Dist, shape
-from dssd.sampling import propose
-from dssd.verification import Judgement, judge
 from fleet_edge.batching.judging import Case, judge_batch, judge_tensor
+from sampling.distribution import Dist, shape
+from sampling.drawing import propose
+from sampling.verification import Judgement, judge
 from schemas.policy import Mode, SamplingPolicy
 from tests.support.no_waiting import waits_counted
 

@@ -6,17 +6,17 @@ from dataclasses import replace
 
 import pytest
 
-from dssd.verification import Judgement
 from fleet_edge.batching.batch_builder import Budget
 from fleet_edge.batching.steps import Batch, StepReport, StepTimes, WorkItem
 from fleet_edge.errors import DraftFault
 from fleet_edge.sessions.machine import EdgeSession
 from fleet_edge.settings import PrefixSharing
 from fleet_edge.verifiers.contract import Item, Verifier
-from fleet_edge.verifiers.packed.verifier import PackedVerifier
+from fleet_edge.verifiers.torch_engine.verifier import TorchVerifier
+from sampling.verification import Judgement
 from schemas.reasons import Action, FaultCode
 from tests.fleet_edge.verifiers.oracle import tiny_target
-from tests.support.drafts import LIMITS, arrived, draft
+from tests.support.drafts import LIMITS, arrived, draft, result
 from tests.support.scheduled_edge import SCRIPT, Edge, computed
 from tests.support.scripted_verifier import ScriptedVerifier
 
@@ -377,7 +377,7 @@ def test_computing_an_evicted_text_anew_is_no_queue_time() -> None:
         now += 1.0
     assert now > 3.0
     (work,) = batch.verifications
-    timing = edge.scheduler.timing(work, work.chain[0], StepTimes(now, now + 1.0, sessions=1))
+    (timing,) = edge.scheduler.timed(work, [result(work.chain[0])], StepTimes(now, now + 1.0, sessions=1)).results
     assert (timing.queue_ms, timing.prefill_ms) == (2000.0, (now - 3.0) * 1e3)
 
 
@@ -389,7 +389,8 @@ def test_a_verdict_says_how_many_tokens_of_other_drafts_of_its_session_the_step_
         session.admit(arrived(sent))
     (work,) = edge.next_batch().verifications
     step = StepTimes(0.0, 1.0, sessions=1)
-    assert [edge.scheduler.timing(work, each, step).chained for each in work.chain] == [1, 2]
+    timed = edge.scheduler.timed(work, [result(each) for each in work.chain], step)
+    assert [each.chained for each in timed.results] == [1, 2]
 
 
 def test_where_two_drafts_do_not_fit_the_older_one_is_verified_and_the_other_evicted() -> None:
@@ -419,7 +420,7 @@ def scripted(rng: random.Random) -> Verifier:
 
 
 def packed(rng: random.Random) -> Verifier:
-    return PackedVerifier(tiny_target("llama"), budget_bytes=rng.choice((350_000, 442_368, 1_000_000)))
+    return TorchVerifier(tiny_target("llama"), budget_bytes=rng.choice((350_000, 442_368, 1_000_000)))
 
 
 @pytest.mark.parametrize(

@@ -5,13 +5,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from numpy.typing import NDArray
 
-from dssd.distribution import DEPTH, shape
 from fleet_edge.batching import shaping, torch_shaping
 from fleet_edge.batching.shaping import ShapedRows
+from sampling.distribution import DEPTH, shape
 from schemas.policy import SamplingPolicy
 
 Head = tuple[NDArray[np.float32], NDArray[np.int64]]

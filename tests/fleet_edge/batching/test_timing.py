@@ -4,19 +4,18 @@ import pytest
 
 from fleet_edge.batching.steps import StepTimes
 from fleet_edge.batching.timing import BatchingDelay, PrefillLog
-from fleet_edge.sessions.drafts import DraftTiming
-from tests.support.drafts import arrived, draft
+from tests.support.drafts import arrived, draft, result
 
 VERIFIED = StepTimes(10.0, 10.5, sessions=3)
 
 
 def test_the_wait_for_a_step_is_queue_time() -> None:
-    timing = PrefillLog().timing(arrived(draft(), at=9.0), VERIFIED)
-    assert timing == DraftTiming(batch=3, queue_ms=1000.0, prefill_ms=0.0, compute_ms=500.0)
+    timed = PrefillLog().timed(result(arrived(draft(), at=9.0)), VERIFIED)
+    assert (timed.batch, timed.queue_ms, timed.prefill_ms, timed.compute_ms) == (3, 1000.0, 0.0, 500.0)
 
 
 def test_a_draft_that_arrives_during_the_step_before_has_not_waited_longer_than_that() -> None:
-    assert PrefillLog().timing(arrived(draft(), at=10.25), VERIFIED).queue_ms == 0.0
+    assert PrefillLog().timed(result(arrived(draft(), at=10.25)), VERIFIED).queue_ms == 0.0
 
 
 def test_the_part_of_the_wait_in_which_the_own_prompt_was_computed_is_apart() -> None:
@@ -24,14 +23,14 @@ def test_the_part_of_the_wait_in_which_the_own_prompt_was_computed_is_apart() ->
     log.add(7, StepTimes(4.0, 5.0, sessions=0))  # before the draft had come
     log.add(7, StepTimes(6.0, 7.0, sessions=2))  # it came in the middle
     log.add(7, StepTimes(8.0, 9.0, sessions=0))
-    timing = log.timing(arrived(draft(), at=6.5), VERIFIED)
+    timing = log.timed(result(arrived(draft(), at=6.5)), VERIFIED)
     assert (timing.prefill_ms, timing.queue_ms) == (1500.0, 2000.0)
 
 
 def test_another_sessions_prompt_is_queue_time() -> None:
     log = PrefillLog()
     log.add(8, StepTimes(8.0, 9.0, sessions=0))
-    assert log.timing(arrived(draft(), at=8.0), VERIFIED).queue_ms == 2000.0
+    assert log.timed(result(arrived(draft(), at=8.0)), VERIFIED).queue_ms == 2000.0
 
 
 def test_steps_that_no_later_draft_can_have_waited_for_are_forgotten() -> None:
@@ -39,7 +38,7 @@ def test_steps_that_no_later_draft_can_have_waited_for_are_forgotten() -> None:
     log.add(7, StepTimes(4.0, 5.0, sessions=0))
     log.add(7, StepTimes(8.0, 9.0, sessions=0))
     log.drop(7, before=6.0)
-    assert log.timing(arrived(draft(), at=6.0), VERIFIED).prefill_ms == 1000.0
+    assert log.timed(result(arrived(draft(), at=6.0)), VERIFIED).prefill_ms == 1000.0
     log.drop(7, before=9.5)
     assert log._steps == {7: []}
     log.forget(7)

@@ -21,7 +21,7 @@ Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
 
 def ask(edge: RunningEdge, path: str) -> tuple[int, str]:
-    connection = http.client.HTTPConnection(edge.service.metrics.url.removeprefix("http://"), timeout=PATIENCE_S)
+    connection = http.client.HTTPConnection(edge.service.metrics.address.removeprefix("http://"), timeout=PATIENCE_S)
     try:
         connection.request("GET", path)
         answer = connection.getresponse()

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from dssd.distribution import Dist
-from dssd.verification import Judgement
 from fleet_edge.sessions.drafts import DraftResult, Rounds, WaitingDrafts, split_judgement
+from sampling.distribution import Dist
+from sampling.verification import Judgement
 from schemas.messages import Draft
 from schemas.reasons import Finish
 from schemas.vocabulary import EMPTY_DIGEST

@@ -4,7 +4,6 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from dssd.verification import Judgement
 from fleet_common.grammar.compiler import GrammarCompiler
 from fleet_common.grammar.errors import GrammarKilled
 from fleet_common.grammar.matcher import CompiledGrammar
@@ -12,6 +11,7 @@ from fleet_common.grammar.tokenizer import GrammarTokenizer
 from fleet_common.grammar.workers import GrammarWorkers
 from fleet_edge.errors import OpenRefused
 from fleet_edge.sessions.grammars import Constraint, Grammars, PreparedGrammar
+from sampling.verification import Judgement
 from schemas.messages import Open
 from schemas.policy import Grammar, SamplingPolicy
 from schemas.reasons import RefusalCode

@@ -1,13 +1,13 @@
 import numpy as np
 import pytest
 
-from dssd.distribution import Dist
-from dssd.verification import Judgement
 from fleet_edge.errors import DraftFault
 from fleet_edge.sessions.admission import SessionLimits
-from fleet_edge.sessions.drafts import DraftResult, DraftTiming, ReceivedDraft
+from fleet_edge.sessions.drafts import DraftResult, ReceivedDraft
 from fleet_edge.sessions.machine import DraftReceipt, EdgeSession
 from fleet_edge.sessions.states import EdgeSessionState
+from sampling.distribution import Dist
+from sampling.verification import Judgement
 from schemas.messages import Draft
 from schemas.policy import Mode, SamplingPolicy
 from schemas.reasons import Action, FaultCode, Finish
@@ -17,7 +17,6 @@ from tests.support.drafts import arrived, close, draft, edge_session
 P = Dist(np.array([6, 4]), np.array([0.75, 0.25]))
 REJECTED = Judgement(1, rejected=True, p=P)
 ACCEPTED = Judgement(2, rejected=False, token=6)
-TIMING = DraftTiming(batch=2, compute_ms=40.0)
 
 
 def judged(session: EdgeSession, judgement: Judgement) -> list[DraftResult]:

@@ -1,30 +1,13 @@
-import itertools
-from collections.abc import Callable, Iterator
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from fleet_edge.session_log import SessionLog
-from fleet_edge.store.database import Store, open_store
+from fleet_edge.session_log.database import Store, open_store
+from fleet_edge.session_log.log import SessionLog
 from tests.fleet_edge.store import samples
-from tests.fleet_edge.store.postgres import PostgresServer, running_server
 from tests.fleet_edge.store.samples import after
-
-postgres = pytest.fixture(scope="session")(running_server)
-
-
-@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)])
-def empty_databases(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], str]:
-    if request.param == "sqlite":
-        numbers = itertools.count()
-        return lambda: f"sqlite:///{tmp_path / f'fleet-{next(numbers)}.sqlite3'}"
-    server: PostgresServer = request.getfixturevalue("postgres")
-    return server.database
-
-
-@pytest.fixture
-def database_url(empty_databases: Callable[[], str]) -> str:
-    return empty_databases()
 
 
 @pytest.fixture
@@ -34,8 +17,8 @@ def store(database_url: str) -> Iterator[Store]:
 
 
 @pytest.fixture
-def sqlite_store(tmp_path: Path) -> Iterator[Store]:
-    with open_store(f"sqlite:///{tmp_path / 'fleet.sqlite3'}") as opened:
+def sqlite_store(tmp_path: Path, tables: Path) -> Iterator[Store]:
+    with open_store(f"sqlite:///{shutil.copy(tables, tmp_path)}") as opened:
         yield opened
 
 

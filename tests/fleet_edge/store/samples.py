@@ -1,29 +1,27 @@
 """Records with everything filled in, of which a test says only what matters to it."""
 
-from dataclasses import fields, replace
+from collections.abc import Callable, Sequence
+from dataclasses import fields
 from datetime import UTC, datetime, timedelta
-from functools import partial
 from typing import Any, TypeVar
 
-from fleet_edge.store.event_codes import Severity
-from fleet_edge.store.records import (
-    CloseReported,
-    DeviceCounters,
-    DeviceQuarantined,
-    DeviceSeen,
-    EdgeSeen,
-    EventLogged,
+from fleet_edge.session_log.alerts.alerts import update_alerts
+from fleet_edge.session_log.alerts.rules import AlertProblem
+from fleet_edge.session_log.database import Store
+from fleet_edge.session_log.event_codes import Severity
+from fleet_edge.session_log.records import (
     LeaveReason,
-    LoadReported,
     Record,
-    RoundJudged,
-    SegmentLeft,
-    SegmentProgress,
-    SessionClosed,
-    SessionOpened,
-    TelemetryReported,
+    close_record,
+    event_record,
+    minute_of,
+    open_record,
+    quarantine_record,
+    report_record,
     segment_number,
 )
+from fleet_edge.session_log.rules import stored
+from fleet_edge.session_log.views import AlertView, DeviceCounters, EdgeView, LoadView, QuarantineView
 from schemas.control import Presence
 from schemas.policy import Mode
 from schemas.reasons import EndReason
@@ -63,179 +61,182 @@ def after(seconds: float) -> datetime:
 
 # Builders of records: each takes what differs.
 
-device_seen = partial(
-    replace,
-    DeviceSeen(
-        device="sensor-1",
-        presence=Presence.ONLINE,
-        software="0.1.0",
-        draft_model="SmolLM2-135M",
-        quantization="Q4_0",
-        at=START,
-    ),
+
+def _at_column(table: str, column: str, **row: Any) -> Callable[..., Record]:
+    def made(*, at: datetime = START, **given: Any) -> Record:
+        return Record(at, {table: {**row, column: at, **given}})
+
+    return made
+
+
+device_seen = _at_column(
+    "devices",
+    "state_at",
+    device="sensor-1",
+    presence=Presence.ONLINE,
+    software="0.1.0",
+    draft_model="SmolLM2-135M",
+    quantization="Q4_0",
 )
 
-edge_seen = partial(
-    replace,
-    EdgeSeen(
-        edge="edge-1",
-        presence=Presence.ONLINE,
-        software="0.1.0",
-        target="SmolLM2",
-        target_id="7a3f0c9e51d2b846",
-        vocabulary="49152",
-        at=START,
-    ),
+edge_seen = _at_column(
+    "edges",
+    "state_at",
+    edge="edge-1",
+    presence=Presence.ONLINE,
+    software="0.1.0",
+    target="SmolLM2",
+    target_id="7a3f0c9e51d2b846",
+    vocabulary="49152",
 )
 
-device_told = partial(
-    replace,
-    TelemetryReported(
-        device="sensor-1",
-        at=START,
-        plan="ahead",
-        plan_reason="Drafting ahead 31.0 tokens/s with 5 a draft.",
-        round_trip_ms=42.0,
-        told_acceptance=0.7,
-        draft_ms_per_token=13.0,
-    ),
+device_told = _at_column(
+    "devices",
+    "telemetry_at",
+    device="sensor-1",
+    plan="ahead",
+    plan_reason="Drafting ahead 31.0 tokens/s with 5 a draft.",
+    round_trip_ms=42.0,
+    acceptance=0.7,
+    draft_ms_per_token=13.0,
 )
 
-edge_load = partial(
-    replace,
-    LoadReported(
-        edge="edge-1",
-        at=START,
-        open_sessions=3,
-        most_sessions=4096,
-        batch_sessions=2.5,
-        step_ms=40.0,
-        queue_ms=2.0,
-        tokens_per_s=60.0,
-        kv_usage=0.25,
-        spooled_records=0,
-        memory_bytes=500_000_000,
-        devices_active=2,
-        devices_connected=3,
-    ),
-)
+_LOAD: dict[str, Any] = {
+    "edge": "edge-1",
+    "open_sessions": 3,
+    "max_sessions": 4096,
+    "batch_sessions": 2.5,
+    "step_ms": 40.0,
+    "queue_ms": 2.0,
+    "tokens_per_s": 60.0,
+    "kv_usage": 0.25,
+    "spooled_records": 0,
+    "memory_bytes": 500_000_000,
+    "devices_active": 2,
+    "devices_connected": 3,
+}
 
-opened = partial(
-    replace,
-    SessionOpened(
-        session=SESSION,
-        segment=SEGMENT,
-        device="sensor-1",
-        edge="edge-1",
-        draft_model="SmolLM2-135M",
-        quantization="Q4_0",
-        target="SmolLM2",
-        target_id="7a3f0c9e51d2b846",
-        mode=Mode.RESIDUAL,
-        temperature=0.7,
-        top_k=50,
-        top_p=0.95,
-        seed=2**64 - 1,
-        prompt_tokens=12,
-        max_new_tokens=64,
-        resumed_tokens=0,
-        open_bytes=150,
-        at=START,
-    ),
-)
 
-progress = partial(
-    replace,
-    SegmentProgress(
-        session=SESSION,
-        segment=SEGMENT,
-        tokens=20,
-        rounds=5,
-        drafted=25,
-        tested=20,
-        accepted=15,
-        uplink_bytes=240,
-        downlink_bytes=160,
-        queue_ms=10.0,
-        compute_ms=200.0,
-        batch_sum=15,
-        at=after(2),
-        device="sensor-1",
-    ),
-)
+def edge_load(*, at: datetime = START, **given: Any) -> Record:
+    load = _LOAD | given
+    own: dict[str, dict[str, Any]] = {"edges": {"load_at": at}, "edge_loads": {"minute": minute_of(at), "at": at}}
+    kept = {"edges": {"edge", *stored(EdgeView)}, "edge_loads": {"edge", *stored(LoadView)}}
+    return Record(at, {table: own[table] | {name: load[name] for name in load if name in kept[table]} for table in own})
 
-judged = partial(
-    replace,
-    RoundJudged(
-        session=SESSION,
-        segment=SEGMENT,
-        round=0,
-        base=0,
-        drafted=5,
-        tested=4,
-        accepted=3,
-        batch=3,
-        uplink_bytes=48,
-        downlink_bytes=32,
-        form="sparse",
-        queue_ms=2.0,
-        compute_ms=40.0,
-        prefill_ms=0.0,
-        at=after(1),
-        device="sensor-1",
-    ),
-)
 
-left = partial(
-    replace,
-    SegmentLeft(session=SESSION, segment=SEGMENT, reason=LeaveReason.HANDED_OVER, at=after(3), device="sensor-1"),
-)
+def _key(session: str = SESSION, segment: int = SEGMENT, device: str = "sensor-1") -> dict[str, Any]:
+    return {"session": session, "segment": segment, "device": device}
 
-closed = partial(
-    replace,
-    SessionClosed(
-        session=SESSION,
-        segment=SEGMENT,
-        reason=EndReason.STOP,
-        tokens=20,
-        counters=COUNTERS,
-        at=after(3),
-        device="sensor-1",
-    ),
-)
 
-reported = partial(
-    replace,
-    CloseReported(session=SESSION, device="sensor-1", reason=EndReason.STOP, tokens=20, counters=COUNTERS, at=after(9)),
-)
+def _split(given: dict[str, Any]) -> dict[str, Any]:
+    """Take the key of a segment out of what is given."""
+    return _key(**{name: given.pop(name) for name in ("session", "segment", "device") if name in given})
 
-event = partial(
-    replace,
-    EventLogged(
-        id="event-1",
-        edge="edge-1",
-        device="sensor-1",
-        session=SESSION,
-        kind="fault",
-        code="tokens-differ",
-        sentence="The prefix differs.",
-        at=after(1),
-        severity=Severity.INFO,
-    ),
-)
 
-quarantined = partial(
-    replace,
-    DeviceQuarantined(
-        device="sensor-1",
-        by="edge-1",
-        since_at=START,
-        until_at=after(60),
-        reason="It sent 2,000 drafts.",
-        strikes=40,
-        level=2,
-    ),
-)
+_OPEN: dict[str, Any] = {
+    "edge": "edge-1",
+    "app": None,
+    "draft_model": "SmolLM2-135M",
+    "quantization": "Q4_0",
+    "target": "SmolLM2",
+    "target_id": "7a3f0c9e51d2b846",
+    "mode": Mode.RESIDUAL,
+    "temperature": 0.7,
+    "top_k": 50,
+    "top_p": 0.95,
+    "seed": 2**64 - 1,
+    "prompt_tokens": 12,
+    "max_new_tokens": 64,
+    "resumed_tokens": 0,
+    "open_bytes": 150,
+}
+
+
+def opened(*, at: datetime = START, **given: Any) -> Record:
+    return open_record(_split(given), at, **_OPEN | given)
+
+
+_PROGRESS: dict[str, Any] = {
+    "tokens": 20,
+    "rounds": 5,
+    "drafted": 25,
+    "tested": 20,
+    "accepted": 15,
+    "uplink_bytes": 240,
+    "downlink_bytes": 160,
+    "queue_ms": 10.0,
+    "compute_ms": 200.0,
+    "batch_sum": 15,
+}
+
+
+def progress(*, at: datetime = START + timedelta(seconds=2), **given: Any) -> Record:
+    return Record(at, {"segments": _split(given) | _PROGRESS | given})
+
+
+_ROUND: dict[str, Any] = {
+    "round": 0,
+    "base": 0,
+    "drafted": 5,
+    "tested": 4,
+    "accepted": 3,
+    "batch": 3,
+    "uplink_bytes": 48,
+    "downlink_bytes": 32,
+    "form": "sparse",
+    "queue_ms": 2.0,
+    "compute_ms": 40.0,
+    "prefill_ms": 0.0,
+}
+
+
+def judged(*, at: datetime = START + timedelta(seconds=1), **given: Any) -> Record:
+    return Record(at, {"rounds": {**_split(given), **_ROUND, "at": at, **given}})
+
+
+def left(*, at: datetime = START + timedelta(seconds=3), **given: Any) -> Record:
+    return Record(at, {"segments": _split(given) | {"reason": LeaveReason.HANDED_OVER, "closed_at": at} | given})
+
+
+def closed(*, at: datetime = START + timedelta(seconds=3), **given: Any) -> Record:
+    return close_record(_split(given), at, **{"reason": EndReason.STOP, "tokens": 20, "counters": COUNTERS} | given)
+
+
+def reported(
+    *, session: str = SESSION, device: str = "sensor-1", at: datetime = START + timedelta(seconds=9), **given: Any
+) -> Record:
+    return report_record(session, device, at, **{"reason": EndReason.STOP, "tokens": 20, "counters": COUNTERS} | given)
+
+
+_EVENT: dict[str, Any] = {
+    "id": "event-1",
+    "edge": "edge-1",
+    "device": "sensor-1",
+    "session": SESSION,
+    "kind": "fault",
+    "code": "tokens-differ",
+    "sentence": "The prefix differs.",
+    "severity": Severity.INFO,
+}
+
+
+def event(*, at: datetime = START + timedelta(seconds=1), **given: Any) -> Record:
+    return event_record(at, **_EVENT | given)
+
+
+_QUARANTINE: dict[str, Any] = {
+    "device": "sensor-1",
+    "by": "edge-1",
+    "since_at": START,
+    "until_at": START + timedelta(seconds=60),
+    "reason": "It sent 2,000 drafts.",
+    "strikes": 40,
+    "level": 2,
+}
+
+
+def quarantined(**given: Any) -> Record:
+    return quarantine_record(QuarantineView(**_QUARANTINE | given))
 
 
 def fleet() -> list[Record]:
@@ -260,3 +261,13 @@ def fleet() -> list[Record]:
         opened(**third, at=after(7200)),
         event(),
     ]
+
+
+def open_alerts(
+    store: Store, problems: Sequence[tuple[str, AlertProblem]], *, since: datetime, now: datetime
+) -> list[AlertView]:
+    """Open alerts about problems, given with their rules; return those that changed."""
+    found = {(rule, problem.subject): problem for rule, problem in problems}
+    begun = {key: problem.since or since for key, problem in found.items()}
+    with store.engine.begin() as connection:
+        return update_alerts(connection, found, begun=begun, hold=timedelta(), observed=True, now=now)

@@ -16,24 +16,24 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import text
 from sqlalchemy.exc import OperationalError
 
-from fleet_edge.store import engine, migrate
-from fleet_edge.store.database import Store, check_database, open_existing, open_store
-from fleet_edge.store.engine import connect_engine, parse_url, unavailable
-from fleet_edge.store.errors import StoreError, StoreRefused, StoreUnavailable
-from fleet_edge.store.spool import Spool
-from fleet_edge.store.tables import METADATA, REVISION
-from fleet_edge.store.writer import LogWriter, WriterSettings
+from fleet_edge.session_log import engine, migrate
+from fleet_edge.session_log.database import Store, check_database, open_existing, open_store
+from fleet_edge.session_log.engine import connect_engine, parse_url, unavailable
+from fleet_edge.session_log.errors import StoreError, StoreRefused, StoreUnavailable
+from fleet_edge.session_log.spool import Spool
+from fleet_edge.session_log.tables import METADATA, REVISION
+from fleet_edge.session_log.writer import LogWriter, WriterSettings
 from tests.fleet_edge.store import samples
-from tests.fleet_edge.store.postgres import PostgresServer, running_server
 from tests.fleet_edge.store.rows import all_rows
 from tests.fleet_edge.store.samples import after
+from tests.support.databases import PostgresServer, running_server
 from tests.support.waiting import PATIENCE_S
 
 # Imports first and opens each database on request, so that several open at the same time.
 OPENER = """
 import sys
-from fleet_edge.store import migrate
-from fleet_edge.store.database import open_store
+from fleet_edge.session_log import migrate
+from fleet_edge.session_log.database import open_store
 for url in sys.stdin:
     open_store(url.strip()).close()
     print("opened", flush=True)
@@ -49,8 +49,8 @@ def test_the_revision_known_without_alembic_is_the_last_migration() -> None:
     assert ScriptDirectory.from_config(migrate.configuration()).get_current_head() == REVISION
 
 
-def test_the_migrations_make_the_tables_that_the_models_describe(database_url: str) -> None:
-    with open_store(database_url) as store, store.engine.connect() as connection:
+def test_the_migrations_make_the_tables_that_the_models_describe(empty_databases: Callable[[], str]) -> None:
+    with open_store(empty_databases()) as store, store.engine.connect() as connection:
         assert compare_metadata(MigrationContext.configure(connection), METADATA) == []
 
 
@@ -78,7 +78,10 @@ def test_processes_may_open_a_new_database_at_once(empty_databases: Callable[[],
     open_existing(urls[-1], read_only=True).dispose()
 
 
-def test_a_failed_migration_leaves_nothing_behind(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_migration_leaves_nothing_behind(
+    empty_databases: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = empty_databases()
     upgrade = command.upgrade
 
     def fail_at_the_end(config: Config, revision: str) -> None:
@@ -88,10 +91,10 @@ def test_a_failed_migration_leaves_nothing_behind(database_url: str, monkeypatch
     with monkeypatch.context() as patched:
         patched.setattr(command, "upgrade", fail_at_the_end)
         with pytest.raises(StoreUnavailable, match="disk"):
-            open_store(database_url)
+            open_store(url)
     with pytest.raises(StoreError, match="has no session log"):
-        open_existing(database_url, read_only=True)
-    open_store(database_url).close()
+        open_existing(url, read_only=True)
+    open_store(url).close()
 
 
 def test_a_newer_database_is_refused_by_writer_and_reader(database_url: str) -> None:
@@ -186,7 +189,7 @@ def away(tmp_path: Path) -> Iterator[Log]:
 
 
 def test_records_before_the_database_are_kept(away: Log, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level("INFO", "fleet_edge.store")
+    caplog.set_level("INFO", "fleet_edge.session_log")
     for number in range(3):
         away.write(number)
     assert (away.writer.counters.spooled, away.writer.counters.away) == (3, True)
@@ -354,8 +357,8 @@ def test_a_server_that_is_stopped_and_started_gets_all_records(own_postgres: Pos
 
 
 @pytest.mark.postgres
-def test_a_server_that_does_not_know_us_ends_the_start(own_postgres: PostgresServer) -> None:
-    url = own_postgres.database()
+def test_a_server_that_does_not_know_us_ends_the_start(postgres: PostgresServer) -> None:
+    url = postgres.database()
     for wrong in (url.replace("//fleet@", "//stranger@"), url.replace("/fleet_", "/absent_")):
         with pytest.raises(StoreRefused, match="does not exist"):
             check_database(wrong)

@@ -4,11 +4,11 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection
 
-from fleet_edge.counters import SEGMENT_COUNTERS
-from fleet_edge.store import export
-from fleet_edge.store.database import Store
-from fleet_edge.store.export import Exported
-from fleet_edge.store.records import segment_number
+from fleet_edge.session_log import export
+from fleet_edge.session_log.counters import SEGMENT_COUNTERS
+from fleet_edge.session_log.database import Store
+from fleet_edge.session_log.export import Exported
+from fleet_edge.session_log.records import segment_number
 from tests.fleet_edge.store import samples
 from tests.fleet_edge.store.samples import OTHER, SESSION, THIRD, after
 

@@ -4,14 +4,14 @@ from typing import Any
 import pytest
 from sqlalchemy import insert
 
-from fleet_edge.session_log import SessionLog
-from fleet_edge.store import housekeeping
-from fleet_edge.store.database import Store
-from fleet_edge.store.housekeeping import Pace
-from fleet_edge.store.periods import Grain
-from fleet_edge.store.records import Record, segment_number
-from fleet_edge.store.tables import COMMANDS, EVENTS, ROUNDS
-from fleet_edge.store.views import LoadView
+from fleet_edge.session_log import housekeeping
+from fleet_edge.session_log.database import Store
+from fleet_edge.session_log.housekeeping import Pace
+from fleet_edge.session_log.log import SessionLog
+from fleet_edge.session_log.periods import Grain
+from fleet_edge.session_log.records import Record, segment_number
+from fleet_edge.session_log.tables import COMMANDS, EVENTS, ROUNDS
+from fleet_edge.session_log.views import LoadView
 from tests.fleet_edge.store import samples
 from tests.fleet_edge.store.rows import all_rows
 from tests.fleet_edge.store.samples import START, after
@@ -73,17 +73,19 @@ def test_a_session_that_no_edge_serves_is_lost_until_its_true_end_arrives(store:
     assert {row["reason"] for row in all_rows(store)["sessions"]} == {"stop", None}
 
 
-def test_rollups_are_by_hour_and_device_and_take_late_records_in(store: Store, log: SessionLog) -> None:
+def test_rollups_are_by_day_and_device_and_take_late_records_in(store: Store, log: SessionLog) -> None:
     store.apply([*_session(1, 0), *_session(2, 60), *_session(3, 1800), *_session(4, 0, device="sensor-2")])
-    hour = START.replace(minute=0)
-    rows = {(row["device"], row["start"]): row for row in all_rows(store)["rollups"] if row["scope"] == "detail"}
+    hour, day = START.replace(minute=0), START.replace(hour=0, minute=0)
+    rows = {(row["grain"], row["device"], row["start"]): row for row in all_rows(store)["rollups"]}
     assert set(rows) == {
-        ("sensor-1", hour),
-        ("sensor-1", hour + timedelta(hours=1)),
-        ("sensor-2", hour),
+        ("hour", "", hour),
+        ("hour", "", hour + timedelta(hours=1)),
+        ("day", "", day),
+        ("day", "sensor-1", day),
+        ("day", "sensor-2", day),
     }
-    first = rows["sensor-1", hour]
-    assert (first["sessions"], first["tokens"], first["duration_ms"]) == (2, 40, 4000.0)
+    first = rows["day", "sensor-1", day]
+    assert (first["sessions"], first["tokens"], first["duration_ms"]) == (3, 60, 6000.0)
     store.apply([samples.progress(session=f"{1:016x}", tokens=50, at=after(9))])
     views = log.usage(device="sensor-1", grain="hour")
     assert [(view.start, view.counted.tokens) for view in views] == [(hour, 70), (hour + timedelta(hours=1), 20)]
@@ -116,7 +118,7 @@ def test_a_purged_session_waits_its_rounds_along_and_leaves_its_rollup(store: St
     housekeeping.purge_sessions(store.engine, before=after(100), pace=Pace(10))
     rows = all_rows(store)
     assert (rows["sessions"], rows["segments"], rows["rounds"]) == ([], [], [])
-    assert [row["sessions"] for row in rows["rollups"]] == [1, 1, 1, 1]
+    assert [row["sessions"] for row in rows["rollups"]] == [1, 1, 1]
 
 
 def test_closes_that_no_session_was_found_to_are_purged_by_age_and_bounded_by_device(store: Store) -> None:

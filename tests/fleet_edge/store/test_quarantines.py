@@ -1,19 +1,18 @@
-import random
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
-from fleet_edge.store import housekeeping, quarantines
-from fleet_edge.store.database import Store
-from fleet_edge.store.errors import StoreUnavailable
-from fleet_edge.store.housekeeping import Pace
-from fleet_edge.store.quarantines import Quarantines
-from fleet_edge.store.records import ADMINISTRATOR, DeviceQuarantined, QuarantineLifted
+from fleet_edge.session_log import housekeeping, quarantines
+from fleet_edge.session_log.database import Store
+from fleet_edge.session_log.errors import StoreUnavailable
+from fleet_edge.session_log.housekeeping import Pace
+from fleet_edge.session_log.quarantines import Quarantines
+from fleet_edge.session_log.records import ADMINISTRATOR, Record, lift_record
 from tests.fleet_edge.store import samples
-from tests.fleet_edge.store.rows import all_rows, clear
+from tests.fleet_edge.store.rows import all_rows, apply_shuffled, clear, examples
 from tests.fleet_edge.store.samples import after
+from tests.support.log_records import of_kind
 
 
 def _read(store: Store, at: float) -> Quarantines:
@@ -40,7 +39,7 @@ def test_a_quarantine_is_in_force_until_it_ends(store: Store) -> None:
 
 
 def test_a_lifted_quarantine_stays_lifted_when_it_is_replayed(store: Store) -> None:
-    lift = QuarantineLifted(device="sensor-1", by=ADMINISTRATOR, at=after(10))
+    lift = lift_record("sensor-1", ADMINISTRATOR, after(10))
     store.apply([lift])
     store.apply([samples.quarantined(until_at=None)])  # spooled by an edge that the database was away from
     assert _active(store, 11) == {}
@@ -83,9 +82,9 @@ def test_what_the_administrator_does_is_an_event(store: Store) -> None:
 
 
 @st.composite
-def _streams(draw: st.DrawFn) -> list[DeviceQuarantined | QuarantineLifted]:
+def _streams(draw: st.DrawFn) -> list[Record]:
     ticks = draw(st.permutations(range(8)))
-    records: list[DeviceQuarantined | QuarantineLifted] = []
+    records: list[Record] = []
     for tick in ticks[: draw(st.integers(1, 8))]:
         device = draw(st.sampled_from(["a", "b"]))
         by = draw(st.sampled_from(["edge-1", "edge-2", ADMINISTRATOR]))
@@ -93,40 +92,36 @@ def _streams(draw: st.DrawFn) -> list[DeviceQuarantined | QuarantineLifted]:
             until = draw(st.sampled_from([None, after(9), after(30)]))
             records.append(samples.quarantined(device=device, by=by, since_at=after(tick), until_at=until, level=tick))
         else:
-            records.append(QuarantineLifted(device=device, by=by, at=after(tick // 2)))  # two may be at one instant
+            records.append(lift_record(device, by, after(tick // 2)))  # two may be at one instant
     return records
 
 
-@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(stream=_streams(), seed=st.integers(0, 2**32), cuts=st.integers(1, 4))
-def test_any_order_repetition_and_batching_gives_the_same_quarantines(
-    store: Store, stream: list[DeviceQuarantined | QuarantineLifted], seed: int, cuts: int
-) -> None:
-    clear(store)
-    store.apply(stream)
-    expected = all_rows(store)
-    clear(store)
-    chance = random.Random(seed)
-    shuffled = stream + chance.sample(stream, len(stream) // 2)
-    chance.shuffle(shuffled)
-    size = max(len(shuffled) // cuts, 1)
-    for start in range(0, len(shuffled), size):
-        store.apply(shuffled[start : start + size])
-    assert all_rows(store) == expected
-    # A device is quarantined if the latest lift left one of its authors' last quarantines.
-    for device in ("a", "b"):
-        of_device = [record for record in stream if record.device == device]
-        lifted = max((r.at for r in of_device if isinstance(r, QuarantineLifted)), default=after(-1))
-        quarantines = [record for record in of_device if isinstance(record, DeviceQuarantined)]
-        last = {
-            quarantine.by: quarantine for quarantine in sorted(quarantines, key=lambda quarantine: quarantine.since_at)
-        }
-        held = [
-            quarantine
-            for quarantine in last.values()
-            if quarantine.since_at > lifted and (quarantine.until_at is None or quarantine.until_at > after(10))
-        ]
-        assert (device in _active(store, 10)) == bool(held)
+def test_any_order_repetition_and_batching_gives_the_same_quarantines(store: Store) -> None:
+    @examples(store)
+    @given(stream=_streams(), seed=st.integers(0, 2**32), cuts=st.integers(1, 4))
+    def check(stream: list[Record], seed: int, cuts: int) -> None:
+        clear(store)
+        store.apply(stream)
+        expected = all_rows(store)
+        clear(store)
+        apply_shuffled(store, stream, seed, cuts)
+        assert all_rows(store) == expected
+        for device in ("a", "b"):
+            assert (device in _active(store, 10)) == _is_held(stream, device)
+
+    check()
+
+
+def _is_held(stream: list[Record], device: str) -> bool:
+    """A device is quarantined if the latest lift left one of its authors' last quarantines."""
+    lifts = [record for record in of_kind(stream, "lift") if record.device == device]
+    lifted = max((record.lifted_at for record in lifts), default=after(-1))
+    quarantines = [record for record in of_kind(stream, "quarantine") if record.device == device]
+    last = {quarantine.by: quarantine for quarantine in sorted(quarantines, key=lambda each: each.since_at)}
+    return any(
+        quarantine.since_at > lifted and (quarantine.until_at is None or quarantine.until_at > after(10))
+        for quarantine in last.values()
+    )
 
 
 def test_old_quarantines_are_purged_and_a_lift_only_when_nothing_needs_it(store: Store) -> None:
@@ -135,10 +130,10 @@ def test_old_quarantines_are_purged_and_a_lift_only_when_nothing_needs_it(store:
             samples.quarantined(device="ended", until_at=after(10)),
             samples.quarantined(device="lasting", until_at=None),
             samples.quarantined(device="lifted", until_at=None),
-            QuarantineLifted(device="lifted", by="edge-1", at=after(10)),
+            lift_record("lifted", "edge-1", after(10)),
             samples.quarantined(device="lifted-late", until_at=None),
-            QuarantineLifted(device="lifted-late", by="edge-1", at=after(900)),
-            QuarantineLifted(device="never-quarantined", by="edge-1", at=after(10)),
+            lift_record("lifted-late", "edge-1", after(900)),
+            lift_record("never-quarantined", "edge-1", after(10)),
         ]
     )
     assert housekeeping.purge_quarantines(store.engine, before=after(100), pace=Pace(1)) == 4

@@ -5,12 +5,13 @@ from datetime import datetime, timedelta
 import pytest
 from sqlalchemy import text
 
-from fleet_edge.session_log import SessionLog
-from fleet_edge.store.database import Store
-from fleet_edge.store.errors import StoreError
-from fleet_edge.store.event_codes import Severity
-from fleet_edge.store.periods import Grain, floor
-from fleet_edge.store.records import segment_number
+from fleet_edge.session_log.database import Store
+from fleet_edge.session_log.errors import StoreError
+from fleet_edge.session_log.event_codes import Severity
+from fleet_edge.session_log.filters import Filter
+from fleet_edge.session_log.log import SessionLog
+from fleet_edge.session_log.periods import Grain, floor
+from fleet_edge.session_log.records import segment_number
 from tests.fleet_edge.store import samples
 from tests.fleet_edge.store.samples import SESSION, THIRD, after
 
@@ -107,7 +108,11 @@ def event_log(store: Store, log: SessionLog) -> SessionLog:
         ({"severity": Severity.ERROR}, "b"),
         ({"severity": Severity.WARNING}, "ba"),
         ({"severity": Severity.INFO}, "dcba"),
-        ({"who": "ada"}, "d"),
+        ({"where": [Filter("who", "=", "ada")]}, "d"),
+        ({"where": [Filter("severity", "!=", "info")]}, "ba"),
+        ({"where": [Filter("who", "!=", None), Filter("kind", "~", "QUARANT")]}, "d"),
+        ({"where": [Filter("code", "=", "busy"), Filter("code", "=", "lifted")]}, "dc"),
+        ({"limit": 2, "skip": 1}, "cb"),
         ({"since": after(40)}, "dcba"),  # the first went on until then
         ({"since": after(60)}, "dcb"),
         ({"until": after(200)}, "ba"),

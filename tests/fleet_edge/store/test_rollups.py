@@ -7,19 +7,20 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from fleet_edge.store import housekeeping, totals
-from fleet_edge.store.database import Store, open_store
-from fleet_edge.store.errors import StoreUnavailable
-from fleet_edge.store.housekeeping import Pace
-from fleet_edge.store.periods import DAY, Grain, ceiling, floor
-from fleet_edge.store.records import Record, segment_number
-from fleet_edge.store.rollups import Dimension
-from fleet_edge.store.totals import UsageFilter
+from fleet_edge.session_log import housekeeping, totals
+from fleet_edge.session_log.database import Store, open_store
+from fleet_edge.session_log.errors import StoreUnavailable
+from fleet_edge.session_log.housekeeping import Pace
+from fleet_edge.session_log.periods import BEGINNING, DAY, Grain, ceiling, floor
+from fleet_edge.session_log.records import Record, segment_number
+from fleet_edge.session_log.rollups import Dimension
+from fleet_edge.session_log.totals import UsageFilter
 from tests.fleet_edge.store import samples
 from tests.fleet_edge.store.samples import START, after
 
 BEGIN = datetime(2025, 11, 20, 7, 30, tzinfo=UTC)
 SPAN = timedelta(days=100)
+NOW = START + timedelta(days=200)
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,18 @@ WAYS: dict[str, tuple[tuple[Dimension, ...], Grain | None, Callable[[Stay], tupl
 Sums = dict[tuple[object, ...], tuple[int, int, int]]
 
 
+def _rounded(period: UsageFilter, way: str, *, now: datetime, purged: datetime) -> UsageFilter:
+    """Return the period that is added up: a long one, or one of purged segments, is of whole hours or days."""
+    since = period.since or BEGINNING
+    by, grain, _ = WAYS[way]
+    length, of_device = (period.until or now) - since, Dimension.DEVICE in by
+    if since >= purged and length <= (timedelta(days=2) if of_device else timedelta(hours=12)):
+        return period
+    hourly = not of_device and (grain is Grain.HOUR or length <= timedelta(days=8))
+    kept = Grain.HOUR if hourly else Grain.DAY
+    return UsageFilter(since=floor(kept, since), until=None if period.until is None else ceiling(kept, period.until))
+
+
 def _expected(stays: list[Stay], period: UsageFilter, way: str) -> Sums:
     sums: Sums = {}
     for stay in stays:
@@ -95,10 +108,10 @@ def _expected(stays: list[Stay], period: UsageFilter, way: str) -> Sums:
     return sums or ({(): (0, 0, 0)} if way == "whole" else {})
 
 
-def _found(store: Store, period: UsageFilter, way: str) -> Sums:
+def _found(store: Store, period: UsageFilter, way: str, *, now: datetime = NOW) -> Sums:
     by, grain, _ = WAYS[way]
     with store.engine.connect() as connection:
-        found = totals.usage(connection, period=period, by=by, grain=grain)
+        found = totals.usage(connection, now=now, period=period, by=by, grain=grain)
     return {
         (*([] if grain is None else [view.start]), *(getattr(view, name) for name in by)): (
             view.counted.sessions, view.counted.segments, view.counted.tokens,
@@ -129,27 +142,27 @@ def test_totals_are_what_was_written_at_any_time(store: Store, seed: int) -> Non
             purged_until = max(purged_until, ceiling(Grain.HOUR, now - 30 * DAY))
         since = now - chance.random() * (now - BEGIN)
         until = chance.choice([None, since + chance.random() * (now - since)])
-        if since < purged_until:
-            since = floor(Grain.HOUR, since)
-        if until is not None and until < purged_until:
-            until = ceiling(Grain.HOUR, until)
-        for period in (UsageFilter(), UsageFilter(since=since), UsageFilter(since=since, until=until)):
+        short = now - chance.random() * timedelta(days=10)
+        limits = [(None, None), (since, None), (since, until), (short, None), (short, short + timedelta(hours=9))]
+        for period in (UsageFilter(since=begin, until=end) for begin, end in limits):
             for by in WAYS:
-                assert _found(store, period, by) == _expected(stays, period, by), (now, period, by)
-    _check_minutes(store, [stay for stay in stays if stay.at >= now - 9 * DAY], since=now - 9 * DAY)
+                rounded = _rounded(period, by, now=now, purged=purged_until)
+                assert _found(store, period, by, now=now) == _expected(stays, rounded, by), (now, period, by)
+    begin = floor(Grain.DAY, now - 9 * DAY)
+    _check_minutes(store, [stay for stay in stays if stay.at >= begin], since=begin, now=now)
 
 
-def _check_minutes(store: Store, stays: list[Stay], *, since: datetime) -> None:
+def _check_minutes(store: Store, stays: list[Stay], *, since: datetime, now: datetime) -> None:
     for grain in (Grain.MINUTE, Grain.FIVE_MINUTES):
         with store.engine.connect() as connection:
-            views = totals.usage(connection, period=UsageFilter(since=since), grain=grain)
+            views = totals.usage(connection, now=now, period=UsageFilter(since=since), grain=grain)
         expected = Counter[datetime | None]()
         for stay in stays:
             expected[floor(grain, stay.at)] += stay.tokens
         assert {view.start: view.counted.tokens for view in views} == expected
     for grain in (Grain.MINUTE, Grain.HOUR, Grain.DAY):
         with store.engine.connect() as connection:
-            found = totals.active(connection, since=since, grain=grain)
+            found = totals.active(connection, now=now, since=since, grain=grain)
         devices: dict[datetime, set[str]] = {}
         for stay in stays:
             devices.setdefault(floor(grain, stay.at), set()).add(stay.device)
@@ -162,12 +175,12 @@ def test_minutes_become_hours_where_segments_are_purged(store: Store) -> None:
     assert _beginning(store) == _at(0.1)
     housekeeping.purge_sessions(store.engine, before=floor(Grain.DAY, _at(30)), pace=Pace(10))
     with store.engine.connect() as connection:
-        found = totals.usage(connection, grain=Grain.MINUTE)
-        latencies = totals.latencies(connection, grain=Grain.MINUTE)
-    assert {view.start: view.counted.tokens for view in found} == {_at(0): 20, _at(30.1): 10}
+        found = totals.usage(connection, now=NOW, grain=Grain.MINUTE)
+        latencies = totals.latencies(connection, now=NOW, grain=Grain.MINUTE)
+    assert {view.start: view.counted.tokens for view in found} == {_at(0): 20, _at(30): 10}
     assert {start: own[totals.Measure.FIRST_TOKEN].count for start, own in latencies.items()} == {
         _at(0): 2,
-        _at(30.1): 1,
+        _at(30): 1,
     }
     assert _beginning(store) == _at(0)
 
@@ -190,7 +203,7 @@ def test_a_session_whose_beginning_comes_late_is_counted_once_and_in_its_own_tim
     for stay in (later, first, later):
         _write(store, stay)
     assert _found(store, UsageFilter(), "whole") == {(): (1, 2, 10)}
-    assert _found(store, UsageFilter(since=_at(4)), "whole") == {(): (0, 1, 5)}
+    assert _found(store, UsageFilter(since=_at(4)), "whole", now=_at(6)) == {(): (0, 1, 5)}
 
 
 def test_what_changes_after_the_end_of_a_session_counts_once(store: Store) -> None:
@@ -199,12 +212,13 @@ def test_what_changes_after_the_end_of_a_session_counts_once(store: Store) -> No
         samples.progress(tokens=20, first_token_ms=9.0, gap_p95_ms=4.0),
         samples.closed(counters=None),
     ]
-    for records in (ended, ended, [samples.progress(tokens=25, at=after(9))], ended, [samples.reported(tokens=25)]):
+    later = samples.progress(tokens=25, gap_p95_ms=4.0, at=after(9))
+    for records in (ended, ended, [later], ended, [samples.reported(tokens=25)]):
         store.apply(records)
     for by in WAYS:
         assert list(_found(store, UsageFilter(), by).values()) == [(1, 1, 25)]
     with store.engine.connect() as connection:
-        measured = totals.latencies(connection)[None]
+        measured = totals.latencies(connection, now=NOW)[None]
     assert {measure: own.count for measure, own in measured.items()} == {
         totals.Measure.FIRST_TOKEN: 1,
         totals.Measure.GAP: 1,
@@ -228,13 +242,13 @@ def test_latencies_are_those_of_the_segments_by_any_grain(store: Store) -> None:
         key = {"session": f"{number:016x}", "segment": segment_number(_at(number))}
         store.apply([samples.opened(**key, at=_at(number)), samples.progress(**key, first_token_ms=2.0 * number)])
     with store.engine.connect() as connection:
-        found = totals.latencies(connection)[None][totals.Measure.FIRST_TOKEN]
-        parts = [totals.latencies(connection, grain=grain) for grain in (Grain.HOUR, Grain.DAY, Grain.MONTH)]
-        within = totals.latencies(connection, period=UsageFilter(since=_at(10.5), until=_at(60.5)))[None]
+        found = totals.latencies(connection, now=NOW)[None][totals.Measure.FIRST_TOKEN]
+        parts = [totals.latencies(connection, now=NOW, grain=grain) for grain in (Grain.HOUR, Grain.DAY, Grain.MONTH)]
+        within = totals.latencies(connection, now=NOW, period=UsageFilter(since=_at(10.5), until=_at(60.5)))[None]
     for by_time in parts:
         assert totals.Distribution.total(each[totals.Measure.FIRST_TOKEN] for each in by_time.values()) == found
     assert found.count == 100
-    assert within[totals.Measure.FIRST_TOKEN].count == 50
+    assert within[totals.Measure.FIRST_TOKEN].count == 51, "of whole hours"
     assert found.quantile(0.5) == pytest.approx(2 * 49, rel=0.05)
     assert found.quantile(0.95) == pytest.approx(2 * 94, rel=0.05)
 

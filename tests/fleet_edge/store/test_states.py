@@ -3,9 +3,10 @@ from datetime import datetime, timedelta
 import pytest
 
 from fleet_edge.metrics import Figures
-from fleet_edge.store import quarantines, queries
-from fleet_edge.store.steering import add_labels
-from fleet_edge.store.views import ACTIVE_WITHIN, EdgeView, MachineState, device_state, edge_state
+from fleet_edge.session_log import quarantines, queries
+from fleet_edge.session_log.records import loading_record
+from fleet_edge.session_log.steering import add_labels
+from fleet_edge.session_log.views import ACTIVE_WITHIN, EdgeView, MachineState, device_state, edge_state
 from schemas.control import Presence
 from tests.fleet_edge.store import samples
 from tests.fleet_edge.store.conftest import Store
@@ -53,16 +54,38 @@ def test_states_of_edges_follow_their_last_sign(
 def test_an_edge_that_dies_before_its_first_load_is_silent(store: Store) -> None:
     store.apply([samples.edge_seen(presence_since=START)])
     with store.engine.connect() as connection:
-        (starting,) = queries.edges(connection, now=after(60))
-        (dead,) = queries.edges(connection, now=after(61))
+        (starting,) = queries.read_edges(connection, now=after(60))
+        (dead,) = queries.read_edges(connection, now=after(61))
     assert starting.state is MachineState.ONLINE
     assert (dead.state, dead.state_since) == (MachineState.SILENT, START)
+
+
+def test_an_edge_that_loads_says_so_until_it_is_online_and_keeps_how_its_last_run_ended(store: Store) -> None:
+    store.apply([samples.edge_seen(), loading_record("edge-1", 40, after(3600))])
+    with store.engine.connect() as connection:
+        (loading,) = queries.read_edges(connection, now=after(3660))
+        (dead,) = queries.read_edges(connection, now=after(3661))
+    assert (loading.state, loading.loading, loading.presence) == (MachineState.LOADING, 40, "online")
+    assert dead.state is MachineState.SILENT
+    late = loading_record("edge-1", 90, after(3604))
+    store.apply([samples.edge_seen(loading_at=after(3605), at=after(3605))])
+    store.apply([late])
+    with store.engine.connect() as connection:
+        (online,) = queries.read_edges(connection, now=after(3606))
+    assert (online.state, online.loading) == (MachineState.ONLINE, None)
+
+
+def test_an_edge_that_loads_for_the_first_time_is_known(store: Store) -> None:
+    store.apply([loading_record("edge-1", 0, START)])
+    with store.engine.connect() as connection:
+        (found,) = queries.read_edges(connection, now=after(1))
+    assert (found.state, found.presence) == (MachineState.LOADING, None)
 
 
 def test_an_edge_that_starts_again_is_not_silent(store: Store) -> None:
     store.apply([samples.edge_seen(), samples.edge_load(), samples.edge_seen(at=after(3600))])
     with store.engine.connect() as connection:
-        (found,) = queries.edges(connection, now=after(3605))
+        (found,) = queries.read_edges(connection, now=after(3605))
     assert found.state is MachineState.ONLINE
 
 
@@ -92,7 +115,7 @@ def test_an_idle_device_is_online_for_as_long_as_it_is_connected(store: Store) -
     with store.engine.begin() as connection:
         quarantines.quarantine_device(connection, "shut-out", until=None, reason="It floods.", now=after(30))
         add_labels(connection, {"sensor-1": ["hall_a"]}, who="ada", now=START)
-        found = {view.device: view for view in queries.devices(connection, now=after(days))}
+        found = {view.device: view for view in queries.read_devices(connection, now=after(days))}
     idle, shut_out = found["sensor-1"], found["shut-out"]
     assert (idle.state, idle.state_since, idle.last_sign_at, idle.connected) == (ONLINE, START, START, True)
     assert idle.labels == ("hall_a",)
@@ -116,7 +139,7 @@ def test_a_device_that_no_edge_observes_is_unknown(
         store.apply([samples.edge_seen(edge=name, presence=presence, at=after(seconds))])
         store.apply([samples.edge_load(edge=name, at=after(seconds))])
     with store.engine.connect() as connection:
-        found = {view.device: view for view in queries.devices(connection, now=after(600))}
+        found = {view.device: view for view in queries.read_devices(connection, now=after(600))}
     assert (found["sensor-1"].state, found["gone"].state) == (expected, MachineState.OFFLINE)
     if expected is MachineState.UNKNOWN:
         assert found["sensor-1"].state_since == after(590)
@@ -129,7 +152,7 @@ def test_an_edge_that_starts_does_not_make_an_offline_device_look_active(store: 
     store.apply([samples.device_seen(at=after(60), **gone)])
     store.apply([samples.device_seen(at=after(7200), presence=OFFLINE)])
     with store.engine.connect() as connection:
-        (found,) = queries.devices(connection, now=after(7300))
+        (found,) = queries.read_devices(connection, now=after(7300))
     assert (found.state, found.state_since, found.last_sign_at) == (OFFLINE, after(60), after(60))
 
 

@@ -1,8 +1,8 @@
-from fleet_edge.counters import SEGMENT_COUNTERS
-from fleet_edge.session_log import SessionLog
-from fleet_edge.store.database import Store
-from fleet_edge.store.records import segment_number
-from fleet_edge.store.rollups import Dimension
+from fleet_edge.session_log.counters import SEGMENT_COUNTERS
+from fleet_edge.session_log.database import Store
+from fleet_edge.session_log.log import SessionLog
+from fleet_edge.session_log.records import segment_number
+from fleet_edge.session_log.rollups import Dimension
 from tests.fleet_edge.store import samples
 from tests.fleet_edge.store.samples import OTHER, SEGMENT, SESSION, after
 

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from fleet_edge.store.database import Store, open_store
-from fleet_edge.store.errors import RecordRejected, StoreUnavailable
-from fleet_edge.store.records import Record
-from fleet_edge.store.spool import Spool, to_line
-from fleet_edge.store.writer import LogWriter, WriterSettings
+from fleet_edge.session_log.database import Store, open_store
+from fleet_edge.session_log.errors import RecordRejected, StoreUnavailable
+from fleet_edge.session_log.records import Record
+from fleet_edge.session_log.spool import Spool, to_line
+from fleet_edge.session_log.writer import LogWriter, WriterSettings
 from tests.fleet_edge.store import samples
 from tests.fleet_edge.store.rows import all_rows
 from tests.support.memory_fleet import Clock
@@ -184,7 +184,7 @@ def test_a_record_that_can_never_be_stored_does_not_hold_up_the_others(
         writer.step()
     assert sink.stored == Counter(record for record in _rounds(0, 10) if record not in sink.refused)
     assert (writer.counters.written, writer.counters.rejected) == (9, 2)
-    assert "RoundJudged" in caplog.text
+    assert "rounds" in caplog.text
     assert told == ["record-refused"]  # not of an event, whose event would be another
 
 
@@ -278,9 +278,9 @@ def test_a_full_disk_loses_only_the_surplus(tmp_path: Path, clock: Clock, caplog
 CHILD = """
 import os, signal, sys
 from pathlib import Path
-from fleet_edge.store.database import open_store
-from fleet_edge.store.spool import Spool
-from fleet_edge.store.writer import LogWriter, WriterSettings
+from fleet_edge.session_log.database import open_store
+from fleet_edge.session_log.spool import Spool
+from fleet_edge.session_log.writer import LogWriter, WriterSettings
 from tests.fleet_edge.store import samples
 
 settings = WriterSettings(batch_records=10, flush_interval_s=3600.0)

@@ -11,9 +11,9 @@ from gguf import TokenType
 from transformers import DynamicCache
 
 from fleet_edge.verifiers.contract import TargetInfo
-from fleet_edge.verifiers.packed.target import Target
+from fleet_edge.verifiers.torch_engine.target import Target
 from schemas.vocabulary import Vocabulary
-from tests.support.tiny_gguf import tiny_gguf, tiny_hybrid_gguf
+from tests.support.tiny_gguf import tiny_delta_gguf, tiny_gguf, tiny_hybrid_gguf
 
 VOCABULARY = 61
 PADDED = 64  # rows of the models, three of them padding
@@ -117,12 +117,14 @@ def tiny_folder(path: Path, name: str = "llama") -> Path:
     return path
 
 
-def tiny_target_gguf(path: Path, *, seed: int = 7, hybrid: bool = False) -> Path:
+_WRITERS = {"llama": tiny_gguf, "lfm2": tiny_hybrid_gguf, "qwen35": tiny_delta_gguf}
+
+
+def tiny_target_gguf(path: Path, *, seed: int = 7, kind: str = "llama") -> Path:
     """Write a tiny GGUF with the vocabulary and the context of the tiny models; its weights are others."""
     kinds = [TokenType.NORMAL] * (VOCABULARY - 2) + [TokenType.CONTROL] * 2
     padding = [(f"[PAD{index}]", TokenType.UNUSED) for index in range(VOCABULARY, PADDED)]
-    write = tiny_hybrid_gguf if hybrid else tiny_gguf
-    return write(path, rows=[*zip(WORDS, kinds, strict=True), *padding], context=CONTEXT, seed=seed)
+    return _WRITERS[kind](path, rows=[*zip(WORDS, kinds, strict=True), *padding], context=CONTEXT, seed=seed)
 
 
 def tokenizer(words: list[str]) -> str:

@@ -23,7 +23,7 @@ BUDGET_TOKENS = (1 << 20) // (4 * 2 * 2 * 12 * 4)  # layers, keys and values, he
 GGUF_TOKENS = (1 << 20) // (1 * 2 * 1 * 32 * 2)  # likewise, of the tiny GGUF
 
 OF_GGUF = ("blocks", "llama.cpp")
-HYBRID = "llama.cpp, a hybrid"
+HYBRIDS = ("llama.cpp lfm2", "blocks lfm2", "blocks qwen35")
 READ = [word.replace("Ġ", " ") for word in WORDS]
 
 
@@ -60,8 +60,9 @@ def gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def hybrid(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_target_gguf(tmp_path_factory.mktemp("models") / "hybrid.gguf", hybrid=True)
+def hybrids(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("models")
+    return {kind: tiny_target_gguf(folder / f"{kind}.gguf", kind=kind) for kind in ("lfm2", "qwen35")}
 
 
 @pytest.fixture(scope="module")
@@ -82,15 +83,16 @@ def _remote(url: str, target: Path) -> Iterator[Verifier]:
     verifier.shut_down()
 
 
-@pytest.fixture(params=[*VERIFIERS, HYBRID, _scripted, _scripted_by_prefix, _cached])
+@pytest.fixture(params=[*VERIFIERS, *HYBRIDS, _scripted, _scripted_by_prefix, _cached])
 def verifier(request: pytest.FixtureRequest, target: Path, gguf: Path) -> Iterator[Verifier]:
     if request.param == "remote":
         with _remote(request.getfixturevalue("server").url, target) as remote:
             yield remote
         return
-    if request.param == HYBRID:
-        path = str(request.getfixturevalue("hybrid"))
-        yield load_verifier(EdgeSettings(engine="llama.cpp", target=path, kv_bytes=1 << 20, threads=1))
+    if request.param in HYBRIDS:
+        engine, kind = request.param.split()
+        path = str(request.getfixturevalue("hybrids")[kind])
+        yield load_verifier(EdgeSettings(engine=engine, target=path, kv_bytes=1 << 20, threads=1))
         return
     if isinstance(request.param, str):
         # The smallest budget that settings accept: 1 MiB, about four contexts of the tiny target.
@@ -161,14 +163,17 @@ def test_an_empty_step_is_no_work(verifier: Verifier) -> None:
     assert _score(verifier, []).shape == (0, VOCABULARY)
 
 
-def test_a_truncated_sequence_goes_on_as_if_the_rest_had_never_been(verifier: Verifier) -> None:
+@pytest.mark.parametrize("length", [2, 3, 5])
+def test_a_truncated_sequence_goes_on_as_if_the_rest_had_never_been(verifier: Verifier, length: int) -> None:
+    tokens = [1, 2, 3, 40, 41, 42]
     verifier.open(1)
-    _score(verifier, [Item(1, [1, 2, 3, 40, 41, 42], 0)])
-    verifier.truncate(1, 3)
-    assert verifier.computed(1) == 3
+    _score(verifier, [Item(1, tokens[:3], 0)])
+    _score(verifier, [Item(1, tokens[3:], 0)])
+    verifier.truncate(1, length)
+    assert verifier.computed(1) == length
     rows = _score(verifier, [Item(1, [4, 5], 2)])
     verifier.open(2)
-    _close(rows, _score(verifier, [Item(2, [1, 2, 3, 4, 5], 2)]))
+    _close(rows, _score(verifier, [Item(2, [*tokens[:length], 4, 5], 2)]))
 
 
 def test_a_closed_sequence_gives_its_room_back_and_may_be_opened_again(verifier: Verifier) -> None:

@@ -5,15 +5,14 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import settings
-from hypothesis import strategies as st
+from hypothesis import settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from numpy.typing import NDArray
 
 from fleet_edge.settings import PrefixSharing
 from fleet_edge.verifiers.contract import CapacityExceeded, Item
-from fleet_edge.verifiers.packed.verifier import PackedVerifier
 from fleet_edge.verifiers.prefix_cache import LEAST_REUSED, TAIL, PrefixCache, PrefixIndex, pack, shared_tokens
+from fleet_edge.verifiers.torch_engine.verifier import TorchVerifier
 from tests.fleet_edge.verifiers.oracle import CONTEXT, VOCABULARY, WORDS, Oracle, tiny_target
 from tests.support.scripted_verifier import ScriptedVerifier
 
@@ -267,7 +266,7 @@ def test_of_many_that_begin_alike_the_one_that_is_furthest_goes_ahead() -> None:
 
 
 def test_what_is_taken_over_of_a_model_gives_the_rows_of_one_that_computed_it() -> None:
-    cache = PrefixCache(PackedVerifier(tiny_target("llama"), budget_bytes=1 << 20))
+    cache = PrefixCache(TorchVerifier(tiny_target("llama"), budget_bytes=1 << 20))
     oracle = Oracle("llama")
     text, kinds = list(SYSTEM), set()
     for turn in range(6):

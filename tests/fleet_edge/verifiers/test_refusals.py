@@ -1,18 +1,19 @@
 import re
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from fleet_common.extras import install_command
 from fleet_edge.settings import EdgeSettings
-from fleet_edge.verifiers import blocks_engine as blocks_loader
-from fleet_edge.verifiers import packed as packed_loader
-from fleet_edge.verifiers import source
+from fleet_edge.verifiers import blocks_engine as blocks_loader, source, torch_engine as torch_loader
 from fleet_edge.verifiers.contract import VerifierError
 from fleet_edge.verifiers.llama_cpp import verifier as llama_loader
 from fleet_edge.verifiers.registry import check_verifier, load_verifier, read_target_tokens
 from tests.fleet_edge.verifiers.oracle import WORDS, tiny_folder, tiny_target_gguf
+from tests.support.tiny_gguf import new_gguf, tiny_rows, write_gguf
 
 
 @pytest.fixture
@@ -27,7 +28,7 @@ def settings(target: Path, **more: Any) -> EdgeSettings:
 @pytest.mark.parametrize(
     ("engine", "loader", "extra"),
     [
-        ("torch", packed_loader, "edge-torch"),
+        ("torch", torch_loader, "edge-torch"),
         ("llama.cpp", llama_loader, "edge-llama"),
         ("blocks", blocks_loader, "edge"),
     ],
@@ -45,6 +46,17 @@ def test_layers_on_a_gpu_that_is_not_there_are_refused_and_all_layers_are_not(gg
     with pytest.raises(VerifierError, match="gpu_layers"):
         load_verifier(settings(gguf, engine="llama.cpp", gpu_layers=3))
     load_verifier(settings(gguf, engine="llama.cpp", gpu_layers=-1))
+
+
+@pytest.mark.parametrize(("scaling", "is_refused"), [("yarn", True), ("none", False)])
+def test_llama_cpp_refuses_gpt_oss_whose_yarn_it_rounds(scaling: str, is_refused: bool, tmp_path: Path) -> None:
+    path = tmp_path / "oss.gguf"
+    writer = new_gguf(path, "gpt-oss", layers=1, width=32, inner=32, heads=1, kv_heads=1, rows=tiny_rows())
+    writer.add_string("gpt-oss.rope.scaling.type", scaling)
+    writer.add_tensor("token_embd.weight", np.zeros((1, 32), np.float32))
+    write_gguf(writer)
+    with pytest.raises(VerifierError, match="set engine to blocks") if is_refused else nullcontext():
+        llama_loader.check(settings(path, engine="llama.cpp"))
 
 
 @pytest.mark.parametrize("engine", ["llama.cpp", "blocks"])

@@ -1,11 +1,15 @@
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from gguf import TokenType
 
 from fleet_common.grammar.errors import GrammarUnavailable
-from fleet_edge.verifiers.llama_cpp.slab import GgufTarget
-from fleet_edge.verifiers.tokens import GgufTokenizer, grammar_tokenizer
+from fleet_device.drafters.model_file import GgufModel
+from fleet_edge.verifiers.contract import UnsupportedModel
+from fleet_edge.verifiers.llama_cpp.target import GgufTarget
+from fleet_edge.verifiers.tokens import GgufTokenizer, chat_format, grammar_tokenizer
 from schemas.policy import Grammar
 from tests.support.compiled_grammar import compile_grammar
 from tests.support.prepared_models import prepared
@@ -68,3 +72,53 @@ def test_a_tiny_gguf_reads_text_and_spells_tokens_as_llama_cpp_does(kind: str, t
     ours = grammar_tokenizer(path, vocabulary=file.vocabulary.size, end_tokens=file.end_tokens)
     assert ours.pieces == file.grammar_tokenizer().pieces
     file.close()
+
+
+def test_a_chat_format_is_read_from_a_gguf_as_llama_cpp_reads_it(tmp_path: Path) -> None:
+    path = tiny_gguf(tmp_path / "tiny.gguf")
+    model = GgufModel(path, vocabulary_only=True)
+    found = chat_format(path, [7, 3])
+    assert found is not None
+    assert (found.template, found.bos, found.eos) == (
+        model.chat_template, model.special_text("bos"), model.special_text("eos")
+    )  # fmt: skip
+    assert found.end_tokens == (3, 7)
+    model.close()
+
+
+@pytest.mark.parametrize(
+    ("config", "alone", "expected"),
+    [
+        ({"chat_template": "a", "bos_token": {"content": "<b>"}, "eos_token": "<e>"}, None, ("a", "<b>", "<e>")),
+        ({"chat_template": "a", "bos_token": None}, "b", ("b", "", "")),
+        (
+            {"chat_template": [{"name": "rag", "template": "a"}, {"name": "default", "template": "b"}]},
+            None,
+            ("b", "", ""),
+        ),
+        ({"chat_template": [{"name": "rag", "template": "a"}]}, None, None),
+        ({}, None, None),
+        (None, None, None),
+        (None, "c", ("c", "", "")),
+    ],
+)
+def test_a_chat_format_is_read_from_a_folder(
+    tmp_path: Path, config: dict[str, Any] | None, alone: str | None, expected: tuple[str, str, str] | None
+) -> None:
+    if config is not None:
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    if alone is not None:
+        (tmp_path / "chat_template.jinja").write_text(alone)
+    found = chat_format(tmp_path, ())
+    assert (found and (found.template, found.bos, found.eos)) == expected
+
+
+@pytest.mark.parametrize(
+    "text", ["[]", "{", '{"chat_template": 5}',
+             '{"chat_template": "a", "bos_token": {"a": 1}}', '{"chat_template": [1]}',
+             json.dumps({"chat_template": "a" * (1 << 18)})],
+)  # fmt: skip
+def test_a_damaged_chat_format_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "tokenizer_config.json").write_text(text)
+    with pytest.raises(UnsupportedModel):
+        chat_format(tmp_path, ())

@@ -3,9 +3,8 @@ from dataclasses import replace
 import pytest
 
 from fleet_edge.answers.recorder import Recorder
-from fleet_edge.store.event_codes import EVENT_CODES
-from fleet_edge.store.records import EventLogged
-from fleet_edge.store.views import EdgeView, MachineState
+from fleet_edge.session_log.event_codes import EVENT_CODES
+from fleet_edge.session_log.views import EdgeView, MachineState
 from fleet_edge.verifiers.contract import TargetInfo
 from fleet_edge.watch import LifeEvents
 from schemas.control import Presence
@@ -25,9 +24,11 @@ BEFORE = EdgeView(
     presence_since=None,
     vocabulary=None,
     certificate_until=None,
+    loading=None,
+    loading_at=None,
     load_at=None,
     open_sessions=None,
-    most_sessions=None,
+    max_sessions=None,
     batch_sessions=None,
     step_ms=None,
     queue_ms=None,
@@ -47,12 +48,12 @@ class Scene:
         self.life = LifeEvents(recorder, "0.2.0", TARGET, self.clock)
 
     def told(self) -> list[tuple[str, str]]:
-        told = [(event.kind, event.code) for event in self.sink.of(EventLogged)]
+        told = [(event.kind, event.code) for event in self.sink.of("event")]
         assert set(told) <= {(each.kind, each.code) for each in EVENT_CODES}
         return told
 
     def sentences(self) -> list[str]:
-        return [event.sentence for event in self.sink.of(EventLogged)]
+        return [event.sentence for event in self.sink.of("event")]
 
 
 @pytest.fixture

@@ -87,7 +87,7 @@ class _Backend(ScriptedBackend):
         self.missing = None
         self.template = True
 
-    def submit(self, prepare: Callable[[Any], GenerateRequest], listener: Listener) -> Ticket:
+    def submit(self, prepare: Callable[[Any], GenerateRequest], listener: Listener, *, target: str = "") -> Ticket:  # noqa: ARG002 - as the device has it
         codec = _Codec(template=self.template)
         ticket = Ticket(lambda: prepare(codec), listener, cancellation=Cancellation())
         drafter = ScriptedDrafter(DRAFT, DRAFT.words, end_tokens=(END,))

@@ -11,26 +11,27 @@ from typing import Final
 
 import cbor2
 
+from fleet_device.client.decision import EdgeAvailability, RetryPolicy, RetryState
 from fleet_device.client.drafting import Drafting, DraftSequence, SessionPacing
 from fleet_device.client.driver import SessionDriver
 from fleet_device.client.messaging import Inbox, Outbound, Undelivered
-from fleet_device.client.retry import EdgeAvailability, RetryPolicy, RetryState
 from fleet_device.drafters.contract import DrafterError
 from fleet_device.drafters.without_model import ScriptedDrafter
 from fleet_device.errors import DeviceError
 from fleet_device.pacing.adaptive import AdaptivePacing
 from fleet_device.pacing.contract import FixedPacing
 from fleet_device.session.machine import DeviceSession
+from fleet_device.settings import Outages
 from schemas.codec import decode_close, decode_draft, decode_open
 from schemas.policy import Mode
 from schemas.reasons import EndReason
 from schemas.topics import Topic, build, parse
 from tests.fuzz.frames import Frame, pack, unpack
 from tests.fuzz.harness import Finding
-from tests.fuzz.targets.codecs import golden, payload_of
 from tests.fuzz.targets.framed import FramedTarget, loaded, on_any_topic, recorded
 from tests.fuzz.targets.stub_link import StubLink
 from tests.support import memory_fleet
+from tests.support.golden import CASES, payload_of
 from tests.support.memory_broker import Faults
 from tests.support.memory_fleet import DRAFT, EDGE, END, FLEET, Clock, MemoryFleet, terms
 
@@ -63,7 +64,7 @@ class DeviceTarget(FramedTarget):
             if len(str(error)) > 1000:
                 raise Finding("an error longer than a sentence") from error
             driver.session.cancel(EndReason.FAILED)
-            driver.closing.send()
+            driver.closing.send_close()
         self._check(driver, link)
 
     def seeds(self) -> Iterator[bytes]:
@@ -73,7 +74,7 @@ class DeviceTarget(FramedTarget):
             granted = granted or pack(frames[:1])
             yield bytes([number]) + pack(frames)
         kinds = {"verdict": VERDICT, "reply": REPLY, "EdgeState": STATE}
-        for message in golden():
+        for message in CASES:
             if message["reads"] in kinds:
                 yield b"\x00" + granted + pack([Frame(kinds[message["reads"]] | LIVE | PLACED, payload_of(message))])
         for number in range(8):
@@ -106,7 +107,8 @@ def _driver(first: int, link: StubLink, clock: Clock) -> SessionDriver:
         drafting=Drafting(session, drafts, SessionPacing(session, pacing, clock)),
         outbound=outbound,
         inbox=inbox,
-        retry=RetryState(RetryPolicy(), session, outbound, EdgeAvailability(clock, inbox.edges)),
+        retry=RetryState(RetryPolicy(), Outages(), clock()),
+        availability=EdgeAvailability(clock, inbox.edges, lambda: outbound.connected),
     )
 
 

@@ -19,9 +19,9 @@ from schemas.policy import Mode
 from schemas.topics import Topic, build, parse
 from tests.fuzz.frames import Frame, pack, unpack
 from tests.fuzz.harness import Finding
-from tests.fuzz.targets.codecs import golden, payload_of
 from tests.fuzz.targets.framed import FramedTarget, loaded, on_any_topic, recorded
 from tests.fuzz.targets.stub_link import StubLink
+from tests.support.golden import CASES, payload_of
 from tests.support.memory_broker import Faults
 from tests.support.memory_fleet import EDGE, END, FLEET, TARGET, Clock, Device, MemoryFleet, Sink, terms
 from tests.support.scripted_verifier import ScriptedVerifier
@@ -67,7 +67,7 @@ class EdgeTarget(FramedTarget):
         for number in range(6):
             yield pack(_recorded(number))
         kinds = {"open": OPEN, "draft": DRAFT, "close": CLOSE, "DeviceState": STATE}
-        for message in golden():
+        for message in CASES:
             if message["reads"] in kinds:
                 yield pack([Frame(kinds[message["reads"]], payload_of(message))])
         yield pack([Frame(OTHER, b"\x12dssd/v1/memory/x/y" + b"{}"), Frame(TIME, b"\x09")])

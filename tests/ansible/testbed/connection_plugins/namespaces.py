@@ -1,4 +1,4 @@
-"""Connects to a machine of `scripts/ansible-testbed`: enters its namespaces, as a shell on it would."""
+"""Connects to a machine of `tests/ansible/testbed/machines`: enters its namespaces, as a shell on it would."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ DOCUMENTATION = """
 name: namespaces
 short_description: enter the namespaces of a test machine
 description:
-  - Runs commands on a machine that C(scripts/ansible-testbed) has booted, whose state is in C(FLEET_TESTBED).
+  - Runs commands on a machine that C(tests/ansible/testbed/machines) has booted, whose state is in C(FLEET_TESTBED).
 options: {}
 """
 
@@ -28,7 +28,7 @@ class Connection(ConnectionBase):
         try:
             pid = int(Path(os.environ["FLEET_TESTBED"], f"{self._play_context.remote_addr}.pid").read_text())
         except (OSError, KeyError, ValueError) as error:
-            raise AnsibleConnectionFailure("The machine is not running: scripts/ansible-testbed up") from error
+            raise AnsibleConnectionFailure("The machine is not running: tests/ansible/testbed/machines up") from error
         self._enter = ["nsenter", "-t", str(pid), *["-m", "-n", "-p", "-u", "-i", "-C", "-r", "-w", "--"]]
         self._connected = True
         return self

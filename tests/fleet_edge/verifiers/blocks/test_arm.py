@@ -2,6 +2,7 @@
 
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import llvmlite.binding as llvm
@@ -11,13 +12,18 @@ import pytest
 from fleet_edge.verifiers.blocks import kernels
 from fleet_edge.verifiers.blocks.compiler import arm_features
 from fleet_edge.verifiers.blocks.emitter import PREPARED
-from fleet_edge.verifiers.blocks.layout import EIGHT, FOUR, FOUR_WITH_MINIMUMS, Format
+from fleet_edge.verifiers.blocks.layout import EIGHT, FOUR, FOUR_WITH_MINIMUMS, NON_LINEAR, Format
 from fleet_edge.verifiers.blocks.products import PORTABLE, Inputs, _prepare, multiply
 from fleet_edge.verifiers.blocks.weights import pack
 
 COMPILER, EMULATOR = "aarch64-linux-gnu-gcc", "qemu-aarch64-static"
 MISSING = [name for name in (COMPILER, EMULATOR) if shutil.which(name) is None]
-KINDS = {"4 bits": FOUR, "4 bits with minimums": FOUR_WITH_MINIMUMS, "8 bits": EIGHT}
+KINDS = {
+    "4 bits": FOUR,
+    "4 bits with minimums": FOUR_WITH_MINIMUMS,
+    "4 bits by a table": NON_LINEAR,
+    "8 bits": EIGHT,
+}
 
 
 @pytest.fixture(scope="module", params=["dotprod", "i8mm"])
@@ -54,7 +60,8 @@ def test_kernels_for_arm_give_the_bits_of_the_portable_one(tmp_path: Path, varia
         if extreme:
             values, x = np.full_like(values, (1 << kind.bits) - 1), np.where(x < 0, -127, 127).astype(np.int8)
         scales, minimums = (rng.uniform(-1, 1, (2, 32, blocks)) / 100).astype(np.float16)
-        weights = pack(values, scales, minimums if kind.minimums else None, kind.bits)
+        packed = pack(values, scales, minimums if kind.minimums else None, kind.bits)
+        weights = replace(packed, format=kind)
         factors = rng.uniform(1e-4, 1, (rows, blocks)).astype(np.float32)
         inputs = Inputs(x, factors, x.reshape(rows, blocks, 32).sum(2, dtype=np.int32))
         bias = rng.standard_normal(32).astype(np.float32)

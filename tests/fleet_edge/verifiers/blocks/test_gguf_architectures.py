@@ -1,7 +1,7 @@
 """GGUF files of each architecture against llama.cpp, on small random models."""
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from fleet_edge.verifiers.blocks.gguf_weights import GgufWeights
 from fleet_edge.verifiers.blocks.kv import Pages, ProcessMemory
 from fleet_edge.verifiers.blocks.model import Model, Part
+from fleet_edge.verifiers.blocks.states import Replay
 from fleet_edge.verifiers.contract import UnsupportedModel
 from fleet_edge.verifiers.source import check_gguf_reader
-from tests.support.tiny_gguf import new_gguf, tiny_rows, write_gguf
+from tests.support.tiny_gguf import new_gguf, tiny_delta_gguf, tiny_hybrid_gguf, tiny_rows, write_gguf
 
 llama_cpp = pytest.importorskip("llama_cpp")
 
@@ -24,6 +25,33 @@ LAYERS, HIDDEN, INNER, HEADS, KV_HEADS = 7, 64, 96, 4, 2
 EXPERTS, EXPERT_INNER = 8, 32
 WINDOW = 24
 TOKENS = [(7 * index + index * index // 5) % 250 for index in range(150)]
+
+_EXPERTS: dict[str, Any] = {
+    "expert_count": EXPERTS,
+    "expert_used_count": 3,
+    "expert_feed_forward_length": EXPERT_INNER,
+}
+_WINDOW_OF_GEMMA2: dict[str, Any] = {
+    "attention.sliding_window": WINDOW,
+    "attn_logit_softcapping": 5.0,
+    "final_logit_softcapping": 10.0,
+}
+_FEW = {"layers": 3}
+"""Experts change with the rounding of a router's inputs, so that rows differ the more the more layers there are."""
+_LOCAL = [True, True, False, True, True]
+"""Layers of Gemma 4 with a window, and with smaller heads."""
+_GEMMA4: dict[str, Any] = {
+    "dim": 64,
+    "attention.sliding_window": WINDOW,
+    "embedding_length_per_layer_input": 0,
+    "attention.sliding_window_pattern": _LOCAL[:3],
+    "attention.key_length_swa": 32,
+    "attention.value_length_swa": 32,
+    "rope.dimension_count_swa": 32,
+    "attention.head_count_kv": [2, 2, 1],
+    **_FEW,
+    "final_logit_softcapping": 10.0,
+}
 
 ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", {}),
@@ -39,16 +67,32 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "phi3": ("phi3", {"attention.sliding_window": 512}),
     "phi4": ("phi3", {"attention.sliding_window": 512, "rope.dimension_count": 8}),
     "gemma3": ("gemma3", {"dim": 32, "attention.sliding_window": WINDOW}),
-    "qwen3moe": (
-        "qwen3moe",
-        {"dim": 32, "expert_count": EXPERTS, "expert_used_count": 3, "expert_feed_forward_length": EXPERT_INNER},
+    "gemma2": ("gemma2", {"dim": 16} | _WINDOW_OF_GEMMA2),
+    "gemma4": ("gemma4", _GEMMA4),
+    "gemma4 e": (
+        "gemma4",
+        _GEMMA4
+        | {
+            "layers": 5,
+            "attention.sliding_window_pattern": _LOCAL,
+            "attention.head_count_kv": [2, 2, 1, 2, 2],
+            "embedding_length_per_layer_input": 32,
+            "attention.shared_kv_layers": 2,
+        },
     ),
+    "gemma4 moe": ("gemma4", _GEMMA4 | _EXPERTS),
+    "mixtral": ("llama", _FEW | {"expert_count": EXPERTS, "expert_used_count": 2}),
+    "qwen2moe": ("qwen2moe", _FEW | _EXPERTS | {"expert_shared_feed_forward_length": 64}),
+    "qwen3moe": ("qwen3moe", _FEW | _EXPERTS | {"dim": 32}),
+    "gpt-oss": ("gpt-oss", _FEW | _EXPERTS | {"dim": 32, "attention.sliding_window": WINDOW}),
 }
 
 
 class _Writer:
-    def __init__(self, file: gguf.GGUFWriter, changed: Mapping[str, tuple[int, ...] | None]) -> None:
-        self.file = file
+    def __init__(
+        self, file: gguf.GGUFWriter, changed: Mapping[str, tuple[int, ...] | None], kind: GGMLQuantizationType
+    ) -> None:
+        self.file, self._kind = file, kind
         self._changed = changed
         self._random = np.random.default_rng(11)
 
@@ -56,17 +100,16 @@ class _Writer:
         shape = self._changed.get(f"{name}.weight", planned)
         if shape is not None:
             floats = self._random.normal(0, 1.5 / shape[-1] ** 0.5, shape).astype(np.float32)
-            packed = gguf.quants.quantize(floats, GGMLQuantizationType.Q8_0)
-            self.file.add_tensor(f"{name}.weight", packed, raw_dtype=GGMLQuantizationType.Q8_0)
+            packed = gguf.quants.quantize(floats, self._kind)
+            self.file.add_tensor(f"{name}.weight", packed, raw_dtype=self._kind)
 
     def vector(self, name: str, size: int, middle: float = 1.0) -> None:
         shape = self._changed.get(name, (size,))
         if shape is not None:
             self.file.add_tensor(name, self._random.normal(middle, 0.3, shape).astype(np.float32))
 
-    def router(self, name: str) -> None:
-        floats = self._random.normal(0, 1, (EXPERTS, HIDDEN)).astype(np.float32)
-        self.file.add_tensor(f"{name}.weight", floats)
+    def floats(self, name: str, *shape: int) -> None:
+        self.file.add_tensor(name, self._random.normal(0, 1, shape).astype(np.float32))
 
 
 def _write(
@@ -79,63 +122,117 @@ def _write(
 ) -> Path:
     """Write a model; `changed` has other shapes for tensors, None to leave one out."""
     dim, rows = own.get("dim", HIDDEN // HEADS), tiny_rows()
+    layers = own.get("layers", LAYERS)
     file = new_gguf(
-        path, kind, layers=LAYERS, width=HIDDEN, inner=INNER, heads=HEADS, kv_heads=KV_HEADS, dim=dim, rows=rows,
+        path, kind, layers=layers, width=HIDDEN, inner=INNER, heads=HEADS, kv_heads=KV_HEADS, dim=dim, rows=rows,
         split=split,
     )  # fmt: skip
-    writer = _Writer(file, changed or {})
+    writer = _Writer(file, changed or {}, own.get("kind", GGMLQuantizationType.Q8_0))
     for key, value in {"rope.dimension_count": dim, **own}.items():
-        if "." in key or key.startswith("expert"):
-            add = {int: file.add_uint32, float: file.add_float32, str: file.add_string}[type(value)]
-            add(f"{kind}.{key}", value)
+        if key not in ("dim", "kind", "layers", "rope_freqs"):
+            types = {int: file.add_uint32, float: file.add_float32, str: file.add_string, list: file.add_array}
+            types[type(value)](f"{kind}.{key}", value)
     writer.weight("token_embd", len(rows), HIDDEN)
-    if kind not in {"gemma2", "gemma3"}:
+    if not kind.startswith("gemma"):
         writer.weight("output", len(rows), HIDDEN)
     writer.vector("output_norm.weight", HIDDEN)
-    if own.get("rope_freqs"):
+    if own.get("rope_freqs") or kind == "gemma4":
         writer.vector("rope_freqs.weight", dim // 2, 3.0)
-    for layer in range(LAYERS):
-        _write_layer(writer, kind, f"blk.{layer}.", dim)
+    if by_layer := own.get("embedding_length_per_layer_input"):
+        writer.weight("per_layer_token_embd", len(rows), own["layers"] * by_layer)
+        writer.weight("per_layer_model_proj", own["layers"] * by_layer, HIDDEN)
+        writer.vector("per_layer_proj_norm.weight", by_layer)
+    for layer in range(layers):
+        _write_layer(writer, kind, own, layer)
     write_gguf(file)
     return path
 
 
-def _write_layer(writer: _Writer, kind: str, at: str, dim: int) -> None:
-    outputs = {"attn_q": HEADS * dim, "attn_k": KV_HEADS * dim, "attn_v": KV_HEADS * dim}
-    norms = {"attn_norm": HIDDEN, "ffn_norm": HIDDEN}
-    feed: dict[str, tuple[int, ...]] = {
+def _write_layer(writer: _Writer, kind: str, own: Mapping[str, Any], layer: int) -> None:
+    at, dim = f"blk.{layer}.", own.get("dim", HIDDEN // HEADS)
+    if kind == "gemma4" and _LOCAL[layer]:
+        dim = own["attention.key_length_swa"]
+    for name, count in _of_attention(kind, own, layer, dim).items():
+        writer.weight(at + name, count, HIDDEN)
+        if kind in {"qwen2", "qwen2moe", "gpt-oss"}:
+            writer.vector(f"{at}{name}.bias", count, 0.0)
+    writer.weight(f"{at}attn_output", HIDDEN, HEADS * dim)
+    if kind == "gpt-oss":
+        writer.vector(f"{at}attn_output.bias", HIDDEN, 0.0)
+        writer.vector(f"{at}attn_sinks.weight", HEADS)
+    if by_layer := own.get("embedding_length_per_layer_input"):
+        writer.weight(f"{at}inp_gate", by_layer, HIDDEN)
+        writer.weight(f"{at}proj", HIDDEN, by_layer)
+    for name, size in _norms(kind, own, dim).items():
+        writer.vector(f"{at}{name}.weight", size)
+    for name, shape in _feed(writer, kind, own, at).items():
+        writer.weight(at + name, *shape)
+
+
+def _of_attention(kind: str, own: Mapping[str, Any], layer: int, dim: int) -> dict[str, int]:
+    kv_heads = own.get("attention.head_count_kv", [KV_HEADS] * LAYERS)[layer]
+    outputs = {"attn_q": HEADS * dim, "attn_k": kv_heads * dim, "attn_v": kv_heads * dim}
+    if layer >= own.get("layers", LAYERS) - own.get("attention.shared_kv_layers", 0):
+        return {"attn_q": HEADS * dim}
+    if kind == "gemma4" and not _LOCAL[layer]:
+        del outputs["attn_v"]
+    return {"attn_qkv": sum(outputs.values())} if kind == "phi3" else outputs
+
+
+def _norms(kind: str, own: Mapping[str, Any], dim: int) -> dict[str, int]:
+    """Return the sizes of norms and scales."""
+    names = ["attn_norm", "post_attention_norm" if kind == "gpt-oss" else "ffn_norm"]
+    if kind.startswith("gemma"):
+        names += ["post_attention_norm", "post_ffw_norm"]
+    if kind == "gemma4" and own.get("expert_count"):
+        names += ["pre_ffw_norm_2", "post_ffw_norm_1", "post_ffw_norm_2"]
+    if own.get("embedding_length_per_layer_input"):
+        names.append("post_norm")
+    found = dict.fromkeys(names, HIDDEN)
+    if kind in {"qwen3", "qwen3moe", "gemma3", "gemma4"}:
+        found |= {"attn_q_norm": dim, "attn_k_norm": dim}
+    return found | ({"layer_output_scale": 1} if kind == "gemma4" else {})
+
+
+def _feed(writer: _Writer, kind: str, own: Mapping[str, Any], at: str) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of products of a feed-forward part; write the rest of it."""
+    dense: dict[str, tuple[int, ...]] = {
         "ffn_gate": (INNER, HIDDEN),
         "ffn_up": (INNER, HIDDEN),
         "ffn_down": (HIDDEN, INNER),
     }
     if kind == "phi3":
-        outputs = {"attn_qkv": sum(outputs.values())}
-        feed = {"ffn_up": (2 * INNER, HIDDEN), "ffn_down": (HIDDEN, INNER)}
-    if kind in {"qwen3", "qwen3moe", "gemma3"}:
-        norms |= {"attn_q_norm": dim, "attn_k_norm": dim}
-    if kind in {"gemma2", "gemma3"}:
-        norms |= {"post_attention_norm": HIDDEN, "post_ffw_norm": HIDDEN}
-    if kind == "qwen3moe":
-        writer.router(f"{at}ffn_gate_inp")
-        up, down = (EXPERTS, EXPERT_INNER, HIDDEN), (EXPERTS, HIDDEN, EXPERT_INNER)
-        feed = {"ffn_gate_exps": up, "ffn_up_exps": up, "ffn_down_exps": down}
-    for name, count in outputs.items():
-        writer.weight(at + name, count, HIDDEN)
-        if kind == "qwen2":
-            writer.vector(f"{at}{name}.bias", count, 0.0)
-    writer.weight(f"{at}attn_output", HIDDEN, HEADS * dim)
-    for name, size in norms.items():
-        writer.vector(f"{at}{name}.weight", size)
-    for name, shape in feed.items():
-        writer.weight(at + name, *shape)
+        return {"ffn_up": (2 * INNER, HIDDEN), "ffn_down": (HIDDEN, INNER)}
+    if not own.get("expert_count"):
+        return dense
+    writer.floats(f"{at}ffn_gate_inp.weight", EXPERTS, HIDDEN)
+    inner = own.get("expert_feed_forward_length", INNER)
+    up, down = (EXPERTS, inner, HIDDEN), (EXPERTS, HIDDEN, inner)
+    feed: dict[str, tuple[int, ...]] = {"ffn_gate_exps": up, "ffn_up_exps": up, "ffn_down_exps": down}
+    if kind == "gpt-oss":
+        writer.vector(f"{at}ffn_gate_inp.bias", EXPERTS, 0.0)
+        for name, shape in feed.items():
+            writer.floats(f"{at}{name}.bias", *shape[:2])
+    if kind == "qwen2moe":
+        shared = own["expert_shared_feed_forward_length"]
+        writer.floats(f"{at}ffn_gate_inp_shexp.weight", HIDDEN)
+        feed |= {"ffn_gate_shexp": (shared, HIDDEN), "ffn_up_shexp": (shared, HIDDEN)}
+        feed["ffn_down_shexp"] = HIDDEN, shared
+    if kind == "gemma4":
+        writer.vector(f"{at}ffn_gate_inp.scale", HIDDEN)
+        writer.vector(f"{at}ffn_down_exps.scale", EXPERTS)
+        return dense | {"ffn_gate_up_exps": (EXPERTS, 2 * inner, HIDDEN), "ffn_down_exps": down}
+    return feed
 
 
 def _logits(path: Path) -> NDArray[np.float32]:
     file = GgufWeights(path)
     its = file.geometry
-    pages = Pages(ProcessMemory(layers=its.layers, kv_heads=its.kv_heads, dim=its.head_dim, count=8))
+    memory = ProcessMemory(its.pools, 8, its.states(1))
+    pages = Pages(memory)
     pages.reserve(0, 0, len(TOKENS))
-    return Model(file, threads=1).forward([Part(pages.table(0), 0, TOKENS, len(TOKENS))], pages).copy()
+    part = Part(pages.table(0), 0, TOKENS, len(TOKENS), Replay(settled=len(TOKENS)))
+    return Model(file, threads=1).forward([part], pages, memory.states).copy()
 
 
 def _logits_of_llama_cpp(path: Path) -> NDArray[np.float32]:
@@ -159,20 +256,31 @@ def test_logits_are_those_of_llama_cpp_up_to_rounding(name: str, tmp_path: Path)
     assert off < 0.08
 
 
-_GEMMA2 = {"dim": 16, "attention.sliding_window": WINDOW, "attn_logit_softcapping": 5.0}
-_OF_TORCH: dict[str, tuple[str, dict[str, Any]]] = {
-    **ARCHITECTURES,
-    "gemma2": ("gemma2", _GEMMA2),
-    "mixtral": ("llama", {"expert_count": EXPERTS, "expert_used_count": 2}),
-}
+def test_a_file_in_mxfp4_is_computed_as_by_llama_cpp_up_to_rounding(tmp_path: Path) -> None:
+    path = _write(tmp_path / "model.gguf", "qwen3", _FEW | {"dim": 32, "kind": GGMLQuantizationType.MXFP4})
+    assert _distance(_logits(path), _logits_of_llama_cpp(path)) < 0.08
 
 
-@pytest.mark.parametrize("name", _OF_TORCH)
+@pytest.mark.parametrize("write", [tiny_hybrid_gguf, tiny_delta_gguf])
+def test_hybrids_are_those_of_llama_cpp_up_to_rounding(write: Callable[[Path], Path], tmp_path: Path) -> None:
+    path = write(tmp_path / "model.gguf")
+    assert _distance(_logits(path), _logits_of_llama_cpp(path)) < 0.08
+
+
+def test_torch_refuses_bounds_that_transformers_does_not_read(tmp_path: Path) -> None:
+    path = _write(tmp_path / "model.gguf", *ARCHITECTURES["gemma2"])
+    with pytest.raises(UnsupportedModel, match="bounds"):
+        check_gguf_reader(path)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
 def test_torch_follows_llama_cpp_or_refuses_the_file(name: str, tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
-    from fleet_edge.verifiers.packed.target import load_target  # noqa: PLC0415 - needs torch
+    from fleet_edge.verifiers.torch_engine.target import load_target  # noqa: PLC0415 - needs torch
 
-    kind, own = _OF_TORCH[name]
+    kind, own = ARCHITECTURES[name]
+    if kind == "gemma2":  # transformers reads no other bound than that of the published models
+        own = own | {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}
     path = _write(tmp_path / "model.gguf", kind, own)
     try:
         check_gguf_reader(path)
@@ -233,6 +341,12 @@ def test_impossible_sizes_are_refused_before_memory_is_taken(key: str, number: i
         ("qwen3", {"blk.1.attn_q_norm.weight": None}),
         ("phi3", {"blk.1.attn_qkv.weight": (HIDDEN, HIDDEN)}),
         ("qwen3moe", {"blk.1.ffn_up_exps.weight": (EXPERTS - 1, EXPERT_INNER, HIDDEN)}),
+        ("qwen2moe", {"blk.1.ffn_up_shexp.weight": (32, HIDDEN)}),
+        ("gpt-oss", {"blk.1.attn_sinks.weight": None}),
+        ("gemma4", {"blk.2.attn_k_norm.weight": (32,)}),
+        ("gemma4 e", {"blk.2.inp_gate.weight": None}),
+        ("gemma4 e", {"per_layer_token_embd.weight": (HIDDEN, 160)}),
+        ("gemma4 moe", {"blk.1.post_ffw_norm_1.weight": None}),
     ],
 )
 def test_tensors_that_do_not_fit_are_refused_before_they_are_loaded(

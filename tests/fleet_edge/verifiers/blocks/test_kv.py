@@ -3,13 +3,14 @@ import random
 import numpy as np
 import pytest
 
+from fleet_edge.verifiers.blocks.geometry import Pool
 from fleet_edge.verifiers.blocks.kv import PAGE, Pages, ProcessMemory
 
-SHAPE = {"layers": 2, "kv_heads": 1, "dim": 4}
+POOLS = [Pool(2, 1, 4), Pool(1, 2, 8)]
 
 
 def _pages(count: int) -> Pages:
-    return Pages(ProcessMemory(**SHAPE, count=count))
+    return Pages(ProcessMemory(POOLS, count))
 
 
 class Sequences:
@@ -29,8 +30,8 @@ class Sequences:
         for _ in range(count):
             self._next = self._next % 60_000 + 1
             page, place = self.pages.table(sequence)[len(marks) // PAGE], len(marks) % PAGE
-            self.pages.keys[page, :, :, :, place] = self._next
-            self.pages.values[page, :, :, place] = self._next
+            for keys, values in zip(self.pages.keys, self.pages.values, strict=True):
+                keys[page, :, :, :, place] = values[page, :, :, place] = self._next
             marks.append(self._next)
 
     def check(self) -> None:
@@ -38,8 +39,9 @@ class Sequences:
             for begin in range(0, len(marks), PAGE):
                 own = np.array(marks[begin : begin + PAGE])
                 page = self.pages.table(sequence)[begin // PAGE]
-                assert (self.pages.keys[page, ..., : len(own)] == own).all()
-                assert (self.pages.values[page, :, :, : len(own)] == own[:, None]).all()
+                for keys, values in zip(self.pages.keys, self.pages.values, strict=True):
+                    assert (keys[page, ..., : len(own)] == own).all()
+                    assert (values[page, :, :, : len(own)] == own[:, None]).all()
 
 
 @pytest.mark.parametrize("seed", range(8))

@@ -1,11 +1,12 @@
 """Keys and values that survive the process."""
 
+import hashlib
 import os
 import random
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import count
 from pathlib import Path
 
@@ -14,22 +15,24 @@ import pytest
 
 from fleet_edge.settings import EdgeSettings, KeptIn, PrefixSharing
 from fleet_edge.verifiers import blocks_engine
+from fleet_edge.verifiers.blocks import weight_cache
+from fleet_edge.verifiers.blocks.geometry import Pool
 from fleet_edge.verifiers.blocks.kv import PAGE, Pages
-from fleet_edge.verifiers.blocks.page_file import KeptPages, PageFile
+from fleet_edge.verifiers.blocks.page_file import LAYOUT, KeptPages, PageFile
 from fleet_edge.verifiers.blocks.weight_cache import CachedWeights
 from fleet_edge.verifiers.contract import Item, Verifier
 from fleet_edge.verifiers.prefix_cache import PrefixCache
 from tests.fleet_edge.verifiers.oracle import VOCABULARY, tiny_target_gguf
 
-SHAPE = {"layers": 2, "kv_heads": 1, "dim": 4}
+POOLS = [Pool(2, 1, 4), Pool(1, 2, 8)]
 COUNT = 12
 DAY_S = 86_400.0
 SIZE = 1000
 TOGETHER = 8
 
 
-def _open(path: Path, identity: str = "model", **more: int) -> PageFile:
-    return PageFile(path, identity, **SHAPE, **{"count": COUNT} | more)
+def _open(path: Path, identity: str = "model", *, pools: Sequence[Pool] = POOLS, count: int = COUNT) -> PageFile:
+    return PageFile(path, identity, pools, count)
 
 
 def _kept(file: PageFile, *, keep_s: float = DAY_S) -> list[KeptPages]:
@@ -49,7 +52,8 @@ class Sequences:
         table, first = self.pages.table(sequence), len(mine) // PAGE
         for token in tokens:
             page, place = table[len(mine) // PAGE], len(mine) % PAGE
-            self.pages.keys[page, ..., place] = self.pages.values[page, :, :, place] = token
+            for keys, values in zip(self.pages.keys, self.pages.values, strict=True):
+                keys[page, ..., place] = values[page, :, :, place] = token
             mine.append(token)
         self.midway()
         for place in range(first, -(-len(mine) // PAGE)):
@@ -70,7 +74,15 @@ class Sequences:
 
 
 def _content(file: PageFile, kept: KeptPages) -> list[int]:
-    return [int(file.keys[kept.pages[at // PAGE], 0, 0, 0, at % PAGE]) for at in range(len(kept.tokens))]
+    """Return the tokens that all keys and values are those of."""
+    found = list[int]()
+    for at in range(len(kept.tokens)):
+        page, place = kept.pages[at // PAGE], at % PAGE
+        numbers = [each[page, ..., place].ravel() for each in file.keys]
+        numbers += [each[page, :, :, place].ravel() for each in file.values]
+        (number,) = set(np.concatenate(numbers).tolist())
+        found.append(number)
+    return found
 
 
 def _act(its: Sequences, number: int, rng: random.Random) -> None:
@@ -148,7 +160,8 @@ def _flip(path: Path, at: int) -> None:
     path.write_bytes(data)
 
 
-KEYS = slice(4096 + 3 * 4096, None)  # behind the header and twelve records
+HEADER_BYTES = 4096
+KEYS = slice(HEADER_BYTES + 3 * 4096, None)  # behind the header and twelve records
 
 
 @pytest.mark.parametrize(
@@ -227,7 +240,7 @@ def test_a_second_process_does_not_get_the_file(tmp_path: Path) -> None:
     file = _open(tmp_path / "pages")
     program = (
         "import sys; from pathlib import Path; from fleet_edge.verifiers.blocks.page_file import PageFile; "
-        f"PageFile(Path(sys.argv[1]), 'model', **{SHAPE}, count={COUNT})"
+        f"PageFile(Path(sys.argv[1]), 'model', {[tuple(pool) for pool in POOLS]}, {COUNT})"
     )
     found = subprocess.run([sys.executable, "-c", program, file.path], capture_output=True, check=False)
     assert b"BlockingIOError" in found.stderr
@@ -283,6 +296,25 @@ def test_a_restarted_engine_goes_on_with_the_same_bits(load: Callable[..., Verif
     cache.expect(1, TOKENS, owner="device-1")
     assert cache.reuse(1) == KEPT
     assert np.array_equal(np.array(cache.score([Item(1, TOKENS[KEPT:], 1)]))[0], row)
+
+
+def test_pages_survive_an_upgrade(load: Callable[..., Verifier], monkeypatch: pytest.MonkeyPatch) -> None:
+    row = _computed(PrefixCache(load()), TOKENS, owner="device-1")
+    monkeypatch.setattr(weight_cache, "sources_hash", lambda: "another release")
+    cache = PrefixCache(load())
+    assert cache.retained_tokens == KEPT
+    assert np.array_equal(_computed(cache, TOKENS, owner="device-1"), row)
+
+
+def test_another_layout_has_another_version(
+    load: Callable[..., Verifier], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If this fails, the same tokens have other bits or another place: raise LAYOUT, and put the new hash here."""
+    monkeypatch.setattr(time, "time", lambda: 0.0)
+    _computed(PrefixCache(load()), TOKENS, owner="device-1")
+    (path,) = (tmp_path / "pages").iterdir()
+    found = hashlib.sha256(path.read_bytes()[HEADER_BYTES:]).hexdigest()[:16]
+    assert {LAYOUT: found} == {2: "03451ba426667115"}
 
 
 def test_a_running_engine_erases_what_nobody_has_used_for_a_day(load: Callable[..., Verifier], gguf: Path) -> None:

@@ -2,18 +2,25 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
+from itertools import pairwise
 
 import numba
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
-from fleet_edge.verifiers.blocks.products import PORTABLE, Inputs, multiply, variants
+from fleet_edge.verifiers.blocks.layout import EIGHT, FOUR, FOUR_WITH_MINIMUMS, NON_LINEAR
+from fleet_edge.verifiers.blocks.products import PORTABLE, Inputs, multiply, multiply_experts, variants
 from fleet_edge.verifiers.blocks.weights import Weights, pack
 
-KINDS = {"4 bits": (4, False), "4 bits with minimums": (4, True), "8 bits": (8, False)}
+KINDS = {
+    "4 bits": FOUR,
+    "4 bits with minimums": FOUR_WITH_MINIMUMS,
+    "4 bits by a table": NON_LINEAR,
+    "8 bits": EIGHT,
+}
 FAST = [name for name in variants() if name != PORTABLE]
 
 
@@ -39,7 +46,8 @@ def _case(
     rng: np.random.Generator, kind: str, outputs: int, width: int, *, extreme: bool = False
 ) -> tuple[Weights, npt.NDArray[np.float64]]:
     """Return a random weight, and its numbers as float64."""
-    bits, with_minimums = KINDS[kind]
+    wanted = KINDS[kind]
+    bits, with_minimums = wanted.bits, wanted.minimums
     values = rng.integers(0, 1 << bits, (outputs, width)).astype(np.uint8)
     if extreme:
         values = np.where(values < 1 << bits - 1, 0, (1 << bits) - 1).astype(np.uint8)
@@ -47,11 +55,12 @@ def _case(
     scales = rng.uniform(-0.01, 0.01, shape).astype(np.float16)
     scales[0, 0] = np.float16(1e-7)  # a subnormal number
     minimums = rng.uniform(-0.05, 0.05, shape).astype(np.float16) if with_minimums else None
-    numbers = (values.astype(np.float64) - (0 if with_minimums else 1 << bits - 1)).reshape(*shape, 32)
+    meant = np.array(wanted.table, np.uint8)[values] if wanted.table else values
+    numbers = (meant.astype(np.float64) - wanted.zero).reshape(*shape, 32)
     numbers *= scales[..., None]
     if minimums is not None:
         numbers += minimums[..., None]
-    return pack(values, scales, minimums, bits), numbers.reshape(outputs, width)
+    return replace(pack(values, scales, minimums, bits), format=wanted), numbers.reshape(outputs, width)
 
 
 def _product(
@@ -136,6 +145,27 @@ def test_a_factor_multiplies_all_scales() -> None:
         assert np.array_equal(
             _product(smaller, inputs, variant), _product(weights, inputs, variant) * np.float32(2.0**-9)
         )
+
+
+@pytest.mark.parametrize("variant", variants())
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.usefixtures("threads")
+def test_rows_meet_the_weights_of_their_experts(variant: str, kind: str) -> None:
+    rng = np.random.default_rng(10)
+    experts, outputs, width = 5, 64, 96
+    weights, _ = _case(rng, kind, experts * outputs, width)
+    inputs, bias = _inputs(rng, 9, width), rng.random(experts * outputs).astype(np.float32)
+    counts = [3, 0, 1, 13, 0]
+    starts = np.cumsum([0, *counts]).astype(np.int32)
+    rows = rng.integers(0, 9, starts[-1]).astype(np.int32)
+    for given_bias in (bias, None):
+        out = np.full((len(rows), outputs + 32), np.nan, np.float32)
+        multiply_experts(weights, inputs, rows, starts, given_bias, out, 32, variant=variant)
+        whole = _product(weights, inputs, PORTABLE, given_bias)
+        for expert, (first, after) in enumerate(pairwise(starts)):
+            wanted = whole[rows[first:after], expert * outputs : (expert + 1) * outputs]
+            assert np.array_equal(out[first:after, 32:], wanted)
+        assert np.isnan(out[:, :32]).all()
 
 
 def test_kernels_for_another_processor_are_refused() -> None:

@@ -32,7 +32,7 @@ def _loaded(gguf: Path) -> tuple[CachedWeights, np.ndarray]:
     weights = CachedWeights(file, _file(gguf), fingerprint(file.files, bits=8), threads=2)
     model, its = Model(weights, threads=1), file.geometry
     weights.keep()
-    pages = Pages(ProcessMemory(layers=its.layers, kv_heads=its.kv_heads, dim=its.head_dim, count=1))
+    pages = Pages(ProcessMemory(its.pools, 1))
     pages.reserve(1, 0, 3)
     return weights, np.array(model.forward([Part(pages.table(1), 0, [5, 6, 7], 3)], pages))
 
@@ -161,3 +161,16 @@ def test_a_trial_under_other_conditions_is_made_again(
         monkeypatch.setattr("fleet_edge.verifiers.blocks.verifier._SEED", 1)
     load(threads=2 if changed == "threads" else 1)
     assert len(trials) == 1
+
+
+def test_a_load_reports_its_bytes_packed_or_mapped(gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CACHE_DIRECTORY", str(gguf.parent / "cache"))
+    monkeypatch.setattr(blocks_engine, "_MIN_KEPT_BYTES", 0)
+    monkeypatch.setattr(CachedWeights, "keep_later", CachedWeights.keep)
+    settings = EdgeSettings.model_validate({"target": str(gguf), "engine": "blocks", "kv_bytes": 1 << 20})
+    for _ in ("packed", "mapped"):
+        shares = list[float]()
+        blocks_engine.load(settings, shares.append)
+        assert shares == sorted(shares)
+        assert len(shares) > 5
+        assert 0.9 < shares[-1] <= 1.0, "all but vectors"

@@ -6,13 +6,17 @@ import numpy.typing as npt
 import pytest
 from gguf.quants import dequantize
 
-from fleet_edge.verifiers.blocks.layout import EIGHT, FOUR, FOUR_WITH_MINIMUMS
+from fleet_edge.verifiers.blocks.layout import EIGHT, FLOATS_OF_FOUR, FOUR, FOUR_WITH_MINIMUMS, NON_LINEAR
 from fleet_edge.verifiers.blocks.weights import Weights, pack, pack_floats, pack_gguf, rows
 
 KIND = gguf.GGMLQuantizationType
-SAME = {KIND.Q4_0: FOUR, KIND.Q4_1: FOUR_WITH_MINIMUMS, KIND.Q8_0: EIGHT}
+SAME = {KIND.Q4_0: FOUR, KIND.Q4_1: FOUR_WITH_MINIMUMS, KIND.Q8_0: EIGHT, KIND.IQ4_NL: NON_LINEAR}
 REQUANTIZED = [KIND.Q5_K, KIND.Q6_K, KIND.F16, KIND.BF16, KIND.F32, KIND.Q5_0]
-SCALES = {KIND.Q4_0: [0], KIND.Q4_1: [0, 2], KIND.Q8_0: [0], KIND.Q5_0: [0], KIND.Q4_K: [0, 2], KIND.Q5_K: [0, 2]}
+SCALES = {
+    **dict.fromkeys((KIND.Q4_0, KIND.Q8_0, KIND.Q5_0, KIND.IQ4_NL, KIND.IQ4_XS), (0,)),
+    **dict.fromkeys((KIND.Q4_1, KIND.Q4_K, KIND.Q5_K), (0, 2)),
+    KIND.Q6_K: (208,),
+}
 
 
 def _raw(kind: gguf.GGMLQuantizationType, outputs: int, inputs: int) -> npt.NDArray[np.uint8]:
@@ -27,7 +31,7 @@ def _raw(kind: gguf.GGMLQuantizationType, outputs: int, inputs: int) -> npt.NDAr
         return (numbers.view(np.uint32) >> 16).astype(np.uint16).view(np.uint8)
     block, size = gguf.GGML_QUANT_SIZES[kind]
     raw = rng.integers(0, 256, (outputs, inputs // block, size), dtype=np.uint8)
-    for place in SCALES.get(kind, [208]):
+    for place in SCALES.get(kind, ()):
         scales = rng.uniform(1e-5, 1e-3, (outputs, inputs // block, 1)).astype(np.float16)
         raw[:, :, place : place + 2] = scales.view(np.uint8)
     return raw.reshape(outputs, -1)
@@ -55,6 +59,25 @@ def test_scales_of_k_quants_are_rounded_to_half_precision() -> None:
     # A scale is 11 bits exact, and so is a minimum; a value is up to 15 scales, minus the minimum.
     allowed = 2.0**-11 * (np.abs(wanted) + 2 * 63 * 1e-3)
     assert np.all(np.abs(_numbers(weights) - wanted) <= allowed)
+
+
+def test_scales_of_mxfp4_are_exact_and_those_of_iq4_xs_are_rounded_to_half_precision() -> None:
+    raw = _raw(KIND.MXFP4, 40, 96).reshape(40, 3, 17)
+    raw[..., 0] = np.random.default_rng(4).integers(105, 128, (40, 3))
+    weights = pack_gguf(raw.reshape(40, -1), KIND.MXFP4, 96)
+    assert weights.format == FLOATS_OF_FOUR
+    assert np.array_equal(_numbers(weights), dequantize(raw.reshape(40, -1), KIND.MXFP4))
+    raw = _raw(KIND.IQ4_XS, 40, 512)
+    weights = pack_gguf(raw, KIND.IQ4_XS, 512)
+    assert weights.format == NON_LINEAR
+    assert np.allclose(_numbers(weights), dequantize(raw, KIND.IQ4_XS), rtol=2**-11, atol=0)
+
+
+def test_a_scale_of_mxfp4_that_is_no_number_is_refused() -> None:
+    raw = _raw(KIND.MXFP4, 32, 32)
+    raw[5, 0] = 255
+    with pytest.raises(ValueError, match="weights"):
+        pack_gguf(raw, KIND.MXFP4, 32)
 
 
 @pytest.mark.parametrize("kind", REQUANTIZED)

@@ -9,8 +9,8 @@ import pytest
 from numpy.typing import NDArray
 
 from fleet_edge.verifiers.contract import Item, UnsupportedModel, VerifierError
-from fleet_edge.verifiers.llama_cpp import slab, streams
-from fleet_edge.verifiers.llama_cpp.slab import GgufTarget, open_target
+from fleet_edge.verifiers.llama_cpp.context import NativeContext
+from fleet_edge.verifiers.llama_cpp.target import GgufTarget, open_target
 from fleet_edge.verifiers.llama_cpp.verifier import LlamaCppVerifier
 from tests.fleet_edge.verifiers.oracle import tiny_target_gguf
 from tests.support.prepared_models import prepared
@@ -108,15 +108,7 @@ def random_work(  # noqa: C901 - all that may happen to sequences
     return worst
 
 
-@pytest.mark.parametrize(
-    ("slab_streams", "window"), [(16, 0), (3, 0), (16, 9)], ids=["one slab", "several slabs", "whole streams"]
-)
-def test_random_work_over_several_sequences_equals_the_engine_alone(
-    path: Path, slab_streams: int, window: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(streams, "_SLAB_STREAMS", slab_streams)
-    monkeypatch.setattr(GgufTarget, "window", window)
-    monkeypatch.setattr(streams, "_COPIED_TOKENS", 1e-6)  # sequences are moved as often as can be
+def test_random_work_over_several_sequences_equals_the_engine_alone(path: Path) -> None:
     engine, verifier = Engine(path, 512), load(path)
     worst = random_work(verifier, engine, steps=40, longest=150, seed="tiny")
     assert worst < TOLERANCE
@@ -236,6 +228,6 @@ def test_a_model_that_takes_no_tokens_back_is_refused(path: Path, monkeypatch: p
 
 
 def test_a_broken_rollback_is_noticed_at_the_start(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(slab.LlamaSlab, "cut", lambda *_: None)
+    monkeypatch.setattr(NativeContext, "cut", lambda *_: None)
     with pytest.raises(VerifierError):
         load(path)

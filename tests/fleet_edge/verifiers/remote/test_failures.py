@@ -38,6 +38,12 @@ def opened(verifier: RemoteVerifier) -> RemoteVerifier:
     return verifier
 
 
+def impatient(verifier: RemoteVerifier) -> Any:
+    """Give up requests soon; not those of the start, which must succeed on a busy machine too."""
+    settings = verifier._queries._settings.model_copy(update={"request_s": 0.3})
+    return patch.object(verifier._queries, "_settings", settings)
+
+
 def test_a_session_has_one_key_which_a_fork_shares() -> None:
     with server() as one, asking(one) as verifier:
         opened(verifier)
@@ -79,8 +85,7 @@ def test_what_a_server_gets_wrong_once_it_is_asked_again(fault: Fault) -> None:
         opened(verifier)
         step(verifier, 0)
         one.fault = fault
-        impatient = verifier._queries._settings.model_copy(update={"request_s": 0.3})
-        with steps_of(1.0), patch.object(verifier._queries, "_settings", impatient), pytest.raises(TargetAway):
+        with steps_of(1.0), impatient(verifier), pytest.raises(TargetAway):
             verifier.score([Item(0, (1,), 1)])
         one.fault = Fault()
         until(lambda: verifier.away() == "")
@@ -93,8 +98,8 @@ def test_a_server_that_is_unwell_is_away() -> None:
         until(lambda: verifier.away() != "")
 
 
-def test_with_the_server_away_a_step_says_so_and_succeeds_when_it_is_back() -> None:
-    with server() as one, asking(one) as verifier:
+def test_with_the_server_away_a_step_says_so_and_succeeds_when_it_is_back(free_port: int) -> None:
+    with server(port=free_port) as one, asking(one) as verifier:
         opened(verifier)
         step(verifier, 0)
         one.kill(None, None, None)
@@ -110,10 +115,10 @@ def test_with_the_server_away_a_step_says_so_and_succeeds_when_it_is_back() -> N
 
 
 def test_a_step_ends_in_time_though_the_server_does_not_answer() -> None:
-    with steps_of(1.5), server() as one, asking(one, request_s=1.0) as verifier:
+    with server() as one, asking(one) as verifier:
         opened(verifier)
         one.fault = Fault(hangs=True)
-        with pytest.raises(TargetAway):  # without a bound it would never return
+        with steps_of(0.5), impatient(verifier), pytest.raises(TargetAway):  # without a bound it would never return
             step(verifier, 0)
         one.fault = Fault()
 
@@ -132,7 +137,7 @@ class FailsOn(InferenceServer):
 def test_a_text_on_which_servers_fail_is_given_up_and_no_other() -> None:
     one = server()
     poisoned = FailsOn(one.verifier, one.words, max_model_len=200)
-    with steps_of(0.4), poisoned, asking(poisoned) as verifier:
+    with poisoned, asking(poisoned) as verifier:
         verifier.open(1)
         verifier.open(2)
         poisoned.token = 33
@@ -140,7 +145,8 @@ def test_a_text_on_which_servers_fail_is_given_up_and_no_other() -> None:
         given_up = None
         for _ in range(8):
             try:
-                verifier.score(items)
+                with steps_of(0.4):
+                    verifier.score(items)
             except TargetAway:
                 until(lambda: verifier.away() == "")
             except SequenceFailed as error:
@@ -164,8 +170,8 @@ def test_a_request_that_the_server_finds_fault_with_fails_its_sequence_alone() -
         assert verifier.score(items[:1]).shape == (1, SIZE)
 
 
-def test_another_model_at_the_same_address_is_not_taken_back() -> None:
-    with server() as one, asking(one) as verifier:
+def test_another_model_at_the_same_address_is_not_taken_back(free_port: int) -> None:
+    with server(port=free_port) as one, asking(one) as verifier:
         opened(verifier)
         one.kill(None, None, None)
         with pytest.raises(TargetAway):

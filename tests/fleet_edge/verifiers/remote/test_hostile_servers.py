@@ -11,9 +11,9 @@ import pytest
 from starlette.responses import Response
 
 from fleet_edge.verifiers.contract import Item, TargetAway, VerifierError
-from tests.fleet_edge.verifiers.remote.serving import asking, server, steps_of
+from tests.fleet_edge.verifiers.remote.serving import asking, server
 from tests.support.inference_server import Fault
-from tests.support.waiting import until
+from tests.support.waiting import PATIENCE_S, until
 
 PAGE = b"<!DOCTYPE html>\n<html><head><title>Welcome to nginx!</title></head><body><h1>It works</h1></body></html>"
 
@@ -96,7 +96,7 @@ def test_what_is_no_inference_server_is_named(answer: bytes, options: dict[str, 
     with (
         saying(answer, **options) as url,
         pytest.raises(VerifierError, match=sentence) as caught,
-        asking(url, request_s=3.0),
+        asking(url, request_s=PATIENCE_S),
     ):
         pass
     told = str(caught.value)
@@ -147,7 +147,7 @@ def number(word: str) -> Callable[[str], str]:
     ids=["nan", "infinity", "digits", "overflow", "true", "null", "half", "nothing", "long"],
 )
 def test_a_wrong_answer_is_not_taken(change: Callable[[str], str], sentence: str) -> None:
-    with steps_of(1.0), server() as one, asking(one) as verifier:
+    with server() as one, asking(one) as verifier:
         verifier.open(1)
         verifier.score([Item(1, [1, 2, 3], 2)])
         one.fault = Fault(change=raw(change))

@@ -1,0 +1,404 @@
+"""Parts of layers: products, attention, dense feed-forward parts and experts, with their weights."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import KW_ONLY, dataclass
+from typing import Final, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from fleet_edge.verifiers.blocks.geometry import (
+    Activation,
+    Attention,
+    Convolution,
+    DeltaRule,
+    Experts,
+    Geometry,
+)
+from fleet_edge.verifiers.blocks.kv import Pages
+from fleet_edge.verifiers.blocks.layout import BLOCK
+from fleet_edge.verifiers.blocks.loops import LANES, Integers, Loops
+from fleet_edge.verifiers.blocks.portable import Floats
+from fleet_edge.verifiers.blocks.products import Inputs, multiply, multiply_experts
+from fleet_edge.verifiers.blocks.weights import Weights
+
+NONE: Final = np.empty(0, np.float32)
+_NO_COLUMNS: Final = np.empty((0, 0), np.float32)
+_MOST_KEPT: Final = 1 << 23
+"""Largest array that is kept: 32 MiB."""
+
+
+class WeightFile(Protocol):
+    """Weights by the names that they have in a GGUF."""
+
+    geometry: Geometry
+
+    def __contains__(self, name: str) -> bool: ...
+
+    def require_shapes(self) -> None:
+        """Raise `UnsupportedModel` if a tensor is missing, or does not fit the geometry."""
+
+    def vector(self, name: str) -> npt.NDArray[np.float32] | None: ...
+
+    def pack(self, names: Sequence[str], *, orders: Sequence[npt.NDArray[np.intp] | None] = ()) -> list[Weights]:
+        """Return tensors as packed weights; the matrices of all experts follow each other."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Layout:
+    """A step's rows: pages, and by row its part and position; where pieces of a sequence begin that share keys.
+
+    For recurrent layers the arrays of states, and `replays` and `of_row` of the loop `extend`.
+    """
+
+    tables: Integers
+    places: Integers
+    positions: Integers
+    starts: Integers
+    _: KW_ONLY
+    replays: Integers
+    of_row: Integers
+    states: Sequence[Floats]
+
+
+class Workspace:
+    """Buffers that steps reuse: to allocate them for each product would take as long as some products."""
+
+    def __init__(self) -> None:
+        self._floats: dict[str, Floats] = {}
+        self._inputs: dict[tuple[str, int], Inputs] = {}
+
+    def floats(self, name: str, count: int, width: int) -> Floats:
+        """Return `[count, width]`, valid until `name` is asked for again."""
+        size = count * width
+        kept = self._floats.get(name, NONE)
+        if len(kept) < size:
+            kept = np.empty(size, np.float32)
+            if size <= _MOST_KEPT:
+                self._floats[name] = kept
+        return kept[:size].reshape(count, width)
+
+    def inputs(self, name: str, count: int, width: int) -> Inputs:
+        """Return inputs of a product, valid until the same name and width are asked for again."""
+        kept = self._inputs.get((name, width))
+        if kept is None or len(kept.values) < count:
+            kept = Inputs.empty(count, width)
+            if kept.values.size <= _MOST_KEPT:
+                self._inputs[name, width] = kept
+        return Inputs(kept.values[:count], kept.scales[:count], kept.sums[:count])
+
+
+class Product:
+    """Products with weights that share their inputs; the results lie next to each other."""
+
+    def __init__(self, name: str, weights: Sequence[Weights], bias: Floats | None, workspace: Workspace) -> None:
+        self._name, self._weights, self._bias, self._workspace = name, list(weights), list[Floats | None](), workspace
+        begin = 0
+        for each in weights:
+            padded = None
+            if bias is not None:
+                padded = np.zeros(each.padded_outputs, np.float32)
+                padded[: each.outputs] = bias[begin : begin + each.outputs]
+            self._bias.append(padded)
+            begin += each.outputs
+
+    def __call__(self, x: Inputs) -> Floats:
+        """Return `[rows, outputs, rounded up]`, valid until the next product of this name."""
+        width = sum(each.outputs for each in self._weights[:-1]) + self._weights[-1].padded_outputs
+        out = self._workspace.floats(self._name, len(x.values), width)
+        column = 0
+        for weights, bias in zip(self._weights, self._bias, strict=True):
+            multiply(weights, x, bias, out, column)
+            column += weights.outputs
+        return out
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Numbers:
+    """What parts of layers need of their model besides weights."""
+
+    geometry: Geometry
+    loops: Loops
+    workspace: Workspace
+    eps: np.float32
+
+    def normalized(self, x: Floats, more: Floats, weight: Floats) -> Inputs:
+        """Add `more` to `x` in place; return the normalized rows."""
+        into = self.workspace.inputs("normal", len(x), x.shape[1])
+        self.loops.normalize(x, more, weight, self.eps, into.values, into.scales, into.sums)
+        return into
+
+    def quantized(self, x: Floats) -> Inputs:
+        into = self.workspace.inputs("quantized", len(x), x.shape[1])
+        self.loops.quantize(x, into.values, into.scales, into.sums)
+        return into
+
+    def gated(self, both: Floats, inner: int, activation: Activation) -> Inputs:
+        """Return the product of the activated gate and of up."""
+        into = self.workspace.inputs("gated", len(both), inner)
+        self.loops.gate(both, inner, int(activation), into.values, into.scales, into.sums)
+        return into
+
+
+class Loader:
+    """Weights of one layer."""
+
+    def __init__(self, file: WeightFile, number: int, numbers: Numbers) -> None:
+        self._file, self.prefix, self.numbers = file, f"blk.{number}.", numbers
+
+    def __contains__(self, name: str) -> bool:
+        return f"{self.prefix}{name}.weight" in self._file
+
+    def vector(self, name: str) -> Floats:
+        """Return a vector, by its name with the ending; empty if there is none."""
+        found = self._file.vector(f"{self.prefix}{name}")
+        return NONE if found is None else found
+
+    def pack(self, name: str) -> list[Weights]:
+        return self._file.pack([f"{self.prefix}{name}.weight"])
+
+    def product(self, names: Sequence[str], orders: Sequence[npt.NDArray[np.intp] | None] = ()) -> Product:
+        weights = self._file.pack([f"{self.prefix}{name}.weight" for name in names], orders=orders)
+        found = [self._file.vector(f"{self.prefix}{name}.bias") for name in names]
+        bias = None
+        if any(each is not None for each in found):
+            ordered = [
+                each if order is None or each is None else each[order]
+                for each, order in zip(found, orders or [None] * len(names), strict=True)
+            ]
+            bias = np.concatenate([each for each in ordered if each is not None])
+            assert len(bias) == sum(each.outputs for each in weights), "all of these have a bias, or none"
+        return Product(names[0], weights, bias, self.numbers.workspace)
+
+
+class AttentionPart:
+    """Attention of a layer, with keys and values in pages."""
+
+    def __init__(self, loader: Loader, its: Attention, turns: tuple[Floats, Floats], place: tuple[int, int]) -> None:
+        self._its, self._numbers, self._turns, self._place = its, loader.numbers, turns, place
+        self._queries = self._product(loader)
+        self._norms = loader.vector("attn_q_norm.weight"), loader.vector("attn_k_norm.weight")
+        self._output = loader.product(["attn_output"])
+        sinks = loader.vector("attn_sinks.weight")
+        self._sinks = sinks if len(sinks) else np.full(its.heads, -np.inf, np.float32)
+
+    def _product(self, loader: Loader) -> Product:
+        its = self._its
+        if "attn_qkv" in loader:
+            return loader.product(["attn_qkv"])
+        if its.is_gated:
+            rows = np.arange(2 * its.heads * its.dim).reshape(its.heads, 2, its.dim)
+            queries, gates = rows[:, 0].reshape(-1), rows[:, 1].reshape(-1)
+            return loader.product(["attn_q", "attn_k", "attn_v", "attn_q"], [queries, None, None, gates])
+        names = ["attn_q"] if its.source is not None else ["attn_q", "attn_k", "attn_v"][: 2 + its.has_values]
+        if not loader.numbers.geometry.neighbours:
+            return loader.product(names)
+        return loader.product(names, [_apart(its.heads, its.dim), _apart(its.kv_heads, its.dim), None][: len(names)])
+
+    def __call__(self, normal: Inputs, layout: Layout, pages: Pages) -> Floats:
+        its, numbers, loops = self._its, self._numbers, self._numbers.loops
+        found = self._queries(normal)
+        where = (layout.tables, layout.places, layout.positions)
+        pool, layer = self._place
+        keys, values = pages.keys[pool], pages.values[pool]
+        kv_heads = its.kv_heads if its.source is None else 0
+        values_at = (its.heads + (its.kv_heads if its.has_values else 0)) * its.dim
+        loops.place(
+            found, *self._norms, its.values_normalized, numbers.eps, np.float32(its.scale), *self._turns, *where,
+            layer, keys, values, its.heads, kv_heads, values_at,
+        )  # fmt: skip
+        attended = numbers.workspace.floats("attended", len(found), its.heads * its.dim)
+        shared, cap = its.heads // its.kv_heads, np.float32(its.cap)
+        loops.attend(
+            found, *where, layout.starts, its.window, cap, self._sinks, layer, keys, values, shared, attended
+        )  # fmt: skip
+        if its.is_gated:
+            loops.gate_heads(attended, found, (its.heads + 2 * its.kv_heads) * its.dim)
+        return self._output(numbers.quantized(attended))
+
+
+def _apart(heads: int, dim: int) -> npt.NDArray[np.intp]:
+    """Return the order of rows in which the halves of a head are rotated together, and not neighbours."""
+    return np.arange(heads * dim).reshape(heads, dim // 2, 2).swapaxes(1, 2).reshape(-1)
+
+
+class ConvolutionPart:
+    """Short convolution of a layer, with what it mixes in pages."""
+
+    def __init__(self, loader: Loader, its: Convolution, place: tuple[int, int]) -> None:
+        self._its, self._numbers, self._place = its, loader.numbers, place
+        self._input, self._output = loader.product(["shortconv.in_proj"]), loader.product(["shortconv.out_proj"])
+        weight = loader.vector("shortconv.conv.weight").reshape(its.width, its.kernel)
+        self._weight = np.ascontiguousarray(weight.T)
+
+    def __call__(self, normal: Inputs, layout: Layout, pages: Pages) -> Floats:
+        numbers, loops = self._numbers, self._numbers.loops
+        mixed = self._input(normal)
+        pool, layer = self._place
+        where = (layout.tables, layout.places, layout.positions, layer, pages.keys[pool], pages.values[pool])
+        loops.keep_gated(mixed, *where)  # all rows, before the first reads those of other tokens
+        out = numbers.workspace.floats("attended", len(mixed), self._its.width)
+        loops.convolve(mixed, self._weight, *where, out)
+        return self._output(numbers.quantized(out))
+
+
+class DeltaPart:
+    """Gated delta rule of a layer, with its states in memory of their own."""
+
+    def __init__(self, loader: Loader, its: DeltaRule, place: int) -> None:
+        self._its, self._numbers, self._place = its, loader.numbers, place
+        self._input = self._product(loader)
+        weight = loader.vector("ssm_conv1d.weight").reshape(its.channels, its.kernel)
+        self._weight = np.ascontiguousarray(weight.T)
+        self._bias, self._rates = loader.vector("ssm_dt.bias"), loader.vector("ssm_a")
+        self._norm = loader.vector("ssm_norm.weight")
+        self._output = loader.product(["ssm_out"])
+
+    def _product(self, loader: Loader) -> Product:
+        if "ssm_ba" not in loader:
+            return loader.product(["attn_qkv", "attn_gate", "ssm_beta", "ssm_alpha"])
+        rows = np.arange(2 * self._its.value_heads).reshape(self._its.key_heads, 2, -1)
+        orders = [None, None, rows[:, 0].reshape(-1), rows[:, 1].reshape(-1)]
+        return loader.product(["attn_qkv", "attn_gate", "ssm_ba", "ssm_ba"], orders)
+
+    def __call__(self, normal: Inputs, layout: Layout, _pages: Pages) -> Floats:
+        its, numbers, loops, place = self._its, self._numbers, self._numbers.loops, self._place
+        found = self._input(normal)
+        matrices, inputs, logs = layout.states
+        count, tail = len(layout.of_row), its.kernel - 1
+        whole = numbers.workspace.floats("before convolution", count, its.channels)
+        mixed = numbers.workspace.floats("convolved", count, its.channels)
+        changes = numbers.workspace.floats("changes", count, 2 * its.value_heads)
+        dots = numbers.workspace.floats("dots", count, its.key_heads)
+        which = (layout.replays, layout.of_row)
+        column = its.channels + its.values
+        loops.extend(found, column, self._bias, self._rates, *which, place, inputs, logs, tail, whole, changes)
+        loops.mix(whole, self._weight, *which, its.key_dim, mixed, dots)
+        out = numbers.workspace.floats("attended", len(found), its.values)
+        loops.recur(mixed, changes, dots, layout.replays, tail, its.in_turn, place, matrices, out)
+        loops.log(whole, changes, layout.replays, tail, place, inputs, logs)
+        loops.finish_heads(out, self._norm, numbers.eps, found, its.channels)
+        return self._output(numbers.quantized(out))
+
+
+class Dense:
+    """A feed-forward part; `end` is that of its tensors' names."""
+
+    def __init__(self, loader: Loader, inner: int, *, end: str = "") -> None:
+        both = [f"ffn_gate{end}", f"ffn_up{end}"] if f"ffn_gate{end}" in loader else [f"ffn_up{end}"]
+        self._both, self._down = loader.product(both), loader.product([f"ffn_down{end}"])
+        self._inner, self._numbers = inner, loader.numbers
+
+    def __call__(self, _x: Floats, normal: Inputs) -> Floats:
+        activation = self._numbers.geometry.activation
+        return self._down(self._numbers.gated(self._both(normal), self._inner, activation))
+
+
+class ExpertsPart:
+    """Experts of a layer: each row goes to some of them, by the logits of a router in float32."""
+
+    def __init__(self, loader: Loader, its: Experts) -> None:
+        self._its, self._numbers = its, loader.numbers
+        hidden = loader.numbers.geometry.hidden
+        self._norm = loader.vector(f"{loader.numbers.geometry.feed_norm}.weight")
+        self._own_norm = NONE
+        self._factors = np.ones(its.count, np.float32)
+        if its.scaled:
+            self._norm = loader.vector("ffn_gate_inp.scale") * np.float32(hidden**-0.5)
+            self._own_norm = loader.vector("pre_ffw_norm_2.weight")
+            self._factors = loader.vector("ffn_down_exps.scale")
+        self._router, self._router_bias = self._load_router(loader)
+        fused = "ffn_gate_up_exps" in loader
+        names = ["ffn_gate_up_exps"] if fused else ["ffn_gate_exps", "ffn_up_exps"]
+        self._up = [self._load(loader, name) for name in names]
+        self._down = self._load(loader, "ffn_down_exps")
+        self._shared = Dense(loader, its.shared, end="_shexp") if its.shared else None
+
+    def _load_router(self, loader: Loader) -> tuple[Floats, Floats]:
+        """Return the router `[hidden, logits]` with its bias; a shared expert's gate is the last logit."""
+        its = self._its
+        columns = [loader.vector("ffn_gate_inp.weight")]
+        if its.shared:
+            columns.append(loader.vector("ffn_gate_inp_shexp.weight").reshape(1, -1))
+        router = np.concatenate(columns).T
+        added = -router.shape[1] % LANES
+        bias = loader.vector("ffn_gate_inp.bias") if its.has_biases else np.zeros(its.count, np.float32)
+        whole = np.pad(bias, (0, router.shape[1] + added - len(bias)))
+        return np.ascontiguousarray(np.pad(router, ((0, 0), (0, added)))), whole
+
+    def _load(self, loader: Loader, name: str) -> tuple[Weights, Floats | None]:
+        (weights,) = loader.pack(name)
+        bias = loader.vector(f"{name}.bias") if self._its.has_biases else None
+        return weights, None if bias is None else np.ascontiguousarray(bias.reshape(-1))
+
+    def __call__(self, x: Floats, normal: Inputs) -> Floats:
+        """Return the weighted sum of the experts of each row, added in the order of the experts."""
+        its, numbers, loops = self._its, self._numbers, self._numbers.loops
+        count = len(x)
+        logits = numbers.workspace.floats("router", count, self._router.shape[1])
+        loops.route(x, self._norm, self._router, self._router_bias, numbers.eps, logits)
+        shape = (count, its.used)
+        chosen, places, shares = np.empty(shape, np.int32), np.empty(shape, np.int32), np.empty(shape, np.float32)
+        starts, rows = np.empty(its.count + 1, np.int32), np.empty(count * its.used, np.int32)
+        loops.choose(logits, self._factors, its.normalized, chosen, shares)
+        loops.sort(chosen, starts, rows, places)
+        if its.scaled:
+            normal = numbers.normalized(x, x[:, :0], self._own_norm)
+        both = numbers.workspace.floats("experts up", len(rows), 2 * its.inner)
+        for place, (weights, bias) in enumerate(self._up):
+            multiply_experts(weights, normal, rows, starts, bias, both, place * its.inner)
+        gated = numbers.gated(both, its.inner, numbers.geometry.activation)
+        found = numbers.workspace.floats("experts down", len(rows), numbers.geometry.hidden)
+        own_rows = np.arange(len(rows), dtype=np.int32)
+        multiply_experts(self._down[0], gated, own_rows, starts, self._down[1], found)
+        total = numbers.workspace.floats("experts", count, numbers.geometry.hidden)
+        loops.combine(found, places, shares, total)
+        if self._shared is not None:
+            loops.add_gated(total, self._shared(x, normal), logits, its.count)
+        return total
+
+
+class DenseAndExperts:
+    """A dense part and experts next to each other, each with a norm after it."""
+
+    def __init__(self, loader: Loader, inner: int, experts: Experts) -> None:
+        self._parts: list[Callable[[Floats, Inputs], Floats]] = [Dense(loader, inner), ExpertsPart(loader, experts)]
+        self._norms = [loader.vector(f"post_ffw_norm_{number}.weight") for number in (1, 2)]
+        self._numbers = loader.numbers
+
+    def __call__(self, x: Floats, normal: Inputs) -> Floats:
+        total = np.zeros(x.shape, np.float32)
+        for part, norm in zip(self._parts, self._norms, strict=True):
+            self._numbers.loops.add_normalized(total, part(x, normal), norm, self._numbers.eps)
+        return total
+
+
+class EmbeddingPart:
+    """What a layer adds of an embedding of its own, by a gate that the row decides."""
+
+    def __init__(self, loader: Loader) -> None:
+        self._gate, self._output = loader.product(["inp_gate"]), loader.product(["proj"])
+        self._norm, self._numbers = loader.vector("post_norm.weight"), loader.numbers
+
+    def __call__(self, x: Floats, embedded: Floats) -> None:
+        numbers, width = self._numbers, embedded.shape[1]
+        both = numbers.workspace.floats("embedding gate", len(x), 2 * width)
+        both[:, :width] = self._gate(numbers.quantized(x))[:, :width]
+        both[:, width:] = embedded
+        found = self._output(numbers.gated(both, width, Activation.GELU))
+        numbers.loops.add_normalized(x, found, self._norm, numbers.eps)
+
+
+def fits_blocks(its: Geometry) -> bool:
+    """Whether all widths are those of whole blocks."""
+    widths = [its.hidden, its.per_layer]
+    for layer in its.layers:
+        mixer = layer.mixer
+        widths.append(layer.inner)
+        if isinstance(mixer, DeltaRule):
+            widths += [mixer.values, 2 * mixer.value_dim]  # whole vectors
+        else:
+            widths.append(mixer.width if isinstance(mixer, Convolution) else mixer.heads * mixer.dim)
+        widths += [] if layer.experts is None else [layer.experts.inner, layer.experts.shared]
+    heads = [layer.mixer.dim for layer in its.layers if isinstance(layer.mixer, Attention)]
+    return not any(width % BLOCK for width in widths) and not any(dim % 4 for dim in heads)

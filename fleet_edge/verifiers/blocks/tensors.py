@@ -1,0 +1,137 @@
+"""Tensors of a model: the names and shapes that a geometry demands, as a GGUF has them."""
+
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from fleet_edge.verifiers.blocks.geometry import Attention, Convolution, DeltaRule, Experts, Geometry, Layer
+
+_Shapes = dict[str, tuple[int, ...]]
+
+_OPTIONAL: Final = (
+    "attn_q_norm", "attn_k_norm", "attn_qkv", "ffn_gate", "ffn_gate_up_exps", "layer_output_scale", "ssm_ba"
+)  # fmt: skip
+
+
+def unfit_tensor(its: Geometry, shape: Callable[[str], tuple[int, ...] | None]) -> str | None:
+    """Return the name of a tensor that is missing, or has not the shape that the geometry demands; None if all fit.
+
+    `shape(name)` returns the shape of a tensor by its name in a GGUF, None if there is none.
+    """
+    expected: _Shapes = {"token_embd.weight": (its.rows, its.hidden), f"{its.output_norm}.weight": (its.hidden,)}
+    if shape("output.weight") is not None:
+        expected["output.weight"] = (its.rows, its.hidden)
+    if its.per_layer:
+        width = len(its.layers) * its.per_layer
+        expected["per_layer_token_embd.weight"] = its.rows, width
+        expected["per_layer_model_proj.weight"] = width, its.hidden
+        expected["per_layer_proj_norm.weight"] = (its.per_layer,)
+    for number, layer in enumerate(its.layers):
+        at = f"blk.{number}."
+        names = [name for name in _OPTIONAL if shape(f"{at}{name}.weight") is not None]
+        expected |= {f"{at}{name}": each for name, each in _vectors(its, layer, names).items()}
+        for together in _products(its, layer, names):
+            expected |= {f"{at}{name}.weight": each for name, each in together.items()}
+            needed = layer.experts is not None and layer.experts.has_biases
+            if needed or any(shape(f"{at}{name}.bias") is not None for name in together):
+                expected |= {f"{at}{name}.bias": each[:-1] for name, each in together.items()}
+    return next((name for name, each in expected.items() if _without_one(shape(name)) != each), None)
+
+
+def _without_one(shape: tuple[int, ...] | None) -> tuple[int, ...] | None:
+    """Return the shape of a vector that a file has as a matrix of one row."""
+    return shape[1:] if shape is not None and len(shape) > 1 and shape[0] == 1 else shape
+
+
+def _vectors(its: Geometry, layer: Layer, optional: Sequence[str]) -> _Shapes:
+    """Return the shapes of a layer's norms, routers and scales."""
+    hidden, mixer = (its.hidden,), layer.mixer
+    found: _Shapes = {"attn_norm.weight": hidden, f"{its.feed_norm}.weight": hidden}
+    if its.sandwich:
+        found |= {"post_attention_norm.weight": hidden, "post_ffw_norm.weight": hidden}
+    if isinstance(mixer, Convolution):
+        found["shortconv.conv.weight"] = its.hidden, mixer.kernel
+    elif isinstance(mixer, DeltaRule):
+        found |= {"ssm_dt.bias": (mixer.value_heads,), "ssm_a": (mixer.value_heads,)}
+        found |= {"ssm_norm.weight": (mixer.value_dim,), "ssm_conv1d.weight": (mixer.channels, mixer.kernel)}
+    else:
+        found |= _of_heads(mixer, optional)
+    if layer.experts is not None:
+        found |= _of_router(layer.experts, its.hidden)
+    if its.per_layer:
+        found["post_norm.weight"] = hidden
+    if its.sandwich and "layer_output_scale" in optional:
+        found["layer_output_scale.weight"] = (1,)
+    return found
+
+
+def _of_heads(its: Attention, optional: Sequence[str]) -> _Shapes:
+    found: _Shapes = {}
+    for name in ("attn_q_norm", "attn_k_norm"):
+        needed = its.heads_normalized and (name == "attn_q_norm" or its.source is None)
+        if needed or name in optional:
+            found[f"{name}.weight"] = (its.dim,)
+    if its.has_sinks:
+        found["attn_sinks.weight"] = (its.heads,)
+    return found
+
+
+def _of_router(its: Experts, hidden: int) -> _Shapes:
+    found: _Shapes = {"ffn_gate_inp.weight": (its.count, hidden)}
+    if its.has_biases:
+        found["ffn_gate_inp.bias"] = (its.count,)
+    if its.shared:
+        found["ffn_gate_inp_shexp.weight"] = (hidden,)
+    if its.scaled:
+        found |= {"ffn_gate_inp.scale": (hidden,), "ffn_down_exps.scale": (its.count,)}
+        found |= {f"{name}.weight": (hidden,) for name in ("pre_ffw_norm_2", "post_ffw_norm_1", "post_ffw_norm_2")}
+    return found
+
+
+def _products(its: Geometry, layer: Layer, optional: Sequence[str]) -> list[_Shapes]:
+    """Return the shapes of a layer's products, together those that share their inputs."""
+    hidden, experts, mixer = its.hidden, layer.experts, layer.mixer
+    if isinstance(mixer, Convolution):
+        found: list[_Shapes] = [{"shortconv.in_proj": (3 * hidden, hidden)}, {"shortconv.out_proj": (hidden, hidden)}]
+    elif isinstance(mixer, DeltaRule):
+        heads = mixer.value_heads
+        both = (
+            {"ssm_ba": (2 * heads, hidden)}
+            if "ssm_ba" in optional
+            else {"ssm_beta": (heads, hidden), "ssm_alpha": (heads, hidden)}
+        )
+        found = [{"attn_qkv": (mixer.channels, hidden), "attn_gate": (mixer.values, hidden), **both}]
+        found.append({"ssm_out": (hidden, mixer.values)})
+    else:
+        found = [_of_attention(mixer, hidden, fused="attn_qkv" in optional)]
+        found.append({"attn_output": (hidden, mixer.heads * mixer.dim)})
+    if layer.inner and "ffn_gate" in optional:
+        found.append({"ffn_gate": (layer.inner, hidden), "ffn_up": (layer.inner, hidden)})
+    elif layer.inner:
+        found.append({"ffn_up": (2 * layer.inner, hidden)})
+    if layer.inner:
+        found.append({"ffn_down": (hidden, layer.inner)})
+    if experts is not None:
+        up = experts.count, experts.inner, hidden
+        if "ffn_gate_up_exps" in optional:
+            found.append({"ffn_gate_up_exps": (experts.count, 2 * experts.inner, hidden)})
+        else:
+            found.append({"ffn_gate_exps": up, "ffn_up_exps": up})
+        found.append({"ffn_down_exps": (experts.count, hidden, experts.inner)})
+    if experts is not None and experts.shared:
+        found.append({"ffn_gate_shexp": (experts.shared, hidden), "ffn_up_shexp": (experts.shared, hidden)})
+        found.append({"ffn_down_shexp": (hidden, experts.shared)})
+    if its.per_layer:
+        found += [{"inp_gate": (its.per_layer, hidden)}, {"proj": (hidden, its.per_layer)}]
+    return found
+
+
+def _of_attention(its: Attention, hidden: int, *, fused: bool) -> _Shapes:
+    queries, keys = its.heads * its.dim, its.kv_heads * its.dim
+    if fused:
+        return {"attn_qkv": (queries + 2 * keys, hidden)}
+    found: _Shapes = {"attn_q": (queries * (2 if its.is_gated else 1), hidden)}
+    if its.source is None:
+        found["attn_k"] = keys, hidden
+    if its.source is None and its.has_values:
+        found["attn_v"] = keys, hidden
+    return found
