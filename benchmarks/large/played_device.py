@@ -69,11 +69,15 @@ class PlayedDrafter(WithoutWeights):
         self._read = min(self._read, len(self._tokens))
 
 
-def _load(settings: DeviceSettings) -> PlayedDrafter:
-    acceptance, token_ms = map(float, os.environ[PLAYED_DRAFTS].split())
+def load_played(settings: DeviceSettings, acceptance: float, token_ms: float) -> PlayedDrafter:
     model = GgufModel(locate_model(settings.model, folder=settings.models_dir).path, vocabulary_only=True)
     right = np.random.default_rng(_SEED).random(_CONTEXT) < acceptance
     return PlayedDrafter(model.vocabulary, model, right, token_ms / 1e3)
+
+
+def _load(settings: DeviceSettings) -> PlayedDrafter:
+    acceptance, token_ms = map(float, os.environ[PLAYED_DRAFTS].split())
+    return load_played(settings, acceptance, token_ms)
 
 
 def _other(token: int) -> int:

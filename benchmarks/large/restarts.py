@@ -1,12 +1,13 @@
 """Long prompts at once, and an edge that is killed, with a target of a real size (seconds).
 
-Devices without a draft model send unlike prompts at once; each reports how long its first token took, and how often the
-edge has said how far it is. Then all ask again, the edge is killed (SIGKILL) in the middle of their outputs, and
-started again at once. Outputs must be those of an undisturbed run; the time to the next token is that of the start, if
-nothing but a page is computed again. With `--damage` it is killed once more for each kind, and what it has kept is
-damaged before the next start: files of pages and of packed weights that a power cut has cut off, with flipped bits, or
-of an older model. The target has random weights in the shape of Qwen2.5, as in `large`. At 7b with
-the defaults it takes four minutes, of which the first start packs the weights; a kind of damage takes two more.
+Devices send unlike prompts at once, without a draft model or, with `--acceptance`, with played drafts as in
+`serving`; each reports how long its first token took, and how often the edge has said how far it is. Then all ask
+again, the edge is killed (SIGKILL) in the middle of their outputs, and started again at once. Outputs must be those
+of an undisturbed run; the time to the next token is that of the start, if nothing but a page is computed again. With
+`--damage` it is killed once more for each kind, and what it has kept is damaged before the next start: files of pages
+and of packed weights that a power cut has cut off, with flipped bits, or of an older model. The target has random
+weights in the shape of Qwen2.5, as in `large`. At 7b with the defaults it takes four minutes, of which the first
+start packs the weights; a kind of damage takes two more.
 """
 
 import argparse
@@ -19,12 +20,15 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
+from unittest.mock import patch
 
 from benchmarks.harness import MODELS, Bench, SuiteReport, at_most, number_of, say, table
 from benchmarks.large.models import FILES, FIRST, SHAPES, make
+from benchmarks.large.played_device import load_played
 from benchmarks.processes import Cores
 from fleet_device import Device
 from fleet_edge.settings import EdgeSettings, KeptIn
@@ -46,6 +50,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--devices", type=number_of(int, 1), default=4, help="(default: %(default)s)")
     parser.add_argument("--prompt", type=number_of(int, 1), default=1000, help="tokens (default: %(default)s)")
     parser.add_argument("--tokens", type=number_of(int, 16), default=48, help="of an output (default: %(default)s)")
+    parser.add_argument("--acceptance", type=float, metavar="A", help="play drafts, of which this share is right")
+    parser.add_argument("--token-ms", type=float, default=15.0, help="of a played draft token (default: %(default)s)")
     parser.add_argument("--damage", choices=_DAMAGES, nargs="+", default=[], metavar="KIND", help=", ".join(_DAMAGES))
 
 
@@ -200,9 +206,15 @@ def _keeping_s(target: Path) -> float:
 
 @contextlib.contextmanager
 def _device(bench: Bench, port: int, target: Path, number: int) -> Iterator[Device]:
+    options = bench.options
     settings: dict[str, Any] = {"fleet": bench.fleet, "broker": {"host": "127.0.0.1", "port": port}}
-    with Device.from_config(device=f"device-{number}", model=str(target), drafter="none", **settings) as device:
-        yield device
+    if options.acceptance is None:
+        settings["drafter"] = "none"
+    play = partial(load_played, acceptance=options.acceptance, token_ms=options.token_ms)
+    with contextlib.ExitStack() as stack:
+        if options.acceptance is not None:
+            stack.enter_context(patch("fleet_device.device.load_drafter", play))
+        yield stack.enter_context(Device.from_config(device=f"device-{number}", model=str(target), **settings))
 
 
 def _ask_all(
