@@ -22,7 +22,7 @@ _SHORT_S: Final = 1.0
 
 
 def preflight(settings: EdgeSettings, *, make_link: Callable[[LinkSettings], Link] = PahoLink) -> None:
-    """Check all that can be checked before the target model is loaded; creates or migrates the database.
+    """Check all that can be checked before the target model is loaded; creates the tables of the database.
 
     An unreachable database is not an error: the edge starts without it. Raises `SettingsError` with a line for each
     setting that cannot work, `ConnectFailed` if only the broker cannot be reached.

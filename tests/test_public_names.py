@@ -99,8 +99,7 @@ def test_each_package_says_that_it_is_typed(package: str) -> None:
 def modules() -> list[ModuleType]:
     packages = [importlib.import_module(name) for name in (*WITHOUT_A_FACE, "fleet_device", "fleet_edge")]
     names = [info.name for each in packages for info in pkgutil.walk_packages(each.__path__, f"{each.__name__}.")]
-    # Importing Alembic's migrations runs them.
-    return [importlib.import_module(name) for name in names if ".migrations" not in name]
+    return [importlib.import_module(name) for name in names]
 
 
 @pytest.mark.slow

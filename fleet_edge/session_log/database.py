@@ -3,10 +3,11 @@
 import logging
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import datetime
+from typing import Final
 
-from sqlalchemy import Connection, Engine, inspect, text
+from sqlalchemy import Connection, Engine, insert, inspect, select
 from sqlalchemy.exc import (
     DataError,
     DBAPIError,
@@ -18,6 +19,7 @@ from sqlalchemy.exc import (
 )
 
 from fleet_common.closing import Closing
+from fleet_common.host import locked
 from fleet_edge.session_log.engine import (
     CLOCKS_DIFFER,
     check_file,
@@ -31,7 +33,10 @@ from fleet_edge.session_log.engine import (
 from fleet_edge.session_log.errors import RecordRejected, StoreError, StoreRefused, StoreUnavailable
 from fleet_edge.session_log.quarantines import Quarantines, read_quarantines
 from fleet_edge.session_log.records import Record
-from fleet_edge.session_log.tables import REVISION
+from fleet_edge.session_log.tables import METADATA, REVISION, SCHEMA
+
+# An arbitrary number, the same in every process that creates tables.
+_ADVISORY_LOCK: Final = 0x6473_7364_666C_6565
 
 
 def _merge(engine: Engine, records: Sequence[Record], *, name: str) -> None:
@@ -59,36 +64,61 @@ def _merge(engine: Engine, records: Sequence[Record], *, name: str) -> None:
 
 
 def _check_schema(engine: Engine, *, name: str) -> None:
-    """Check that the tables are of this version: another edge may have migrated them."""
+    """Check that the tables are of this version: another edge may have replaced them."""
     try:
         with engine.connect() as connection:
             revision = schema_of(connection)
     except SQLAlchemyError as error:
         raise unavailable(error, name=name) from error
     if revision != REVISION:
-        raise StoreRefused(
-            f"The database {name} has schema {revision} by now and this software writes {REVISION}; "
-            "bring this edge to the version of the one that changed it."
-        )
+        raise StoreRefused(_other_schema(name, revision))
 
 
-def _open_migrated(url: str, *, create: bool) -> Engine:
-    # Only the edge installs Alembic; administrators read without it.
-    from fleet_edge.session_log.migrate import migrate  # noqa: PLC0415
+def _other_schema(name: str, revision: str | None) -> str:
+    return (
+        f"The database {name} has schema {revision} and this software has {REVISION}; "
+        "run the same version as the edge that writes it, or use another database."
+    )
 
+
+def _open_created(url: str, *, create: bool) -> Engine:
     parsed = parse_url(url)
     name = shown(parsed)
     engine = connect_engine(parsed, read_only=False, create=create)
     with _opening(engine, name=name):
-        migrate(engine, path=sqlite_path(parsed), name=name)
+        path = sqlite_path(parsed)
+        # The folder is locked, because closing any handle of the file itself would drop SQLite's own locks on it.
+        with nullcontext() if path is None else locked(path.parent), engine.connect() as connection:
+            _create_tables(connection, name=name)
     return engine
+
+
+def _create_tables(connection: Connection, *, name: str) -> None:
+    """Create the tables in one transaction, unless they exist; of two processes, the second waits."""
+    if connection.dialect.name == "sqlite":
+        # Kept in the file. Switching needs the file alone, and would fail rather than wait.
+        connection.exec_driver_sql("PRAGMA journal_mode = WAL")
+        # Python's driver would begin only at the first insert, and leave schema changes outside.
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+    else:
+        # Waiting for another process may take long.
+        connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
+        connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_ADVISORY_LOCK})")
+    revision = schema_of(connection)
+    if revision is None:
+        METADATA.create_all(connection)
+        SCHEMA.create(connection)
+        connection.execute(insert(SCHEMA).values(revision=REVISION))
+    elif revision != REVISION:
+        raise StoreError(_other_schema(name, revision))
+    connection.commit()
 
 
 class Store(Closing):
     """A database to write, opened at the first write, and reopened after an outage.
 
-    Opening creates it or migrates it to this version first; several processes may do so at once: one migrates, the
-    others wait. Only `open` and `apply` try to open it: other callers get `StoreUnavailable` at once during an outage.
+    Opening creates its tables first; several processes may do so at once: one creates them, the others wait. Only
+    `open` and `apply` try to open it: other callers get `StoreUnavailable` at once during an outage.
     A SQLite file that has disappeared is waited for, not created again: it may come back, and an empty one would hide
     the loss.
     """
@@ -111,12 +141,12 @@ class Store(Closing):
         """Try to open the database now; the next write tries again if it is away.
 
         Raises `StoreUnavailable` if it cannot be reached, `StoreError` if the URL is wrong, the driver is missing, or
-        the database is newer than this software.
+        the database has tables of another version.
         """
         with self._lock:
             if self._is_open:
                 return
-            opened = _open_migrated(self._url, create=self._engine is None)
+            opened = _open_created(self._url, create=self._engine is None)
             if self._engine is None:
                 self._engine = opened
             else:
@@ -136,7 +166,7 @@ class Store(Closing):
         except RecordRejected:
             raise
         except StoreError as error:
-            self.close()  # to be migrated, if need be, when it is back
+            self.close()  # it is checked again when it is back
             if isinstance(error, StoreUnavailable):
                 raise
             # At the start this ends the edge; a running one keeps its records.
@@ -170,7 +200,7 @@ def open_store(url: str) -> Store:
 
 
 def open_existing(url: str, *, read_only: bool) -> Engine:
-    """Open an existing database; nothing is created or migrated.
+    """Open an existing database; nothing is created.
 
     Raises `StoreUnavailable` if it cannot be opened, `StoreError` if the URL is wrong, the driver is missing, or the
     tables are missing or of another version.
@@ -184,10 +214,7 @@ def open_existing(url: str, *, read_only: bool) -> Engine:
         if revision is None:
             raise StoreError(f"The database {name} has no session log; an edge that is started on it creates one.")
         if revision != REVISION:
-            raise StoreError(
-                f"The database {name} has schema {revision} and this software reads {REVISION}; "
-                "run the same version as the edge that writes it."
-            )
+            raise StoreError(_other_schema(name, revision))
     return engine
 
 
@@ -218,11 +245,8 @@ def transaction(engine: Engine, *, write: bool = True) -> Iterator[Connection]:
 
 
 def schema_of(connection: Connection) -> str | None:
-    """Return the schema revision of a database, without Alembic; None if it has none."""
-    if not inspect(connection).has_table("alembic_version"):
-        return None
-    revision: str | None = connection.scalar(text("SELECT version_num FROM alembic_version"))
-    return revision
+    """Return the revision of a database's tables; None if it has none."""
+    return connection.scalar(select(SCHEMA.c.revision)) if inspect(connection).has_table(SCHEMA.name) else None
 
 
 def _rejected(error: BaseException) -> RecordRejected:
@@ -234,7 +258,7 @@ _log = logging.getLogger(__name__)
 
 
 def check_database(url: str) -> None:
-    """Check that an edge can start on a database, creating or migrating it; an outage is no obstacle.
+    """Check that an edge can start on a database, creating its tables; an outage is no obstacle.
 
     Raises `StoreError` if the URL is wrong, or the database does not accept our configuration.
     """

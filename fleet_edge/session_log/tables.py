@@ -11,7 +11,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import fields
 from datetime import UTC, datetime
-from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Final, get_args, get_origin
 
@@ -49,10 +48,11 @@ from fleet_edge.session_log.views import (
     SessionView,
 )
 
-_MIGRATIONS: Final = Path(__file__).parent / "migrations" / "versions"
+REVISION: Final = "1"
+"""Version of the tables; a database of another one is refused. A release that changes the tables raises it."""
 
-REVISION: Final = max(path.name[1:5] for path in _MIGRATIONS.glob("r[0-9][0-9][0-9][0-9]_*.py"))
-"""The migration that these tables correspond to: the last file's number, known without Alembic."""
+SCHEMA: Final = Table("log_schema", MetaData(), Column("revision", Text, primary_key=True))
+"""One row: the `REVISION` of a database."""
 
 
 class UtcDateTime(TypeDecorator[datetime]):

@@ -30,7 +30,6 @@ OF_ENGINES = (
     "fleet_edge.verifiers.blocks.",
     "fleet_edge.verifiers.tokens",
     "fleet_edge.batching.torch_",
-    "fleet_edge.session_log.migrations.",
 )
 for module in pkgutil.walk_packages(fleet_edge.__path__, "fleet_edge."):
     if not module.name.startswith(OF_ENGINES):

@@ -134,7 +134,7 @@ postgres = pytest.fixture(scope="session")(running_server)
 
 @pytest.fixture(scope="session")
 def tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a session log without records, to be copied: a copy is ten times as fast as the migrations."""
+    """Return a session log without records, to be copied: a copy is ten times as fast as creating the tables."""
     path = tmp_path_factory.mktemp("tables") / "fleet.sqlite3"
     open_store(f"sqlite:///{path}").close()
     return path

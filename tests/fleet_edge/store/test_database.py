@@ -5,23 +5,19 @@ import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from unittest.mock import Mock
 
 import psycopg
 import pytest
-from alembic import command
-from alembic.autogenerate import compare_metadata
-from alembic.config import Config
-from alembic.migration import MigrationContext
-from alembic.script import ScriptDirectory
-from sqlalchemy import text
+from sqlalchemy import text, update
 from sqlalchemy.exc import OperationalError
 
-from fleet_edge.session_log import engine, migrate
+from fleet_edge.session_log import engine
 from fleet_edge.session_log.database import Store, check_database, open_existing, open_store
 from fleet_edge.session_log.engine import connect_engine, parse_url, unavailable
 from fleet_edge.session_log.errors import StoreError, StoreRefused, StoreUnavailable
 from fleet_edge.session_log.spool import Spool
-from fleet_edge.session_log.tables import METADATA, REVISION
+from fleet_edge.session_log.tables import SCHEMA
 from fleet_edge.session_log.writer import LogWriter, WriterSettings
 from tests.fleet_edge.store import samples
 from tests.fleet_edge.store.rows import all_rows
@@ -32,7 +28,6 @@ from tests.support.waiting import PATIENCE_S
 # Imports first and opens each database on request, so that several open at the same time.
 OPENER = """
 import sys
-from fleet_edge.session_log import migrate
 from fleet_edge.session_log.database import open_store
 for url in sys.stdin:
     open_store(url.strip()).close()
@@ -42,16 +37,7 @@ for url in sys.stdin:
 
 def _stamp(url: str, version: str) -> None:
     with open_store(url) as store, store.engine.begin() as connection:
-        connection.execute(text("UPDATE alembic_version SET version_num = :version"), {"version": version})
-
-
-def test_the_revision_known_without_alembic_is_the_last_migration() -> None:
-    assert ScriptDirectory.from_config(migrate.configuration()).get_current_head() == REVISION
-
-
-def test_the_migrations_make_the_tables_that_the_models_describe(empty_databases: Callable[[], str]) -> None:
-    with open_store(empty_databases()) as store, store.engine.connect() as connection:
-        assert compare_metadata(MigrationContext.configure(connection), METADATA) == []
+        connection.execute(update(SCHEMA).values(revision=version))
 
 
 @pytest.mark.slow
@@ -78,18 +64,13 @@ def test_processes_may_open_a_new_database_at_once(empty_databases: Callable[[],
     open_existing(urls[-1], read_only=True).dispose()
 
 
-def test_a_failed_migration_leaves_nothing_behind(
+def test_tables_that_cannot_all_be_created_leave_nothing_behind(
     empty_databases: Callable[[], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url = empty_databases()
-    upgrade = command.upgrade
-
-    def fail_at_the_end(config: Config, revision: str) -> None:
-        upgrade(config, revision)
-        raise OperationalError("CREATE", None, Exception("the disk is full"))
-
+    error = OperationalError("CREATE", None, Exception("the disk is full"))
     with monkeypatch.context() as patched:
-        patched.setattr(command, "upgrade", fail_at_the_end)
+        patched.setattr(SCHEMA, "create", Mock(side_effect=error))
         with pytest.raises(StoreUnavailable, match="disk"):
             open_store(url)
     with pytest.raises(StoreError, match="has no session log"):
@@ -97,11 +78,11 @@ def test_a_failed_migration_leaves_nothing_behind(
     open_store(url).close()
 
 
-def test_a_newer_database_is_refused_by_writer_and_reader(database_url: str) -> None:
+def test_a_database_of_another_version_is_refused_by_writer_and_reader(database_url: str) -> None:
     _stamp(database_url, "9999")
     with pytest.raises(StoreError, match="9999"):
         open_store(database_url)
-    with pytest.raises(StoreError, match="has schema 9999 and this software reads"):
+    with pytest.raises(StoreError, match="9999"):
         open_existing(database_url, read_only=True)
 
 
@@ -231,14 +212,14 @@ def test_a_database_that_another_edge_upgrades_loses_no_record(away: Log, tmp_pa
     (tmp_path / "mounted").mkdir()
     away.write(0)
     with sqlite3.connect(tmp_path / "mounted" / "fleet.sqlite3") as other:
-        other.execute("UPDATE alembic_version SET version_num = '9999'")
+        other.execute("UPDATE log_schema SET revision = '9999'")
         other.execute("DROP TABLE rounds")
         other.execute("DROP TABLE segments")
     other.close()
     away.write(1)
     counters = away.writer.counters
     assert (counters.written, counters.spooled, counters.rejected, counters.away) == (1, 1, 0, True)
-    with pytest.raises(StoreRefused, match="newer version"):
+    with pytest.raises(StoreRefused, match="9999"):
         away.store.apply([samples.opened()])
 
 
