@@ -11,6 +11,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import fields
 from datetime import UTC, datetime
+from hashlib import sha256
 from types import NoneType, UnionType
 from typing import Any, Final, get_args, get_origin
 
@@ -47,9 +48,6 @@ from fleet_edge.session_log.views import (
     SegmentView,
     SessionView,
 )
-
-REVISION: Final = "1"
-"""Version of the tables; a database of another one is refused. A release that changes the tables raises it."""
 
 SCHEMA: Final = Table("log_schema", MetaData(), Column("revision", Text, primary_key=True))
 """One row: the `REVISION` of a database."""
@@ -400,3 +398,14 @@ LOGINS: Final = Table(
     Index(None, "account"),
     Index(None, "expires_at"),
 )
+
+
+def revision_of(tables: MetaData) -> str:
+    """Return a hash of the names and kinds of all columns."""
+    columns = (column for table in tables.sorted_tables for column in table.columns)
+    described = (f"{each} {type(each.type).__name__} {each.primary_key} {each.nullable}" for each in columns)
+    return sha256("\n".join(sorted(described)).encode()).hexdigest()[:8]
+
+
+REVISION: Final = revision_of(METADATA)
+"""A database with another one has other tables, and is refused."""

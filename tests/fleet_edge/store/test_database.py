@@ -5,19 +5,21 @@ import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 from unittest.mock import Mock
 
 import psycopg
 import pytest
-from sqlalchemy import text, update
+from sqlalchemy import BigInteger, Column, Double, MetaData, Table, Text, text, update
 from sqlalchemy.exc import OperationalError
+from sqlalchemy.types import TypeEngine
 
 from fleet_edge.session_log import engine
 from fleet_edge.session_log.database import Store, check_database, open_existing, open_store
 from fleet_edge.session_log.engine import connect_engine, parse_url, unavailable
 from fleet_edge.session_log.errors import StoreError, StoreRefused, StoreUnavailable
 from fleet_edge.session_log.spool import Spool
-from fleet_edge.session_log.tables import SCHEMA
+from fleet_edge.session_log.tables import SCHEMA, revision_of
 from fleet_edge.session_log.writer import LogWriter, WriterSettings
 from tests.fleet_edge.store import samples
 from tests.fleet_edge.store.rows import all_rows
@@ -38,6 +40,14 @@ for url in sys.stdin:
 def _stamp(url: str, version: str) -> None:
     with open_store(url) as store, store.engine.begin() as connection:
         connection.execute(update(SCHEMA).values(revision=version))
+
+
+def test_a_renamed_or_changed_column_makes_another_revision() -> None:
+    def revision(name: str, kind: type[TypeEngine[Any]]) -> str:
+        return revision_of(Table("edges", MetaData(), Column("edge", Text), Column(name, kind)).metadata)
+
+    assert revision("load", BigInteger) == revision("load", BigInteger)
+    assert len({revision("load", BigInteger), revision("steps", BigInteger), revision("load", Double)}) == 3
 
 
 @pytest.mark.slow
