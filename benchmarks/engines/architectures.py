@@ -127,7 +127,7 @@ def _shown(row: Mapping[str, Any]) -> dict[str, str | None]:
 
 
 def markdown(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return the table of docs/engines.md: of each engine the least overlaps of its files, and the shortest run."""
+    """Return a table: of each engine the least overlaps of its files, and the shortest run."""
     lines = [f"| model | {' | '.join(_ENGINES)} |", f"|---|{'---|' * len(_ENGINES)}"]
     for model in dict.fromkeys(row["model"] for row in rows):
         cells = [_cell([row for row in rows if (row["model"], row["engine"]) == (model, each)]) for each in _ENGINES]
