@@ -230,8 +230,9 @@ class Agent:
                 require_tokens(request.prompt, drafter.vocabulary)
             except DrafterError as error:
                 raise InvalidRequest(str(error)) from error
+            journal = request.journal
             opening = session_request(
-                secrets.token_bytes(SESSION_BYTES),
+                secrets.token_bytes(SESSION_BYTES) if journal is None else journal.session,
                 request.prompt,
                 request.policy,
                 request.max_new_tokens,
@@ -246,6 +247,8 @@ class Agent:
             constraint = self._constraint(request.policy)
             self._availability.check_refusal(self.retry_policy.open_s)
             session = DeviceSession(opening, window=self.window)
+            if journal is not None:
+                session.continue_from(journal.committed, attempt=journal.attempt)
             pacing = self.pacing if lane.pacing is None else lane.pacing
             if request.edge_only or outgrows:
                 why = "The prompt is longer than the draft model's context." if outgrows else "The request says so."

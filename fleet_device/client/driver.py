@@ -9,7 +9,7 @@ import logging
 import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from fleet_device.client.decision import (
@@ -273,7 +273,9 @@ class SessionDriver:
             if effect.tokens:
                 self.first_at = self.first_at or self.clock()
                 other = session.sequence.verified is not None
-                if self.context.on_tokens(effect.committed.of_other_target() if other else effect.committed):
+                tokens = effect.committed.of_other_target() if other else effect.committed
+                end = session.ended if effect is effects[-1] else None
+                if self.context.on_tokens(replace(tokens, target_id=session.target_id, end=end)):
                     session.cancel(EndReason.STOP)
                     return
             self.drafting.follow(effect)
@@ -366,7 +368,8 @@ class SessionDriver:
         if session.ended is None and session.sequence.unverified % _KEPT_EVERY == 1:
             self.on_local(self.closing.unfinished())
         self.first_at = self.first_at or self.clock()
-        if self.context.on_tokens(CommittedTokens((token,), (TokenOrigin.UNVERIFIED,))):
+        origins = (TokenOrigin.UNVERIFIED,)
+        if self.context.on_tokens(CommittedTokens((token,), origins, target_id=session.target_id, end=session.ended)):
             session.cancel(EndReason.STOP)
 
     # Sending

@@ -1,11 +1,13 @@
 """Requests and their results: what to generate, who receives it, and its output."""
 
 import codecs
+import hashlib
 import threading
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
+from itertools import accumulate
 from types import MappingProxyType
 from typing import Final, Protocol
 
@@ -40,6 +42,34 @@ class ThinkingBudget:
 
 
 @dataclass(frozen=True, slots=True)
+class Journal:
+    """Committed tokens of a request that another process can continue.
+
+    Attributes:
+        session: Name of its session at the edge.
+        note: Keeps further tokens; on return another process would find them.
+        attempt: Number of its next Open, above those of earlier processes.
+        committed: What earlier processes have committed, in the batches in which it came.
+    """
+
+    session: bytes
+    note: Callable[[CommittedTokens], None]
+    attempt: int = 0
+    committed: tuple[CommittedTokens, ...] = ()
+
+    @property
+    def end(self) -> EndReason | None:
+        return self.committed[-1].end if self.committed else None
+
+    def behind(self, tokens: int) -> "Journal":
+        """Return the journal of a second session behind a number of tokens, which end a batch."""
+        session = hashlib.blake2s(self.session, digest_size=len(self.session)).digest()
+        ends = accumulate(map(len, self.committed))
+        later = tuple(batch for batch, end in zip(self.committed, ends, strict=True) if end > tokens)
+        return replace(self, session=session, committed=later)
+
+
+@dataclass(frozen=True, slots=True)
 class GenerateRequest:
     """What to generate.
 
@@ -54,6 +84,7 @@ class GenerateRequest:
         target_id: Identity of the only target that may serve it, because its prompt is rendered for that; None if any.
         control: Texts of control tokens that its output shows, by id: they are in the format of its tool calls.
         end_tokens: Ids that end a generation without an edge; None for the draft model's.
+        journal: Where its tokens are kept for another process; None if nowhere.
     """
 
     prompt: tuple[int, ...]
@@ -71,6 +102,7 @@ class GenerateRequest:
     target_id: bytes | None = None
     control: Mapping[int, bytes] = field(default_factory=dict, compare=False)
     end_tokens: tuple[int, ...] | None = field(default=None, compare=False)
+    journal: Journal | None = field(default=None, compare=False, repr=False)
 
     @property
     def native_calls(self) -> CallFormat | None:
@@ -293,24 +325,19 @@ def generate_text(
     """Run a request and return its result.
 
     A thinking that exceeds its budget is cut, and a second session continues behind the closing mark: what follows has
-    the target's distribution given all tokens before it.
+    the target's distribution given all tokens before it. Tokens of an earlier process come first, in the same pieces.
     """
     context = context or RequestContext()
-    text = _GrowingText(drafter.codec, request)
+    text, journal = _GrowingText(drafter.codec, request), request.journal
 
     def on_tokens(tokens: CommittedTokens) -> bool:
-        context.on_piece(text.feed(tokens))
+        piece = text.feed(tokens)
+        if journal is not None:
+            journal.note(tokens.first(piece.tokens))
+        context.on_piece(piece)
         return text.stops.found or text.exceeds_budget
 
-    listening = replace(context, on_tokens=on_tokens)
-    if text.exceeds_budget and text.room_for_closing:  # nothing comes before the closing mark
-        generation = _answer(agent, request, text, listening)
-    else:
-        generation = agent.generate(request, listening)
-        if text.exceeds_budget and not context.cancellation.requested and not text.ended:
-            generation = replace(generation, tokens=generation.tokens[: len(text.tokens)], reason=EndReason.LENGTH)
-            if text.room_for_closing:
-                generation = _joined(generation, _answer(agent, request, text, listening))
+    generation = _generate(agent, request, text, replace(context, on_tokens=on_tokens))
     reasoning, rest = text.finish()
     if reasoning or rest:
         context.on_piece(replace(text.piece, text=rest, reasoning=reasoning, verified=text.verified))
@@ -333,23 +360,67 @@ def generate_text(
     )
 
 
+def _generate(
+    agent: TextGenerator, request: GenerateRequest, text: "_GrowingText", context: RequestContext
+) -> Generation:
+    """Run the sessions of a request, behind what an earlier process has committed."""
+    journal = request.journal
+    for tokens in () if journal is None else journal.committed:
+        if text.exceeds_budget:
+            text.cut_at = len(text.tokens) + len(tokens)
+        context.on_piece(text.feed(tokens))
+    goes_on = text.exceeds_budget and text.room_for_closing and not text.ended
+    if journal is not None and journal.committed and text.is_complete(journal.end) and not goes_on:
+        generation = _ended(journal, text)
+    elif text.cut or goes_on:  # all that comes before the closing mark is here
+        before = tuple(text.tokens if text.cut_at is None else text.tokens[: text.cut_at - len(text.closing)])
+        generation = _answer(agent, request, text, context)
+        generation = replace(generation, tokens=(*before, *generation.tokens))
+    else:
+        generation = agent.generate(request, context)
+        if text.exceeds_budget and not context.cancellation.requested and not text.ended:
+            generation = replace(generation, tokens=generation.tokens[: len(text.tokens)], reason=EndReason.LENGTH)
+            if text.room_for_closing:
+                generation = _joined(generation, _answer(agent, request, text, context))
+    return generation
+
+
 def _answer(
     agent: TextGenerator, request: GenerateRequest, text: "_GrowingText", context: RequestContext
 ) -> Generation:
     """Put the closing mark behind the thinking, and generate what follows."""
-    budget = request.budget
+    budget, journal = request.budget, request.journal
     assert budget is not None
-    text.cut = True
-    origin = TokenOrigin.FORCED if text.verified else TokenOrigin.UNVERIFIED
-    context.on_tokens(CommittedTokens(budget.closing, (origin,) * len(budget.closing)))
+    if text.cut_at is None:
+        text.cut_at = len(text.tokens) + len(budget.closing)
+        origin = TokenOrigin.FORCED if text.verified else TokenOrigin.UNVERIFIED
+        context.on_tokens(CommittedTokens(budget.closing, (origin,) * len(budget.closing)))
     rest = replace(
         request,
-        prompt=(*request.prompt, *text.tokens),
+        prompt=(*request.prompt, *text.tokens[: text.cut_at]),
         policy=budget.policy,
-        max_new_tokens=request.max_new_tokens - len(text.tokens),
+        max_new_tokens=request.max_new_tokens - text.cut_at,
+        journal=journal and journal.behind(text.cut_at),
     )
     generation = agent.generate(rest, replace(context, on_turn=lambda _waited_s: None))
     return replace(generation, tokens=(*budget.closing, *generation.tokens))
+
+
+def _ended(journal: Journal, text: "_GrowingText") -> Generation:
+    """Return the generation that an earlier process has completed; its counts are lost."""
+    return Generation(
+        session=journal.session,
+        tokens=tuple(text.tokens),
+        reason=journal.end or EndReason.LENGTH,
+        counters=SessionCounters(),
+        closed=None,
+        wall_ms=0.0,
+        first_ms=None,
+        resumes=0,
+        drafts=0,
+        unverified=sum(not origin.verified for origin in text.origins),
+        target_id=journal.committed[-1].target_id,
+    )
 
 
 def _joined(first: Generation, second: Generation) -> Generation:
@@ -425,7 +496,8 @@ class _GrowingText:
         self.piece = Piece("", 0, prompt=len(request.prompt), native_calls=request.native_calls)
         self._splitter, self.stops = ThinkingSplitter(request.thinking), StopStrings(request.stop)
         self._budget, self._max, self._end_tokens = request.budget, request.max_new_tokens, codec.end_tokens
-        self.cut = False
+        self.closing = () if request.budget is None else request.budget.closing
+        self.cut_at: int | None = None  # tokens up to the closing mark that ended the thinking
         self.tokens: list[int] = []
         self.pieces: list[str] = []
         self.reasoning: list[str] = []
@@ -466,6 +538,10 @@ class _GrowingText:
         return piece
 
     @property
+    def cut(self) -> bool:
+        return self.cut_at is not None
+
+    @property
     def exceeds_budget(self) -> bool:
         """The thinking has used up its budget and is not over."""
         if self._budget is None or self.cut:
@@ -476,6 +552,10 @@ class _GrowingText:
     def room_for_closing(self) -> bool:
         """There is room for the closing mark and a token of the answer."""
         return self._budget is not None and len(self.tokens) + len(self._budget.closing) < self._max
+
+    def is_complete(self, end: EndReason | None) -> bool:
+        """Nothing follows these tokens, of which the session has said that they end it, or not."""
+        return end is not None or self.stops.found or self.exceeds_budget
 
     @property
     def ended(self) -> bool:

@@ -1,5 +1,6 @@
 """Chat messages, functions and response formats in OpenAI's shapes: one grammar for an answer, and the calls in it."""
 
+import hashlib
 import json
 import secrets
 from collections.abc import Sequence
@@ -336,10 +337,13 @@ class ToolOffer:
             return [ChatMessage("system", f"{messages[0].content}\n\n{described}"), *messages[1:]]
         return [ChatMessage("system", described), *messages]
 
-    def calls(self) -> "ToolCalls":
+    def calls(self, name: str = "") -> "ToolCalls":
         """Return a reader of answers."""
         schemas = {each.name: each.schema_of_arguments for each in self.functions}
-        return ToolCalls(schemas, is_arguments=self.is_arguments, may_talk=self.may_talk, parallel=self.parallel)
+        named = name or secrets.token_hex(12)
+        return ToolCalls(
+            schemas, is_arguments=self.is_arguments, may_talk=self.may_talk, parallel=self.parallel, name=named
+        )
 
     def read(self, text: str) -> tuple[ToolCall, ...]:
         """Return the calls in a whole answer."""
@@ -446,13 +450,15 @@ class ToolCalls:
     """Turn the outputs of one reply into tool calls.
 
     `schemas` are those of the functions' arguments by name; the flags are those of a `ToolOffer`. In our own format, an
-    answer without a call is one that does not begin as a call does.
+    answer without a call is one that does not begin as a call does. The ids of the calls in a stream follow from
+    `name`.
     """
 
     schemas: Schemas
     is_arguments: bool = False
     may_talk: bool = False
     parallel: bool = True
+    name: str = ""
     _native: dict[int, NativeCalls] = field(default_factory=dict)
     _answers: dict[int, _Answer] = field(default_factory=dict)
 
@@ -488,7 +494,7 @@ class ToolCalls:
             piece, answer.held = answer.held, ""
             return [{"content": piece}]
         deltas: list[dict[str, Any]] = []
-        while answer.open or self._open_call(answer, deltas):
+        while answer.open or self._open_call(number, answer, deltas):
             if piece := answer.arguments(whole=self.is_arguments):
                 deltas.append(_delta(answer, {"arguments": piece}))
             if answer.open:
@@ -499,32 +505,35 @@ class ToolCalls:
         """Return the deltas at the end; the beginning of a further call, where an answer was cut off, is dropped."""
         answer = self._answers.setdefault(number, _Answer())
         if (native := self._native.pop(number, None)) is not None:
-            return self._native_calls(native, answer)
+            return self._native_calls(number, native, answer)
         held, answer.held = answer.held, ""
         return [{"content": held}] if held and not answer.calls else []
 
-    def _native_calls(self, native: NativeCalls, answer: _Answer) -> list[dict[str, Any]]:
+    def _native_calls(self, number: int, native: NativeCalls, answer: _Answer) -> list[dict[str, Any]]:
         said, found = native.finish()
         deltas: list[dict[str, Any]] = [{"content": said}] if said else []
         for name, arguments in found[: MAX_CALLS if self.parallel else 1]:
             answer.calls += 1
-            deltas.append(_delta(answer, {"name": name, "arguments": arguments}, **_identity()))
+            identity = self._identity(number, answer)
+            deltas.append(_delta(answer, {"name": name, "arguments": arguments}, **identity))
         return deltas
 
-    def _open_call(self, answer: _Answer, deltas: list[dict[str, Any]]) -> bool:
+    def _open_call(self, number: int, answer: _Answer, deltas: list[dict[str, Any]]) -> bool:
         """Remove the beginning of a call and add its first delta; return False if that is not complete."""
         for name in self.schemas:
             begin = "" if self.is_arguments else "\n" * (answer.calls > 0) + _begin(name)
             if answer.held.startswith(begin):
                 answer.held, answer.open = answer.held[len(begin) :], True
                 answer.calls += 1
-                deltas.append(_delta(answer, {"name": name, "arguments": ""}, **_identity()))
+                identity = self._identity(number, answer)
+                deltas.append(_delta(answer, {"name": name, "arguments": ""}, **identity))
                 return True
         return False
 
-
-def _identity() -> dict[str, str]:
-    return {"id": f"call_{secrets.token_hex(12)}", "type": "function"}
+    def _identity(self, number: int, answer: _Answer) -> dict[str, str]:
+        name = self.name if number >= 0 else secrets.token_hex(12)  # else several whole choices would have the same
+        digest = hashlib.blake2s(f"{name} {number} {answer.calls}".encode(), digest_size=12).hexdigest()
+        return {"id": f"call_{digest}", "type": "function"}
 
 
 def _delta(answer: _Answer, function: dict[str, str], **identity: str) -> dict[str, Any]:

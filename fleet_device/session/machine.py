@@ -5,11 +5,12 @@ drafts in flight follow the committed tokens. A rejection voids them and begins 
 drafted until it is corrected.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 
 from fleet_device.errors import ProtocolViolation, SessionRefused
 from fleet_device.session.sequence import (
+    CommittedTokens,
     DraftsInFlight,
     EdgeOnlyDecoding,
     Rejection,
@@ -72,6 +73,15 @@ class DeviceSession:
         return self.sequence.tokens
 
     # Opening and resuming
+
+    def continue_from(self, committed: Iterable[CommittedTokens], *, attempt: int) -> None:
+        """Begin behind what another process has committed; `attempt` is above that of any of its Opens."""
+        self._attempt = attempt - 1
+        for tokens in committed:
+            if not all(origin.verified for origin in tokens.origins):
+                self.sequence.leave_target()
+            self.sequence.commit(tokens.ids)
+            self.target_id = tokens.target_id or self.target_id
 
     @property
     def wanted_target(self) -> bytes | None:

@@ -88,13 +88,29 @@ class TokenOrigin(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class CommittedTokens(Sequence[int]):
+    """Newly committed tokens.
+
+    Attributes:
+        target_id: Identity of the target model that the request began with, if an edge has granted it.
+        end: Why the generation ends with them; None if it goes on.
+    """
+
     ids: tuple[int, ...]
     origins: tuple[TokenOrigin, ...]
     logprobs: tuple[TokenLogprobs, ...] = ()
+    target_id: bytes | None = field(default=None, compare=False)
+    end: EndReason | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         if len(self.ids) != len(self.origins):
             raise ValueError(f"{len(self.ids)} tokens have {len(self.origins)} origins")
+
+    def first(self, count: int) -> "CommittedTokens":
+        if count == len(self):
+            return self
+        return replace(
+            self, ids=self.ids[:count], origins=self.origins[:count], logprobs=self.logprobs[:count], end=None
+        )
 
     def of_other_target(self) -> "CommittedTokens":
         return replace(self, origins=(TokenOrigin.OTHER_TARGET,) * len(self.ids))

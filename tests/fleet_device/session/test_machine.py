@@ -6,7 +6,7 @@ from hypothesis import given, settings, strategies as st
 
 from fleet_device.errors import ProtocolViolation
 from fleet_device.session.machine import DeviceSession
-from fleet_device.session.sequence import VerdictEffect, session_request
+from fleet_device.session.sequence import CommittedTokens, TokenOrigin, VerdictEffect, session_request
 from sampling.distribution import Dist, point_mass
 from schemas.downlink import Dense, Samples, Sparse
 from schemas.messages import Closed, Open, Opened, Verdict
@@ -63,6 +63,19 @@ def test_the_first_open_has_no_text_and_the_next_has_all_of_it() -> None:
     second = session.open()
     assert (second.attempt, second.resume, second.session) == (1, (4, 5, 6), first.session)
     assert session.opened is None
+
+
+def test_another_process_opens_behind_what_the_first_has_committed_at_the_same_target() -> None:
+    session = DeviceSession(terms())
+    origins = (TokenOrigin.BONUS, TokenOrigin.OTHER_TARGET)
+    begun = [CommittedTokens((3, 4), (origin,) * 2, target_id=b"8 bytes!") for origin in origins]
+    session.continue_from(begun[:1], attempt=65_536)
+    message = session.open()
+    assert (message.attempt, message.resume, message.target_id) == (65_536, (3, 4), b"8 bytes!")
+    assert (session.sequence.digest, session.sequence.unverified) == (extend_digest(EMPTY_DIGEST, (3, 4)), 0)
+    session = DeviceSession(terms())
+    session.continue_from(begun, attempt=65_536)
+    assert session.sequence.unverified == 2
 
 
 def test_a_correction_that_a_resume_has_told_is_not_told_again() -> None:
