@@ -203,6 +203,9 @@ class Gateway:
     def absence(self, *, for_s: float = 0.0) -> EdgeUnavailable | None:
         return self.service.absence(for_s=for_s)
 
+    def await_edge(self) -> None:
+        self.service.edges.wait_online(self._settings.outages().absence_s)
+
     def health(self) -> dict[str, Any]:
         service, settings = self.service, self._settings
         if self._queue.broken:

@@ -1,7 +1,9 @@
 """Local HTTP API: its routes."""
 
 import asyncio
+import json
 import secrets
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -31,6 +33,7 @@ from fleet_device.api.ollama import (
     stream_lines,
 )
 from fleet_device.api.problems import OLLAMA, ApiProblem, problem_of
+from fleet_device.api.records import Record, RecordHeader, Records, Rendering
 from fleet_device.api.replies import (
     VERIFIED_HEADER,
     WAITED_HEADER,
@@ -40,6 +43,7 @@ from fleet_device.api.replies import (
     Happened,
     Pause,
     Reply,
+    ReplyRendering,
 )
 from fleet_device.api.requests import ChatRequest, CompletionRequest, TextRequest, TokenizeRequest, read_request
 from fleet_device.api.responses import ResponseReply, ResponsesRequest, stream_response
@@ -48,6 +52,7 @@ from fleet_device.drafters.contract import DrafterError, TextCodec
 from fleet_device.errors import DeviceError, EdgeUnavailable, SessionRefused
 from fleet_device.requests.generate import GeneratedText, GenerateRequest, Piece
 from fleet_device.requests.queue import Delayed, Failed, Listener, Ticket
+from fleet_device.requests.structured import unusable
 from fleet_device.requests.thinking import marks_of
 from fleet_device.settings import DeviceSettings, OfflinePolicy
 from schemas.names import VERSION
@@ -90,9 +95,27 @@ class Backend(Protocol):
 
     def absence(self, *, for_s: float = 0.0) -> EdgeUnavailable | None: ...
 
+    def await_edge(self) -> None:
+        """Wait for an edge, as long as an outage may last; called on one of the queue's threads."""
+
     def health(self) -> dict[str, Any]: ...
 
     def status(self) -> dict[str, Any]: ...
+
+
+_RESPONSES: Final = "/v1/responses"
+_RECORDED: Final[dict[str, type[ChatRequest | CompletionRequest | ResponsesRequest]]] = {
+    "/v1/chat/completions": ChatRequest,
+    "/v1/completions": CompletionRequest,
+    _RESPONSES: ResponsesRequest,
+}
+"""Paths of the requests that can run in the background."""
+
+
+def _call_later(seconds: float, function: Callable[[], None]) -> None:
+    timer = threading.Timer(seconds, function)
+    timer.daemon = True
+    timer.start()
 
 
 def create_app(
@@ -102,9 +125,15 @@ def create_app(
     wall_clock: Callable[[], float] = time.time,
     clock: Callable[[], float] = time.monotonic,
     pause: Pause = asyncio.sleep,
+    schedule: Callable[[float, Callable[[], None]], None] = _call_later,
 ) -> Starlette:
-    """Return the API as an ASGI application; `wall_clock` returns Unix seconds."""
-    api = _Api(backend, settings, wall_clock, pause, ApplicationQuotas(clock), TokenSpelling(backend.codec))
+    """Return the API as an ASGI application; `wall_clock` returns Unix seconds.
+
+    Requests in the background that an earlier process has left go on.
+    """
+    records = Records(settings.state_file(".streams"), clock, schedule)
+    api = _Api(backend, settings, wall_clock, pause, ApplicationQuotas(clock), TokenSpelling(backend.codec), records)
+    api.go_on()
     named = settings.applications
     applications = None if named is None else ApplicationsFile(named.expanduser())
     pages = tuple(_PAGE) if settings.api_page else ()
@@ -114,7 +143,10 @@ def create_app(
             Route("/v1/completions", api.completion, methods=["POST"]),
             Route("/v1/models", api.models),
             Route("/v1/models/{name:path}", api.model),
-            Route("/v1/responses", api.response, methods=["POST"]),
+            Route(_RESPONSES, api.response, methods=["POST"]),
+            *(Route(f"{path}/{{record}}", api.retrieve) for path in _RECORDED),
+            *(Route(f"{path}/{{record}}", api.delete, methods=["DELETE"]) for path in _RECORDED),
+            Route(f"{_RESPONSES}/{{record}}/cancel", api.cancel_response, methods=["POST"]),
             Route("/tokenize", api.tokenize, methods=["POST"]),
             *(Route(path, api.health) for path in HEALTH_PATHS),
             Route("/version", api.version),
@@ -183,26 +215,23 @@ class _Api:
     pause: Pause
     quotas: ApplicationQuotas
     spelling: TokenSpelling
+    records: Records
 
     async def chat(self, request: Request) -> Response:
-        return await self._text(request, read_request(ChatRequest, await _body(request)))
+        body = await _body(request)
+        return await self._text(request, read_request(ChatRequest, body), body)
 
     async def completion(self, request: Request) -> Response:
-        return await self._text(request, read_request(CompletionRequest, await _body(request)))
+        body = await _body(request)
+        return await self._text(request, read_request(CompletionRequest, body), body)
 
     async def response(self, request: Request) -> Response:
-        asked = read_request(ResponsesRequest, await _body(request))
-        chat, name, created = asked.chat(), secrets.token_hex(12), int(self.wall_clock())
-        reply = ResponseReply(
-            name,
-            created,
-            self._model_name(chat),
-            asked,
-            self.settings,
-            self.wall_clock,
-            chat.tool_calls(),
-            self._spelling(chat),
-        )
+        body = await _body(request)
+        asked = read_request(ResponsesRequest, body)
+        chat = asked.chat()
+        if asked.background:
+            return await self._in_background(request, asked, body)
+        reply = self._response(asked, secrets.token_hex(12), int(self.wall_clock()), self._model_name(chat))
         return await self._answer(
             request,
             chat,
@@ -299,8 +328,11 @@ class _Api:
     def _model(self, name: str) -> dict[str, Any]:
         return {"id": name, "object": "model", "created": int(self.backend.since.timestamp()), "owned_by": "fleet"}
 
-    async def _text(self, request: Request, asked: ChatRequest | CompletionRequest) -> Response:
-        reply, silent = self._reply(asked), asked.max_tokens == 0
+    async def _text(self, request: Request, asked: ChatRequest | CompletionRequest, body: bytes) -> Response:
+        if asked.background:
+            return await self._in_background(request, asked, body)
+        reply = self._reply(asked, secrets.token_hex(12), int(self.wall_clock()), self._model_name(asked))
+        silent = asked.max_tokens == 0
         return await self._answer(
             request,
             asked,
@@ -317,16 +349,7 @@ class _Api:
         stream: Callable[[ChoiceEvents, Happened], AsyncIterator[bytes]],
         media_type: str = "text/event-stream",
     ) -> Response:
-        if (grammar := asked.text_grammar()) is not None:
-            try:
-                await run_in_threadpool(self.backend.check_grammar, grammar)
-            except SessionRefused as error:
-                raise _problem(error, asked) from None
-        outages = replace(self.settings.outages(), policy=asked.offline or self.settings.offline)
-        if outages.policy is OfflinePolicy.FAIL:
-            missing = self.backend.absence(for_s=outages.absence_s)
-            if missing is not None:
-                raise missing
+        await self._check(asked)
         events = Events()
         tickets = self._submit(asked, events, getattr(request.state, "application", None))
         text = ChoiceEvents(events, tickets, self.pause)
@@ -345,6 +368,137 @@ class _Api:
             stream(text, first), headers=_waited(tickets), at_end=lambda: self._cancel(tickets), media_type=media_type
         )
 
+    async def _check(self, asked: TextRequest) -> None:
+        """Raise what a request fails with before it is queued: an unusable grammar, or no edge."""
+        if (grammar := asked.text_grammar()) is not None:
+            try:
+                await run_in_threadpool(self.backend.check_grammar, grammar)
+            except SessionRefused as error:
+                raise _problem(error, asked) from None
+        outages = replace(self.settings.outages(), policy=asked.offline or self.settings.offline)
+        if outages.policy is OfflinePolicy.FAIL:
+            missing = self.backend.absence(for_s=outages.absence_s)
+            if missing is not None:
+                raise missing
+
+    # In the background
+
+    async def _in_background(
+        self, request: Request, asked: ChatRequest | CompletionRequest | ResponsesRequest, body: bytes
+    ) -> Response:
+        text = _as_text(asked)
+        if not asked.stream and not isinstance(asked, ResponsesRequest):
+            raise unusable("background", "it needs stream to be true; only responses can be fetched as a whole")
+        if (text.n or 1) > 1:
+            raise unusable("background", "it goes with one choice")
+        await self._check(text)
+        application = getattr(request.state, "application", None)
+        seed = self.settings.policy().seed if asked.seed is None else asked.seed
+        prefix = {ChatRequest: "chatcmpl-", CompletionRequest: "cmpl-"}.get(type(asked), "resp_")
+        header = RecordHeader(
+            name=f"{prefix}{secrets.token_hex(12)}",
+            path=request.scope["path"],
+            application=None if application is None else application.name,
+            created=int(self.wall_clock()),
+            model=self._model_name(text),
+            body=json.dumps(json.loads(body) | {"seed": seed}),
+        )
+        record = self.records.begin(header, self._rendering(header))
+        try:
+            self.quotas.begin(application, texts=1)
+            try:
+                self._run(record, application)
+            except BaseException:
+                self.quotas.end(application)
+                raise
+        except BaseException:
+            self.records.erase(record)
+            raise
+        place = {"Content-Location": f"{header.path}/{header.name}"}
+        if asked.stream:
+            return self._events(record, -1, place)
+        return JSONResponse(self._whole(record), headers=place)
+
+    def go_on(self) -> None:
+        """Continue what an earlier process has left."""
+        for record in self.records.load(self._rendering):
+            try:
+                self._run(record, None)
+            except Exception as error:  # noqa: BLE001 - the others go on
+                record.fail(error)
+
+    def _run(self, record: Record, application: Application | None) -> None:
+        header = record.header
+        text = _as_text(read_request(_RECORDED[header.path], header.body.encode()))
+        record.explain = partial(_problem, asked=text)
+
+        def prepare(codec: TextCodec) -> GenerateRequest:
+            if record.starts:
+                self.backend.await_edge()  # its chat template is that of the request
+            return record.prepare(partial(_prepare, text, self.settings, header.application), codec)
+
+        def listen(each: Piece | Delayed | GeneratedText | Failed) -> None:
+            self.quotas.note(application, each)
+            if _is_sent(each, text):
+                record.note(each)
+
+        record.ticket = self.backend.submit(prepare, listen, target=self._target(text.model))
+
+    def _rendering(self, header: RecordHeader) -> Rendering:
+        asked = read_request(_RECORDED[header.path], header.body.encode())
+        *_, name = header.name.replace("_", "-").rpartition("-")
+        if isinstance(asked, ResponsesRequest):
+            return self._response(asked, name, header.created, header.model)
+        return ReplyRendering(self._reply(asked, name, header.created, header.model))
+
+    async def retrieve(self, request: Request) -> Response:
+        """Send the events behind the last one that the client has, or a response as it is."""
+        record, query = self._record(request), request.query_params
+        last = request.headers.get("last-event-id") or query.get("starting_after")
+        if record.header.path == _RESPONSES and last is None and query.get("stream") != "true":
+            return JSONResponse(self._whole(record), headers={"Cache-Control": "no-store"})
+        try:
+            after = -1 if last is None else int(last)
+        except ValueError:
+            raise unusable("starting_after", "it is the number of the last event that has arrived") from None
+        if record.ended_at is not None and after >= len(record.events) - 1:
+            return Response(status_code=204)  # which keeps a browser's EventSource from connecting again
+        return self._events(record, max(-1, after), {})
+
+    async def cancel_response(self, request: Request) -> Response:
+        record = self._record(request)
+        self._cancel_record(record)
+        return JSONResponse(self._whole(record))
+
+    async def delete(self, request: Request) -> Response:
+        record = self._record(request)
+        self._cancel_record(record)
+        self.records.erase(record)
+        kind = "response" if record.header.path == _RESPONSES else "chat.completion.deleted"
+        return JSONResponse({"id": record.header.name, "object": kind, "deleted": True})
+
+    def _record(self, request: Request) -> Record:
+        name = request.path_params["record"]
+        path = request.scope["path"].removesuffix("/cancel").removesuffix(f"/{name}")
+        application = getattr(request.state, "application", None)
+        return self.records.find(name, path, None if application is None else application.name)
+
+    def _cancel_record(self, record: Record) -> None:
+        if record.ended_at is None and record.ticket is not None:
+            record.cancelled = True
+            self.backend.cancel(record.ticket)
+
+    def _events(self, record: Record, after: int, headers: dict[str, str]) -> Response:
+        return EventsResponse(record.read(after, self.pause), headers=headers, at_end=lambda: None)
+
+    def _whole(self, record: Record) -> dict[str, Any]:
+        reply = record.rendering
+        assert isinstance(reply, ResponseReply)
+        if record.ended_at is not None:
+            return reply.ended_as(record.events[-1])
+        begun = record.ticket is not None and record.ticket.begun
+        return reply.unfinished("cancelled" if record.cancelled else "in_progress" if begun else "queued")
+
     def _submit(self, asked: TextRequest, events: Events, application: Application | None) -> list[Ticket]:
         """Submit all choices, or none: if the queue has no room for one, those before it are cancelled."""
         loop, most = asyncio.get_running_loop(), self.settings.texts_at_once + self.settings.api_waiting
@@ -360,10 +514,8 @@ class _Api:
             self.quotas.note(application, each)
             if isinstance(each, Failed):
                 each = replace(each, error=_problem(each.error, asked))
-            silent = isinstance(each, Piece) and not each.text and not each.reasoning
-            if silent and asked.max_logprobs is None and not asked.continuous_usage:
-                return  # there is nothing to send
-            loop.call_soon_threadsafe(events.put_nowait, (number, each))
+            if _is_sent(each, asked):
+                loop.call_soon_threadsafe(events.put_nowait, (number, each))
 
         tickets: list[Ticket] = []
         self.quotas.begin(application, texts=count)
@@ -397,18 +549,23 @@ class _Api:
         finally:
             watcher.cancel()
 
-    def _reply(self, asked: ChatRequest | CompletionRequest) -> Reply:
+    def _response(self, asked: ResponsesRequest, name: str, created: int, model: str) -> ResponseReply:
+        chat = asked.chat()
+        tools, spelling = chat.tool_calls(name), self._spelling(chat)
+        return ResponseReply(name, created, model, asked, self.settings, self.wall_clock, tools, spelling)
+
+    def _reply(self, asked: ChatRequest | CompletionRequest, name: str, created: int, model: str) -> Reply:
         chat = isinstance(asked, ChatRequest)
         return Reply(
             chat=chat,
-            name=f"{'chatcmpl' if chat else 'cmpl'}-{secrets.token_hex(12)}",
-            created=int(self.wall_clock()),
-            model=self._model_name(asked),
+            name=f"{'chatcmpl' if chat else 'cmpl'}-{name}",
+            created=created,
+            model=model,
             include_usage=asked.include_usage,
             continuous_usage=asked.continuous_usage,
             include_origins=asked.include_origins,
             spelling=self._spelling(asked),
-            tools=asked.tool_calls(),
+            tools=asked.tool_calls(name),
             echo=self.spelling if isinstance(asked, CompletionRequest) and asked.echo else None,
             prompts=len(asked.prompt) if isinstance(asked, CompletionRequest) else 1,
         )
@@ -430,6 +587,16 @@ class _Api:
 
 def _problem(error: Exception, asked: TextRequest) -> ApiProblem:
     return problem_of(error, prompt=asked.prompt_field, grammar=asked.grammar_field)
+
+
+def _is_sent(event: Piece | Delayed | GeneratedText | Failed, asked: TextRequest) -> bool:
+    """A piece without text is sent only for what else it has."""
+    silent = isinstance(event, Piece) and not event.text and not event.reasoning
+    return not silent or asked.max_logprobs is not None or asked.continuous_usage
+
+
+def _as_text(asked: ChatRequest | CompletionRequest | ResponsesRequest) -> TextRequest:
+    return asked.chat() if isinstance(asked, ResponsesRequest) else asked
 
 
 def _waited(tickets: Sequence[Ticket]) -> dict[str, str]:

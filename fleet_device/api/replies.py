@@ -247,6 +247,25 @@ class Reply:
         return chunk
 
 
+@dataclass(frozen=True, slots=True)
+class ReplyRendering:
+    """The events of a stream of one choice."""
+
+    reply: Reply
+
+    def first(self) -> list[bytes]:
+        return list(map(event, self.reply.first()))
+
+    def piece(self, piece: Piece) -> list[bytes]:
+        return list(map(event, self.reply.pieces(piece)))
+
+    def last(self, text: GeneratedText) -> list[bytes]:
+        return [*map(event, [*self.reply.last(text), *self.reply.end([text])]), DONE]
+
+    def failed(self, error: Exception) -> bytes:
+        return event(problem_of(error).body())
+
+
 def _origins(piece: Piece) -> list[dict[str, str]]:
     """Return text and origin of each token; none for text that was held back until the end."""
     return [
@@ -272,7 +291,7 @@ Pause = Callable[[float], Awaitable[None]]
 HEARTBEAT_S: Final = 5.0
 """Seconds without anything to send after which a stream sends a comment."""
 
-_ALIVE: Final = b": waiting\n\n"
+ALIVE: Final = b": waiting\n\n"
 _QUEUED: Final = "Other requests run first; this one waits for its turn."
 
 
@@ -367,7 +386,7 @@ class ChoiceEvents:
         # Other reasons come from the session.
         waits = not any(ticket.begun for ticket in self.tickets)
         says_why = waits and self._silent_s - HEARTBEAT_S < REPORT_AFTER_S <= self._silent_s
-        return comment(_QUEUED) if says_why else _ALIVE
+        return comment(_QUEUED) if says_why else ALIVE
 
     async def next(self) -> Happened:
         """Wait for the next event; None if there is none for `HEARTBEAT_S`."""

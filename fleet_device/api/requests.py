@@ -38,7 +38,7 @@ NEUTRAL: Final[Mapping[str, tuple[Any, ...]]] = {
     "add_generation_prompt": (True,),
     "allowed_token_ids": (),
     "audio": (),
-    "background": (False,),
+    "background": (False,),  # of other requests than those that have it
     "bad_words": ([],),
     "best_of": (1,),
     "continue_final_message": (False,),
@@ -186,7 +186,7 @@ class GenerationRequest(StrictModel):
     """Fields that all requests have.
 
     `top_k`, `min_p`, `repetition_penalty`, `min_tokens`, `ignore_eos`, `mode`, `offline`, `grammar` and `edge_only` are
-    extensions of OpenAI's API.
+    extensions of OpenAI's API; so is `background` for others than responses: the request outlives its connection.
     `model` chooses the target model where edges have several; with one, any name will do.
     """
 
@@ -210,6 +210,7 @@ class GenerationRequest(StrictModel):
     stream_options: StreamOptions | None = None
     grammar: Annotated[Grammar, BeforeValidator(_grammar, json_schema_input_type=Grammar)] | None = None
     edge_only: bool | None = None
+    background: bool = False
 
     @model_validator(mode="after")
     def _named(self) -> Self:
@@ -304,7 +305,7 @@ class TextRequest(GenerationRequest):
     def grammar_field(self) -> str:
         return "grammar"
 
-    def tool_calls(self) -> ToolCalls | None:
+    def tool_calls(self, name: str = "") -> ToolCalls | None:  # noqa: ARG002 - as a chat has it
         return None
 
     @property
@@ -425,9 +426,9 @@ class ChatRequest(TextRequest, ToolOptions):
             return "grammar"
         return self.format_field if self.offer is None else "tools"
 
-    def tool_calls(self) -> ToolCalls | None:
+    def tool_calls(self, name: str = "") -> ToolCalls | None:
         offer = self.offer
-        return None if offer is None else offer.calls()
+        return None if offer is None else offer.calls(name)
 
 
 class TokenizeRequest(StrictModel):

@@ -1,7 +1,7 @@
 """`POST /v1/responses`: OpenAI's newer request for a generation: text and functions.
 
-It is read as a chat, and answered in its own shapes. Nothing is stored, so no response can be continued by its id: an
-application sends the previous messages with its next request, as in a chat.
+It is read as a chat, and answered in its own shapes. Only those in the background are stored, for minutes, and none can
+be continued by its id: an application sends the previous messages with its next request, as in a chat.
 """
 
 import json
@@ -191,6 +191,13 @@ class ResponsesRequest(GenerationRequest):
     metadata: dict[str, Any] | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
+    store: bool = False
+
+    @model_validator(mode="after")
+    def _stored(self) -> Self:
+        if self.store and not self.background:
+            raise unusable("store", "only a response in the background is stored; send background too")
+        return self
 
     @model_validator(mode="after")
     def _asks(self) -> Self:
@@ -314,7 +321,22 @@ class ResponseReply:
 
     def failed(self, error: Exception) -> bytes:
         problem = problem_of(error)
+        if self.asked.background:
+            if problem.code == "cancelled":
+                return self._event("response.failed", response=self.unfinished("cancelled"))
+            cause = {"code": problem.code, "message": str(problem)}
+            return self._event("response.failed", response=self.unfinished("failed") | {"error": cause})
         return self._event("error", code=problem.code, message=str(problem), param=problem.param)
+
+    def unfinished(self, status: str) -> dict[str, Any]:
+        """Return the response with what there is."""
+        items = [*self._items[:-1], self._finished() | {"status": "incomplete"}] if self._items else []
+        return self._head(status) | {"output": items, "usage": None}
+
+    def ended_as(self, last: bytes) -> dict[str, Any]:
+        """Return the response of the last event of a stream."""
+        response: dict[str, Any] = json.loads(last.partition(b"data: ")[2])["response"]
+        return response
 
     def _delta(self, delta: dict[str, Any]) -> list[bytes]:
         """Return the events of a delta in a chat's shape; the first one of each item begins it."""
@@ -454,8 +476,8 @@ class ResponseReply:
             "reasoning": asked.reasoning and {"effort": asked.reasoning.effort, "summary": None},
             "truncation": "disabled",
             "previous_response_id": None,
-            "store": False,
-            "background": False,
+            "store": asked.background,
+            "background": asked.background,
             "service_tier": "default",
             "metadata": asked.metadata or {},
             "safety_identifier": asked.safety_identifier,

@@ -226,6 +226,8 @@ class ScriptedBackend:
     def absence(self, *, for_s: float = 0.0) -> EdgeUnavailable | None:  # noqa: ARG002
         return EdgeUnavailable(self.missing) if self.missing else None
 
+    def await_edge(self) -> None: ...
+
     def health(self) -> dict[str, Any]:
         return {"status": "waiting" if self.missing else "ok", "reason": self.missing}
 

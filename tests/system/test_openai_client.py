@@ -15,7 +15,7 @@ from fleet_edge import SessionLog
 from schemas.policy import Mode, SamplingPolicy
 from tests.support.scripted_language import LANGUAGE, reference_text
 from tests.support.served_device import ReadingDrafter, Served, served_device
-from tests.support.waiting import PATIENCE_S
+from tests.support.waiting import PATIENCE_S, until
 
 pytestmark = [pytest.mark.broker]
 
@@ -27,7 +27,7 @@ ASKED: Any = {"model": "fleet", "messages": MESSAGES, "max_tokens": LENGTH, "see
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    with served_device(tmp_path_factory.mktemp("served")) as served:
+    with served_device(tmp_path_factory.mktemp("served"), state_dir=tmp_path_factory.mktemp("state")) as served:
         yield served
 
 
@@ -211,3 +211,29 @@ def test_a_response_whole_and_streamed(client: OpenAI) -> None:
     assert len(pieces) > 1
     with pytest.raises(openai.BadRequestError, match="response"):
         client.responses.create(model="fleet", input="t1", previous_response_id=whole.id)
+
+
+# In the background
+
+
+def test_a_response_in_the_background_is_retrieved_streamed_and_deleted(client: OpenAI) -> None:
+    response = client.responses.create(
+        model="fleet", input="t1 t2 t3", max_output_tokens=LENGTH, background=True, extra_body={**COUPLED, "seed": 5}
+    )
+    until(lambda: client.responses.retrieve(response.id).status not in ("queued", "in_progress"))
+    ended = client.responses.retrieve(response.id)
+    assert (ended.status, ended.output_text) == ("incomplete", expected(5))
+    whole = list(client.responses.retrieve(response.id, stream=True))
+    assert [each.sequence_number for each in whole] == list(range(len(whole)))
+    rest = list(client.responses.retrieve(response.id, stream=True, starting_after=4))
+    assert rest == whole[5:]
+    client.responses.delete(response.id)
+    with pytest.raises(openai.NotFoundError):
+        client.responses.retrieve(response.id)
+
+
+def test_a_stream_in_the_background_is_cancelled(client: OpenAI) -> None:
+    with client.responses.create(model="fleet", input="t1", background=True, stream=True) as stream:
+        first = next(iter(stream))
+    assert first.type == "response.created"
+    assert client.responses.cancel(first.response.id).status in ("cancelled", "incomplete")

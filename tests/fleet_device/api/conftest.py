@@ -1,6 +1,7 @@
 import asyncio
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from starlette.applications import Starlette
@@ -13,7 +14,7 @@ Make = Callable[..., tuple[Starlette, ScriptedBackend]]
 
 
 @pytest.fixture
-def make() -> Iterator[Make]:
+def make(tmp_path: Path) -> Iterator[Make]:
     made: list[ScriptedBackend] = []
 
     def build(
@@ -29,7 +30,8 @@ def make() -> Iterator[Make]:
         drafter.codec = codec or drafter.codec
         backend = ScriptedBackend(agent or ScriptedAgent(), drafter, waiting=waiting)
         made.append(backend)
-        app = create_app(backend, settings(**given), wall_clock=lambda: 1234.5, clock=clock, pause=pause)
+        chosen = settings(**{"state_dir": tmp_path / "state", **given})
+        app = create_app(backend, chosen, wall_clock=lambda: 1234.5, clock=clock, pause=pause, schedule=lambda *_: None)
         return app, backend
 
     yield build

@@ -61,7 +61,6 @@ def test_a_stream_that_fails_says_so(make: Make) -> None:
         ({"store": True}, "store"),
         ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
         ({"tool_choice": "required"}, "tool_choice"),
-        ({"background": True}, "background"),
         ({"truncation": "auto"}, "truncation"),
         ({"include": ["file_search_call.results"]}, "include[0]"),
         ({"top_logprobs": 21}, "top_logprobs"),
