@@ -1,8 +1,10 @@
 """Ollama's API, translated: `/api/chat` and `/api/generate` are read as a chat or a completion."""
 
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections import deque
+from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import count
 from typing import Annotated, Any, ClassVar, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -62,10 +64,14 @@ class OllamaMessage(_Lenient):
     images: _Nothing = None
     thinking: str | None = None
 
-    def openai(self) -> dict[str, Any]:
-        functions = [each.function for each in self.tool_calls or ()]
-        calls = [{"function": {"name": each.name, "arguments": json.dumps(each.arguments)}} for each in functions]
-        result = {"tool_call_id": ""} if self.role == "tool" else {}
+    def openai(self, names: Iterator[str], called: deque[str]) -> dict[str, Any]:
+        """Return the message in OpenAI's shape, its calls named by `names`; `called` has those without a result."""
+        calls = []
+        for each in self.tool_calls or ():
+            called.append(name := next(names))
+            function = {"name": each.function.name, "arguments": json.dumps(each.function.arguments)}
+            calls.append({"id": name, "function": function})
+        result = {"tool_call_id": called.popleft() if called else next(names)} if self.role == "tool" else {}
         said = {"role": self.role, "content": self.content or "", "tool_calls": calls or None, **result}
         return said | ({"reasoning_content": self.thinking} if self.thinking else {})
 
@@ -112,7 +118,7 @@ class OllamaRequest(BaseModel):
 
 
 class _AsChat(ChatRequest):
-    """A chat request. Ollama's calls have no ids, and clients may leave them out."""
+    """A chat request. Clients may leave out the calls whose results they send."""
 
     needs_calls: ClassVar[bool] = False
 
@@ -125,7 +131,9 @@ class OllamaChatRequest(OllamaRequest):
 
     def openai(self) -> TextRequest | None:
         """Return the request in OpenAI's shape, None if it asks for no text; raise ApiProblem as that does."""
-        messages = [each.openai() for each in self.messages]
+        # Ollama's calls have no ids: results follow in the order of their calls.
+        names, called = map("call_{}".format, count()), deque[str]()
+        messages = [each.openai(names, called) for each in self.messages]
         return self.chat(messages=messages, tools=self.tools) if messages else None
 
 

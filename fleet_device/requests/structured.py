@@ -140,7 +140,7 @@ class RequestMessage(StrictModel):
         # Applications send answers back unchanged, with empty fields.
         if not isinstance(value, dict):
             return value
-        if value.get("tool_calls") and value.get("content") is None:
+        if value.get("content") is None and (value.get("tool_calls") or value.get("role") == "assistant"):
             value = value | {"content": ""}
         if "reasoning" in value:  # vLLM's newer name
             value = {**value, "reasoning_content": value.get("reasoning_content") or value["reasoning"]}
