@@ -2,8 +2,9 @@
 
 Verification comes first, oldest draft first. The rest of the token budget goes to prefill, limited to a measured time,
 because a draft that arrives meanwhile waits for it, and to a chunk while others are verified or expected. Prompts whose
-drafts have arrived come first. Work that has to wait (see `fairness`) is computed in the background: in a step of its
-own, while no draft is here or due. A step may exceed its budget by the last draft that it takes.
+drafts have arrived come first: in turns the oldest, with a lead for short ones, and the one with the least left, so
+that a short prompt never waits for all long ones. Work that has to wait (see `fairness`) is computed in the background:
+in a step of its own, while no draft is here or due. A step may exceed its budget by the last draft that it takes.
 
 A session reuses what others have computed of its prompt. If another is about to compute it, that one goes first and the
 session waits for the end of the step.
@@ -63,6 +64,7 @@ class BatchBuilder:
     Attributes:
         used: Step in which each session was last; the least recent are prefilled first.
         prompts_s: Longest time for prompts in the step.
+        shortest_first: The order of the prompts is by what is left of them, not by arrival as well.
     """
 
     cache: PrefixCache
@@ -72,6 +74,7 @@ class BatchBuilder:
     used: Mapping[int, int]
     now: float
     prompts_s: float
+    shortest_first: bool = False
     gap_s: float = math.inf
     batch: Batch = field(default_factory=Batch)
     _forced: int = 0  # forced tokens that are speculated
@@ -125,10 +128,12 @@ class BatchBuilder:
         return self.batch
 
     def _urgency(self, session: EdgeSession, *, evicted: bool) -> tuple[bool, float]:
-        """Return the place of a prompt whose draft waits; after evictions those with computed tokens come first."""
+        """Return the place of a prompt whose draft waits; after evictions those without room come last."""
         assert session.ready is not None
-        place = self.cost.place(session.ready.at, self._backlog(session))
-        return evicted and not self.cache.computed(session.handle), place
+        backlog = self._backlog(session)
+        room = self.cache.capacity() + self.cache.retained_tokens
+        comes_in = evicted and backlog > room and not self.cache.computed(session.handle)
+        return comes_in, backlog if self.shortest_first else self.cost.place(session.ready.at, backlog)
 
     def _beside(self, prompts: Collection[EdgeSession]) -> int:
         """Return how many tokens of prompts to compute while others are verified or expected.

@@ -1,7 +1,9 @@
 """Estimate of the time until a prompt is computed, for admission, progress messages and `fleet edge advise`."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from fleet_edge.batching.fairness import ExtraWork
 from fleet_edge.batching.step_cost import StepCost
@@ -26,7 +28,7 @@ class PromptWait:
 
 @dataclass(frozen=True, slots=True)
 class WaitingPrompt:
-    """A prompt with tokens to compute, as of `arrived` (monotonic seconds)."""
+    """A prompt with tokens to compute; `arrived` (monotonic seconds) is infinite while nothing waits for it."""
 
     device: str
     arrived: float
@@ -35,16 +37,22 @@ class WaitingPrompt:
 
 def estimate_waits(
     prompts: Sequence[WaitingPrompt], cost: StepCost, extra: ExtraWork, *, now: float
-) -> list[PromptWait]:
-    """Return what each prompt waits for, in the same order."""
+) -> Iterator[PromptWait]:
+    """Estimate what each prompt waits for, in the same order.
+
+    Half of the steps begin with the oldest prompt and half with the shortest (see `batch_builder`). So a prompt waits
+    for those that are before it in either order, but no longer than twice for those before it in one of them.
+    """
     rate = _rate({each.device for each in prompts if each.left > 1}, cost, extra, now)
-    order = sorted(range(len(prompts)), key=lambda place: cost.place(prompts[place].arrived, prompts[place].left))
-    waits, ahead = dict[int, PromptWait](), 0
-    for place in order:
-        left = prompts[place].left
-        waits[place] = PromptWait(left, ahead, rate)
-        ahead += left - 1  # the last token is computed with what follows it
-    return [waits[place] for place in range(len(prompts))]
+    places = np.array([cost.place(each.arrived, each.left) for each in prompts])
+    left = np.array([each.left for each in prompts], np.int64)
+    for number, each in enumerate(prompts):
+        older = places < places[number]
+        older[:number] |= places[:number] == places[number]
+        shorter = (left < each.left) | (older & (left == each.left))
+        work = left - 1  # the last token is computed with what follows it
+        once, twice = work[older | shorter].sum(), 2 * min(work[older].sum(), work[shorter].sum()) + each.left - 1
+        yield PromptWait(each.left, int(min(once, twice)), rate)
 
 
 def _rate(devices: Collection[str], cost: StepCost, extra: ExtraWork, now: float) -> float | None:

@@ -5,9 +5,10 @@ eviction and verification differ only in whether rows of logits are wanted at th
 """
 
 import logging
+import math
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -181,6 +182,7 @@ class Scheduler:
             self._used,
             now,
             prompts_s=max_prompts_s(self._cost.mean_s),
+            shortest_first=bool(self._clock % 2),
             gap_s=self._delay.gap_s(now=now),
         )
         batch = builder.build(sessions, evicted=self._evicted)
@@ -247,7 +249,7 @@ class Scheduler:
     def progress(self, sessions: Iterable[EdgeSession], *, now: float) -> list[tuple[EdgeSession, float, PromptWait]]:
         """Return the sessions that wait for a verdict, since when, and for what."""
         unfinished = [session for session in sessions if not session.finished]
-        waits = self._estimate([self._waiting(session, now) for session in unfinished], now=now)
+        waits = self._estimate([self._waiting(session) for session in unfinished], now=now)
         pairs = zip(unfinished, waits, strict=True)
         return [(session, session.ready.at, wait) for session, wait in pairs if session.ready is not None]
 
@@ -256,15 +258,15 @@ class Scheduler:
     ) -> PromptWait:
         """Return what a session would wait for that is opened now."""
         own = len(tokens) - self._verifier.known(tokens, owner=device, stable=stable)
-        others = [self._waiting(session, now) for session in sessions if not session.finished]
-        return self._estimate([*others, WaitingPrompt(device, now, own)], now=now)[-1]
+        others = [self._waiting(session) for session in sessions if not session.finished]
+        return next(self._estimate([WaitingPrompt(device, now, own), *others], now=now))
 
-    def _estimate(self, prompts: Sequence[WaitingPrompt], *, now: float) -> list[PromptWait]:
+    def _estimate(self, prompts: Sequence[WaitingPrompt], *, now: float) -> Iterator[PromptWait]:
         return estimate_waits(prompts, self._cost, self._extra, now=now)
 
-    def _waiting(self, session: EdgeSession, now: float) -> WaitingPrompt:
+    def _waiting(self, session: EdgeSession) -> WaitingPrompt:
         left = max(1, len(session.tokens) - self._verifier.reusable(session.handle))
-        return WaitingPrompt(session.device, now if session.ready is None else session.ready.at, left)
+        return WaitingPrompt(session.device, math.inf if session.ready is None else session.ready.at, left)
 
     def timed(self, work: WorkItem, results: Sequence[DraftResult], step: StepTimes) -> WorkItem:
         """Return the work of a step with what it has decided, and with the times of the verdicts."""

@@ -466,3 +466,56 @@ def test_a_step_is_held_for_a_session_that_goes_on_and_not_for_one_that_has_ende
     assert edge.scheduler.hold_s(edge.sessions, now=10.0) == 0.0
     edge.scheduler.expect_draft(going_on, at=10.0)
     assert edge.scheduler.hold_s(edge.sessions, now=10.0) == pytest.approx(0.005)
+
+
+def served_in_order(edge: Edge, *, until: int, arrivals: dict[int, Callable[[], EdgeSession]]) -> list[int]:
+    """Run steps, in which drafts arrive at their numbers, until so many sessions have a verdict and have ended."""
+    served: list[int] = []
+    step = 0
+    while len(served) < until:
+        assert step < 5000
+        if step in arrivals:
+            arrivals[step]()
+        batch = edge.next_batch()
+        ended = edge.compute(batch)
+        times = StepTimes(edge.now, edge.now + 1e-3 * batch.tokens, sessions=len(ended))
+        edge.scheduler.on_step(StepReport(batch, times))
+        edge.now = times.ended
+        step += 1
+        for session in ended:
+            served.append(session.handle)
+            edge.sessions.remove(session)
+            edge.scheduler.forget(session)
+    return served
+
+
+def long_prompts(count: int, *, kv_tokens: int) -> Edge:
+    """Edge with prompts of 400 tokens; a step computes 40 tokens, in 40 ms."""
+    edge = Edge(Budget(tokens=40, prefill_chunk=40, device_share=1.0), kv_tokens=kv_tokens, token_s=0.001)
+    for _ in range(count):
+        edge.drafting(prompt=400)
+    return edge
+
+
+@pytest.mark.parametrize("kv_tokens", [1000, 10_000])
+def test_a_short_prompt_does_not_wait_for_all_long_ones(kv_tokens: int) -> None:
+    edge = long_prompts(20, kv_tokens=kv_tokens)
+    arrivals = {number: lambda: edge.drafting(at=edge.now, prompt=20) for number in (60, 61, 150)}
+    served = served_in_order(edge, until=23, arrivals=arrivals)
+    first, second, third = (served.index(handle) for handle in (20, 21, 22))
+    assert second - 6 <= first < second <= 8  # five or six long ones were before
+    assert third <= 18
+    assert sorted(served) == list(range(23))
+
+
+def test_long_prompts_are_not_computed_again_where_some_of_them_fill_memory() -> None:
+    edge = long_prompts(8, kv_tokens=1000)
+    served_in_order(edge, until=8, arrivals={})
+    assert edge.now <= 8 * 0.403 + 0.1
+
+
+def test_a_long_prompt_does_not_wait_for_short_ones_without_end() -> None:
+    edge = long_prompts(1, kv_tokens=1000)
+    arrivals = {number: lambda: edge.drafting(at=edge.now, prompt=100) for number in range(1, 2000, 2)}
+    served = served_in_order(edge, until=40, arrivals=arrivals)
+    assert served.index(0) <= 24  # its lead of four times its own time, then half of the steps
