@@ -14,7 +14,7 @@ from fleet_device.settings import DeviceSettings
 from fleet_edge.settings import EdgeSettings
 from fleet_edge.verifiers.contract import VerifierError
 from fleet_edge.verifiers.llama_cpp import verifier
-from tests.support.tiny_gguf import tiny_gguf
+from tests.support.tiny_gguf import overwrite, tiny_delta_gguf, tiny_gguf
 
 
 @pytest.fixture(autouse=True)
@@ -42,23 +42,21 @@ def children(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return started
 
 
-def overwrite(path: Path, key: str, value: bytes) -> None:
-    """Replace a number in the metadata of a GGUF."""
-    content = bytearray(path.read_bytes())
-    place = content.index(key.encode()) + len(key) + 4  # behind the type
-    content[place : place + len(value)] = value
-    path.write_bytes(content)
-
-
 CRASHES = [
-    ("llama.block_count", struct.pack("<I", 0)),
+    ("llama.block_count", 0),
     ("llama.attention.layer_norm_rms_epsilon", struct.pack("<f", -1.0)),
+    ("qwen35.full_attention_interval", 0),
+    ("qwen35.ssm.inner_size", 65),
+    ("qwen35.ssm.inner_size", (1 << 32) - 1),
 ]
-"""Numbers that fail an assertion of llama.cpp 0.3.36 when the file is loaded, and when a token is computed."""
+"""Numbers with which llama.cpp 0.3.36 crashes when the file is loaded or a token computed, or takes 32 GB."""
 
 
 @pytest.mark.parametrize(("key", "value"), CRASHES)
-def test_a_file_that_crashes_llama_cpp_does_not_end_a_device_or_an_edge(path: Path, key: str, value: bytes) -> None:
+def test_a_file_that_crashes_llama_cpp_does_not_end_a_device_or_an_edge(
+    key: str, value: bytes | int, tmp_path: Path
+) -> None:
+    path = (tiny_gguf if key.startswith("llama.") else tiny_delta_gguf)(tmp_path / "tiny.gguf")
     overwrite(path, key, value)
     with pytest.raises(DrafterError):
         load_drafter(DeviceSettings(model=str(path)))

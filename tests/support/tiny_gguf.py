@@ -111,6 +111,19 @@ def write_gguf(writer: gguf.GGUFWriter) -> None:
     writer.close()
 
 
+def overwrite(path: Path, key: str, value: bytes | int | None) -> Path:
+    """Replace a number in a file's metadata, an int as one of 32 bits; with None, the name of its key."""
+    name, content = key.encode(), bytearray(path.read_bytes())
+    place = content.index(name) + len(name)
+    if value is None:
+        content[place - 1] ^= 1
+    else:
+        new = value if isinstance(value, bytes) else value.to_bytes(4, "little")
+        content[place + 4 : place + 4 + len(new)] = new  # behind the type
+    path.write_bytes(content)
+    return path
+
+
 def tiny_hybrid_gguf(
     path: Path, *, rows: Sequence[Row] | None = None, context: int = 256, seed: int = 7, end: int = END
 ) -> Path:

@@ -184,14 +184,7 @@ def of_gguf(get: Callable[..., Any], vector: _Vector, has: Callable[[str], bool]
     if family.delta:
         every = int(of("full_attention_interval", _DELTA_PATTERN))
         recurrent = each("attention.recurrent_layers", [(number + 1) % every for number in range(count + drafting)])
-        delta = DeltaRule(
-            key_heads=int(of("ssm.group_count")),
-            value_heads=int(of("ssm.time_step_rank")),
-            key_dim=int(of("ssm.state_size")),
-            value_dim=int(of("ssm.inner_size")) // int(of("ssm.time_step_rank")),
-            kernel=int(of("ssm.conv_kernel")),
-            in_turn=kind != "qwen3next",
-        )
+        delta = _delta_of_gguf(kind, of)
         others = {number: delta for number in range(count) if recurrent[number]}
     layers = [
         Layer(
@@ -276,6 +269,21 @@ def _sources(sliding: Sequence[bool], shared: int) -> list[int | None]:
         None if number < first else max(other for other in range(first) if sliding[other] == mine)
         for number, mine in enumerate(sliding)
     ]
+
+
+def _delta_of_gguf(kind: str, of: Callable[..., Any]) -> DeltaRule:
+    value_heads = int(of("ssm.time_step_rank"))
+    value_dim, left = divmod(int(of("ssm.inner_size")), value_heads)
+    if left:
+        raise ValueError("Its heads of values have an impossible size.")
+    return DeltaRule(
+        key_heads=int(of("ssm.group_count")),
+        value_heads=value_heads,
+        key_dim=int(of("ssm.state_size")),
+        value_dim=value_dim,
+        kernel=int(of("ssm.conv_kernel")),
+        in_turn=kind != "qwen3next",
+    )
 
 
 def _experts_of_gguf(kind: str, family: _Family, of: Callable[..., Any]) -> Experts | None:

@@ -1,7 +1,7 @@
 """GGUF files of each architecture against llama.cpp, on small random models."""
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from fleet_edge.verifiers.blocks.model import Model, Part
 from fleet_edge.verifiers.blocks.states import Replay
 from fleet_edge.verifiers.contract import UnsupportedModel
 from fleet_edge.verifiers.source import check_gguf_reader
-from tests.support.tiny_gguf import new_gguf, tiny_delta_gguf, tiny_hybrid_gguf, tiny_rows, write_gguf
+from tests.support.tiny_gguf import Row, new_gguf, overwrite, tiny_delta_gguf, tiny_hybrid_gguf, tiny_rows, write_gguf
 
 llama_cpp = pytest.importorskip("llama_cpp")
 
@@ -112,16 +112,17 @@ class _Writer:
         self.file.add_tensor(name, self._random.normal(0, 1, shape).astype(np.float32))
 
 
-def _write(
+def write_model(
     path: Path,
     kind: str,
     own: Mapping[str, Any],
     *,
     split: int = 0,
     changed: Mapping[str, tuple[int, ...] | None] | None = None,
+    rows: Sequence[Row] | None = None,
 ) -> Path:
-    """Write a model; `changed` has other shapes for tensors, None to leave one out."""
-    dim, rows = own.get("dim", HIDDEN // HEADS), tiny_rows()
+    """Write a model; `changed` has other shapes for tensors, None to leave one out. `rows` are its tokens."""
+    dim, rows = own.get("dim", HIDDEN // HEADS), rows or tiny_rows()
     layers = own.get("layers", LAYERS)
     file = new_gguf(
         path, kind, layers=layers, width=HIDDEN, inner=INNER, heads=HEADS, kv_heads=KV_HEADS, dim=dim, rows=rows,
@@ -249,7 +250,7 @@ def _distance(found: NDArray[np.float32], wanted: NDArray[np.float32]) -> float:
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_logits_are_those_of_llama_cpp_up_to_rounding(name: str, tmp_path: Path) -> None:
     kind, own = ARCHITECTURES[name]
-    path = _write(tmp_path / "model.gguf", kind, own)
+    path = write_model(tmp_path / "model.gguf", kind, own)
     off = _distance(_logits(path), _logits_of_llama_cpp(path))
     print(name, off)
     # Rounding gives 0.02 to 0.065, the smallest of nine planted mistakes 0.12.
@@ -257,7 +258,7 @@ def test_logits_are_those_of_llama_cpp_up_to_rounding(name: str, tmp_path: Path)
 
 
 def test_a_file_in_mxfp4_is_computed_as_by_llama_cpp_up_to_rounding(tmp_path: Path) -> None:
-    path = _write(tmp_path / "model.gguf", "qwen3", _FEW | {"dim": 32, "kind": GGMLQuantizationType.MXFP4})
+    path = write_model(tmp_path / "model.gguf", "qwen3", _FEW | {"dim": 32, "kind": GGMLQuantizationType.MXFP4})
     assert _distance(_logits(path), _logits_of_llama_cpp(path)) < 0.08
 
 
@@ -268,7 +269,7 @@ def test_hybrids_are_those_of_llama_cpp_up_to_rounding(write: Callable[[Path], P
 
 
 def test_torch_refuses_bounds_that_transformers_does_not_read(tmp_path: Path) -> None:
-    path = _write(tmp_path / "model.gguf", *ARCHITECTURES["gemma2"])
+    path = write_model(tmp_path / "model.gguf", *ARCHITECTURES["gemma2"])
     with pytest.raises(UnsupportedModel, match="bounds"):
         check_gguf_reader(path)
 
@@ -281,7 +282,7 @@ def test_torch_follows_llama_cpp_or_refuses_the_file(name: str, tmp_path: Path) 
     kind, own = ARCHITECTURES[name]
     if kind == "gemma2":  # transformers reads no other bound than that of the published models
         own = own | {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}
-    path = _write(tmp_path / "model.gguf", kind, own)
+    path = write_model(tmp_path / "model.gguf", kind, own)
     try:
         check_gguf_reader(path)
     except UnsupportedModel:
@@ -297,8 +298,8 @@ def test_torch_follows_llama_cpp_or_refuses_the_file(name: str, tmp_path: Path) 
 
 
 def test_a_file_in_parts_is_read_whole(tmp_path: Path) -> None:
-    _write(tmp_path / "parts.gguf", "llama", {}, split=20)
-    whole = _write(tmp_path / "whole.gguf", "llama", {})
+    write_model(tmp_path / "parts.gguf", "llama", {}, split=20)
+    whole = write_model(tmp_path / "whole.gguf", "llama", {})
     parts = sorted(tmp_path.glob("parts-*.gguf"))
     assert len(parts) > 2
     assert np.array_equal(_logits(parts[0]), _logits(whole))
@@ -317,14 +318,32 @@ _SIZES = ("block_count", "embedding_length", "feed_forward_length", "attention.h
     [*itertools.product(_SIZES, [0, 1 << 31, (1 << 32) - 1]), ("attention.head_count_kv", 3)],
 )
 def test_impossible_sizes_are_refused_before_memory_is_taken(key: str, number: int, tmp_path: Path) -> None:
-    path = _write(tmp_path / "model.gguf", "llama", {})
-    name = f"llama.{key}".encode()
-    content = bytearray(path.read_bytes())
-    place = content.index(name) + len(name) + 4  # behind the type
-    content[place : place + 4] = number.to_bytes(4, "little")
-    path.write_bytes(content)
+    path = overwrite(write_model(tmp_path / "model.gguf", "llama", {}), f"llama.{key}", number)
     with pytest.raises(UnsupportedModel, match="damaged"):
         GgufWeights(path)
+
+
+_ODD_SIZES = {  # it has a head of keys, two of values, all of 32 numbers, and attention in every second layer
+    "ssm.conv_kernel": [3, 5],
+    "ssm.state_size": [31, 64],
+    "ssm.group_count": [2, 3],
+    "ssm.time_step_rank": [1, 3],
+    "ssm.inner_size": [63, 65, 128],
+    "full_attention_interval": [1, 3],
+}
+
+
+@pytest.mark.parametrize(
+    ("key", "number"),
+    [(key, number) for key, odd in _ODD_SIZES.items() for number in [None, 0, 1 << 31, (1 << 32) - 1, *odd]],
+)
+def test_impossible_states_are_refused_before_weights_are_loaded(
+    key: str, number: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = overwrite(tiny_delta_gguf(tmp_path / "model.gguf"), f"qwen35.{key}", number)
+    monkeypatch.setattr(GgufWeights, "pack", lambda *_, **__: pytest.fail("weights are loaded"))
+    with pytest.raises(UnsupportedModel, match="fetch it again"):
+        Model(GgufWeights(path), threads=1)
 
 
 @pytest.mark.parametrize(
@@ -352,13 +371,13 @@ def test_impossible_sizes_are_refused_before_memory_is_taken(key: str, number: i
 def test_tensors_that_do_not_fit_are_refused_before_they_are_loaded(
     kind: str, changed: dict[str, tuple[int, ...] | None], tmp_path: Path
 ) -> None:
-    path = _write(tmp_path / "model.gguf", *ARCHITECTURES[kind], changed=changed)
+    path = write_model(tmp_path / "model.gguf", *ARCHITECTURES[kind], changed=changed)
     with pytest.raises(UnsupportedModel):
         Model(GgufWeights(path), threads=1)
 
 
 def test_a_norm_of_integers_is_refused(tmp_path: Path) -> None:
-    path = _write(tmp_path / "model.gguf", "llama", {})
+    path = write_model(tmp_path / "model.gguf", "llama", {})
     content = bytearray(path.read_bytes())
     place = content.index(b"output_norm.weight") + len("output_norm.weight") + 4 + 8  # behind its dimension
     content[place : place + 4] = int(GGMLQuantizationType.I32).to_bytes(4, "little")
