@@ -245,6 +245,7 @@ _ENGINES = (
     ToyEngine.HYBRID,
     ToyEngine.EIGHT_BITS,
     ToyEngine.FOUR_BITS,
+    ToyEngine.DELTA,
     ToyEngine.VLLM,
 )
 _NEAR = Variant(Mode.RESIDUAL, FormName.AUTO, 8, languages=Languages.NEAR, tokens=LONG)
@@ -324,6 +325,7 @@ FAULTS = (
         for engine in _ENGINES
         for mode in Mode
     ),
+    *(Variant(mode, FormName.AUTO, 2, engine=ToyEngine.DELTA, sabotage=Sabotage.LOG_SHORT) for mode in Mode),
     *(
         Variant(Mode.RESIDUAL, FormName.AUTO, 2, engine=ToyEngine.VLLM, sabotage=sabotage)
         for sabotage in (Sabotage.TEMPERED_TWICE, Sabotage.CUT_SHORT)

@@ -5,8 +5,8 @@ layer computed apart in float64, both shaped by plain Python that shares no code
 through the real device, link, broker and edge, for each mode, each downlink form, drafting ahead, draft lengths that
 devices choose, a draft model of another vocabulary or nearly the target, ids above 65,535,
 positions up to 1,500, grammars, and with the transformer in llama.cpp, in blocks of 8 and 4 bits, with a hybrid in
-llama.cpp (whose rows, like those of blocks, are then computed alone), and at an inference server that answers as vLLM
-does. Three tests compare the outputs: chi-square
+llama.cpp and in blocks (whose rows, like those of blocks, are then computed alone), and at an inference server that
+answers as vLLM does. Three tests compare the outputs: chi-square
 of the joint distribution of three tokens, a score test that finds mistakes of two percent, and one for dependence
 between sessions. Then they must find planted faults; of too few sessions, it says the chance that they find one. Takes
 two hours; with `--only blocks`, some minutes.

@@ -40,6 +40,7 @@ class Sabotage(StrEnum):
     GUESS_SHIFTED = "guess-shifted"
     INVERTED = "inverted"
     LIKELIEST = "likeliest"
+    LOG_SHORT = "log-short"
     MASKED_HALF = "masked-half"
     MASKED_LATE = "masked-late"
     MASK_NOT_RENORMALISED = "mask-not-renormalised"
@@ -307,6 +308,23 @@ def _shift_rows(engine: type[Verifier], stack: ExitStack) -> None:
     stack.enter_context(patch.object(engine, "score", changed))
 
 
+def _shorten_logs(stack: ExitStack) -> None:
+    """Compute one token less again than a state's log has."""
+    from fleet_edge.verifiers.blocks.model import Model  # noqa: PLC0415 - only where the extra is installed
+
+    forward = Model.forward
+
+    def changed(self: Model, parts: Sequence[Any], *more: Any) -> Any:
+        return forward(self, [replace(part, replay=shorter(part.replay)) for part in parts], *more)
+
+    def shorter(its: Any) -> Any:
+        if not its.logged:
+            return its
+        return replace(its, logged=its.logged - 1, settled=its.settled - 1, copied=max(0, its.copied - 1))
+
+    stack.enter_context(patch.object(Model, "forward", changed))
+
+
 _AT_THE_EDGE: Final[dict[Sabotage, tuple[str, Callable[..., Any]]]] = {
     Sabotage.INVERTED: ("sampling.verification.accepts", _accept_inverted),
     Sabotage.ACCEPTANCE_LOW: ("sampling.verification.accepts", _accept_low),
@@ -325,6 +343,8 @@ def at_the_edge(kind: Sabotage, stack: ExitStack) -> None:
         stack.enter_context(patch(*_AT_THE_EDGE[kind]))
     elif kind in (Sabotage.MASKED_HALF, Sabotage.MASKED_LATE, Sabotage.MASK_NOT_RENORMALISED):
         _mask_wrongly(kind, stack)
+    elif kind is Sabotage.LOG_SHORT:
+        _shorten_logs(stack)
     elif kind is Sabotage.SHIFTED:
         from fleet_edge.verifiers.blocks.verifier import BlocksVerifier  # noqa: PLC0415 - likewise
         from fleet_edge.verifiers.llama_cpp.verifier import LlamaCppVerifier  # noqa: PLC0415 - likewise

@@ -1,4 +1,4 @@
-"""Engines of the toy edge: the toy target in llama.cpp, in blocks, or behind stand-ins of inference servers."""
+"""Engines of the toy edge: the toy target or a hybrid in llama.cpp or blocks, or a stand-in of an inference server."""
 
 import atexit
 import tempfile
@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+from gguf import TokenType
 
 from fleet_edge.verifiers.contract import Item, Verifier
 from sampling.distribution import Float
 from tests.support.markov import MarkovScript
 from tests.support.scripted_verifier import ScriptedVerifier
-from tests.support.tiny_gguf import tiny_hybrid_gguf
+from tests.support.tiny_gguf import Row, tiny_delta_gguf, tiny_hybrid_gguf
 from tests.support.toy_pair import END_TOKENS, TOP_K, Disturbed, Languages, ToyPair
 from tests.support.toy_transformer import ToyTransformer
 
@@ -35,6 +36,7 @@ class ToyEngine(StrEnum):
     HYBRID = "hybrid"  # layers with a running state, in llama.cpp
     EIGHT_BITS = "8-bit"
     FOUR_BITS = "4-bit"
+    DELTA = "delta"  # layers with a gated delta rule, in blocks
     VLLM = "vllm"
 
 
@@ -50,7 +52,7 @@ def pair_of(engine: ToyEngine, languages: Languages = Languages.STANDARD) -> Toy
     if engine is ToyEngine.SCRIPTED:
         return ToyPair.standard()
     pair = ToyPair.transformer()
-    if engine is ToyEngine.HYBRID:
+    if engine in (ToyEngine.HYBRID, ToyEngine.DELTA):
         return replace(pair, target=_alone(engine), draft=Disturbed(_alone(engine), _NOISE))
     return replace(pair, target=_alone(engine)) if engine in _BLOCKS else pair
 
@@ -87,16 +89,17 @@ def _llama_cpp() -> Iterator[Verifier]:
         yield LlamaCppVerifier(open_target(path, gpu_layers=0), budget_bytes=_KV_BYTES, context=_CONTEXT, threads=1)
 
 
+def _toy_rows() -> list[Row]:
+    return [(word, TokenType.NORMAL) for word in ToyPair.standard().target.words]
+
+
 @contextmanager
 def _hybrid() -> Iterator[Verifier]:
-    from gguf import TokenType  # noqa: PLC0415 - likewise
-
     from fleet_edge.verifiers.llama_cpp.target import open_target  # noqa: PLC0415
     from fleet_edge.verifiers.llama_cpp.verifier import LlamaCppVerifier  # noqa: PLC0415
 
-    rows = [(word, TokenType.NORMAL) for word in ToyPair.standard().target.words]
     with tempfile.TemporaryDirectory(prefix="toy-") as folder:
-        path = tiny_hybrid_gguf(Path(folder) / "toy.gguf", rows=rows, seed=_HYBRID_SEED, end=END_TOKENS[0])
+        path = tiny_hybrid_gguf(Path(folder) / "toy.gguf", rows=_toy_rows(), seed=_HYBRID_SEED, end=END_TOKENS[0])
         target = open_target(path, gpu_layers=0)
         yield LlamaCppVerifier(target, budget_bytes=_KV_BYTES, context=_CONTEXT, threads=1)
 
@@ -110,7 +113,10 @@ def _blocks(engine: ToyEngine) -> Iterator[Verifier]:
     assert isinstance(target, ToyTransformer)
     with tempfile.TemporaryDirectory(prefix="toy-") as folder:
         path = Path(folder) / "toy.gguf"
-        target.write_gguf(path, end_token=END_TOKENS[0], four_bits=engine is ToyEngine.FOUR_BITS)
+        if engine is ToyEngine.DELTA:
+            tiny_delta_gguf(path, rows=_toy_rows(), end=END_TOKENS[0])
+        else:
+            target.write_gguf(path, end_token=END_TOKENS[0], four_bits=engine is ToyEngine.FOUR_BITS)
         settings = {"engine": "blocks", "target": str(path), "kv_bytes": _KV_BYTES, "threads": 1}
         yield load_verifier(EdgeSettings.model_validate(settings))
 
@@ -176,5 +182,6 @@ _VERIFIERS: Final[dict[ToyEngine, Callable[[], AbstractContextManager[Verifier]]
     ToyEngine.HYBRID: _hybrid,
     ToyEngine.EIGHT_BITS: partial(_blocks, ToyEngine.EIGHT_BITS),
     ToyEngine.FOUR_BITS: partial(_blocks, ToyEngine.FOUR_BITS),
+    ToyEngine.DELTA: partial(_blocks, ToyEngine.DELTA),
     ToyEngine.VLLM: _remote,
 }

@@ -34,6 +34,8 @@ IN_SMALL = {
     "residual auto suffix fault:likeliest",
     "residual sparse unlike",
     "residual auto llama.cpp",
+    "residual auto delta",
+    "coupled delta fault:log-short",
     "residual sparse grammar",
     "residual sparse wide",
     "residual edge-only edge-draft near",
@@ -53,6 +55,8 @@ IN_SMALL = {
 OTHER_ENGINES = {
     "coupled vllm",
     "coupled 4-bit",
+    "coupled delta",
+    "residual auto delta fault:log-short",
     "residual auto ahead 8-bit",
     "residual auto ahead vllm",
     "residual auto greedy vllm",
