@@ -683,26 +683,25 @@ the step, how many are new, and what `Replay` says."""
 
 
 def _extend(
-    mixed: Floats, column: int, bias: Floats, rates: Floats, replays: Integers, of_row: Integers, layer: int,
+    mixed: Floats, logits: Floats, speeds: Floats, replays: Integers, of_row: Integers, layer: int,
     inputs: Floats, logs: Floats, tail: int, whole: Floats, changes: Floats,
 ) -> None:  # fmt: skip
     """Write the inputs of convolutions to `whole`: the last `tail` before a state, those of its log, and new ones.
 
-    To `changes` go how much stays of each head's state at a token, and how much of what is new it takes over. `column`
-    is where their logits begin in `mixed`: first the latter. `of_row` has the sequence of each row of `whole`.
+    To `changes` go how much stays of each head's state at a token, and how much of what is new it takes over; `logits`
+    has first those of the latter. `of_row` has the sequence of each row of `whole`.
     """
-    heads = len(bias)
+    heads = len(speeds)
     for row in prange(len(whole)):
         its = replays[of_row[row]]
         place, into, change = row - its[_BEGIN], whole[row], changes[row]
         new = place - tail - its[_LOGGED]
         if new >= 0:
-            mine = mixed[its[_FIRST] + new]
-            _copy(mine, into)
+            mine = logits[its[_FIRST] + new]
+            _copy(mixed[its[_FIRST] + new], into)
             for head in range(heads):
-                change[heads + head] = _sigmoid(mine[column + head])
-                speed = _softplus(mine[column + heads + head] + bias[head])
-                change[head] = _exp(min(rates[head] * speed, _f32(0)))
+                change[heads + head] = _sigmoid(mine[head])
+                change[head] = _exp(min(speeds[head] * _softplus(mine[heads + head]), _f32(0)))
         elif its[_SOURCE] < 0:
             _clear(into)
         else:

@@ -160,7 +160,7 @@ class Model:
         by_layer = None if self._by_layer is None else self._by_layer(tokens, x)
         more = np.empty((len(x), 0), np.float32)
         for number, layer in enumerate(self._layers):
-            found = layer.mix(numbers.normalized(x, more, layer.mixer_norm), layout, pages)
+            found = layer.mix(x, numbers.normalized(x, more, layer.mixer_norm), layout, pages)
             more = self._added(x, found, layer.after_mixer)
             found = layer.feed(x, numbers.normalized(x, more, layer.feed_norm))
             more = self._added(x, found, layer.after_feed)

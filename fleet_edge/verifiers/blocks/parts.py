@@ -195,7 +195,7 @@ class AttentionPart:
             return loader.product(names)
         return loader.product(names, [_apart(its.heads, its.dim), _apart(its.kv_heads, its.dim), None][: len(names)])
 
-    def __call__(self, normal: Inputs, layout: Layout, pages: Pages) -> Floats:
+    def __call__(self, _x: Floats, normal: Inputs, layout: Layout, pages: Pages) -> Floats:
         its, numbers, loops = self._its, self._numbers, self._numbers.loops
         found = self._queries(normal)
         where = (layout.tables, layout.places, layout.positions)
@@ -222,6 +222,12 @@ def _apart(heads: int, dim: int) -> npt.NDArray[np.intp]:
     return np.arange(heads * dim).reshape(heads, dim // 2, 2).swapaxes(1, 2).reshape(-1)
 
 
+def _columns(matrices: Sequence[Floats]) -> Floats:
+    """Return the rows of matrices as columns, with zeros up to whole vectors."""
+    found = np.concatenate(matrices).T
+    return np.ascontiguousarray(np.pad(found, ((0, 0), (0, -found.shape[1] % LANES))))
+
+
 class ConvolutionPart:
     """Short convolution of a layer, with what it mixes in pages."""
 
@@ -231,7 +237,7 @@ class ConvolutionPart:
         weight = loader.vector("shortconv.conv.weight").reshape(its.width, its.kernel)
         self._weight = np.ascontiguousarray(weight.T)
 
-    def __call__(self, normal: Inputs, layout: Layout, pages: Pages) -> Floats:
+    def __call__(self, _x: Floats, normal: Inputs, layout: Layout, pages: Pages) -> Floats:
         numbers, loops = self._numbers, self._numbers.loops
         mixed = self._input(normal)
         pool, layer = self._place
@@ -243,27 +249,35 @@ class ConvolutionPart:
 
 
 class DeltaPart:
-    """Gated delta rule of a layer, with its states in memory of their own."""
+    """Gated delta rule of a layer, with its states in memory of their own.
+
+    What decides decay and rate is computed in float32, since a state keeps its rounding for all later tokens.
+    """
 
     def __init__(self, loader: Loader, its: DeltaRule, place: int) -> None:
         self._its, self._numbers, self._place = its, loader.numbers, place
-        self._input = self._product(loader)
+        self._input = loader.product(["attn_qkv", "attn_gate"])
+        self._before, self._router = loader.vector("attn_norm.weight"), self._load_router(loader)
+        heads, bias = its.value_heads, loader.vector("ssm_dt.bias")
+        self._bias = np.pad(bias, (heads, self._router.shape[1] - 2 * heads))
         weight = loader.vector("ssm_conv1d.weight").reshape(its.channels, its.kernel)
         self._weight = np.ascontiguousarray(weight.T)
-        self._bias, self._rates = loader.vector("ssm_dt.bias"), loader.vector("ssm_a")
-        self._norm = loader.vector("ssm_norm.weight")
+        self._speeds, self._norm = loader.vector("ssm_a"), loader.vector("ssm_norm.weight")
         self._output = loader.product(["ssm_out"])
 
-    def _product(self, loader: Loader) -> Product:
+    def _load_router(self, loader: Loader) -> Floats:
+        """Return `[hidden, logits]`: for the rates of all heads, then for their decays."""
         if "ssm_ba" not in loader:
-            return loader.product(["attn_qkv", "attn_gate", "ssm_beta", "ssm_alpha"])
-        rows = np.arange(2 * self._its.value_heads).reshape(self._its.key_heads, 2, -1)
-        orders = [None, None, rows[:, 0].reshape(-1), rows[:, 1].reshape(-1)]
-        return loader.product(["attn_qkv", "attn_gate", "ssm_ba", "ssm_ba"], orders)
+            return _columns([loader.vector("ssm_beta.weight"), loader.vector("ssm_alpha.weight")])
+        both = loader.vector("ssm_ba.weight")
+        by_key = both.reshape(self._its.key_heads, 2, -1, both.shape[1])
+        return _columns([by_key[:, each].reshape(-1, both.shape[1]) for each in (0, 1)])
 
-    def __call__(self, normal: Inputs, layout: Layout, _pages: Pages) -> Floats:
+    def __call__(self, x: Floats, normal: Inputs, layout: Layout, _pages: Pages) -> Floats:
         its, numbers, loops, place = self._its, self._numbers, self._numbers.loops, self._place
         found = self._input(normal)
+        logits = numbers.workspace.floats("router", len(x), self._router.shape[1])
+        loops.route(x, self._before, self._router, self._bias, numbers.eps, logits)
         matrices, inputs, logs = layout.states
         count, tail = len(layout.of_row), its.kernel - 1
         whole = numbers.workspace.floats("before convolution", count, its.channels)
@@ -271,8 +285,7 @@ class DeltaPart:
         changes = numbers.workspace.floats("changes", count, 2 * its.value_heads)
         dots = numbers.workspace.floats("dots", count, its.key_heads)
         which = (layout.replays, layout.of_row)
-        column = its.channels + its.values
-        loops.extend(found, column, self._bias, self._rates, *which, place, inputs, logs, tail, whole, changes)
+        loops.extend(found, logits, self._speeds, *which, place, inputs, logs, tail, whole, changes)
         loops.mix(whole, self._weight, *which, its.key_dim, mixed, dots)
         out = numbers.workspace.floats("attended", len(found), its.values)
         loops.recur(mixed, changes, dots, layout.replays, tail, its.in_turn, place, matrices, out)
@@ -317,14 +330,12 @@ class ExpertsPart:
     def _load_router(self, loader: Loader) -> tuple[Floats, Floats]:
         """Return the router `[hidden, logits]` with its bias; a shared expert's gate is the last logit."""
         its = self._its
-        columns = [loader.vector("ffn_gate_inp.weight")]
+        rows = [loader.vector("ffn_gate_inp.weight")]
         if its.shared:
-            columns.append(loader.vector("ffn_gate_inp_shexp.weight").reshape(1, -1))
-        router = np.concatenate(columns).T
-        added = -router.shape[1] % LANES
-        bias = loader.vector("ffn_gate_inp.bias") if its.has_biases else np.zeros(its.count, np.float32)
-        whole = np.pad(bias, (0, router.shape[1] + added - len(bias)))
-        return np.ascontiguousarray(np.pad(router, ((0, 0), (0, added)))), whole
+            rows.append(loader.vector("ffn_gate_inp_shexp.weight").reshape(1, -1))
+        router = _columns(rows)
+        bias = loader.vector("ffn_gate_inp.bias") if its.has_biases else NONE
+        return router, np.pad(bias, (0, router.shape[1] - len(bias)))
 
     def _load(self, loader: Loader, name: str) -> tuple[Weights, Floats | None]:
         (weights,) = loader.pack(name)

@@ -53,6 +53,8 @@ def _vectors(its: Geometry, layer: Layer, optional: Sequence[str]) -> _Shapes:
     elif isinstance(mixer, DeltaRule):
         found |= {"ssm_dt.bias": (mixer.value_heads,), "ssm_a": (mixer.value_heads,)}
         found |= {"ssm_norm.weight": (mixer.value_dim,), "ssm_conv1d.weight": (mixer.channels, mixer.kernel)}
+        names, count = (["ssm_ba"], 2) if "ssm_ba" in optional else (["ssm_beta", "ssm_alpha"], 1)
+        found |= {f"{name}.weight": (count * mixer.value_heads, its.hidden) for name in names}
     else:
         found |= _of_heads(mixer, optional)
     if layer.experts is not None:
@@ -93,13 +95,7 @@ def _products(its: Geometry, layer: Layer, optional: Sequence[str]) -> list[_Sha
     if isinstance(mixer, Convolution):
         found: list[_Shapes] = [{"shortconv.in_proj": (3 * hidden, hidden)}, {"shortconv.out_proj": (hidden, hidden)}]
     elif isinstance(mixer, DeltaRule):
-        heads = mixer.value_heads
-        both = (
-            {"ssm_ba": (2 * heads, hidden)}
-            if "ssm_ba" in optional
-            else {"ssm_beta": (heads, hidden), "ssm_alpha": (heads, hidden)}
-        )
-        found = [{"attn_qkv": (mixer.channels, hidden), "attn_gate": (mixer.values, hidden), **both}]
+        found = [{"attn_qkv": (mixer.channels, hidden), "attn_gate": (mixer.values, hidden)}]
         found.append({"ssm_out": (hidden, mixer.values)})
     else:
         found = [_of_attention(mixer, hidden, fused="attn_qkv" in optional)]

@@ -14,7 +14,8 @@ from torch.overrides import TorchFunctionMode
 _BLOCK = 32
 _LEVELS = 127.0
 _ZERO, _ZERO_POINT = 128.5, 128
-_ROUTERS = {"gate", "router", "shared_expert_gate"}
+_ROUTERS = {"gate", "router", "shared_expert_gate", "in_proj_a", "in_proj_b"}
+"""What `blocks` computes in float32."""
 
 
 def _is_router(name: str) -> bool:
