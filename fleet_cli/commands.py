@@ -5,13 +5,28 @@ import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import IntEnum
 from pathlib import Path
 from typing import Final
 
 import typer
 
-from fleet_cli.errors import CommandError
 from fleet_common.extras import install_command
+from schemas.errors import FleetError
+
+
+class ExitCode(IntEnum):
+    """Exit codes of commands; docs/operations.md lists them."""
+
+    DONE = 0
+    CHECK_FAILED = 1  # what was checked is not as it should be
+    USER_ERROR = 2  # the last sentence on standard error says what to do
+    INTERRUPTED = 130  # by Ctrl-C
+    READER_GONE = 141  # the reader of standard output has closed the pipe
+
+
+class CommandError(FleetError):
+    """A command cannot be executed."""
 
 
 @dataclass(frozen=True, slots=True)

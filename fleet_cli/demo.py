@@ -26,7 +26,7 @@ from broker_config.processes import ThrowAwayBroker
 from fleet_admin.advice import LARGE_CURVE, Workload, best_drafting, edge_only
 from fleet_admin.models.prompts import read_prompts
 from fleet_admin.models.smollm2 import DRAFTS, FAMILY, SHIPPED, TARGET, make_missing
-from fleet_cli.commands import program
+from fleet_cli.commands import CommandError, program
 from fleet_cli.demo_processes import (
     StartedProcess,
     StreamedAnswer,
@@ -38,7 +38,6 @@ from fleet_cli.demo_processes import (
     name_of,
     stream_answer,
 )
-from fleet_cli.errors import CommandError
 from fleet_cli.models import ModelsDir
 from fleet_cli.options import end_as_interrupted, on_interrupt
 from fleet_common.settings import load_settings

@@ -19,7 +19,7 @@ from typing import Any, Final, NamedTuple, Self
 from broker_config.broker import Broker, BrokerMissing
 from broker_config.processes import EmbeddedBroker, MosquittoProcess, ThrowAwayBroker, find_mosquitto
 from fleet_admin.dashboard.settings import AccountRole, DashboardSettings
-from fleet_cli.errors import CommandError
+from fleet_cli.commands import CommandError
 from fleet_cli.options import actor_of, needs_extra
 from fleet_common.logs import Event, read_events
 

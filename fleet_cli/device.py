@@ -11,11 +11,10 @@ from typing import Annotated, Any
 import typer
 from pydantic import ValidationError
 
-from fleet_cli.device_chat import EDGE_S, TELLS_WAITS, chat_command
-from fleet_cli.errors import CommandError, ExitCode
+from fleet_cli.commands import CommandError, ExitCode
+from fleet_cli.device_chat import EDGE_S, TELLS_WAITS, chat_command, with_sampling
 from fleet_cli.identities import enroll_command
 from fleet_cli.options import ends_with_reader, on_interrupt, run_checks, with_events, with_settings
-from fleet_cli.sampling_options import with_sampling
 from fleet_cli.tables import Column, print_table
 from fleet_common.host import Systemd, locked
 from fleet_common.logs import Event, EventStream, hold_back_repetition, write_log_as

@@ -12,7 +12,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from pydantic import ValidationError
 
-from fleet_cli.errors import CommandError
+from fleet_cli.commands import CommandError
 from fleet_cli.options import PASSPHRASE_VARIABLE, PassphraseFile, open_log, operator
 from fleet_cli.tables import Column, print_json, print_table
 from fleet_common.identity.authority import Authority, create_authority, issue, utc_now

@@ -9,8 +9,7 @@ from typing import Annotated, Any
 import typer
 import typer.main
 
-from fleet_cli.commands import add_groups, not_installed
-from fleet_cli.errors import ExitCode
+from fleet_cli.commands import ExitCode, add_groups, not_installed
 from schemas.errors import FleetError
 from schemas.names import VERSION
 from schemas.printable import printable

@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 from rich.console import Console
 
-from fleet_cli.commands import program
-from fleet_cli.errors import CommandError, ExitCode
+from fleet_cli.commands import CommandError, ExitCode, program
 from fleet_cli.options import AsJson, end_as_interrupted
 from fleet_cli.tables import print_json
 from fleet_common.host import available_memory

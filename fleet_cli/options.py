@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from fleet_cli.errors import CommandError, ExitCode
+from fleet_cli.commands import CommandError, ExitCode
 from fleet_common.checks import Check, CheckStatus
 from fleet_common.extras import install_command
 from fleet_common.logs import EventStream

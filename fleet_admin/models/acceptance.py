@@ -11,7 +11,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from fleet_admin.models.errors import ModelsError
+from fleet_admin.models.facts import ModelsError
 from fleet_admin.models.pair import CheckedPair
 from fleet_admin.models.prompts import Prompt
 from fleet_device.drafters.contract import Drafter, TextCodec

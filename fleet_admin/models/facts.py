@@ -8,7 +8,6 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final
 
-from fleet_admin.models.errors import ModelsError, ModelUnreadable
 from fleet_common.gguf_files import GgufHeader, GgufUnreadable, read_header, vocabulary_of
 from fleet_common.host import write_atomically
 from fleet_edge.verifiers.blocks.architectures import of_config
@@ -16,8 +15,17 @@ from fleet_edge.verifiers.blocks.kv import state_bytes
 from fleet_edge.verifiers.blocks_engine import open_weights
 from fleet_edge.verifiers.contract import HYBRIDS, UnsupportedModel, VerifierError
 from fleet_edge.verifiers.safetensors import folder_tensors
+from schemas.errors import FleetError
 from schemas.fields import MAX_VOCABULARY
 from schemas.vocabulary import Vocabulary, token_strings
+
+
+class ModelsError(FleetError):
+    """Base of the errors of this package."""
+
+
+class ModelUnreadable(ModelsError):  # noqa: N818 - reads as what it says
+    """The file or folder is no readable model."""
 
 
 class ModelFormat(StrEnum):

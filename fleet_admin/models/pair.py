@@ -11,8 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-from fleet_admin.models.errors import ModelUnreadable
-from fleet_admin.models.facts import ModelFacts, ModelFormat, folder_facts, gguf_facts
+from fleet_admin.models.facts import ModelFacts, ModelFormat, ModelUnreadable, folder_facts, gguf_facts
 from fleet_common.checks import Check, CheckStatus
 from fleet_device.drafters.contract import DrafterError, ModelNotFound
 from fleet_device.drafters.model_file import GgufModel, hugging_face, locate_model

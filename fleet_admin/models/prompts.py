@@ -7,7 +7,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Final
 
-from fleet_admin.models.errors import ModelsError
+from fleet_admin.models.facts import ModelsError
 
 PROMPTS: Final = (
     "Explain in a few sentences why the sky is blue.",

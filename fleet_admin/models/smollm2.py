@@ -18,7 +18,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
-from fleet_admin.models.errors import ModelsError
+from fleet_admin.models.facts import ModelsError
 from fleet_common.extras import install_command
 from fleet_common.host import locked, sync
 from fleet_common.llama import library

@@ -9,7 +9,7 @@ import typer
 from fleet_admin.dashboard.settings import AccountRole
 from fleet_admin.report import Report
 from fleet_cli.admin.listing import Listing, with_listing
-from fleet_cli.errors import CommandError
+from fleet_cli.commands import CommandError
 from fleet_cli.options import DEFAULT_DB, Acting, Database, actor_of, needs_extra
 from fleet_cli.tables import Column
 

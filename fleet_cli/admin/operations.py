@@ -17,7 +17,7 @@ from fleet_admin.dashboard.settings import DashboardSettings
 from fleet_admin.report import Report
 from fleet_admin.reports import ALERT_GROUPS
 from fleet_cli.admin.listing import Listing, with_listing
-from fleet_cli.errors import CommandError, ExitCode
+from fleet_cli.commands import CommandError, ExitCode
 from fleet_cli.options import (
     DEFAULT_DB,
     Database,

@@ -28,7 +28,7 @@ from fleet_admin.reports import (
     edge_columns,
 )
 from fleet_cli.admin.listing import Listing, with_listing
-from fleet_cli.errors import CommandError
+from fleet_cli.commands import CommandError
 from fleet_cli.options import DEFAULT_DB, AsJson, Database, open_log
 from fleet_cli.tables import Column, cell, describe, plain, print_json, print_table
 

@@ -11,7 +11,7 @@ from fleet_admin.report import Report
 from fleet_admin.reports import as_assignments, setting_columns
 from fleet_admin.settings import AdminSettings
 from fleet_cli.admin.listing import Listing, with_listing
-from fleet_cli.errors import CommandError, ExitCode
+from fleet_cli.commands import CommandError, ExitCode
 from fleet_cli.options import (
     DEFAULT_DB,
     Acting,

@@ -11,7 +11,7 @@ import typer
 from fleet_admin.columns import ABSENT, Kind, shown
 from fleet_admin.usage import DIMENSIONS, usage_report
 from fleet_cli.admin.listing import Listing, with_listing
-from fleet_cli.errors import CommandError
+from fleet_cli.commands import CommandError
 from fleet_cli.options import DEFAULT_DB, Database, open_log
 from fleet_cli.tables import Column, cell, print_table
 from fleet_common.validation import read_time

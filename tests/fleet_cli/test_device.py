@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from fleet_cli import device as device_module
+from fleet_cli.commands import CommandError
 from fleet_cli.device import _print, at_first, read_grammar
-from fleet_cli.errors import CommandError
 from fleet_cli.main import main
 from fleet_cli.options import on_interrupt
 from fleet_common.logs import Event

@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from fleet_cli.commands import _OURS
-from fleet_cli.errors import ExitCode
+from fleet_cli.commands import _OURS, ExitCode
 from fleet_common.logs import Event
 from tests.support.tiny_gguf import tiny_gguf
 from tests.support.waiting import PATIENCE_S, wait_for_event

@@ -5,8 +5,7 @@ import gguf
 import pytest
 from typer.testing import CliRunner
 
-from fleet_admin.models.errors import ModelsError, ModelUnreadable
-from fleet_admin.models.facts import write_vocabulary
+from fleet_admin.models.facts import ModelsError, ModelUnreadable, write_vocabulary
 from fleet_cli.models import app
 from fleet_device.drafters.model_file import GgufModel
 from tests.support.tiny_gguf import CHAT_TEMPLATE, sentencepiece_rows, tiny_gguf

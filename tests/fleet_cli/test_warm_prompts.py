@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from fleet_cli.errors import CommandError
-from fleet_cli.warm_prompts import read_warm_prompts
+from fleet_cli.commands import CommandError
+from fleet_cli.edge import read_warm_prompts
 from fleet_common.settings import load_settings
 from fleet_device.drafters.model_file import GgufModel
 from fleet_device.requests.chat import chat_prompt

@@ -19,8 +19,7 @@ from sqlalchemy import Connection
 from fleet_common.closing import Closing
 from fleet_edge.session_log import queries
 from fleet_edge.session_log.alerts import alerts as table
-from fleet_edge.session_log.alerts.delivery import AlertChannel, BrokerChannel, DeliveryFailed, Webhook
-from fleet_edge.session_log.alerts.home_assistant import HomeAssistant
+from fleet_edge.session_log.alerts.delivery import AlertChannel, BrokerChannel, DeliveryFailed, HomeAssistant, Webhook
 from fleet_edge.session_log.alerts.rules import AlertProblem, Facts, find_problems, grouped, read_facts
 from fleet_edge.session_log.alerts.settings import EVERY_S, AlertSettings
 from fleet_edge.session_log.errors import StoreUnavailable

@@ -34,8 +34,7 @@ from fleet_edge.verifiers.contract import (
     VerifierError,
     no_progress,
 )
-from fleet_edge.verifiers.llama_cpp.context import NativeContext
-from fleet_edge.verifiers.llama_cpp.layout import CallLimits, StreamSpan, fill, pad
+from fleet_edge.verifiers.llama_cpp.context import CallLimits, NativeContext, StreamSpan, fill, pad
 from fleet_edge.verifiers.llama_cpp.target import (
     CELL_ROUNDING,
     GgufTarget,

@@ -15,9 +15,8 @@ from fleet_edge.verifiers.blocks.kv import PAGE
 from fleet_edge.verifiers.contract import Item
 from fleet_edge.verifiers.paged import PagedVerifier
 from fleet_edge.verifiers.tokens import grammar_tokenizer
-from fleet_edge.verifiers.torch_engine.attention import PagedStep, inspect_model, run_trial, running
+from fleet_edge.verifiers.torch_engine.attention import PagedStep, TensorPages, inspect_model, run_trial, running
 from fleet_edge.verifiers.torch_engine.layout import Indices, SequenceSpan, lay_out
-from fleet_edge.verifiers.torch_engine.memory import TensorPages
 from fleet_edge.verifiers.torch_engine.target import Target
 
 _GATHERED_BYTES: Final = {"cpu": 2 << 20, "cuda": 256 << 20}

@@ -15,7 +15,7 @@ from fleet_admin.models.acceptance import (
     compare,
     write_texts,
 )
-from fleet_admin.models.errors import ModelsError
+from fleet_admin.models.facts import ModelsError
 from fleet_admin.models.prompts import read_prompts_by_category
 from fleet_cli import models
 from fleet_cli.models_report import show_claims

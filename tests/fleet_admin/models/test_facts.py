@@ -7,8 +7,7 @@ import gguf
 import numpy as np
 import pytest
 
-from fleet_admin.models.errors import ModelUnreadable
-from fleet_admin.models.facts import KvShape, folder_facts, gguf_facts, layers_of
+from fleet_admin.models.facts import KvShape, ModelUnreadable, folder_facts, gguf_facts, layers_of
 from fleet_common.gguf_files import GgufUnreadable, read_header
 from fleet_device.drafters.model_file import GgufModel
 from fleet_edge.verifiers.torch_engine.attention import context_of, inspect_model

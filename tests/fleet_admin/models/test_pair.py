@@ -8,8 +8,7 @@ from gguf import GGMLQuantizationType, TokenType
 from tokenizers import Regex, Tokenizer, pre_tokenizers
 from tokenizers.models import BPE, Unigram
 
-from fleet_admin.models.errors import ModelUnreadable
-from fleet_admin.models.facts import ModelFacts, ModelFormat, gguf_facts, write_vocabulary
+from fleet_admin.models.facts import ModelFacts, ModelFormat, ModelUnreadable, gguf_facts, write_vocabulary
 from fleet_admin.models.pair import CheckedPair, check_pair, device_need, edge_needs, findings_of
 from fleet_common.checks import Check, CheckStatus
 from tests.support.command import Run, as_json, refused

@@ -8,7 +8,7 @@ import pytest
 from numpy.typing import NDArray
 
 from fleet_admin.models import smollm2
-from fleet_admin.models.errors import ModelsError
+from fleet_admin.models.facts import ModelsError
 from fleet_admin.models.smollm2 import FAMILY, make_missing
 from tests.support.prepared_models import prepared
 from tests.support.tiny_gguf import tiny_gguf

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from fleet_admin.dashboard.settings import DashboardSettings
-from fleet_cli.errors import CommandError
+from fleet_cli.commands import CommandError
 from fleet_edge.session_log.database import open_store
 from tests.support.command import Run, as_json, refused
 

@@ -15,6 +15,7 @@ import pytest
 from rich.console import Console
 
 from benchmarks.large import suite
+from fleet_cli.commands import CommandError
 from fleet_cli.demo import (
     _WARM_UP,
     _Fleet,
@@ -28,7 +29,6 @@ from fleet_cli.demo import (
     write_device_file,
 )
 from fleet_cli.demo_processes import StreamedAnswer, stream_answer
-from fleet_cli.errors import CommandError
 from fleet_device import Device
 from tests.support.command import Run, refused
 

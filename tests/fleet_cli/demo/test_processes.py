@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
+from fleet_cli.commands import CommandError
 from fleet_cli.demo_processes import device_service, edge_process
-from fleet_cli.errors import CommandError
 
 Program = Callable[[str], None]
 

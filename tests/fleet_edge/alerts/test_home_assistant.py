@@ -9,9 +9,8 @@ from pydantic import ValidationError
 
 from fleet_common.mqtt.errors import NotConnected
 from fleet_common.mqtt.link import Message
-from fleet_edge.session_log.alerts.delivery import BrokerChannel
+from fleet_edge.session_log.alerts.delivery import BrokerChannel, HomeAssistant
 from fleet_edge.session_log.alerts.evaluator import RunningAlerts
-from fleet_edge.session_log.alerts.home_assistant import HomeAssistant
 from fleet_edge.session_log.alerts.settings import AlertSettings
 from fleet_edge.session_log.database import open_store, transaction
 from schemas.control import Presence

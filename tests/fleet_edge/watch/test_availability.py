@@ -1,8 +1,8 @@
 import random
 from collections.abc import Sequence
 
+from fleet_edge.service import Availability
 from fleet_edge.verifiers.contract import Item, Logits, RunsElsewhere, SequenceFailed, TargetAway
-from fleet_edge.watch import Availability
 from schemas.messages import Fault, Verdict
 from schemas.policy import Mode
 from tests.support.memory_fleet import Device, MemoryFleet, lossless_text, run, terms

@@ -3,10 +3,10 @@ from dataclasses import replace
 import pytest
 
 from fleet_edge.answers.recorder import Recorder
+from fleet_edge.service import LifeEvents
 from fleet_edge.session_log.event_codes import EVENT_CODES
 from fleet_edge.session_log.views import EdgeView, MachineState
 from fleet_edge.verifiers.contract import TargetInfo
-from fleet_edge.watch import LifeEvents
 from schemas.control import Presence
 from schemas.vocabulary import Vocabulary
 from tests.fleet_edge.store.samples import START

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from fleet_edge.verifiers.llama_cpp.layout import CallLimits, StreamSpan, fill, pad
+from fleet_edge.verifiers.llama_cpp.context import CallLimits, StreamSpan, fill, pad
 
 PASS_TOKENS = 8.0
 LIMITS = CallLimits(tokens=64, rows=40)

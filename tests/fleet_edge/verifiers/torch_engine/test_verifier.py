@@ -150,7 +150,7 @@ def test_a_machine_without_memory_is_refused(monkeypatch: pytest.MonkeyPatch) ->
     def fail(*_: Any, **__: Any) -> None:
         raise MemoryError
 
-    monkeypatch.setattr("fleet_edge.verifiers.torch_engine.memory.np.zeros", fail)
+    monkeypatch.setattr("fleet_edge.verifiers.torch_engine.attention.np.zeros", fail)
     with pytest.raises(VerifierError, match="kv_bytes"):
         TorchVerifier(tiny_target("llama"), budget_bytes=BUDGET)
 
