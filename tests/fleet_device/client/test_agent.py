@@ -169,22 +169,6 @@ def test_without_an_edge_it_gives_up_and_says_what_to_do() -> None:
     assert 5.0 <= scene.fleet.clock() - before <= 7.0
 
 
-@pytest.mark.parametrize("says", [False, True])
-def test_an_edge_that_is_gone_in_the_middle_is_waited_for_as_long_as_a_resume_may_take(says: bool) -> None:
-    scene = Scene()
-
-    def end() -> None:
-        scene.edge_works = False
-        if says:
-            scene.say(Presence.OFFLINE)
-
-    scene.when(3, end)
-    before = scene.fleet.clock()
-    with pytest.raises(EdgeUnavailable):
-        scene.write()
-    assert 30.0 <= scene.fleet.clock() - before <= 40.0
-
-
 def test_an_unanswered_draft_is_repeated() -> None:
     scene = Scene()
     lossy = Faults(drop=1.0, only=build(Topic.VERDICT, fleet=FLEET, device="device-1"))
@@ -212,26 +196,6 @@ def test_an_edge_restart_is_survived(mode: Mode, ahead: bool) -> None:
             assert done.resumes == 1
 
 
-def test_an_edge_that_says_it_is_gone_is_resumed_when_it_is_back() -> None:
-    scene = Scene()
-
-    def happen(wait: int) -> None:
-        if wait == 3:
-            scene.edge_works = False
-            scene.say(Presence.OFFLINE)
-        elif wait == 8:
-            scene.fleet.restart_edge()
-            scene.edge_works = True
-            scene.say(Presence.ONLINE)
-
-    scene.inbox.on_wait = happen
-    before = scene.fleet.clock()
-    done = scene.write()
-    assert done.tokens == expected()
-    assert done.resumes == 1
-    assert scene.fleet.clock() - before < 3 * PATIENCE.verdict_s  # it asks at once, and again every second
-
-
 @pytest.mark.parametrize("refusals", [1, 4])
 def test_an_open_refused_by_an_edge_that_ends_is_asked_again(refusals: int) -> None:
     scene = Scene()
@@ -245,16 +209,6 @@ def test_an_open_refused_by_an_edge_that_ends_is_asked_again(refusals: int) -> N
     last = scene.fleet.sink.of("event")[-1]
     assert (last.code, last.count) == ("draining", refusals)
     assert scene.fleet.clock() - before == refusals * PATIENCE.retry_s
-
-
-def test_a_device_is_refused_by_edges_that_end_only_as_long_as_an_open_may_take() -> None:
-    scene = Scene()
-    scene.fleet.edge.handlers.draining = True
-    before = scene.fleet.clock()
-    with pytest.raises(SessionRefused, match="shutting down") as caught:
-        scene.write()
-    assert caught.value.code is RefusalCode.DRAINING
-    assert 5.0 <= scene.fleet.clock() - before <= 7.0
 
 
 def test_a_full_edge_is_waited_for_as_long_as_an_open_may_take() -> None:

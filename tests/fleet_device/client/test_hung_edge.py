@@ -60,20 +60,6 @@ def test_a_session_leaves_a_hung_edge_when_a_verdict_is_overdue(pacing: FixedPac
     assert PATIENCE.verdict_s <= took_s <= PATIENCE.verdict_s + PATIENCE.retry_s
 
 
-def test_the_session_of_a_lone_edge_waits_for_it_and_goes_on_where_it_was() -> None:
-    pair = Pair(both=False)
-    pair.hangs_after = 2
-
-    def wake(_number: int) -> None:
-        if pair.device.clock() >= 120.0 and pair.hung:
-            pair.hung.clear()
-            pair.hangs_after = 1000
-
-    pair.device.inbox.on_wait = wake
-    done = pair.device.generate(most=30)
-    assert (done.edge, done.reason, done.resumes) == ("edge-1", EndReason.LENGTH, 0)
-
-
 def test_an_edge_that_comes_while_another_hangs_is_gone_to_at_once() -> None:
     pair = Pair(both=False)
     pair.hangs_after = 2
@@ -89,49 +75,6 @@ def test_an_edge_that_comes_while_another_hangs_is_gone_to_at_once() -> None:
     done = pair.device.generate(most=30)
     assert done.edge == "edge-2"
     assert pair.device.clock() == came[0]
-
-
-def test_an_edge_that_hangs_for_good_is_named_with_the_time_that_was_waited() -> None:
-    pair = Pair(both=False)
-    with pytest.raises(EdgeUnavailable, match="edge-1"):
-        pair.device.generate()
-
-
-def test_a_slow_fleet_is_given_ever_more_time_so_that_nothing_is_computed_for_nothing() -> None:
-    """Both edges take longer than usual: each new attempt gets twice the time of the last."""
-    pair = Pair()
-    pair.hung = {"edge-1", "edge-2"}
-    for edge in pair.edges:  # they grant, and answer no draft
-        edge.on_open = lambda message, name=edge.name: [opened(message, edge=name)]  # type: ignore[misc]
-    with pytest.raises(EdgeUnavailable):
-        pair.device.generate()
-    opens = sum(len(edge.opens) for edge in pair.edges)
-    assert opens == 1 + 4  # after 3, 6, 12 and 24 s; the last is given 30 s in all
-
-
-def test_a_long_prompt_is_computed_in_peace() -> None:
-    pair = Pair()
-    pair.hung.add("edge-1")
-    pair.edges[0].on_open = lambda message: [opened(message, edge="edge-1")]
-    device = pair.device
-    before = device.clock()
-    done = device.generate(mode=Mode.COUPLED, prompt=(1, 2) * 2048)
-    assert (done.edge, done.resumes) == ("edge-2", 1)
-    assert 4 * PATIENCE.verdict_s <= device.clock() - before <= 4 * PATIENCE.verdict_s + PATIENCE.retry_s
-
-
-def test_while_the_broker_is_away_no_edge_is_left() -> None:
-    pair = Pair()
-    pair.hangs_after = 2
-
-    def cut(_number: int) -> None:
-        if pair.given == 3:
-            pair.device.broker.go_down()
-
-    pair.device.inbox.on_wait = cut
-    with pytest.raises(EdgeUnavailable, match="reachable"):
-        pair.device.generate(most=30)
-    assert sum(len(edge.opens) for edge in pair.edges) == 1
 
 
 # Why no text comes.

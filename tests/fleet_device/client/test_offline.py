@@ -121,22 +121,6 @@ def test_nobody_there_from_the_beginning_is_told_within_seconds_and_the_next_tim
         assert limit_s <= scene.fleet.clock() - before <= limit_s + 1.0
 
 
-def test_an_outage_that_is_shorter_is_no_outage() -> None:
-    for outages in (FAIL, LOCAL):
-        scene = Scene()
-
-        def happen(wait: int, scene: Scene = scene) -> None:
-            if wait == 3:
-                end_edge(scene)
-            elif wait == 4:
-                scene.fleet.clock.seconds += AFTER_S / 2
-                bring_back(scene)
-
-        scene.inbox.on_wait = happen
-        done = write(scene, outages)
-        assert (done.tokens, done.unverified, done.resumes) == (expected(), 0, 1)
-
-
 each_interruption = pytest.mark.parametrize(
     ("interrupt", "end"),
     [(end_edge, bring_back), (hang, wake), (lose_broker, bring_back_broker)],

@@ -173,22 +173,3 @@ def test_without_an_edge_of_its_target_the_draft_model_goes_on_alone() -> None:
     assert done.unverified > 0
     assert scene.origins[-1] is TokenOrigin.UNVERIFIED
     assert scene.second.drafts == []
-
-
-@pytest.mark.parametrize("outages", [ANY, FAIL], ids=["any", "fail"])
-def test_an_edge_that_hangs_is_left_for_another_target_only_if_that_is_allowed(outages: Outages) -> None:
-    scene = Scene()
-    answer = scene.verify
-    scene.first.on_draft = lambda message, draft: answer(message, draft) if len(scene.tokens) < KILLED_AT else ()
-    scene.ended = True  # it stays online
-    outages = replace(outages, answer_s=8.0)
-    before = scene.device.clock()
-    if outages.policy is OfflinePolicy.FAIL:
-        with pytest.raises(EdgeUnavailable):
-            scene.generate(outages)
-        assert scene.second.drafts == []
-    else:
-        done = scene.generate(outages)
-        assert (done.edge, done.reason) == ("edge-2", EndReason.LENGTH)
-        assert 0 < done.unverified < LENGTH
-    assert scene.device.clock() - before == pytest.approx(outages.answer_s, abs=4.0)

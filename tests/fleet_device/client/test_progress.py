@@ -74,12 +74,6 @@ def test_a_request_waits_while_its_prompt_is_computed(monkeypatch: pytest.Monkey
     assert slow.reasons[: len(slow.progress)] == [progress_sentence(EDGE, each) for each in slow.progress]
 
 
-def test_an_edge_that_hangs_amid_a_prompt_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    slow = Slow(monkeypatch, token_s=0.5, hangs_after=4)
-    with pytest.raises(EdgeUnavailable):
-        slow.generate()
-
-
 @pytest.mark.parametrize("token_s", [0.0, 0.01])
 def test_short_waits_need_no_message(monkeypatch: pytest.MonkeyPatch, token_s: float) -> None:
     slow = Slow(monkeypatch, token_s=token_s)
