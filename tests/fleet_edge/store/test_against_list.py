@@ -1,5 +1,6 @@
 """The store against a naive list of what has happened: any order, repetition and batching, with purges between."""
 
+import itertools
 import random
 from collections import Counter, defaultdict
 from collections.abc import Iterator
@@ -29,6 +30,10 @@ NOW: Final = START + SPAN + DAY
 DEVICES: Final = ("a", "b")
 EDGES: Final = ("north", "south")
 MINUTE: Final = timedelta(minutes=1)
+SHORT: Final = ("minute", "5-minutes")
+GRAINS: Final = (None, *SHORT, "hour", "day", "month")
+LENGTHS: Final = (None, 0.2, 1.5, 5.0, 9.0)
+WAYS: Final = ((), ("device",), ("edge",), ("app",), ("device", "app"), ("draft_model", "quantization"))
 
 _OF_SESSION: Final = (
     "reason", "closed_at", "final_tokens", "device_tokens", "edge", "draft_model", "app", "opened_at", "last_at"
@@ -107,8 +112,8 @@ class Log(RuleBasedStateMachine):
         for number, edge in enumerate(edges):
             at = self._at((place + number * 2**14) % 2**16)
             key = {"session": name, "device": device, "segment": segment_number(at)}
-            record = samples.opened(**key, edge=edge, draft_model=draft, app=f"app-{session % 2}", at=at)
-            values = {"edge": edge, "draft_model": draft, "app": f"app-{session % 2}"}
+            values = {"edge": edge, "draft_model": draft, "app": f"app-{(session + number) % 2}"}
+            record = samples.opened(**key, **values, at=at)
             self.open.append(self._add("open", at, record, device=device, session=name, segment=at, values=values))
 
     @precondition(lambda self: self.open)
@@ -190,10 +195,10 @@ class Log(RuleBasedStateMachine):
         record = samples.quarantined(device=device, by=by, since_at=at, until_at=until)
         self._add("quarantine", at, record, device=device, values={"by": by, "until": until})
 
-    @rule(place=choices, device=devices)
-    def lift(self, place: int, device: str) -> None:
+    @rule(place=choices, device=devices, by=st.sampled_from([*EDGES, ADMINISTRATOR]))
+    def lift(self, place: int, device: str, by: str) -> None:
         at = self._at(place)
-        self._add("lift", at, lift_record(device, ADMINISTRATOR, at), device=device)
+        self._add("lift", at, lift_record(device, by, at), device=device)
 
     # Storing
 
@@ -356,33 +361,38 @@ class Log(RuleBasedStateMachine):
 
     @rule(
         place=choices,
-        length=st.sampled_from([None, 0.2, 1.5, 5, 9]),
-        way=st.sampled_from(["", *["device", "edge", "app"], "draft_model"]),
-        grain=st.sampled_from([None, "hour", "day", "month"]),
+        early=st.booleans(),
+        length=st.sampled_from(LENGTHS),
+        by=st.sampled_from(WAYS),
+        grain=st.sampled_from(GRAINS),
     )
-    def ask_for_totals(self, place: int, length: float | None, way: str, grain: str | None) -> None:
+    def ask_for_totals(
+        self, place: int, early: bool, length: float | None, by: tuple[str, ...], grain: str | None
+    ) -> None:
         while self.waiting:
             self.store_some(place, 5)
-        since = self._at(place)
+        # Where segments are purged, devices have no hours, and there are no minutes.
+        early = early and not (grain in SHORT or (grain == "hour" and "device" in by))
+        since = START + place / 2**16 * SPAN if early else self._at(place)
         until = None if length is None else since + length * DAY
         found = {
-            (view.start, getattr(view, way) if way else None): (
+            (view.start, *(getattr(view, name) for name in by)): (
                 view.counted.sessions,
                 view.counted.segments,
                 view.counted.tokens,
             )
-            for view in self.log.usage(since=since, until=until, by=[way] if way else [], grain=grain)
+            for view in self.log.usage(since=since, until=until, by=by, grain=grain)
             if view.counted.segments
         }
-        assert found == dict(self._expected_totals(since, until, way, grain))
+        assert found == dict(self._expected_totals(since, until, by, grain))
 
     def _expected_totals(
-        self, since: datetime, until: datetime | None, way: str, grain: str | None
+        self, since: datetime, until: datetime | None, by: tuple[str, ...], grain: str | None
     ) -> Iterator[tuple[Any, tuple[int, int, int]]]:
-        of_device, length = way == "device", (until or NOW) - since
-        if of_device and grain == "hour":
-            since = max(since, self.purged)
-        elif since < self.purged or length > (2 * DAY if of_device else DAY / 2):
+        of_device, length = "device" in by, (until or NOW) - since
+        if not (grain in SHORT or (of_device and grain == "hour")) and (
+            since < self.purged or length > (2 * DAY if of_device else DAY / 2)
+        ):
             kept = Grain.HOUR if not of_device and (grain == "hour" or length <= 8 * DAY) else Grain.DAY
             since, until = floor(kept, since), None if until is None else ceiling(kept, until)
         sums: dict[Any, list[int]] = {}
@@ -390,15 +400,15 @@ class Log(RuleBasedStateMachine):
             if opened.at < since or (until is not None and opened.at >= until):
                 continue
             key = None if grain is None else floor(Grain(grain), opened.at)
-            name = None if not way else opened.device if of_device else opened.values[way]
+            values = opened.values | {"device": opened.device, "quantization": "Q4_0"}
             own = [each for each in self.known if each.owner == opened.owner]
             earlier = [
                 each
                 for each in own
                 if each.kind == "open" and each.at < opened.at
-                if way != "edge" or each.values["edge"] == opened.values["edge"]
+                if "edge" not in by or each.values["edge"] == opened.values["edge"]
             ]
-            counted = sums.setdefault((key, name), [0, 0, 0])
+            counted = sums.setdefault((key, *(values[name] for name in by)), [0, 0, 0])
             counted[0] += not earlier
             counted[1] += 1
             counted[2] += self._tokens(own, opened.segment)
@@ -411,14 +421,15 @@ class Log(RuleBasedStateMachine):
         for opened in dict.fromkeys(each for each in self.known if each.kind == "open"):
             own = [each for each in self.known if each.owner == opened.owner]
             measured += self._tokens(own, opened.segment) > 0
-        assert self.log.latencies()["first_token"].count == measured
+        found = self.log.latencies()
+        assert (found["first_token"].count, found["gap"].count) == (measured, measured)
 
-    @rule(grain=st.sampled_from(["hour", "day"]))
+    @rule(grain=st.sampled_from(["minute", "hour", "day"]))
     def ask_for_active_devices(self, grain: str) -> None:
         since = floor(Grain.DAY, self.begin)
         named = defaultdict(set)
         for each in self.known:
-            if each.kind == "open" and each.at >= (max(since, self.purged) if grain == "hour" else since):
+            if each.kind == "open" and each.at >= (since if grain == "day" else max(since, self.purged)):
                 named[floor(Grain(grain), each.at)].add(each.device)
         found = self.log.active_devices(grain, since=since)
         assert found == {start: len(names) for start, names in named.items()}
@@ -426,8 +437,16 @@ class Log(RuleBasedStateMachine):
     def teardown(self) -> None:
         while self.waiting:
             self.store_some(7, 4)
-        for ask in (self.ask_for_sessions, self.ask_for_segments, self.ask_for_machines, self.ask_for_quarantines):
-            ask()
+        for _ in range(2):
+            for ask in (self.ask_for_sessions, self.ask_for_segments, self.ask_for_machines, self.ask_for_quarantines):
+                ask()
+            self.purge()
+        self.ask_for_latencies()
+        for place, (by, grain) in enumerate(itertools.product(WAYS, GRAINS)):
+            for early in (False, True):
+                self.ask_for_totals(place * 2**9, early, LENGTHS[place % len(LENGTHS)], by, grain)
+        for grain in ("minute", "hour", "day"):
+            self.ask_for_active_devices(grain)
 
 
 @pytest.mark.slow

@@ -42,36 +42,6 @@ def test_times_come_back_aware_and_in_utc(store: Store) -> None:
     assert device["seen_at"].utcoffset() == timedelta(0)
 
 
-def test_a_resumed_session_is_open_again_and_keeps_its_first_description(store: Store) -> None:
-    store.apply([samples.opened(), samples.closed(reason=EndReason.LOST, counters=None)])
-    store.apply([samples.opened(segment=LATER, edge="edge-2", prompt_tokens=99, at=after(100))])
-    rows = all_rows(store)
-    [session] = rows["sessions"]
-    assert (session["reason"], session["closed_at"], session["tokens"]) == (None, None, None)
-    assert session["prompt_tokens"] == 12
-    assert [row["reason"] for row in rows["segments"]] == ["lost", None]
-
-
-def test_a_later_end_of_the_same_segment_wins(store: Store) -> None:
-    store.apply([samples.closed(reason=EndReason.STOP, at=after(5))])
-    store.apply([samples.closed(reason=EndReason.LOST, counters=None, at=after(4))])
-    [session] = all_rows(store)["sessions"]
-    assert (session["reason"], session["device_tokens"]) == ("stop", 40)
-
-
-def test_a_segment_that_was_left_ends_and_its_session_does_not(store: Store) -> None:
-    store.apply([samples.opened(), samples.progress(), samples.left()])
-    rows = all_rows(store)
-    [session], [segment] = rows["sessions"], rows["segments"]
-    assert (session["reason"], session["closed_at"], session["last_at"]) == (None, None, after(3))
-    assert (segment["reason"], segment["closed_at"], segment["tokens"]) == ("handed-over", after(3), 20)
-    store.apply([samples.opened(segment=LATER, edge="edge-2", at=after(100))])
-    store.apply([samples.closed(segment=LATER, at=after(110))])
-    rows = all_rows(store)
-    assert rows["sessions"][0]["reason"] == "stop"
-    assert [(row["edge"], row["reason"]) for row in rows["segments"]] == [("edge-1", "handed-over"), ("edge-2", "stop")]
-
-
 @pytest.mark.parametrize("at_once", [False, True])
 def test_latencies_of_a_segment_stay_when_a_later_record_has_none(store: Store, at_once: bool) -> None:
     known = samples.progress(tokens=20, first_token_ms=9.0, gap_p95_ms=4.0)
