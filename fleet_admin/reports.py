@@ -1,7 +1,7 @@
 """Reports of the session log, and the columns of tables that belong to one device, edge or session."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
@@ -26,6 +26,8 @@ from schemas.reasons import EndReason
 if TYPE_CHECKING:
     from fleet_admin.diagnosis import Conclusion, PartTime
     from fleet_admin.steering import DeviceSettingsView
+    from fleet_admin.steering.access import AccessFact
+    from fleet_admin.steering.clients import BrokerClient
     from fleet_admin.steering.log import SteeringLog
     from fleet_admin.steering.rollout import UpdateView
     from fleet_edge.session_log import (
@@ -567,6 +569,27 @@ def quarantines(log: "SessionLog", now: datetime) -> "Report[QuarantineView]":
     ]
     empty = "No device is quarantined."
     return Report("quarantined devices", columns, lambda **_: log.quarantines(), "device", empty=empty, now=now)
+
+
+ACCESS: "Final[list[Column[AccessFact]]]" = [
+    Column("fact", "fact", rank=0),
+    Column("state", "state", "state", rank=0),
+    Column("since", "since", "moment", rank=1),
+    Column("message", "sentence", "sentence", rank=0),
+]
+
+
+def clients(found: "Sequence[BrokerClient]", now: datetime) -> "Report[BrokerClient]":
+    """Return the report of the clients that the broker has named."""
+    columns: list[Column[BrokerClient]] = [
+        Column("client", "client", rank=0),
+        Column("state", "state", "state", rank=0, choices=("connected", "not connected")),
+        Column("since", "since", "ago", rank=1, meaning="Empty: from before this program read the broker's log."),
+        Column("address", "address", rank=1),
+        Column("message", "sentence", "sentence", rank=1),
+    ]
+    empty = "The broker has named no client."
+    return Report("clients", columns, lambda **_: found, "client", empty=empty, now=now)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,9 +1,10 @@
-"""Commands on identities: `fleet broker ca | issue | sign | renew | revoke | list`, and enrolment of devices."""
+"""Commands on identities: `fleet broker ca | issue | sign | renew | revoke | list …`, and enrolment of devices."""
 
 import os
 import shlex
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -13,11 +14,21 @@ from cryptography.hazmat.primitives import hashes
 from pydantic import ValidationError
 
 from fleet_cli.commands import CommandError
-from fleet_cli.options import PASSPHRASE_VARIABLE, PassphraseFile, open_log, operator
+from fleet_cli.options import (
+    DEFAULT_DB,
+    PASSPHRASE_VARIABLE,
+    Database,
+    PassphraseFile,
+    actor_of,
+    end_as_interrupted,
+    operator,
+    steering_log,
+    with_options,
+)
 from fleet_cli.tables import Column, print_json, print_table
 from fleet_common.identity.authority import Authority, create_authority, issue, utc_now
-from fleet_common.identity.certificates import IdentityRole, load_request
-from fleet_common.identity.enforcement import BrokerAccess, enforce_revocation
+from fleet_common.identity.certificates import AccessAction, AccessChange, IdentityRole, load_request
+from fleet_common.identity.enforcement import AccessProof, BrokerAccess, enforce_change
 from fleet_common.identity.enrolment import Enrolment
 from fleet_common.identity.files import PUBLIC, CutOffFailed, IdentityError, make_folder, read_bounded, write_atomically
 from fleet_common.identity.index import CertificateRecord, standing
@@ -26,11 +37,6 @@ from schemas.errors import FleetError
 
 CaFolder = Annotated[Path, typer.Option("--ca", envvar="FLEET_CA", help="The authority's folder.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Host = Annotated[str | None, typer.Option(help="Address of the broker, to end sessions there.")]
-Port = Annotated[int | None, typer.Option(min=1, max=65_535, help="The broker's TLS port.")]
-Crl = Annotated[Path | None, typer.Option(help="File from which the broker reads revoked certificates.")]
-PidFile = Annotated[Path | None, typer.Option(help="The broker's pid file, to reload it.")]
-Unit = Annotated[str | None, typer.Option(help="The broker's systemd unit, to reload it.")]
 
 
 def open_authority(folder: Path, passphrase_file: Path | None) -> Authority:
@@ -42,11 +48,32 @@ def open_authority(folder: Path, passphrase_file: Path | None) -> Authority:
     )
 
 
-def broker_access(known: BrokerAccess, **given: object) -> BrokerAccess:
+Reach = Mapping[str, object]
+"""Options that say how to reach the broker, by field of `BrokerAccess`."""
+
+_REACH: Final[Mapping[str, tuple[object, object]]] = {
+    "host": (Annotated[str | None, typer.Option(help="Address of the broker, to end sessions there.")], None),
+    "port": (Annotated[int | None, typer.Option(min=1, max=65_535, help="The broker's TLS port.")], None),
+    "crl": (Annotated[Path | None, typer.Option(help="File from which the broker reads revoked certificates.")], None),
+    "pid_file": (Annotated[Path | None, typer.Option(help="The broker's pid file, to reload it.")], None),
+    "unit": (Annotated[str | None, typer.Option(help="The broker's systemd unit, to reload it.")], None),
+    "installer": (
+        Annotated[
+            Path | None,
+            typer.Option(help="Program for a broker elsewhere: gets the list's path, copies it there and reloads it."),
+        ],
+        None,
+    ),
+}
+_with_reach: Final = with_options("reach", _REACH, nullcontext)
+_RELOADERS: Final[Mapping[str, None]] = {"pid_file": None, "unit": None, "installer": None}
+
+
+def broker_access(known: BrokerAccess, given: Reach) -> BrokerAccess:
     """Return the broker access with the given values in place of the known ones."""
     changed = {name: value for name, value in given.items() if value is not None}
-    if changed.keys() & {"pid_file", "unit"}:  # one replaces the other
-        changed = {"pid_file": None, "unit": None} | changed
+    if changed.keys() & _RELOADERS.keys():  # one replaces the other
+        changed = {**_RELOADERS, **changed}
     try:
         return BrokerAccess.model_validate(known.model_dump() | changed)
     except ValidationError as error:
@@ -129,10 +156,13 @@ def register(app: typer.Typer) -> None:
     app.command("issue")(issue_command)
     app.command("sign")(sign_command)
     app.command("renew")(renew_command)
-    app.command("revoke")(revoke_command)
+    for action, meaning in _HELP.items():
+        app.command(action.value, help=meaning)(_access_command(action))
+    app.command("enforce")(enforce_command)
     app.command("list")(list_command)
 
 
+@_with_reach
 def ca_command(
     *,
     ca: CaFolder = DEFAULT_CA,
@@ -141,15 +171,11 @@ def ca_command(
     monitor: Annotated[list[str] | None, typer.Option(help="Name to reserve for a monitor.")] = None,
     encrypt: Annotated[bool, typer.Option(help="Protect the authority's key with a passphrase.")] = False,
     passphrase_file: PassphraseFile = None,
-    host: Host = None,
-    port: Port = None,
-    crl: Crl = None,
-    pid_file: PidFile = None,
-    unit: Unit = None,
+    reach: Reach,
     as_json: AsJson = False,
 ) -> None:
     """Create the fleet's certificate authority. It remembers how to reach the broker for revocations."""
-    access = broker_access(BrokerAccess(), host=host, port=port, crl=crl, pid_file=pid_file, unit=unit)
+    access = broker_access(BrokerAccess(), reach)
     kept = [(name, IdentityRole.EDGE) for name in edge or []] + [(name, IdentityRole.MONITOR) for name in monitor or []]
     passphrase = given_passphrase(passphrase_file) or (_ask("New passphrase", confirm=True) if encrypt else None)
     made = create_authority(ca, fleet=fleet, actor=operator(), kept=kept, passphrase=passphrase)
@@ -233,69 +259,124 @@ def renew_command(
     _write_signed(authority, entries, out, as_json=as_json)
 
 
-def revoke_command(
-    names: Annotated[list[str], typer.Argument(help="The identities' names.")],
+_HELP: Final = {
+    AccessAction.DISCONNECT: "End the sessions of these names at the broker. They may connect again at once.",
+    AccessAction.SUSPEND: "Have the broker refuse these names until lifted, and end their sessions. May be repeated.",
+    AccessAction.UNSUSPEND: "Lift a suspension: the broker accepts the same certificates again.",
+    AccessAction.REVOKE: "Revoke all certificates of these names, notify the broker, and end their sessions. May be "
+    "repeated.",
+}
+
+
+_UNNOTIFIED: Final = (
+    "No broker was notified: copy the list to it and reload it. Connected clients stay connected; to end their "
+    "sessions, repeat the command with --host."
+)
+
+
+def _access_command(action: AccessAction) -> Callable[..., None]:
+    @_with_reach
+    def change_access(
+        names: Annotated[list[str], typer.Argument(help="The identities' names.")],
+        *,
+        reach: Reach,
+        ca: CaFolder = DEFAULT_CA,
+        passphrase_file: PassphraseFile = None,
+        db: Annotated[
+            str | None, typer.Option("--db", envvar="FLEET_DB", help="Session log that records it as an event.")
+        ] = None,
+        as_json: AsJson = False,
+    ) -> None:
+        authority = open_authority(ca, passphrase_file)
+        path = authority.folder.broker
+        access = broker_access(BrokerAccess.load(path), reach)
+        if action is AccessAction.DISCONNECT and access.host is None:
+            raise CommandError("Only the broker can disconnect a client: give its address with --host.")
+        wanted = tuple(dict.fromkeys(names))
+        change = authority.change_access(action, wanted)
+        try:
+            done = enforce_change(change, access)
+        except IdentityError as error:
+            failed = _not_in_force(change, authority, error)
+            _record(db, action, wanted, "failed", str(failed))
+            raise failed from error
+        access.save(path)  # not before: the next command relies on it
+        if done is None:
+            _record(db, action, wanted, "recorded", "No broker was notified.")
+        else:
+            _record(db, action, wanted, "done", done.sentence(action))
+        if as_json:
+            print_json(_change_facts(change, authority, done))
+            return
+        if change.revocation_list is not None:
+            count = len(change.serials)
+            what = f"{count} certificate{'s' if count > 1 else ''} of {', '.join(wanted)}"
+            print(f"{what}: {action.done}; the list is {authority.folder.revocation_list}.")
+        print(done.sentence(action) if done else _UNNOTIFIED)
+
+    return change_access
+
+
+def _change_facts(change: AccessChange, authority: Authority, done: AccessProof | None) -> dict[str, object]:
+    return {
+        "serials": change.serials,
+        "crl": str(authority.folder.revocation_list),
+        "in_force": done is not None,
+        "sessions_ended": list(done.ended) if done else [],
+        "in_force_s": done.in_force_s if done else None,
+        "done_s": done.done_s if done else None,
+    }
+
+
+def _not_in_force(change: AccessChange, authority: Authority, error: IdentityError) -> CutOffFailed:
+    why = str(error).rstrip(".")
+    if change.revocation_list is None:
+        return CutOffFailed(f"Nobody was disconnected: {why}.")
+    return CutOffFailed(
+        f"The change is recorded in {authority.folder.revocation_list}, but it is not yet in force: {why}. Then repeat "
+        "the command with options that reach the broker; until then refused clients may stay connected."
+    )
+
+
+def _record(db: str | None, action: AccessAction, names: Iterable[str], outcome: str, sentence: str) -> None:
+    """Record an action in the session log; without the log it is valid too."""
+    if db is None:
+        return
+    try:
+        with steering_log(db) as log:
+            from fleet_admin.steering.access import record_access
+
+            for name in names:
+                record_access(log, action, name, outcome, sentence, actor=actor_of(None))
+    except FleetError as error:
+        typer.echo(f"fleet: The {action} holds, but the session log does not know of it: {error}", err=True)
+
+
+@_with_reach
+def enforce_command(
     *,
-    host: Host = None,
-    port: Port = None,
-    crl: Crl = None,
-    pid_file: PidFile = None,
-    unit: Unit = None,
+    reach: Reach,
     ca: CaFolder = DEFAULT_CA,
     passphrase_file: PassphraseFile = None,
-    db: Annotated[
-        str | None, typer.Option("--db", envvar="FLEET_DB", help="Session log that records it as an event.")
-    ] = None,
-    as_json: AsJson = False,
+    db: Database = DEFAULT_DB,
 ) -> None:
-    """Revoke all certificates of these names, notify the broker, and end their sessions. May be repeated."""
+    """Carry out, until Ctrl-C, what dashboards and `fleet admin` request: disconnect, suspend, unsuspend, revoke.
+
+    It runs on the authority's machine, so that no dashboard needs the authority's key. Only devices can be requested.
+    """
+    end_as_interrupted()
     authority = open_authority(ca, passphrase_file)
     path = authority.folder.broker
-    access = broker_access(BrokerAccess.load(path), host=host, port=port, crl=crl, pid_file=pid_file, unit=unit)
-    revocation, listed = authority.revoke(tuple(dict.fromkeys(names))), authority.folder.revocation_list
-    if db is not None:
-        _tell_log(db, names)
-    try:
-        done = enforce_revocation(revocation, access)
-    except IdentityError as error:
-        raise CutOffFailed(
-            f"The revocation is recorded in {listed}, but it is not yet in force: {str(error).rstrip('.')}. Then "
-            "repeat the command with options that reach the broker; until then revoked clients may stay connected."
-        ) from error
-    access.save(path)  # not before: the next command relies on it
-    ended = list(done.ended) if done is not None else []
-    if as_json:
-        print_json(
-            {"serials": revocation.serials, "crl": str(listed), "in_force": done is not None, "sessions_ended": ended}
-            | {"in_force_s": done.in_force_s if done else None, "done_s": done.done_s if done else None}
+    access = broker_access(BrokerAccess.load(path), reach)
+    if access.host is None:
+        raise CommandError(
+            "It has to reach the broker: give --host, and how to reload it (--pid-file, --unit or --installer)."
         )
-        return
-    count = len(revocation.serials)
-    print(f"{count} certificate{'s' if count > 1 else ''} revoked; the list is {listed}.")
-    if done is None:
-        print(
-            "No broker was notified: copy the list to it and reload it. Connected clients stay connected; to end their "
-            "sessions, repeat the command with --host."
-        )
-        return
-    print(f"The list is in force at the broker since {done.in_force_s:.1f} s after the command.")
-    if ended:
-        print(f"No session is left of {', '.join(ended)} ({done.done_s:.1f} s).")
+    with steering_log(db) as log:
+        from fleet_admin.steering.access import carry_out_forever
 
-
-def _tell_log(db: str, names: list[str]) -> None:
-    """Record a revocation in the session log; without the log it is valid too."""
-    try:
-        with open_log(db) as log:
-            from fleet_edge.session_log import EventKind
-
-            for name in dict.fromkeys(names):
-                sentence = f"All certificates of {name} were revoked."
-                log.record_event(
-                    kind=EventKind.IDENTITY, code="revoked", sentence=sentence, device=name, who=operator()
-                )
-    except FleetError as error:
-        typer.echo(f"fleet: The revocation holds, but the session log does not know of it: {error}", err=True)
+        print(f"Requests in the session log are carried out at {access.host}:{access.port}.", flush=True)
+        carry_out_forever(log, authority, access)
 
 
 def list_command(

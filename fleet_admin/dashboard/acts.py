@@ -9,7 +9,9 @@ from typing import Final
 from fleet_admin.dashboard.errors import Problem
 from fleet_admin.dashboard.services import ActionOutcome, Services
 from fleet_admin.steering import Actor, Selection
+from fleet_admin.steering.access import request_access
 from fleet_admin.steering.planning import check_change, read_assignments
+from fleet_common.identity.certificates import AccessAction
 from fleet_common.validation import read_duration
 from schemas.errors import FleetError
 
@@ -118,6 +120,13 @@ def _unquarantine(services: Services, device: str, _argument: str, actor: Actor)
     return f"The quarantine is lifted; {held.by} had set it: {held.reason}"
 
 
+def _access(
+    action: AccessAction, services: Services, devices: Sequence[str], _argument: str, actor: Actor
+) -> Iterator[ActionOutcome]:
+    for each in request_access(services.steering.log, action, devices, actor=actor):
+        yield ActionOutcome(each.device, "done" if each.ok else each.outcome, each.sentence)
+
+
 ACTS: Final = (
     Act("set", "Change settings", _set, "draft_length=4", required=True, live=True, check=_check_set),
     Act(
@@ -138,6 +147,10 @@ ACTS: Final = (
     Act("unlabel", "Remove labels", partial(_label, "remove"), "hall_a", required=True),
     Act("quarantine", "Quarantine", _each(_quarantine), "2h", dangerous=True, check=_check_duration),
     Act("unquarantine", "End quarantine", _each(_unquarantine)),
+    Act("disconnect", "Disconnect now", partial(_access, AccessAction.DISCONNECT), dangerous=True),
+    Act("suspend", "Suspend at the broker", partial(_access, AccessAction.SUSPEND), dangerous=True),
+    Act("unsuspend", "End suspension", partial(_access, AccessAction.UNSUSPEND)),
+    Act("revoke", "Revoke the certificate", partial(_access, AccessAction.REVOKE), dangerous=True),
     Act("retire", "Retire", _each(_retire), dangerous=True),
     Act("restore", "Restore", _each(partial(_retire, undo=True))),
 )

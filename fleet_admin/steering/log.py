@@ -160,6 +160,17 @@ class SteeringLog(Closing):
                     values = {"outcome": outcome, "sentence": sentence, "ended_at": self._now()}
                     connection.execute(update(COMMANDS).where(COMMANDS.c.id == command).values(values))
 
+    def end_access(self, command: CommandView, outcome: str, sentence: str) -> None:
+        """Store the outcome of a request for access, unless it has one, and complete its audit entry."""
+        mine = (AUDIT.c.action == command.command, AUDIT.c.subject == command.device, AUDIT.c.at == command.at)
+        values = {"outcome": outcome, "sentence": sentence, "ended_at": self._now()}
+        with self._writing() as connection:
+            connection.execute(
+                update(COMMANDS).where(COMMANDS.c.id == command.id, COMMANDS.c.outcome.is_(None)).values(values)
+            )
+            asked = update(AUDIT).where(*mine, AUDIT.c.outcome == ASKED)
+            connection.execute(asked.values(outcome=audit_text(f"{outcome}: {sentence}")))
+
     def audit(
         self,
         *,

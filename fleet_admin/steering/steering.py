@@ -22,6 +22,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Final, Self
 
 from fleet_admin.settings import AdminSettings
+from fleet_admin.steering.clients import BrokerClient
 from fleet_admin.steering.log import ASKED, SteeringLog
 from fleet_admin.steering.planning import (
     Actor,
@@ -174,6 +175,10 @@ class Steering:
                 draft_model=state.draft_model,
             )
         return found
+
+    def clients(self) -> tuple[list[BrokerClient], int | None]:
+        """Return the clients as the broker sees them; see `SteeringWire.clients`."""
+        return self._wire.clients()
 
     def choose(self, selection: Selection) -> list[str]:
         """Return the devices of a selection; raises `SteeringError` if there are none or one is unknown."""

@@ -5,8 +5,10 @@ import logging
 import secrets
 import threading
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 from typing import Final, TypeVar
 
+from fleet_admin.steering.clients import CONNECTED, GONE, LOG_TOPIC, NUMBER_TOPIC, BrokerClient, BrokerClients
 from fleet_admin.steering.planning import SteeringError
 from fleet_common.mqtt.errors import LinkError
 from fleet_common.mqtt.link import Link, Message, PublishOutcome
@@ -15,6 +17,7 @@ from schemas.control import (
     CommandResponse,
     DesiredSettings,
     DeviceState,
+    EdgeState,
     ReportedSettings,
     decode_json,
     encode_json,
@@ -27,6 +30,8 @@ _log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _CONNECT_S: Final = 10.0
+_MAX_LINE: Final = 500  # bytes of a line of the broker's log
+_RETAINED: Final = "By the state that the broker retains."
 _MAX_DEVICES: Final = 100_000
 """Most remembered devices; only the fleet's own publish, and they are limited too."""
 
@@ -48,14 +53,20 @@ class SteeringWire:
         self._answers: dict[str, Callable[[CommandResponse], None]] = {}
         self._marks: set[str] = set()
         self._rejected: dict[str, int] = {}
+        self._edges: dict[str, EdgeState] = {}
+        self._clients = BrokerClients()
         for topic, qos in (
             # Retained messages of thousands of devices arrive at once: at QoS 1 some brokers drop some of them.
             (Topic.STATE, 0),
             (Topic.CONFIG_DESIRED, 0),
             (Topic.CONFIG_REPORTED, 0),
             (Topic.COMMAND_RESPONSE, 1),
+            (Topic.EDGE_STATE, 0),
         ):
             link.subscribe(wildcard(topic, fleet=fleet), self._hear, qos=qos)
+        link.subscribe(NUMBER_TOPIC, lambda message: self._clients.read_number(message.payload), qos=0)
+        link.subscribe(LOG_TOPIC, self._read_log)
+        link.on_connection(lambda connected: None if connected else self._clients.forget())
 
     def start(self) -> None:
         """Connect, and return when all that the broker retains has arrived.
@@ -91,6 +102,18 @@ class SteeringWire:
     def states(self) -> Mapping[str, DeviceState]:
         with self._changed:
             return dict(self._states)
+
+    def clients(self) -> tuple[list[BrokerClient], int | None]:
+        """Return the clients as the broker's log and its retained states name them, and their number as it counts."""
+        named = self._clients.named()
+        with self._changed:
+            edges = {name: state.presence for name, state in self._edges.items()}
+            seen = {name: state.presence for name, state in self._states.items()} | edges
+        for name, presence in seen.items():
+            state = GONE if presence.gone else CONNECTED
+            named.setdefault(name, BrokerClient(client=name, state=state, sentence=_RETAINED))
+        named.setdefault(self._name, BrokerClient(client=self._name, state=CONNECTED, sentence="This program."))
+        return [named[name] for name in sorted(named)], self._clients.number
 
     def desired(self) -> Mapping[str, DesiredSettings]:
         """Return the desired settings that the broker retains or is about to, by device."""
@@ -159,12 +182,15 @@ class SteeringWire:
                 self._sent.pop(parse(outcome.topic).device or "", None)
                 self._changed.notify_all()
 
+    def _read_log(self, message: Message) -> None:
+        self._clients.read_line(message.payload[:_MAX_LINE].decode(errors="replace"), now=datetime.now(UTC))
+
     def _hear(self, message: Message) -> None:
         try:
             address = parse(message.topic)
         except TopicError:
             return
-        device = address.device
+        device = address.device or address.edge
         if device is None or address.fleet != self._fleet:
             return
         with self._changed:
@@ -179,6 +205,8 @@ class SteeringWire:
         match topic:
             case Topic.STATE:
                 _keep(self._states, device, decode_json(DeviceState, payload) if payload else None)
+            case Topic.EDGE_STATE:
+                _keep(self._edges, device, decode_json(EdgeState, payload) if payload else None)
             case Topic.CONFIG_DESIRED if device == self._name:
                 self._marks.add(_mark_of(payload))
             case Topic.CONFIG_DESIRED:

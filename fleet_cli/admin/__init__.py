@@ -2,7 +2,7 @@
 
 import typer
 
-from fleet_cli.admin import accounts, listing, operations, sessions, steering, updates, usage
+from fleet_cli.admin import access, accounts, listing, operations, sessions, steering, updates, usage
 
 app = typer.Typer(name="admin", help="Monitor and steer a fleet.", no_args_is_help=True)
 for _title, _part in {
@@ -10,6 +10,7 @@ for _title, _part in {
     "Devices and sessions": sessions,
     "Usage": usage,
     "Steering": steering,
+    "Access": access,
     "Releases that gateways pull": updates,
     "Operations": operations,
     "Dashboard accounts": accounts,

@@ -146,7 +146,7 @@ def command_command(
     results.sort(key=lambda each: each.device)
     if out is not None:
         _write_results(out, command, results)
-    _show_results(results, as_json=as_json, texts=out is None)
+    show_results(results, as_json=as_json, texts=out is None)
     if not all(each.ok for each in results):
         raise typer.Exit(ExitCode.CHECK_FAILED)
 
@@ -194,7 +194,7 @@ def _title(outcomes: "Iterable[str]") -> str:
     return f"Devices: {counted.total()}; " + ", ".join(f"{number} {word}" for word, number in counted.items())
 
 
-def _show_results(results: "Sequence[CommandResult]", *, as_json: bool, texts: bool) -> None:
+def show_results(results: "Sequence[CommandResult]", *, as_json: bool, texts: bool) -> None:
     columns: list[Column[CommandResult]] = [
         Column("device", "device", rank=0),
         Column("outcome", "outcome", "state", rank=0),

@@ -1,4 +1,4 @@
-"""Certificate authority of a fleet: create, sign, issue, renew and revoke certificates.
+"""Certificate authority of a fleet: create, sign, issue, renew, suspend and revoke certificates.
 
 Every change holds the folder's lock from the first read to the last write, so concurrent commands run one after the
 other. The index is written before a certificate or revocation list leaves the folder: after a crash, repeating the
@@ -21,10 +21,11 @@ from fleet_common.identity.certificates import (
     RENEWAL_DAYS,
     SKEW,
     TAKEOVER_LIFETIME,
+    AccessAction,
+    AccessChange,
     Credential,
     IdentityRole,
     Passphrase,
-    Revocation,
     Revoked,
     Subject,
     authority_certificate,
@@ -48,7 +49,15 @@ from fleet_common.identity.files import (
     make_folder,
     write_atomically,
 )
-from fleet_common.identity.index import CertificateIndex, CertificateRecord, check_free, check_key, current, renewable
+from fleet_common.identity.index import (
+    CertificateIndex,
+    CertificateRecord,
+    check_free,
+    check_key,
+    check_not_suspended,
+    current,
+    renewable,
+)
 from schemas.names import check_name
 
 LOCK_S: Final = 30.0
@@ -150,7 +159,7 @@ class Signer:
         )
         record = self._record(signed, subject, "take over")
         with self.index.change():
-            self.index.put(self.revoked(record) if revoked else record)
+            self.index.put(self.changed(record, AccessAction.REVOKE) if revoked else record)
         return Credential(subject.name, signed.public_bytes(serialization.Encoding.PEM), key)
 
     def write_list(self) -> bytes:
@@ -159,8 +168,8 @@ class Signer:
             # Backdated by an hour: a broker whose clock is slow rejects a later list, and then refuses every client.
             number, this_update = self.index.next_list(now - SKEW)
             revoked = [
-                Revoked(int(entry.serial, 16), entry.revoked_at or now)
-                for entry in self.index.revoked(ending_after=now - CLOCKS_APART)
+                Revoked(int(entry.serial, 16), entry.revoked_at or entry.suspended_at or now, held=entry.suspended)
+                for entry in self.index.refused(ending_after=now - CLOCKS_APART)
             ]
         made = revocation_list(
             revoked, number=number, issuer=self.certificate, issuer_key=self.key, this_update=this_update
@@ -169,8 +178,18 @@ class Signer:
         write_atomically(self.folder.revocation_list, content, mode=PUBLIC)
         return content
 
-    def revoked(self, record: CertificateRecord) -> CertificateRecord:
-        return record.model_copy(update={"revoked_at": self.clock(), "revoked_by": self.actor})
+    def changed(self, record: CertificateRecord, action: AccessAction) -> CertificateRecord:
+        """Return a record after an action."""
+        match action:
+            case AccessAction.REVOKE if record.revoked_at is None:
+                update = {"revoked_at": self.clock(), "revoked_by": self.actor}
+            case AccessAction.SUSPEND if record.suspended_at is None:
+                update = {"suspended_at": self.clock(), "suspended_by": self.actor}
+            case AccessAction.UNSUSPEND:
+                update = {"suspended_at": None, "suspended_by": ""}
+            case _:
+                update = {}
+        return record.model_copy(update=update)
 
     def _record(self, signed: x509.Certificate, subject: Subject, action: str) -> CertificateRecord:
         return CertificateRecord(
@@ -238,6 +257,7 @@ class Authority:
         with self.at_work() as signer:
             check_free(signer.index, name, role)
             check_key(signer.index, fingerprint(public_key), name)
+            check_not_suspended(signer.index, name)
             held = current(signer.index, name, now=self.clock())
             if held is not None:
                 raise NameRefused(
@@ -264,33 +284,37 @@ class Authority:
             subject = Subject(self.fleet, latest.role, latest.name, latest.hosts)
             return signer.certify(subject, asked or kept, action="renew")
 
-    def revoke(self, names: Sequence[str]) -> Revocation:
-        """Revoke every certificate of these names and write the list. Repeating it writes a newer list.
+    def revoke(self, names: Sequence[str]) -> AccessChange:
+        return self.change_access(AccessAction.REVOKE, names)
 
-        Raise NameRefused, and revoke nothing, if a name is unknown or none is given.
+    def change_access(self, action: AccessAction, names: Sequence[str]) -> AccessChange:
+        """Apply an action to every certificate of these names, and write the list. Repeating it writes a newer list.
+
+        Raise NameRefused, and change nothing, if a name is unknown, cannot be acted on like that, or none is given.
         """
         if not names:
-            raise NameRefused("Name the identities to revoke: see `fleet broker list`.")
+            raise NameRefused(f"Name the identities to {action}: see `fleet broker list`.")
         with self.at_work() as signer:
             held = {name: signer.index.of_name(name) for name in names}
             for name, entries in held.items():
-                if not entries:
-                    raise NameRefused(f"There is no certificate for {name[:80]!r}: see `fleet broker list`.")
+                _check_action(action, name, entries)
             everything = [entry for entries in held.values() for entry in entries]
             with signer.index.change():
                 for entry in everything:
-                    if entry.revoked_at is None:
-                        signer.index.put(signer.revoked(entry))
-            clients = {name: entries[-1].role for name, entries in held.items() if not entries[-1].role.is_server}
+                    signer.index.put(signer.changed(entry, action))
+            roles = {name: entries[-1].role for name, entries in held.items()}
             kickers = {
-                name: signer.take_over(Subject(self.fleet, role, name), revoked=False) for name, role in clients.items()
+                name: signer.take_over(Subject(self.fleet, role, name), revoked=False)
+                for name, role in roles.items()
+                if action is not AccessAction.UNSUSPEND and not role.is_server
             }
-            canary = signer.take_over(Subject(self.fleet, IdentityRole.DEVICE, everything[0].name), revoked=True)
-            return Revocation(
+            lists = action is not AccessAction.DISCONNECT
+            canary = Subject(self.fleet, IdentityRole.DEVICE, everything[0].name)
+            return AccessChange(
                 serials=tuple(entry.serial for entry in everything),
-                revocation_list=signer.write_list(),
+                canary=signer.take_over(canary, revoked=True) if lists else None,
+                revocation_list=signer.write_list() if lists else None,
                 authority=self.certificate.public_bytes(serialization.Encoding.PEM),
-                canary=canary,
                 kickers=kickers,
             )
 
@@ -302,7 +326,7 @@ class Authority:
         """Return the names whose certificate ends within 30 days or has ended."""
         last: dict[str, datetime] = {}
         for entry in self.entries():
-            if entry.revoked_at is None:
+            if entry.revoked_at is None and not entry.suspended:
                 last[entry.name] = max(entry.not_after, last.get(entry.name, entry.not_after))
         return tuple(name for name, end in last.items() if end - self.clock() <= timedelta(days=RENEWAL_DAYS))
 
@@ -318,6 +342,17 @@ class Authority:
                 actor=self.actor,
                 clock=self.clock,
             )
+
+
+def _check_action(action: AccessAction, name: str, entries: Sequence[CertificateRecord]) -> None:
+    if not entries:
+        raise NameRefused(f"There is no certificate for {name[:80]!r}: see `fleet broker list`.")
+    if action is AccessAction.SUSPEND and all(entry.revoked_at is not None for entry in entries):
+        raise NameRefused(f"{name!r} was revoked: it is refused for good, and needs no suspension.")
+    if action is AccessAction.UNSUSPEND and not any(entry.suspended for entry in entries):
+        raise NameRefused(f"{name!r} is not suspended: see `fleet broker list`.")
+    if action is AccessAction.DISCONNECT and entries[-1].role.is_server:
+        raise NameRefused(f"{name!r} is a broker: only its clients can be disconnected.")
 
 
 def create_authority(

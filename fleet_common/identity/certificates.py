@@ -8,9 +8,9 @@ Every field of a certificate is set here; none is copied from a request. The rol
 extended key usage separates clients from servers, so that a stolen device certificate cannot impersonate the broker.
 
 A broker checks a certificate only when a client connects, so a revoked client that is connected stays connected. MQTT
-ends the older of two sessions with one client id, and the broker takes the client id from the certificate. A
-`Revocation` therefore carries certificates of the revoked names, valid for an hour, whose keys never reach a disk in
-the clear: connecting with one ends the revoked session and no other.
+ends the older of two sessions with one client id, and the broker takes the client id from the certificate. An
+`AccessChange` therefore carries certificates of the names, valid for an hour, whose keys never reach a disk in the
+clear: connecting with one ends the session of that name and no other.
 """
 
 import hashlib
@@ -104,6 +104,7 @@ class Subject:
 class Revoked:
     serial: int
     at: datetime
+    held: bool = False  # until it is lifted, rather than for good
 
 
 def authority_certificate(key: ec.EllipticCurvePrivateKey, *, fleet: str, now: datetime) -> x509.Certificate:
@@ -202,9 +203,10 @@ def revocation_list(
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer_key.public_key()), critical=False)
     )
     for line in revoked:
-        builder = builder.add_revoked_certificate(
-            x509.RevokedCertificateBuilder().serial_number(line.serial).revocation_date(line.at).build()
-        )
+        entry = x509.RevokedCertificateBuilder().serial_number(line.serial).revocation_date(line.at)
+        if line.held:
+            entry = entry.add_extension(x509.CRLReason(x509.ReasonFlags.certificate_hold), critical=False)
+        builder = builder.add_revoked_certificate(entry.build())
     return builder.sign(issuer_key, hashes.SHA256())
 
 
@@ -259,19 +261,35 @@ class Credential:
     key: ec.EllipticCurvePrivateKey = field(repr=False)
 
 
+class AccessAction(StrEnum):
+    """What an administrator does to the access of identities at the broker."""
+
+    DISCONNECT = "disconnect"  # ends the session; a new one may begin at once
+    SUSPEND = "suspend"  # also refuses the certificates until lifted (RFC 5280: certificateHold)
+    UNSUSPEND = "unsuspend"
+    REVOKE = "revoke"
+
+    @property
+    def done(self) -> str:
+        """What has become of an identity; the code of the event."""
+        return {"disconnect": "disconnected", "revoke": "revoked"}.get(self.value, f"{self.value}ed")
+
+
 @dataclass(frozen=True, slots=True)
-class Revocation:
-    """What is needed to enforce a revocation at the broker.
+class AccessChange:
+    """What is needed to enforce a change of access at the broker.
 
     Attributes:
+        serials: Certificates that the action concerns.
+        revocation_list: None if the action changes no list.
         canary: Certificate that only this list revokes: a broker that refuses it uses this list or a later one.
-        kickers: For each revoked client a certificate that is *not* revoked.
+        kickers: For each client whose session is to end, a certificate that is *not* revoked.
     """
 
     serials: tuple[str, ...]
-    revocation_list: bytes
+    revocation_list: bytes | None
     authority: bytes
-    canary: Credential
+    canary: Credential | None
     kickers: Mapping[str, Credential]
 
 

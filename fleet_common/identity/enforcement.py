@@ -1,8 +1,8 @@
-"""Enforce a revocation at the broker, and prove it.
+"""Enforce a change of access at the broker, and prove it.
 
 First the list, then the sessions: a client that is disconnected before the list is in force reconnects at once. A
 certificate that only the new list revokes proves that the list is in force. Then a takeover ends the session of each
-revoked name, and the broker's answer proves that no older session is left.
+name, and the broker's answer proves that no older session is left.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ from typing import Annotated, Final, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from fleet_common.identity.certificates import Credential, Revocation, key_pem
+from fleet_common.identity.certificates import AccessAction, AccessChange, Credential, key_pem
 from fleet_common.identity.files import PUBLIC, SECRET, CutOffFailed, read_bounded, write_atomically
 
 ALERT_S = 1.0  # TLS 1.3 lets a client finish before the server has judged its certificate
@@ -114,6 +114,7 @@ def connect_packet(client_id: str) -> bytes:
 
 PROGRAM: Final = "mosquitto"
 RELOAD_S: Final = 10.0
+INSTALLER_S: Final = 30.0
 
 _PROC: Final = Path("/proc")
 _UNIT: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9@._-]{0,250}")
@@ -126,7 +127,9 @@ class BrokerAccess(BaseModel):
         host: Address that clients connect to, as in the broker's certificate; without it no broker is notified.
         crl: File that the broker reads the revocation list from; by default the authority's own file.
         pid_file: PID file of a broker on this machine, which is reloaded by a signal.
-        unit: Or the systemd unit to reload. Without either, the operator copies the list and reloads the broker.
+        unit: Or the systemd unit to reload.
+        installer: Or a program for a broker on another machine: it gets the list's path, copies that there and reloads.
+            Without any of these, the operator copies the list and reloads the broker.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -136,16 +139,17 @@ class BrokerAccess(BaseModel):
     crl: Path | None = None
     pid_file: Path | None = None
     unit: str | None = None
+    installer: Path | None = None
 
-    @field_validator("crl", "pid_file")
+    @field_validator("crl", "pid_file", "installer")
     @classmethod
     def _from_anywhere(cls, path: Path | None) -> Path | None:
         return None if path is None else path.absolute()  # the next command may be said in another folder
 
     @model_validator(mode="after")
     def _one_way(self) -> Self:
-        if self.pid_file is not None and self.unit is not None:
-            raise ValueError("give a pid file or a unit, not both")
+        if sum(each is not None for each in (self.pid_file, self.unit, self.installer)) > 1:
+            raise ValueError("give a pid file, a unit or an installer, not both")
         if self.unit is not None and not _UNIT.fullmatch(self.unit):
             raise ValueError("that cannot be the name of a unit")
         return self
@@ -169,6 +173,11 @@ class BrokerAccess(BaseModel):
         """Copy a revocation list to where the broker reads it; raise IdentityError."""
         if self.crl is not None:
             write_atomically(self.crl, revocation_list, mode=PUBLIC)
+        if self.installer is not None:
+            with tempfile.NamedTemporaryFile(prefix="fleet-crl-", suffix=".pem") as file:
+                file.write(revocation_list)
+                file.flush()
+                _run([str(self.installer), file.name], INSTALLER_S, shown=str(self.installer))
 
     def reload(self) -> bool:
         """Reload the broker; return whether a way to do so is configured. Raise CutOffFailed."""
@@ -177,7 +186,7 @@ class BrokerAccess(BaseModel):
         elif self.unit is not None:
             _reload_unit(self.unit)
         else:
-            return False
+            return self.installer is not None  # which has reloaded it
         return True
 
 
@@ -203,13 +212,19 @@ def _reload_unit(unit: str) -> None:
     program = shutil.which("systemctl")
     if program is None:
         raise CutOffFailed(f"There is no systemctl here to reload {unit}: use --pid-file.")
+    _run([program, "reload", "--", unit], RELOAD_S, shown=f"systemctl reload {unit}")
+
+
+def _run(command: list[str], timeout_s: float, *, shown: str) -> None:
     try:
-        done = subprocess.run([program, "reload", "--", unit], capture_output=True, timeout=RELOAD_S, check=False)
+        done = subprocess.run(command, capture_output=True, timeout=timeout_s, check=False)
     except subprocess.TimeoutExpired as error:
-        raise CutOffFailed(f"`systemctl reload {unit}` does not end: check the broker.") from error
+        raise CutOffFailed(f"`{shown}` does not end: check the broker.") from error
+    except OSError as error:
+        raise CutOffFailed(f"`{shown}` cannot be run: {error.strerror}.") from error
     if done.returncode != 0:
         said = done.stderr.decode(errors="replace").strip().partition("\n")[0]
-        raise CutOffFailed(f"`systemctl reload {unit}` failed ({said or done.returncode}): check the broker.")
+        raise CutOffFailed(f"`{shown}` failed ({said or done.returncode}): check the broker.")
 
 
 CUT_OFF_S: Final = 10.0
@@ -217,37 +232,45 @@ PAUSE_S: Final = 0.1
 
 
 @dataclass(frozen=True, slots=True)
-class RevocationProof:
-    """Proof that a revocation is in force: the names whose sessions have ended, and the seconds that it took."""
+class AccessProof:
+    """Proof that a change is in force: the names whose sessions have ended, and the seconds that it took."""
 
     ended: tuple[str, ...]
     in_force_s: float
     done_s: float
 
+    def sentence(self, action: AccessAction) -> str:
+        match action:
+            case AccessAction.DISCONNECT:
+                return f"The broker has ended the session ({self.done_s:.1f} s); a new one may begin."
+            case AccessAction.UNSUSPEND:
+                return f"The broker uses the list without the suspension ({self.in_force_s:.1f} s)."
+            case _:
+                refused = f"The broker refuses the certificates ({self.in_force_s:.1f} s)"
+                return f"{refused}, and no session is left ({self.done_s:.1f} s)." if self.ended else f"{refused}."
 
-def enforce_revocation(
-    revocation: Revocation,
-    access: BrokerAccess,
-    *,
-    timeout_s: float = CUT_OFF_S,
-) -> RevocationProof | None:
+
+def enforce_change(change: AccessChange, access: BrokerAccess, *, timeout_s: float = CUT_OFF_S) -> AccessProof | None:
     """Install the list, reload the broker and end the sessions; return None if no broker is known.
 
-    Raise CutOffFailed if enforcement is not proven; repeating `fleet broker revoke` is safe.
+    Raise CutOffFailed if enforcement is not proven; repeating the action is safe.
     """
-    access.install(revocation.revocation_list)
-    notified = access.reload()
+    notified = False
+    if change.revocation_list is not None:
+        access.install(change.revocation_list)
+        notified = access.reload()
     if access.host is None:
         return None
     began = time.monotonic()
-    insist = partial(_insist, TlsEndpoint(access.host, access.port), revocation.authority, began + timeout_s)
-    hint = "look at the broker's log" if notified else "copy the list to the broker, reload it, and repeat the command"
-    insist(revocation.canary, CertificateAnswer.REVOKED, f"does not use the new list: {hint}")
+    insist = partial(_insist, TlsEndpoint(access.host, access.port), change.authority, began + timeout_s)
+    if change.canary is not None:
+        hint = "look at the broker's log" if notified else "copy the list to the broker, reload it, and repeat this"
+        insist(change.canary, CertificateAnswer.REVOKED, f"does not use the new list: {hint}")
     in_force_s = time.monotonic() - began
-    for kicker in revocation.kickers.values():
+    for kicker in change.kickers.values():
         otherwise = f"does not let us end the session of {kicker.name!r}: look at its log, or restart it"
         insist(kicker, CertificateAnswer.ACCEPTED, otherwise)
-    return RevocationProof(tuple(revocation.kickers), in_force_s, time.monotonic() - began)
+    return AccessProof(tuple(change.kickers), in_force_s, time.monotonic() - began)
 
 
 def _insist(
@@ -267,8 +290,7 @@ def _insist(
             answer = probe_certificate(door, credential, authority=authority, timeout_s=left_s, await_alert=patient)
         except ssl.SSLCertVerificationError as error:
             raise CutOffFailed(
-                f"The list is written, but what answers at {door} is not the fleet's broker "
-                f"({error.verify_message}): correct --host."
+                f"What answers at {door} is not the fleet's broker ({error.verify_message}): correct --host."
             ) from error
         except OSError as error:
             trouble = f" ({getattr(error, 'reason', None) or error.strerror or error})"
@@ -277,4 +299,4 @@ def _insist(
                 return
             trouble = ""
         time.sleep(PAUSE_S)
-    raise CutOffFailed(f"The list is written, but the broker at {door}{trouble} {otherwise}.")
+    raise CutOffFailed(f"The broker at {door}{trouble} {otherwise}.")

@@ -39,11 +39,12 @@ class CertificateState(StrEnum):
     DUE = "due"  # to be renewed now
     ENDED = "ended"
     REVOKED = "revoked"
+    SUSPENDED = "suspended"  # refused until it is lifted
     REPLACED = "replaced"  # valid, but there is a newer one
 
 
 class CertificateRecord(BaseModel):
-    """One certificate: what it is for, who made and revoked it, and its state.
+    """One certificate: what it is for, who made, suspended and revoked it, and its state.
 
     Attributes:
         action: `sign`, `renew`, or `take over` for one that exists only to end the sessions of a revoked identity.
@@ -65,12 +66,18 @@ class CertificateRecord(BaseModel):
     by: str = ""
     revoked_at: datetime | None = None
     revoked_by: str = ""
+    suspended_at: datetime | None = None
+    suspended_by: str = ""
     state: CertificateState | None = None
     days_left: int | None = None
 
     @property
     def takeover(self) -> bool:
         return self.action == "take over"
+
+    @property
+    def suspended(self) -> bool:
+        return self.suspended_at is not None and self.revoked_at is None
 
 
 class CertificateIndex:
@@ -140,9 +147,10 @@ class CertificateIndex:
     def identities(self) -> tuple[CertificateRecord, ...]:
         return tuple(each for each in self._records() if not each.takeover)
 
-    def revoked(self, *, ending_after: datetime) -> tuple[CertificateRecord, ...]:
-        """Return the revoked certificates, without those that expired long ago."""
-        return tuple(each for each in self._records() if each.revoked_at and each.not_after > ending_after)
+    def refused(self, *, ending_after: datetime) -> tuple[CertificateRecord, ...]:
+        """Return the revoked and the suspended certificates, without those that expired long ago."""
+        refused = (each for each in self._records() if each.revoked_at or each.suspended)
+        return tuple(each for each in refused if each.not_after > ending_after)
 
     def next_list(self, now: datetime) -> tuple[int, datetime]:
         """Return and record number and time of the next revocation list.
@@ -207,6 +215,12 @@ def check_key(index: CertificateIndex, key_sha256: str, name: str) -> None:
             raise SigningRefused(f"The key of this request is that of {entry.name!r}: every device makes its own.")
 
 
+def check_not_suspended(index: CertificateIndex, name: str) -> None:
+    """Raise NameRefused for a suspended name: a new certificate would not be on the revocation list."""
+    if any(entry.suspended for entry in index.of_name(name)):
+        raise NameRefused(f"{name!r} is suspended: lift that first (`fleet broker unsuspend {name}`), or revoke it.")
+
+
 def current(index: CertificateIndex, name: str, *, now: datetime) -> CertificateRecord | None:
     """Return the certificate of this name that ends last, if it is valid now."""
     entries = [entry for entry in index.of_name(name) if entry.revoked_at is None and entry.not_after > now]
@@ -223,6 +237,7 @@ def renewable(index: CertificateIndex, name: str, *, now: datetime, early: bool)
     kept = [entry for entry in known if entry.revoked_at is None]
     if not kept:
         raise NameRefused(f"{name!r} was revoked: it needs a new key and a new request (`fleet broker sign`).")
+    check_not_suspended(index, name)
     latest = max(kept, key=lambda entry: entry.not_after)
     if latest.not_after - now > timedelta(days=RENEWAL_DAYS) and not early:
         raise NameRefused(
@@ -257,6 +272,8 @@ def standing(records: Iterable[CertificateRecord], *, now: datetime, history: bo
 def _state(record: CertificateRecord, now: datetime, *, replaced: bool) -> CertificateState:
     if record.revoked_at is not None:
         return CertificateState.REVOKED
+    if record.suspended:
+        return CertificateState.SUSPENDED
     if record.not_after <= now:
         return CertificateState.ENDED
     if replaced:

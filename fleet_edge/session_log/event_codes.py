@@ -133,6 +133,10 @@ EVENT_CODES: Final[tuple[EventCode, ...]] = (
         _DATABASE, "clock-in-doubt", _WARNING, "The clock of the edge's machine disagrees with the log or the database."
     ),
     EventCode(EventKind.IDENTITY, "revoked", _WARNING, "A machine's certificate was revoked."),
+    EventCode(EventKind.IDENTITY, "suspended", _WARNING, "The broker refuses a machine until that is lifted."),
+    EventCode(EventKind.IDENTITY, "unsuspended", _INFO, "The suspension of a machine was lifted."),
+    EventCode(EventKind.IDENTITY, "disconnected", _INFO, "The administrator has ended a machine's connection."),
+    EventCode(EventKind.IDENTITY, "not-changed", _WARNING, "A change of a machine's access is not in force."),
     EventCode(_CONFIG, "wanted", _INFO, "The administrator has changed settings of devices."),
     EventCode(_CONFIG, "applied", _INFO, "A device has applied its settings."),
     EventCode(_CONFIG, "refused", _WARNING, "A device refuses its settings, and says why."),

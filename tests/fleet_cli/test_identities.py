@@ -89,6 +89,23 @@ def test_an_identity_is_listed_and_when_it_is_revoked_without_a_broker_its_sessi
 
 
 @pytest.mark.usefixtures("ca")
+def test_a_suspension_is_listed_until_it_is_lifted(run: Run) -> None:
+    run("issue", "edge-1", "--role", "edge")
+
+    def state() -> str:
+        return str(next(line["state"] for line in data(run, "list") if line["name"] == "edge-1"))
+
+    assert data(run, "suspend", "edge-1")["in_force"] is False
+    assert state() == "suspended"
+    assert "fleet broker unsuspend edge-1" in refused(run("renew", "edge-1", "--early"))
+    assert "unsuspended" in run("unsuspend", "edge-1")[1]
+    assert state() == "valid"
+    assert "not suspended" in refused(run("unsuspend", "edge-1"))
+    for command in (("enforce",), ("disconnect", "edge-1")):
+        assert "--host" in refused(run(*command)), "without a broker it would be no more than a wish"
+
+
+@pytest.mark.usefixtures("ca")
 def test_how_the_broker_is_reached_is_remembered(run: Run, tmp_path: Path) -> None:
     run("issue", "edge-1", "--role", "edge")
     run("revoke", "edge-1", "--crl", "installed.pem")
@@ -184,4 +201,4 @@ def test_a_revocation_is_told_to_the_session_log_and_holds_without_it(run: Run, 
     assert event.who
     code, _, complaint = run("revoke", "edge-1", "--db", "sqlite:////nowhere/at/all.sqlite3")
     assert code == 0
-    assert "revocation" in complaint
+    assert "revoke" in complaint

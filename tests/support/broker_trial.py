@@ -148,7 +148,7 @@ def trial_lines(files: TrialFiles, *, directory: Path, ports: Sequence[int]) -> 
     """Yield the lines of the configuration as they are tried; `ports` are the listeners', in order."""
     left = iter(ports)
     for line in files.conf.splitlines():
-        option, _, _value = line.partition(" ")
+        option, _, value = line.partition(" ")
         if option == "listener":
             yield f"listener {next(left)} {HOST}"
         elif option in OPTIONS_WITH_ACCESS_FILE:
@@ -157,7 +157,7 @@ def trial_lines(files: TrialFiles, *, directory: Path, ports: Sequence[int]) -> 
             yield f"{option} {directory / MOVED[option]}"
         elif option == "persistence":
             yield "persistence false"
-        elif option not in LEFT_OUT:
+        elif option not in LEFT_OUT or (option, value) == ("log_dest", "topic"):
             yield line
     yield "log_dest stderr"
     yield from (f"log_type {kind}" for kind in ("error", "warning", "notice", "information"))

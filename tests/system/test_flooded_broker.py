@@ -12,7 +12,7 @@ import pytest
 
 from broker_config.broker import Broker
 from fleet_common.identity.certificates import IdentityRole
-from fleet_common.identity.enforcement import enforce_revocation
+from fleet_common.identity.enforcement import enforce_change
 from schemas.topics import Topic, build, wildcard
 from tests.support.mqtt_packets import PacketType, publish_packet
 from tests.support.raw_client import RawClient
@@ -92,7 +92,7 @@ def test_a_port_that_is_full_of_silent_connections_keeps_out_neither_an_edge_nor
 
         with RawClient(fleet.broker.edge_port, fleet.enrol(EDGE, IdentityRole.EDGE), EDGE) as edge:
             assert edge.publish(build(Topic.EDGE_STATE, fleet=FLEET, edge=EDGE), b"online") in WELCOME
-        assert enforce_revocation(fleet.authority.revoke(["hostile"]), fleet.access) is not None
+        assert enforce_change(fleet.authority.revoke(["hostile"]), fleet.access) is not None
         assert hostile.wait_for(PacketType.DISCONNECT).reason == TAKEN_OVER
 
 

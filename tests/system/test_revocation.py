@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from fleet_common.identity.certificates import IdentityRole
-from fleet_common.identity.enforcement import RevocationProof, enforce_revocation
+from fleet_common.identity.enforcement import AccessProof, enforce_change
 from fleet_common.identity.files import CutOffFailed
 from fleet_common.mqtt.errors import ConnectFailed
 from fleet_common.mqtt.link import PublishOutcome, Will
@@ -50,8 +50,8 @@ def edge(fleet: TlsFleet) -> tuple[PahoLink, Inbox]:
     return link, inbox
 
 
-def revoke(fleet: TlsFleet, name: str) -> RevocationProof | None:
-    return enforce_revocation(fleet.authority.revoke([name]), fleet.access, timeout_s=PATIENCE_S)
+def revoke(fleet: TlsFleet, name: str) -> AccessProof | None:
+    return enforce_change(fleet.authority.revoke([name]), fleet.access, timeout_s=PATIENCE_S)
 
 
 def connected(fleet: TlsFleet, name: str) -> PahoLink:
@@ -164,7 +164,7 @@ def test_a_broker_that_was_not_told_is_found_out(fleet: TlsFleet) -> None:
     lost = connected(fleet, LOST)
     untold = fleet.access.model_copy(update={"pid_file": None})
     with pytest.raises(CutOffFailed, match="reload"):
-        enforce_revocation(fleet.authority.revoke([LOST]), untold, timeout_s=1.5)
+        enforce_change(fleet.authority.revoke([LOST]), untold, timeout_s=1.5)
     done = revoke(fleet, LOST)
     assert done is not None
     until(lambda: not lost.connected)
@@ -174,7 +174,7 @@ def test_a_list_that_goes_elsewhere_is_found_out(fleet: TlsFleet) -> None:
     elsewhere = fleet.access.model_copy(update={"crl": fleet.folder / "elsewhere.pem"})
     fleet.enrol(LOST)
     with pytest.raises(CutOffFailed, match="look"):
-        enforce_revocation(fleet.authority.revoke([LOST]), elsewhere, timeout_s=1.5)
+        enforce_change(fleet.authority.revoke([LOST]), elsewhere, timeout_s=1.5)
 
 
 def test_it_takes_one_command(fleet: TlsFleet) -> None:

@@ -21,7 +21,8 @@ from fleet_admin.dashboard.rendering import LINKS, CellLink, about, address
 from fleet_admin.dashboard.settings import AccountRole
 from fleet_admin.dashboard.visit import Page, Visit, action
 from fleet_admin.diagnosis import diagnose_device, diagnose_edge
-from fleet_admin.reports import COMMANDS, UPDATES, device_columns, edge_columns, setting_columns
+from fleet_admin.reports import ACCESS, COMMANDS, UPDATES, device_columns, edge_columns, setting_columns
+from fleet_admin.steering.access import AccessFact, access_facts
 from fleet_admin.steering.rollout import update_views
 from fleet_edge.session_log import (
     CONNECTED,
@@ -31,6 +32,7 @@ from fleet_edge.session_log import (
     Grain,
     LoadView,
     MachineState,
+    QuarantineView,
     UsageView,
     floor,
     grouped,
@@ -243,7 +245,8 @@ def show_device(visit: Visit) -> Response:
         links=_DEVICE_LINKS,
         **_acts(visit),
         diagnosis=diagnose_device(log, name),
-        quarantine=quarantine,
+        access_columns=ACCESS,
+        access=_access_facts(visit, device, quarantine),
         settings=settings,
         setting_columns=settings and setting_columns(settings),
         updates=update_views([settings] if settings else []),
@@ -255,6 +258,36 @@ def show_device(visit: Visit) -> Response:
         ranges=RANGES,
         range=line.range,
         charts=_charts(visit, line, device=name) | {"Failures and refusals": _failures(visit, line, device=name)},
+    )
+
+
+def _access_facts(visit: Visit, device: DeviceView, quarantine: QuarantineView | None) -> list[AccessFact]:
+    steering = visit.services.steering
+    found = [] if steering.absence else steering.reach().clients()[0]
+    return access_facts(
+        steering.log,
+        device.device,
+        client=next((each for each in found if each.client == device.device), None),
+        absence=steering.absence,
+        quarantine=quarantine,
+        certificate_until=device.certificate_until,
+        now=visit.now,
+    )
+
+
+def show_clients(visit: Visit) -> Response:
+    absence = visit.services.steering.absence
+    found, number = ([], None) if absence else visit.services.steering.reach().clients()
+    view = ReportQuery(reports.clients(found, visit.now), visit.admission.query)
+    if (saved := view.csv()) is not None:
+        return saved
+    return visit.page(
+        "clients.html",
+        title="Clients",
+        view=view,
+        absence=absence,
+        number=number,
+        named=sum(each.state == "connected" for each in found),
     )
 
 
@@ -362,5 +395,6 @@ PAGES: Final = (
     action("/devices/act/do", act),
     Page("/acts/{job}", "Act", show_act, role=AccountRole.OPERATOR),
     Page("/edges", "Edges", show_edges, menu=True),
+    Page("/clients", "Clients", show_clients, menu=True),
     Page("/edges/{edge}", "Edge", show_edge),
 )

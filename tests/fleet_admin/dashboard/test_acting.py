@@ -1,8 +1,13 @@
 import re
+import threading
+from collections.abc import Iterator
+from functools import partial
 
 import pytest
 
+from fleet_admin.dashboard import acts
 from fleet_admin.dashboard.services import Services
+from fleet_admin.steering import SteeringLog
 from fleet_edge.session_log.filters import Filter
 from tests.fleet_admin.dashboard.conftest import BASE, Browser
 from tests.support.waiting import PATIENCE_S
@@ -113,6 +118,71 @@ def test_only_an_action_that_has_succeeded_is_shown_as_success(operator: Browser
         path = answer.headers["location"]
         assert services.jobs.find(path.removeprefix("/acts/")).wait(PATIENCE_S)
         assert ('class="said"' in operator.get(path).text) is success, devices
+
+
+@pytest.fixture
+def authority(services: Services) -> Iterator[None]:
+    """Carry out every request as if the broker had followed it."""
+    ended = threading.Event()
+
+    def carry_out() -> None:
+        with SteeringLog(services.settings.db) as log:
+            while not ended.wait(0.05):
+                for each in log.commands(where=[Filter("outcome", "=", None)]):
+                    log.end_access(each, "ok", "The broker refuses it.")
+
+    worker = threading.Thread(target=carry_out)
+    worker.start()
+    yield
+    ended.set()
+    worker.join()
+
+
+@pytest.mark.usefixtures("authority")
+def test_a_suspension_is_audited_and_shown_as_a_fact(operator: Browser, services: Services) -> None:
+    assert "state suspended" not in operator.get("/devices/gateway-1").text
+    done = act(operator, services, act="suspend", devices="gateway-1")
+    assert "1 done" in done
+    page = operator.get("/devices/gateway-1").text
+    assert "state refused" in page
+    assert "state suspended" in page
+    [entry] = services.steering.log.audit(where=[Filter("action", "=", "suspend")])
+    assert (entry.who, entry.subject, entry.source) == ("olga", "gateway-1", "testclient")
+    act(operator, services, act="unsuspend", devices="gateway-1")
+    assert "state suspended" not in operator.get("/devices/gateway-1").text
+
+
+@pytest.mark.parametrize("key", ["disconnect", "suspend", "unsuspend", "revoke"])
+def test_access_needs_an_operator_and_the_token_of_the_form(
+    viewer: Browser, operator: Browser, services: Services, key: str
+) -> None:
+    fields = {"act": key, "devices": "gateway-1"}
+    data = {"csrf": viewer.csrf("/account"), **fields}
+    assert viewer.client.post("/devices/act/do", data=data, headers={"origin": BASE}).status_code == 403
+    assert operator.client.post("/devices/act/do", data=fields, headers={"origin": BASE}).status_code == 403
+    assert services.steering.log.commands(where=[Filter("command", "=", key)]) == []
+
+
+def test_a_request_without_an_authority_is_no_success(
+    operator: Browser, services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(acts, "request_access", partial(acts.request_access, limit_s=-1.0))
+    assert "1 silent" in act(operator, services, act="revoke", devices="gateway-1")
+    page = operator.get("/devices/gateway-1").text
+    assert "state revoked" not in page
+    assert "latest request: revoke" in page
+
+
+def test_the_clients_need_the_broker(operator: Browser) -> None:
+    assert "--steer" in operator.get("/clients").text
+
+
+@pytest.mark.usefixtures("steering")
+def test_the_clients_are_those_that_the_broker_names(operator: Browser) -> None:
+    page = operator.get("/clients").text
+    assert "dashboard" in page
+    assert "state connected" in page
+    assert operator.get("/clients?format=csv").text.splitlines()[0].startswith("client,state,since")
 
 
 def test_what_needs_the_broker_says_that_there_is_none(operator: Browser) -> None:

@@ -12,7 +12,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from fleet_common.identity import authority as module
 from fleet_common.identity.authority import Authority, create_authority
-from fleet_common.identity.certificates import IdentityRole, key_pem, make_request, new_key, same_key
+from fleet_common.identity.certificates import AccessAction, IdentityRole, key_pem, make_request, new_key, same_key
 from fleet_common.identity.files import AuthorityError, IdentityError, NameRefused, SigningRefused
 from fleet_common.identity.index import CertificateIndex, CertificateRecord
 from schemas.errors import InvalidName
@@ -41,7 +41,7 @@ def listed(authority: Authority) -> set[str]:
 
 def records(authority: Authority) -> list[CertificateRecord]:
     with CertificateIndex(authority.folder.index) as index:
-        return [*index.revoked(ending_after=datetime.min.replace(tzinfo=UTC)), *index.identities()]
+        return [*index.refused(ending_after=datetime.min.replace(tzinfo=UTC)), *index.identities()]
 
 
 def test_a_certificate_says_what_it_is_for_and_nothing_more(authority: Authority, clock: FrozenClock) -> None:
@@ -187,6 +187,7 @@ def test_the_canary_is_issued_revoked_and_the_kicker_is_not(authority: Authority
     sign(authority, "sensor-1")
     revocation = authority.revoke(["sensor-1"])
     kicker = revocation.kickers["sensor-1"]
+    assert revocation.canary is not None
     serials = [
         f"{x509.load_pem_x509_certificate(each.certificate).serial_number:x}" for each in (revocation.canary, kicker)
     ]
@@ -195,6 +196,54 @@ def test_the_canary_is_issued_revoked_and_the_kicker_is_not(authority: Authority
     assert end - clock.now <= timedelta(hours=1)
     assert authority.entries()[-1].name == "sensor-1"
     assert len(authority.entries()) == 1, "they are nobody's identities"
+
+
+def held(authority: Authority) -> set[str]:
+    found = x509.load_pem_x509_crl(authority.folder.revocation_list.read_bytes())
+    return {f"{line.serial_number:x}" for line in found if list(line.extensions)}
+
+
+def test_a_suspended_name_is_on_the_list_until_that_is_lifted(authority: Authority) -> None:
+    serials = {sign(authority, "sensor-1").serial, authority.renew("sensor-1", early=True).serial}
+    assert authority.change_access(AccessAction.SUSPEND, ["sensor-1"]).kickers.keys() == {"sensor-1"}
+    assert serials <= listed(authority)
+    assert held(authority) == serials, "only these may be lifted again"
+    assert {each.suspended_by for each in authority.entries()} == {"tester"}
+    assert not authority.change_access(AccessAction.UNSUSPEND, ["sensor-1"]).kickers
+    assert not serials & listed(authority)
+    authority.renew("sensor-1", early=True)
+
+
+def test_a_suspended_name_gets_no_certificate_that_is_not_on_the_list(authority: Authority, clock: FrozenClock) -> None:
+    sign(authority, "sensor-1")
+    authority.change_access(AccessAction.SUSPEND, ["sensor-1"])
+    with pytest.raises(NameRefused, match="is suspended"):
+        authority.renew("sensor-1", early=True)
+    clock.forward(days=91)
+    assert authority.due() == (), "the renewal of others goes on"
+    with pytest.raises(NameRefused, match="is suspended"):
+        sign(authority, "sensor-1")
+
+
+def test_a_revocation_outlives_a_suspension(authority: Authority) -> None:
+    serial = sign(authority, "sensor-1").serial
+    authority.change_access(AccessAction.SUSPEND, ["sensor-1"])
+    authority.revoke(["sensor-1"])
+    assert serial in listed(authority) - held(authority)
+    for action in (AccessAction.SUSPEND, AccessAction.UNSUSPEND):
+        with pytest.raises(NameRefused):
+            authority.change_access(action, ["sensor-1"])
+
+
+def test_who_is_disconnected_is_on_no_list(authority: Authority) -> None:
+    sign(authority, "sensor-1")
+    before = authority.folder.revocation_list.read_bytes()
+    change = authority.change_access(AccessAction.DISCONNECT, ["sensor-1"])
+    assert (change.revocation_list, change.canary, list(change.kickers)) == (None, None, ["sensor-1"])
+    assert authority.folder.revocation_list.read_bytes() == before
+    sign(authority, "mosquitto", BROKER, ("localhost",))
+    with pytest.raises(NameRefused):
+        authority.change_access(AccessAction.DISCONNECT, ["mosquitto"])
 
 
 def test_an_unknown_name_among_others_revokes_nobody(authority: Authority) -> None:

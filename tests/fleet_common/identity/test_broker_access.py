@@ -59,3 +59,26 @@ def test_a_unit_that_cannot_be_reloaded(tmp_path: Path, monkeypatch: pytest.Monk
     systemctl(tmp_path, monkeypatch, "echo 'Unit not active.' >&2; echo more >&2; exit 5")
     with pytest.raises(CutOffFailed, match="systemctl reload mosquitto"):
         BrokerAccess(unit="mosquitto").reload()
+
+
+def installer(tmp_path: Path, script: str) -> BrokerAccess:
+    program = tmp_path / "install-crl"
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+    return BrokerAccess(installer=program)
+
+
+def test_an_installer_gets_the_list(tmp_path: Path) -> None:
+    access = installer(tmp_path, f'cp "$1" {tmp_path}/installed.pem')
+    access.install(b"list")
+    assert access.reload()
+    assert (tmp_path / "installed.pem").read_bytes() == b"list"
+
+
+@pytest.mark.parametrize("script", ["exit 3", None])
+def test_an_installer_that_fails_is_no_success(tmp_path: Path, script: str | None) -> None:
+    access = BrokerAccess(installer=tmp_path / "absent") if script is None else installer(tmp_path, script)
+    with pytest.raises(CutOffFailed):
+        access.install(b"list")
+    with pytest.raises(ValidationError, match="installer"):
+        BrokerAccess(installer=tmp_path / "absent", unit="mosquitto")
