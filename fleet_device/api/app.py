@@ -146,6 +146,7 @@ def create_app(
             Route(_RESPONSES, api.response, methods=["POST"]),
             *(Route(f"{path}/{{record}}", api.retrieve) for path in _RECORDED),
             *(Route(f"{path}/{{record}}", api.delete, methods=["DELETE"]) for path in _RECORDED),
+            *(Route(f"{path}/{{record}}", _missing, methods=["POST"]) for path in _RECORDED),
             Route(f"{_RESPONSES}/{{record}}/cancel", api.cancel_response, methods=["POST"]),
             Route("/tokenize", api.tokenize, methods=["POST"]),
             *(Route(path, api.health) for path in HEALTH_PATHS),
@@ -184,6 +185,11 @@ _PAGE_HEADERS: Final = {
 async def _page(request: Request) -> Response:
     """Serve a file of the chat page, which uses the API as any application does."""
     return FileResponse(Path(__file__).with_name("page") / _PAGE[request.scope["path"]], headers=_PAGE_HEADERS)
+
+
+async def _missing(_request: Request) -> Response:
+    """Answer requests that OpenAI has and a device has not, such as `/v1/responses/compact`: no 405 of a record."""
+    raise HTTPException(404)
 
 
 def _names(settings: DeviceSettings) -> frozenset[str] | None:

@@ -155,6 +155,12 @@ def test_a_response_can_be_cancelled_and_deleted(make: Make, folder: Path) -> No
     assert error(ask(app, "GET", place))["code"] == "not_found"
 
 
+@pytest.mark.parametrize("path", ["/v1/responses/compact", "/v1/chat/completions/chatcmpl-1"])
+def test_a_path_that_only_others_serve_is_not_found(make: Make, path: str) -> None:
+    app, _ = make()
+    assert ask(app, "POST", path, body={}).status_code == 404
+
+
 def test_what_is_deleted_ends(make: Make) -> None:
     agent = ScriptedAgent(gate=threading.Semaphore(1))
     app, backend = make(agent)
