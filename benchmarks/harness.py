@@ -25,6 +25,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import FrameType, MappingProxyType
 from typing import Any, Final, TypeVar
+from unittest.mock import patch
 
 import psutil
 
@@ -105,10 +106,14 @@ def run_suite(name: str, suite: Any, words: Sequence[str]) -> int:  # noqa: ANN4
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to FILE")
     suite.add_options(parser)
     options = parser.parse_args(words)
-    if getattr(options, "curve", None) is not None:
-        os.environ[CURVE] = str(options.curve.resolve())
+    # Programs get their settings by the environment, which is this process's own again at the end.
+    curve = {} if getattr(options, "curve", None) is None else {CURVE: str(options.curve.resolve())}
     try:
-        with _ending_cleanly(), tempfile.TemporaryDirectory(prefix="fleet-bench-") as folder:
+        with (
+            _ending_cleanly(),
+            patch.dict(os.environ, curve),
+            tempfile.TemporaryDirectory(prefix="fleet-bench-") as folder,
+        ):
             bench = Bench(options, Path(folder), fleet=name.replace(" ", "-"))
             with on_cores(bench.cores.others):
                 report = suite.run(bench)

@@ -1,5 +1,6 @@
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -7,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from benchmarks.__main__ import SUITES, main
+from benchmarks.harness import Bench, SuiteReport, add_curve, run_suite
 from tests.support.brokers import require_mosquitto
+from tests.support.played_steps import CURVE
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -18,6 +21,21 @@ def test_each_suite_has_help(name: str, capsys: pytest.CaptureFixture[str]) -> N
         main([*name.split(), "--help"])
     assert leaving.value.code == 0
     assert f"benchmarks {name}" in capsys.readouterr().out
+
+
+def test_what_a_suite_sets_in_the_environment_ends_with_it(tmp_path: Path) -> None:
+    class Suite:
+        add_options = staticmethod(add_curve)
+
+        @staticmethod
+        def run(_bench: Bench) -> SuiteReport:
+            assert os.environ[CURVE] == str(tmp_path / "curve.json")
+            os.environ["OF_A_SUITE"] = "1"
+            return SuiteReport([], [])
+
+    before = dict(os.environ)
+    assert run_suite("suite", Suite, ["--curve", str(tmp_path / "curve.json")]) == 0
+    assert dict(os.environ) == before
 
 
 def test_the_list_needs_no_package() -> None:
