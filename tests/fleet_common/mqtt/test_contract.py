@@ -138,8 +138,10 @@ def test_messages_of_one_topic_stay_in_order(harness: Harness, device: Link) -> 
 
 def test_aliased_messages_arrive_under_their_full_topic_across_a_reconnect(harness: Harness, device: Link) -> None:
     _, inbox = started(harness, EDGE, DRAFTS)
+    answered: list[PublishOutcome] = []
     for payload in (b"1", b"2"):
-        device.publish(DRAFT, payload, alias=True)
+        device.publish(DRAFT, payload, alias=True, on_outcome=answered.append)
+    harness.until(lambda: len(answered) == 2)  # without the broker's answer they would be sent again
     harness.until(lambda: inbox.payloads == [b"1", b"2"])
     isolate(harness, device, DEVICE)
     for payload in (b"3", b"4"):
