@@ -13,6 +13,7 @@ from tests.fleet_device.api.client import ask
 from tests.fleet_device.api.conftest import Make
 from tests.support.chromium import Chromium, Tab
 from tests.support.keys_file import keys_file
+from tests.support.letter_codec import LetterCodec
 from tests.support.memory_device import ScriptedAgent
 
 SHOTS = os.environ.get("FLEET_SCREENSHOTS")
@@ -92,6 +93,28 @@ class TestBrowser:
             assert tab.evaluate(f"{_ANSWERS}.length") == 1, "the chat is kept in this browser"
         assert tab.complaints == []
         assert [url for url in tab.requested if not url.startswith((address, "about:", "data:"))] == []
+
+    @pytest.mark.parametrize(("width", "height", "dark"), [(1280, 800, False), (390, 844, True)])
+    def test_thinking_is_folded_beside_the_answer(
+        self, make: Make, chromium: Chromium, width: int, height: int, *, dark: bool
+    ) -> None:
+        output = "Two and two.\n</think>\n\nIt is 4."
+        app, _ = make(ScriptedAgent(batches=[[ord(letter)] for letter in output]), codec=LetterCodec("<think>"))
+        tab = chromium.tab(width=width, height=height, dark=dark)
+        with served(app) as address:
+            tab.goto(address)
+            send(tab, "What is 2 + 2?")
+            finished(tab)
+            thinking = f"{_ANSWERS}[0].querySelector('details')"
+            assert not tab.evaluate(f"{thinking}.hidden || {thinking}.open")
+            assert tab.evaluate(f"{thinking}.querySelector('.thinking').textContent.trim()") == "Two and two."
+            assert "Two" not in tab.evaluate(f"{_ANSWERS}[0].innerText")
+            tab.evaluate(f"{thinking}.querySelector('summary').focus()")
+            press(tab, "Enter", windowsVirtualKeyCode=13, text="\r")
+            tab.until(f"{thinking}.open")
+            assert "It is 4." in tab.evaluate(f"{_ANSWERS}[0].innerText")
+            assert tab.axe() == []
+            keep(tab, f"thinking-{width}{'-dark' if dark else ''}")
 
     def test_an_answer_is_stopped_and_asked_again_by_keyboard(self, make: Make, chromium: Chromium) -> None:
         gate = threading.Semaphore(1)
