@@ -84,6 +84,7 @@ class Scheduler:
         self._used: dict[int, int] = {}
         self._evicted: set[int] = set()  # evicted and not computed since
         self._clock = 0
+        self._shortest_first = False  # alternates with each step that has prompts
         self._computing = False
         self._memory = KvMemory()
         self._later: deque[Callable[[], None]] = deque()  # calls to the verifier after the step
@@ -182,7 +183,7 @@ class Scheduler:
             self._used,
             now,
             prompts_s=max_prompts_s(self._cost.mean_s),
-            shortest_first=bool(self._clock % 2),
+            shortest_first=self._shortest_first,
             gap_s=self._delay.gap_s(now=now),
         )
         batch = builder.build(sessions, evicted=self._evicted)
@@ -226,6 +227,7 @@ class Scheduler:
         for policy in self._policies:
             policy.on_step(report)
         self._load = None
+        self._shortest_first ^= report.batch.prefilled > 0
         self._extra.on_step(report, self._cost)
         token_s = report.times.seconds / max(1, report.batch.tokens)
         for work in report.batch.works:

@@ -476,6 +476,7 @@ def served_in_order(edge: Edge, *, until: int, arrivals: dict[int, Callable[[], 
         assert step < 5000
         if step in arrivals:
             arrivals[step]()
+        edge.next_batch()  # an edge may look more than once before it computes
         batch = edge.next_batch()
         ended = edge.compute(batch)
         times = StepTimes(edge.now, edge.now + 1e-3 * batch.tokens, sessions=len(ended))
