@@ -62,7 +62,7 @@ def request_access(
 
 
 def _results(log: SteeringLog, batch: str, number: int, limit_s: float) -> Iterator[CommandResult]:
-    began, told = time.monotonic(), set[str]()
+    began, reported = time.monotonic(), set[str]()
     while True:
         late = time.monotonic() - began > limit_s
         for each in log.commands(where=[Filter("batch", "=", batch)], limit=number):
@@ -74,12 +74,12 @@ def _results(log: SteeringLog, batch: str, number: int, limit_s: float) -> Itera
                     "runs on the authority's machine with this database."
                 )
                 log.end_access(each, outcome, sentence)
-            if outcome is not None and each.id not in told:
-                told.add(each.id)
+            if outcome is not None and each.id not in reported:
+                reported.add(each.id)
                 yield CommandResult(
                     device=each.device, id=each.id, outcome=outcome, sentence=sentence, seconds=time.monotonic() - began
                 )
-        if late or len(told) == number:
+        if late or len(reported) == number:
             return
         time.sleep(_POLL_S)
 
@@ -182,22 +182,22 @@ def access_facts(
     if last is None:
         facts.append(AccessFact(fact="at the broker", state="accepted", sentence="No refusal is recorded."))
     else:
-        told = f"{last.outcome.partition(': ')[2]} By {last.who}."
+        message = f"{last.outcome.partition(': ')[2]} By {last.who}."
         state = "refused" if refused else "accepted"
-        facts.append(AccessFact(fact="at the broker", state=state, since=last.at, sentence=told))
+        facts.append(AccessFact(fact="at the broker", state=state, since=last.at, sentence=message))
     if entries and entries[0] is not last:
-        outcome, _, told = entries[0].outcome.partition(": ")
+        outcome, _, message = entries[0].outcome.partition(": ")
         fact = f"latest request: {entries[0].action}"
-        facts.append(AccessFact(fact=fact, state=outcome, since=entries[0].at, sentence=told))
+        facts.append(AccessFact(fact=fact, state=outcome, since=entries[0].at, sentence=message))
     if quarantine is not None:
         ends = "until lifted" if quarantine.until_at is None else f"until {quarantine.until_at:%Y-%m-%d %H:%M} UTC"
-        told = f"By {quarantine.by}, {ends}: {quarantine.reason}"
-        facts.append(AccessFact(fact="at the edges", state="quarantined", since=quarantine.since_at, sentence=told))
+        message = f"By {quarantine.by}, {ends}: {quarantine.reason}"
+        facts.append(AccessFact(fact="at the edges", state="quarantined", since=quarantine.since_at, sentence=message))
     else:
         facts.append(AccessFact(fact="at the edges", state="accepted"))
     until = certificate_until
     state = "unknown" if until is None else "valid" if until > now else "ended"
     if last is not None and refused:
         state = AccessAction(last.action).done
-    told = "The device has reported no end." if until is None else f"Until {until:%Y-%m-%d}, as the device reports."
-    return [*facts, AccessFact(fact="certificate", state=state, sentence=told)]
+    message = "The device has reported no end." if until is None else f"Until {until:%Y-%m-%d}, as the device reports."
+    return [*facts, AccessFact(fact="certificate", state=state, sentence=message)]

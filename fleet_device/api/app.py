@@ -33,7 +33,7 @@ from fleet_device.api.ollama import (
     stream_lines,
 )
 from fleet_device.api.problems import OLLAMA, ApiProblem, problem_of
-from fleet_device.api.records import Record, RecordHeader, Records, Rendering
+from fleet_device.api.records import RecordHeader, Records, Rendering, StreamRecord
 from fleet_device.api.replies import (
     VERIFIED_HEADER,
     WAITED_HEADER,
@@ -433,7 +433,7 @@ class _Api:
             except Exception as error:  # noqa: BLE001 - the others go on
                 record.fail(error)
 
-    def _run(self, record: Record, application: Application | None) -> None:
+    def _run(self, record: StreamRecord, application: Application | None) -> None:
         header = record.header
         text = _as_text(read_request(_RECORDED[header.path], header.body.encode()))
         record.explain = partial(_problem, asked=text)
@@ -483,21 +483,21 @@ class _Api:
         kind = "response" if record.header.path == _RESPONSES else "chat.completion.deleted"
         return JSONResponse({"id": record.header.name, "object": kind, "deleted": True})
 
-    def _record(self, request: Request) -> Record:
+    def _record(self, request: Request) -> StreamRecord:
         name = request.path_params["record"]
         path = request.scope["path"].removesuffix("/cancel").removesuffix(f"/{name}")
         application = getattr(request.state, "application", None)
         return self.records.find(name, path, None if application is None else application.name)
 
-    def _cancel_record(self, record: Record) -> None:
+    def _cancel_record(self, record: StreamRecord) -> None:
         if record.ended_at is None and record.ticket is not None:
             record.cancelled = True
             self.backend.cancel(record.ticket)
 
-    def _events(self, record: Record, after: int, headers: dict[str, str]) -> Response:
+    def _events(self, record: StreamRecord, after: int, headers: dict[str, str]) -> Response:
         return EventsResponse(record.read(after, self.pause), headers=headers, at_end=lambda: None)
 
-    def _whole(self, record: Record) -> dict[str, Any]:
+    def _whole(self, record: StreamRecord) -> dict[str, Any]:
         reply = record.rendering
         assert isinstance(reply, ResponseReply)
         if record.ended_at is not None:

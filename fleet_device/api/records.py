@@ -79,7 +79,7 @@ class RecordHeader(BaseModel):
 
 
 @dataclass(slots=True, eq=False)
-class Record:
+class StreamRecord:
     """One request with its events. `note`, `prepare` and `keep` are called on the thread that runs it.
 
     Attributes:
@@ -269,13 +269,13 @@ class Records:
     clock: Callable[[], float]
     schedule: Callable[[float, Callable[[], None]], None]
     boot: str = field(default_factory=lambda: _BOOT.read_text().strip() if _BOOT.exists() else "")
-    _records: dict[str, Record] = field(default_factory=dict)  # the oldest first
+    _records: dict[str, StreamRecord] = field(default_factory=dict)  # the oldest first
     _changing: threading.RLock = field(default_factory=threading.RLock)
     _scheduled: bool = False
 
-    def begin(self, header: RecordHeader, rendering: Rendering) -> Record:
+    def begin(self, header: RecordHeader, rendering: Rendering) -> StreamRecord:
         """Return a new record; raise ApiProblem if the application, or the device, has no room for one."""
-        record = Record(header, rendering, self, size=len(header.body))
+        record = StreamRecord(header, rendering, self, size=len(header.body))
         with self._changing:
             if not self.make_room(record):
                 raise ApiProblem(
@@ -296,7 +296,7 @@ class Records:
         record._write(boot=self.boot, header=header.model_dump(), session=record.session.hex())  # noqa: SLF001
         return record
 
-    def find(self, name: str, path: str, application: str | None) -> Record:
+    def find(self, name: str, path: str, application: str | None) -> StreamRecord:
         """Return a record of an application; raise ApiProblem if it has none with this name."""
         self.purge()
         record = self._records.get(name)
@@ -309,7 +309,7 @@ class Records:
             )
         return record
 
-    def erase(self, record: Record) -> None:
+    def erase(self, record: StreamRecord) -> None:
         with self._changing:
             self._records.pop(record.header.name, None)
         self.remove_file(record)
@@ -334,7 +334,7 @@ class Records:
         self.purge()
         self.note_end()
 
-    def make_room(self, record: Record) -> bool:
+    def make_room(self, record: StreamRecord) -> bool:
         """Erase ended records, the oldest first, until this one fits; return whether it does."""
         own = record.header.application
         with self._changing:
@@ -352,7 +352,7 @@ class Records:
                     number, size = number - 1, size - oldest.size
         return True
 
-    def load(self, make: Callable[[RecordHeader], Rendering]) -> list[Record]:
+    def load(self, make: Callable[[RecordHeader], Rendering]) -> list[StreamRecord]:
         """Read what an earlier process has left; return the records of requests that are to go on."""
         if self.folder is None or not self.folder.is_dir():
             return []
@@ -371,7 +371,7 @@ class Records:
         self.note_end()
         return [record for record in self._records.values() if record.ended_at is None]
 
-    def remove_file(self, record: Record) -> None:
+    def remove_file(self, record: StreamRecord) -> None:
         file, record.file = record.file, None
         with contextlib.suppress(OSError):
             if file is not None:
@@ -382,7 +382,7 @@ class Records:
 
     # Private
 
-    def _path(self, record: Record) -> Path | None:
+    def _path(self, record: StreamRecord) -> Path | None:
         return None if self.folder is None else self.folder / f"{record.header.name}.jsonl"
 
     def _usable(self, folder: Path) -> bool:
@@ -393,7 +393,7 @@ class Records:
                 tag.write_bytes(_TAG)
         return True
 
-    def _read(self, path: Path, make: Callable[[RecordHeader], Rendering]) -> Record | None:
+    def _read(self, path: Path, make: Callable[[RecordHeader], Rendering]) -> StreamRecord | None:
         """Return the record in a file; None if it is of an earlier boot."""
         whole, newline, _ = path.read_bytes().rpartition(b"\n")  # the process may have ended within a line
         first, *lines = [json.loads(line) for line in whole.split(b"\n")]
@@ -403,7 +403,7 @@ class Records:
         if header.name != path.stem:
             raise ValueError("a record has another name than its file")
         session = bytes.fromhex(first["session"])
-        record = Record(header, make(header), self, size=len(whole), session=session)
+        record = StreamRecord(header, make(header), self, size=len(whole), session=session)
         fruitless = 0
         for line in lines:
             match line:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from fleet_device.api.problems import ApiProblem
-from fleet_device.api.records import KEEP_S, MAX_BYTES, MAX_RECORDS, Record, RecordHeader, Records
+from fleet_device.api.records import KEEP_S, MAX_BYTES, MAX_RECORDS, RecordHeader, Records, StreamRecord
 from fleet_device.api.replies import ALIVE
 from fleet_device.errors import SessionFailed, TextCancelled
 from fleet_device.requests.generate import GeneratedText, GenerateRequest, Piece
@@ -61,7 +61,7 @@ class Place:
             for record in list(records._records.values()):
                 records.remove_file(record)
 
-    def begin(self, name: str = "cmpl-1", application: str | None = None) -> Record:
+    def begin(self, name: str = "cmpl-1", application: str | None = None) -> StreamRecord:
         return self.records.begin(header(name, application), Words())
 
     def names(self) -> list[str]:
@@ -86,7 +86,7 @@ def disk(tmp_path: Path) -> Iterator[Place]:
     place.close()
 
 
-def read(record: Record, after: int = -1, *, beats: int = 0) -> list[bytes]:
+def read(record: StreamRecord, after: int = -1, *, beats: int = 0) -> list[bytes]:
     """Read a record to its end, or for some heartbeats."""
     left = [beats]
 
