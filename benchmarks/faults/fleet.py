@@ -359,7 +359,8 @@ def disagreements(database: Path, tally: FaultTally) -> list[str]:
 
 def _of_ended(logged: dict[str, tuple[object, ...]], tally: FaultTally) -> Iterator[str]:
     unreported = Counter(tally.killed)
-    ended = {text.device: session for session, text in tally.texts.items()}  # the last of each device, at its end
+    # The last of each device, at its end; one that was cancelled before an edge took it has no Close to confirm.
+    ended = {text.device: session for session, text in tally.texts.items() if text.tokens}
     for session, text in tally.texts.items():
         row = logged.get(session)
         if row == (text.device, "lost", text.tokens, None):

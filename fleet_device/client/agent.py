@@ -282,6 +282,8 @@ class Agent:
                     source.remember(opening.prompt, session.committed)
                 if closing.sent is not None and closing.answer is None:
                     self._keep(closing.sent, granted=session.granted)
+                    while (event := lane.inbox.get()) is not None:  # it came before the Close was kept
+                        self._unconfirmed.on_event(event)
             generation = Generation(
                 session=opening.session,
                 tokens=tuple(session.committed),

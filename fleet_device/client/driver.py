@@ -468,7 +468,8 @@ class SessionEnd:
                 self.answer, self.done = event, True
             case ConnectionChanged(up=True):
                 self.send_close()
-            case EdgeStateChanged(edge=edge, presence=Presence.OFFLINE) if opened is not None and edge == opened.edge:
+            case EdgeStateChanged(edge=edge) if opened is not None and (edge == opened.edge or self._sent_to_any):
+                # Online again: nothing that was sent meanwhile has reached it.
                 self.send_close(to_any=True)
             case _:
                 pass
@@ -479,6 +480,10 @@ class SessionEnd:
     def unfinished(self) -> Close:
         """Return the Close of a session whose program ends without sending one."""
         return self.session.close(wall_ms=self._wall_ms, if_lost=True).model_copy(update=_UNFINISHED)
+
+    @property
+    def _sent_to_any(self) -> bool:
+        return self.sent is not None and self.sent.edge is None
 
     @property
     def _wall_ms(self) -> float:

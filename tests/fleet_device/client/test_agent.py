@@ -11,6 +11,7 @@ import pytest
 
 from benchmarks.exactness.cases import fold_ends
 from fleet_device.client.agent import Agent
+from fleet_device.client.driver import SessionEnd
 from fleet_device.client.messaging import ConnectionChanged
 from fleet_device.drafters.suffix import SuffixDrafter
 from fleet_device.drafters.suffix_index import History
@@ -249,6 +250,40 @@ def test_a_text_that_ends_while_its_edge_ends_is_written_down_by_another() -> No
     assert done.closed is not None
     (closed,) = scene.fleet.sink.of("reported")
     assert (closed.reason, closed.tokens) == (EndReason.CANCELLED, len(done.tokens))
+
+
+@pytest.mark.parametrize("when", ["within the wait for the confirmation", "as the wait ends"])
+def test_an_edge_that_was_away_when_a_text_ended_receives_its_close_once_it_is_back(
+    when: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene, cancellation = Scene(), Cancellation()
+    quiet = SessionEnd.on_quiet
+
+    def back() -> None:
+        scene.edge_works = True
+        scene.fleet.restart_edge()
+        scene.say(Presence.ONLINE)
+
+    def happen(wait: int) -> None:
+        if wait == 3:
+            scene.edge_works = False
+            cancellation.cancel()
+        elif wait == 4 and when.startswith("within"):
+            back()
+
+    def on_quiet(closing: SessionEnd) -> None:
+        quiet(closing)
+        if not scene.edge_works:
+            back()
+            scene.fleet.settle()
+
+    scene.inbox.on_wait = happen
+    monkeypatch.setattr(SessionEnd, "on_quiet", on_quiet)
+    done = scene.write(cancellation=cancellation)
+    scene.fleet.settle()
+    assert (done.closed is not None) is when.startswith("within")
+    (closed,) = scene.fleet.sink.of("reported")
+    assert (closed.session, closed.reason) == (done.session.hex(), EndReason.CANCELLED)
 
 
 @pytest.mark.parametrize("comes_back", ["edge", "link"])
