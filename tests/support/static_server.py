@@ -75,7 +75,8 @@ def _handler(server: StaticServer) -> type[BaseHTTPRequestHandler]:
             if span:
                 self.send_header("Content-Range", f"bytes {begin}-{size - 1}/{size}")
             self.end_headers()
-            left = faults.cut_after if faults.cut_after is not None and "/targets/" in self.path else size
+            cut = faults.cut_after if "/targets/" in self.path else None
+            left = size - begin if cut is None else cut
             with file.open("rb") as source:
                 source.seek(begin)
                 while left > 0 and (piece := source.read(min(1 if faults.drip else _PIECE, left))):
@@ -83,7 +84,8 @@ def _handler(server: StaticServer) -> type[BaseHTTPRequestHandler]:
                         piece = bytes(byte ^ 1 for byte in piece)
                     self.wfile.write(piece)
                     left -= len(piece)
-            self.close_connection = self.close_connection or left == 0
+            # Only then: a client that sends its next request as a whole answer's connection closes would lose it.
+            self.close_connection = self.close_connection or (cut is not None and left == 0)
 
     return Handler
 
