@@ -469,7 +469,7 @@ class SessionEnd:
             case ConnectionChanged(up=True):
                 self.send_close()
             case EdgeStateChanged(edge=edge) if opened is not None and (edge == opened.edge or self._sent_to_any):
-                # Online again: nothing that was sent meanwhile has reached it.
+                # Gone: another edge records the end. Back: it has received nothing that was sent meanwhile.
                 self.send_close(to_any=True)
             case _:
                 pass

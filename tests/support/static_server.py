@@ -84,7 +84,7 @@ def _handler(server: StaticServer) -> type[BaseHTTPRequestHandler]:
                         piece = bytes(byte ^ 1 for byte in piece)
                     self.wfile.write(piece)
                     left -= len(piece)
-            # Only then: a client that sends its next request as a whole answer's connection closes would lose it.
+            # A whole answer leaves the connection open: the client may have sent its next request.
             self.close_connection = self.close_connection or (cut is not None and left == 0)
 
     return Handler
