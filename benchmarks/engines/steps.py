@@ -7,10 +7,10 @@ machine hits all, and the ratio is of their medians. Takes 20 minutes, `--quick`
 
 With `--shape` the models are random ones in a real shape, which llama.cpp computes without flash attention alone, since
 each of its processes keeps a copy: `--shape 7b --engines blocks:Q4_0 blocks:Q4_K_M --threads 2 --sequences 1 4 16
---tokens 1 5 --contexts 256`.
+--tokens 1 5 --contexts 256`. Shapes named after a share of a model have that share of its layers (`cut_models.py`).
 
 `--ik-llama FILE` names a source archive of ik_llama.cpp, whose llama-bench is built once and computes the steps of one
-sequence with the same files (column `ik_ms`). Without it, ik_llama.cpp is not compared.
+sequence with the same files (column `ik_ms`). Without it, or if it fails over a file, ik_llama.cpp is not compared.
 """
 
 import argparse
@@ -27,6 +27,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from benchmarks.engines.cut_models import CUT, make_cut
 from benchmarks.engines.ik_llama import built, step_ms
 from benchmarks.harness import MODELS, Bench, SuiteReport, at_most, number_of, say, table
 from benchmarks.large.models import SHAPES, make
@@ -167,14 +168,14 @@ _GOALS: Final = {"llama_cpp": 1.15, "blocks": 0.6, "blocks Q4_0": 0.45}
 
 _LLAMA_CPP: Final = ("without flash attention", "with flash attention")
 _FILES: Final = {"Q8_0": "target-Q8_0.gguf", "Q4_0": "Q4_0.gguf"}
-ENGINES: Final = ("llama_cpp:Q8_0", "llama_cpp:Q4_0", "blocks:Q8_0", "blocks:Q4_0", "blocks:Q4_K_M")
-_DEFAULT: Final = tuple(name for name in ENGINES if name != "blocks:Q4_K_M")
+ENGINES: Final = ("llama_cpp:Q8_0", "llama_cpp:Q4_0", "blocks:Q8_0", "blocks:Q4_0", "blocks:Q4_K_M", "blocks:MXFP4")
+_DEFAULT: Final = ENGINES[:4]
 _COLUMNS: Final = {"B": "d", "T": "d", "ms": ".1f", "raw_ms": ".1f", "ratio": ".2f", "raw": "", "ik_ms": ".1f"}
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(_DEFAULT), help=", ".join(ENGINES))
-    parser.add_argument("--shape", choices=SHAPES, help="of random models")
+    parser.add_argument("--shape", choices=(*SHAPES, *CUT), help="of random models")
     parser.add_argument("--cache", type=Path, default=MODELS.parent / "random", help="of these (default: %(default)s)")
     parser.add_argument("--threads", type=number_of(int, 1), default=len(os.sched_getaffinity(0)), help="of either")
     for name, default in (("sequences", (1, 4, 16, 64)), ("tokens", (1, 3, 5, 9))):
@@ -205,8 +206,8 @@ def run(bench: Bench) -> SuiteReport:
                     found = {"B": number, "T": new, "raw": _LLAMA_CPP[cell.way], "ratio": cell.ratio}
                     here.append({**asdict(cell), "engine": kind, "dtype": dtype, "context": context, **found})
             if rival is not None:
-                theirs = step_ms(rival, _model(bench, dtype), tokens, threads=options.threads)
-                here = [{**row, "ik_ms": theirs[row["T"]] if row["B"] == 1 else None} for row in here]
+                theirs = of_rival(rival, _model(bench, dtype), tokens, threads=options.threads)
+                here = [{**row, "ik_ms": theirs.get(row["T"]) if row["B"] == 1 else None} for row in here]
             table(here, _COLUMNS, title=f"{kind}, {dtype}, context {context}; raw is the engine alone")
             rows += here
             gc.collect()
@@ -218,6 +219,15 @@ def run(bench: Bench) -> SuiteReport:
     return SuiteReport(rows, goals)
 
 
+def of_rival(program: Path, model: Path, tokens: Sequence[int], *, threads: int) -> dict[int, float]:
+    """Return the milliseconds of ik_llama.cpp by new tokens; none where it does not serve the architecture."""
+    try:
+        return step_ms(program, model, tokens, threads=threads)
+    except BenchError as error:
+        say(f"ik_llama.cpp is not compared: {error}")
+        return {}
+
+
 def _group(kind: str, dtype: str) -> str:
     return f"{kind} {dtype}" if f"{kind} {dtype}" in _GOALS else kind
 
@@ -225,7 +235,8 @@ def _group(kind: str, dtype: str) -> str:
 def _model(bench: Bench, file: str) -> Path:
     shape = bench.options.shape
     if shape is not None:
-        return make(bench.options.cache, shape, file, vocabulary=bench.model("Q4_0.gguf"))
+        maker = make_cut if shape in CUT else make
+        return maker(bench.options.cache, shape, file, vocabulary=bench.model("Q4_0.gguf"))
     if file not in _FILES:
         raise BenchError(f"There is no {file} of SmolLM2, whose rows are no multiple of 256; give a --shape.")
     return bench.model(_FILES[file])
@@ -235,7 +246,7 @@ def _model(bench: Bench, file: str) -> Path:
 def _prepared(bench: Bench, kind: str, dtype: str, context: int, most: int) -> Iterator[tuple[Step, Sequence[Step]]]:
     """Load an engine, and what it is compared with; yield a step of ours and of each raw variant."""
     options, threads = bench.options, bench.options.threads
-    grows = options.shape is not None and SHAPES[options.shape].delta is not None
+    grows = options.shape in SHAPES and SHAPES[options.shape].delta is not None
     new = _GROWN if grows else _NEW
     size = {"streams": most, "cells": cells_for(context, new), "context": context, "threads": threads}
     path = _model(bench, dtype)

@@ -153,13 +153,18 @@ def _describe(writer: gguf.GGUFWriter, its: Shape, name: str, vocabulary: Path) 
         writer.add_ssm_group_count(its.delta.key_heads)
         writer.add_ssm_time_step_rank(its.delta.value_heads)
         writer.add_ssm_inner_size(its.delta.values)
-    fields = gguf.GGUFReader(vocabulary).fields
+    add_vocabulary(writer, vocabulary, VOCABULARY)
+
+
+def add_vocabulary(writer: gguf.GGUFWriter, source: Path, size: int) -> None:
+    """Describe the tokenizer of a GGUF, with tokens that no text has up to `size`."""
+    fields = gguf.GGUFReader(source).fields
     tokens = fields["tokenizer.ggml.tokens"].contents()
     kinds = fields["tokenizer.ggml.token_type"].contents()
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(fields["tokenizer.ggml.pre"].contents())
-    writer.add_token_list(tokens + [f"Ġzq{token}x" for token in range(len(tokens), VOCABULARY)])
-    writer.add_token_types(kinds + [gguf.TokenType.NORMAL] * (VOCABULARY - len(tokens)))
+    writer.add_token_list(tokens + [f"Ġzq{token}x" for token in range(len(tokens), size)])
+    writer.add_token_types(kinds + [gguf.TokenType.NORMAL] * (size - len(tokens)))
     writer.add_token_merges(fields["tokenizer.ggml.merges"].contents())
     writer.add_bos_token_id(fields["tokenizer.ggml.bos_token_id"].contents())
     writer.add_eos_token_id(fields["tokenizer.ggml.eos_token_id"].contents())
@@ -201,7 +206,7 @@ def _tensors(its: Shape, file: str, following: NDArray[np.int64]) -> Iterable[tu
     for name, (rows, columns) in sizes.items():
         spread = (_ADDED if name in {"attn_output", "ffn_down", "ssm_out"} else _SPREAD) / columns**0.5
         for kind in {usual, Kind.Q6_K} if name in mixed else {usual}:
-            weights[name, kind] = _RANDOM[kind](random, rows, columns, spread)
+            weights[name, kind] = random_weights(kind, random, rows, columns, spread)
     for layer in range(its.layers):
         vectors: dict[str, NDArray[np.float32]] = {"attn_norm.weight": np.ones(its.hidden, np.float32)}
         of_attention = ["attn_q", "attn_k", "attn_v", "attn_output"]
@@ -288,9 +293,26 @@ def _random_q6_k(random: np.random.Generator, rows: int, columns: int, spread: f
     return _rows((_noise(random, blocks, 192), scales, _both_ways(spread / 18.5, blocks)), rows)
 
 
+def _random_mxfp4(random: np.random.Generator, rows: int, columns: int, spread: float) -> Bytes:
+    blocks = rows * columns // 32
+    exponents = np.full((blocks, 1), 127 + round(np.log2(spread / 2.9)), np.uint8)
+    return _rows((exponents, _noise(random, blocks, 16)), rows)
+
+
 _RANDOM: Final[Mapping[Kind, Callable[[np.random.Generator, int, int, float], Bytes]]] = MappingProxyType(
-    {Kind.Q4_0: _random_q4_0, Kind.Q8_0: _random_q8_0, Kind.Q4_K: _random_q4_k, Kind.Q6_K: _random_q6_k}
+    {
+        Kind.Q4_0: _random_q4_0,
+        Kind.Q8_0: _random_q8_0,
+        Kind.Q4_K: _random_q4_k,
+        Kind.Q6_K: _random_q6_k,
+        Kind.MXFP4: _random_mxfp4,
+    }
 )
+
+
+def random_weights(kind: Kind, random: np.random.Generator, rows: int, columns: int, spread: float) -> Bytes:
+    """Return encoded rows of random weights of a standard deviation."""
+    return _RANDOM[kind](random, rows, columns, spread)
 
 
 def _of_signs(kind: Kind, signs: Bytes, size: float = 1.0) -> Bytes:

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.engines.ik_llama import built, step_ms
+from benchmarks.engines.steps import of_rival
 from benchmarks.processes import BenchError
 
 
@@ -22,6 +23,14 @@ def test_steps_are_read_from_its_json_with_weights_repacked(tmp_path: Path) -> N
     program.write_text("#!/bin/sh\necho no model >&2; exit 1\n")
     with pytest.raises(BenchError, match="no model"):
         step_ms(program, Path("model.gguf"), [1], threads=2)
+
+
+def test_a_model_that_it_refuses_leaves_its_column_empty(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    program = tmp_path / "llama-bench"
+    program.write_text("#!/bin/sh\necho unknown architecture >&2; exit 1\n")
+    program.chmod(0o700)
+    assert of_rival(program, Path("model.gguf"), [1], threads=1) == {}
+    assert "unknown architecture" in capsys.readouterr().err
 
 
 def test_an_archive_that_is_missing_is_named(tmp_path: Path) -> None:
