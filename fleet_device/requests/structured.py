@@ -85,6 +85,12 @@ class ToolCall(StrictModel):
     type: Literal["function"] = "function"
     function: CalledFunction
 
+    @model_validator(mode="before")
+    @classmethod
+    def _without_place(cls, value: Any) -> Any:  # noqa: ANN401 - whatever was sent
+        # Clients that put an answer together from its stream send the pieces' number back.
+        return {key: inner for key, inner in value.items() if key != "index"} if isinstance(value, dict) else value
+
 
 @dataclass(frozen=True, slots=True)
 class ChatMessage:

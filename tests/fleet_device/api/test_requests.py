@@ -189,6 +189,7 @@ def test_errors_have_openais_codes(fields: dict[str, Any], param: str, code: str
 def test_the_result_of_a_call_is_taken_with_the_call() -> None:
     called = {"role": "assistant", "tool_calls": [CALL, {**CALL, "id": "2"}]}
     chat(messages=[USER, called, RESULT, {**RESULT, "tool_call_id": "2"}, USER])
+    chat(messages=[USER, {**called, "tool_calls": [{**CALL, "index": 0}]}, RESULT])
     chat(messages=[{**USER, "name": "me"}], stream=True, stream_options={"include_usage": True})
 
 
