@@ -5,31 +5,27 @@ later: `/opt/hass/bin/hass` after `python3.14 -m venv /opt/hass && /opt/hass/bin
 the requirements of its integrations itself. `FLEET_HASS_CONFIG` is an empty folder that this command can write.
 """
 
-import functools
 import os
 import shlex
 import subprocess
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import httpx
-import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from broker_config.broker import Broker
 from broker_config.processes import MosquittoProcess, reserved_port
 from fleet_device.drafters.model_file import GgufModel
-from fleet_device.drafters.without_model import ScriptedDrafter
 from tests.support.edge_thread import NO_QUOTAS
 from tests.support.keys_file import keys_file
 from tests.support.prepared_models import prepared
 from tests.support.scripted_verifier import ScriptedVerifier
 from tests.support.served_device import Served, device_at
+from tests.support.thinking_model import CONTEXT, DONE, PARIS, STORY, Answers, Draft, ScriptedModel
 from tests.support.waiting import PATIENCE_S, until
 from tests.support.whole import FLEET, Whole
 
@@ -43,42 +39,7 @@ pytestmark = [
     ),
 ]
 
-CONTEXT = 32_768
 KEY = "sesame"
-TEMPLATE = """\
-{%- if tools %}<|im_start|>system
-{{ messages[0].content }}
-# Tools
-{% for tool in tools %}{{ tool | tojson }}
-{% endfor %}<|im_end|>
-{% endif %}
-{%- for m in messages %}
-{%- if m.role == 'tool' %}<|im_start|>user
-<tool_response>
-{{ m.content }}
-</tool_response><|im_end|>
-{% elif m.role != 'system' or not tools %}<|im_start|>{{ m.role }}
-{{ m.content }}{% for c in m.tool_calls or [] %}
-<tool_call>
-{"name": "{{ c.function.name }}", "arguments": {{ c.function.arguments | tojson }}}
-</tool_call>{% endfor %}<|im_end|>
-{% endif %}
-{%- endfor %}<|im_start|>assistant
-{% if enable_thinking is defined and not enable_thinking %}<think>
-
-</think>
-
-{% endif %}"""
-"""In the form of Qwen3's: the format of its calls, and its thinking."""
-
-THOUGHT = "SECRET: what does the person want?"
-PARIS = "The capital of France is Paris."
-STORY = "Once upon a time there was a lamp. " + " ".join(f"Then came day {day}." for day in range(1, 80))
-CALL = '<tool_call>\n{"name": "intent__HassTurnOn", "arguments": {"name": "Desk lamp"}}\n</tool_call>'
-DONE = "The desk lamp is on."
-CUT = 300
-"""Characters of the story after which the edge goes away."""
-
 CONFIGURATION = """\
 homeassistant: {name: Home, unit_system: metric, country: DE, language: en}
 http: {server_host: 127.0.0.1, server_port: %d}
@@ -95,68 +56,6 @@ template:
         turn_on: [{action: input_boolean.turn_on, target: {entity_id: input_boolean.lamp}}]
         turn_off: [{action: input_boolean.turn_off, target: {entity_id: input_boolean.lamp}}]
 """
-
-
-class ScriptedModel(GgufModel):
-    @property
-    def chat_template(self) -> str:
-        return TEMPLATE
-
-    @functools.cache  # noqa: B019 - there is one
-    def piece(self, token: int) -> bytes:
-        return super().piece(token)
-
-
-class Answers:
-    """A language whose only text is the answer to what the prompt asks; the draft model is wrong now and then."""
-
-    def __init__(self, file: GgufModel, *, draft: bool = False) -> None:
-        self._file, self._draft = file, draft
-        [self._start] = file.encode("<|im_start|>", special=True)
-        self.prompts: list[str] = []
-        self.told = threading.Event()
-
-    def logits(self, prefix: Sequence[int]) -> NDArray[Any]:
-        turns = [""]
-        pieces: list[bytes] = []
-        for token in prefix:
-            if token == self._start:
-                turns.append(b"".join(pieces).decode(errors="replace"))
-                pieces = []
-            else:
-                pieces.append(self._file.piece(token))
-        said = b"".join(pieces).decode(errors="replace").removeprefix("assistant\n")
-        thought = "<think>\n\n</think>\n\n"
-        if not said.startswith(thought):
-            thought = f"<think>\n{THOUGHT}\n</think>\n\n"
-        whole = thought + _answer(turns[-1])
-        rest = whole.removeprefix(said) if whole.startswith(said) else ""
-        if len(said) > CUT:
-            self.told.set()
-        token = self._file.encode(rest)[0] if rest else self._file.end_tokens[0]
-        if self._draft and len(said) % 7 == 0:
-            token = self._file.encode("!")[0]
-        logits = np.full(self._file.vocabulary.size, -50.0, np.float32)
-        logits[token] = 50.0
-        return logits
-
-
-def _answer(question: str) -> str:
-    if "<tool_response>" in question:
-        return DONE
-    if "story" in question:
-        return STORY
-    return CALL if "lamp" in question else PARIS
-
-
-class Draft(ScriptedDrafter):
-    def __init__(self, file: GgufModel) -> None:
-        super().__init__(Answers(file, draft=True), file.strings, context=CONTEXT, end_tokens=file.end_tokens)
-        self.codec = file  # type: ignore[assignment]
-        self.owns_file = False
-
-    def another(self) -> "Draft":
-        return Draft(self.codec)  # type: ignore[arg-type]
 
 
 class Home:
