@@ -1,11 +1,12 @@
 """Architectures: each engine and a device's draft model on small random models, against transformers in float32.
 
-SOURCES is the unpacked source distribution of llama-cpp-python, whose converter makes the GGUFs. For each of the
-architectures a model is made; each engine takes its folder and its GGUF, as far as it takes such files, in a process
-of its own. Overlap Σ min(p, q), 1 is equal: of a whole text and of two sequences in a step; after wrong tokens are
-taken back; of a fork in the middle. All texts are longer than the sliding windows. The run is a greedy one with wrong
-drafts among right ones: the number of tokens that are those of transformers. An engine may refuse a model in one
-sentence, and what that names must serve it. Takes 25 minutes on two cores.
+SOURCES is the unpacked source distribution of llama-cpp-python, whose converter makes the GGUFs (that of ministral3
+needs the package sentencepiece). For each of the architectures a model is made; each engine takes its folder and its
+GGUF, as far as it takes such files, in a process of its own. Overlap Σ min(p, q), 1 is equal: of a whole text and of
+two sequences in a step; after wrong tokens are taken back; of a fork in the middle. All texts are longer than the
+sliding windows. The run is a greedy one with wrong drafts among right ones: the number of tokens that are those of
+transformers. An engine may refuse a model in one sentence, and what that names must serve it. Takes ten minutes on two
+cores.
 """
 
 import argparse

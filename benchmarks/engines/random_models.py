@@ -303,10 +303,11 @@ def _write_tokenizer(folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
 
 
-# The converter knows tokenizers by a hash, and reads some from other files: ours is a byte-level BPE in all models.
+# The converter knows tokenizers by a hash, and reads some from other files: ours is a byte-level BPE in all models. The
+# name is none of a family: llama.cpp looks for the special tokens of Phi-3 in a model that is called so.
 _CONVERT: Final = """
 import sys
-root, folder, out, name, *options = sys.argv[1:]
+root, folder, out, *options = sys.argv[1:]
 sys.path[:0] = [root, f"{root}/gguf-py"]
 import conversion.base
 import convert_hf_to_gguf as program
@@ -319,7 +320,7 @@ def with_our_tokenizer(*args, **more):
             each.set_vocab = lambda self: self._set_vocab_gpt2()
     return found
 program.get_model_class = with_our_tokenizer
-sys.argv = ["convert", folder, "--outfile", out, "--outtype", "f32", "--model-name", name, *options]
+sys.argv = ["convert", folder, "--outfile", out, "--outtype", "f32", "--model-name", "random", *options]
 program.main()
 """
 
@@ -332,7 +333,7 @@ def convert(name: str, folder: Path, converter: Path) -> None:
     if architecture.names:
         fields["layer_types"] = [architecture.names.get(each, each) for each in fields["layer_types"]]
         config.write_text(json.dumps(fields))
-    words = [sys.executable, "-c", _CONVERT, converter, folder, folder / "model.gguf", name, *architecture.options]
+    words = [sys.executable, "-c", _CONVERT, converter, folder, folder / "model.gguf", *architecture.options]
     done = subprocess.run(list(map(str, words)), capture_output=True, text=True, check=False)
     config.write_text(saved)
     if done.returncode:
