@@ -2,11 +2,11 @@
 
 A layer and the output projection take the time of the published ones, and layers have the same random weights. Tokens
 choose experts evenly, which is the worst case: a step of several rows reads most of them. `CUT` says how many layers
-are left, by which the time of all but the output projection is scaled.
+are left. A second file with fewer layers tells what a layer costs, and so what all of them do.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
@@ -23,6 +23,7 @@ from benchmarks.processes import BenchError
 _Shapes = dict[str, tuple[int, ...]]
 
 _SEED: Final = 1
+_PATTERN: Final = 6  # every layer of this number of Gemma 4 has no window
 _SPREAD: Final = 0.6  # of a product, for inputs of 1
 _ADDED: Final = 0.2  # the same for what a layer adds to its input
 _EMBEDDED: Final = 1.0
@@ -81,7 +82,7 @@ CUT: Final[Mapping[str, CutModel]] = MappingProxyType(
             kv_heads=2,
             dims=(512, 256),
             is_tied=True,
-            local=tuple((layer + 1) % 6 != 0 for layer in range(21)),
+            local=tuple((layer + 1) % _PATTERN != 0 for layer in range(21)),
             shared=9,
             per_layer=256,
             metadata={
@@ -137,11 +138,18 @@ CUT: Final[Mapping[str, CutModel]] = MappingProxyType(
 )
 
 
-def make_cut(folder: Path, name: str, file: str, *, vocabulary: Path) -> Path:
-    """Return a GGUF, made if it is missing, as `benchmarks.large.models.make` does."""
+def make_cut(folder: Path, name: str, file: str, *, vocabulary: Path, layers: int | None = None) -> Path:
+    """Return a GGUF, made if it is missing, as `benchmarks.large.models.make` does; `layers` are fewer than its."""
     its = CUT[name]
     if file != its.file:
         raise BenchError(f"The shape {name} is published in {its.file}; choose --engines blocks:{its.file}.")
+    if layers is not None and layers > its.layers:
+        raise BenchError(f"The shape {name} has {its.layers} layers here; choose fewer --layers.")
+    if layers is not None and layers < its.layers:
+        # llama.cpp wants the last layer with keys of its own to have no window.
+        own = max(1, (its.layers - its.shared) * layers // its.layers // _PATTERN) * _PATTERN if its.shared else layers
+        its = replace(its, layers=layers, local=its.local[:layers], shared=max(layers - own, 0))
+        name = f"{name}-{layers}"
     path = folder / f"{name}-{file}.gguf"
     if path.exists():
         return path

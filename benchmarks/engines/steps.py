@@ -7,7 +7,8 @@ machine hits all, and the ratio is of their medians. Takes 20 minutes, `--quick`
 
 With `--shape` the models are random ones in a real shape, which llama.cpp computes without flash attention alone, since
 each of its processes keeps a copy: `--shape 7b --engines blocks:Q4_0 blocks:Q4_K_M --threads 2 --sequences 1 4 16
---tokens 1 5 --contexts 256`. Shapes named after a share of a model have that share of its layers (`cut_models.py`).
+--tokens 1 5 --contexts 256`. Shapes named after a share of a model have that share of its layers (`cut_models.py`);
+`--layers` makes it smaller, so that the time of a layer is a difference.
 
 `--ik-llama FILE` names a source archive of ik_llama.cpp, whose llama-bench is built once and computes the steps of one
 sequence with the same files (column `ik_ms`). Without it, or if it fails over a file, ik_llama.cpp is not compared.
@@ -24,6 +25,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -176,6 +178,7 @@ _COLUMNS: Final = {"B": "d", "T": "d", "ms": ".1f", "raw_ms": ".1f", "ratio": ".
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(_DEFAULT), help=", ".join(ENGINES))
     parser.add_argument("--shape", choices=(*SHAPES, *CUT), help="of random models")
+    parser.add_argument("--layers", type=number_of(int, 1), help="of a shape with a share of its layers: fewer")
     parser.add_argument("--cache", type=Path, default=MODELS.parent / "random", help="of these (default: %(default)s)")
     parser.add_argument("--threads", type=number_of(int, 1), default=len(os.sched_getaffinity(0)), help="of either")
     for name, default in (("sequences", (1, 4, 16, 64)), ("tokens", (1, 3, 5, 9))):
@@ -234,8 +237,10 @@ def _group(kind: str, dtype: str) -> str:
 
 def _model(bench: Bench, file: str) -> Path:
     shape = bench.options.shape
+    if bench.options.layers is not None and shape not in CUT:
+        raise BenchError(f"--layers is for the shapes {', '.join(CUT)}; leave it out.")
     if shape is not None:
-        maker = make_cut if shape in CUT else make
+        maker = partial(make_cut, layers=bench.options.layers) if shape in CUT else make
         return maker(bench.options.cache, shape, file, vocabulary=bench.model("Q4_0.gguf"))
     if file not in _FILES:
         raise BenchError(f"There is no {file} of SmolLM2, whose rows are no multiple of 256; give a --shape.")

@@ -24,6 +24,8 @@ def test_blocks_and_llama_cpp_compute_it(name: str, tmp_path: Path, monkeypatch:
     vocabulary = tmp_path / "vocabulary.gguf"
     tiny_target_gguf(vocabulary)
     path = make_cut(tmp_path, name, its.file, vocabulary=vocabulary)
+    fewer = make_cut(tmp_path, name, its.file, vocabulary=vocabulary, layers=its.layers - 1)
+    assert fewer.stat().st_size < path.stat().st_size
     settings = {"target": str(path), "engine": "blocks", "threads": 1, "context": 255, "kv_bytes": 16 << 20}
     verifier = load_verifier(EdgeSettings.model_validate(settings))
     verifier.open(1)
@@ -33,6 +35,8 @@ def test_blocks_and_llama_cpp_compute_it(name: str, tmp_path: Path, monkeypatch:
     assert RawLlama(str(path), streams=2, cells=256, context=64, threads=1, flash=False).step(2, 3) > 0
 
 
-def test_another_type_than_the_published_one_is_refused(tmp_path: Path) -> None:
+def test_another_type_or_more_layers_are_refused(tmp_path: Path) -> None:
     with pytest.raises(BenchError, match="blocks:MXFP4"):
         make_cut(tmp_path, "gpt-oss-20b-sixth", "Q4_0", vocabulary=tmp_path)
+    with pytest.raises(BenchError, match="4 layers"):
+        make_cut(tmp_path, "gpt-oss-20b-sixth", "MXFP4", vocabulary=tmp_path, layers=5)
