@@ -20,6 +20,9 @@ from schemas.names import Name
 AUTO: Final = "auto"
 """The engine is chosen by a rule (`verifiers.registry`)."""
 
+MTP: Final = "mtp"
+"""`edge_draft`: the target drafts with a layer of its own (multi-token prediction)."""
+
 VERIFIERS: Final[Mapping[str, str]] = MappingProxyType(
     {
         "llama.cpp": "fleet_edge.verifiers.llama_cpp.verifier:load",
@@ -127,7 +130,8 @@ class EdgeSettings(Settings):
     edge_draft: str = setting(
         "",
         "Small model that drafts for edge-only decoding, next to the target: a GGUF, a folder, or a repository id, "
-        "with the target's vocabulary. The output stays the same; drafts are made only while they make it faster.",
+        "with the target's vocabulary; or `mtp`, a layer of the target's own GGUF (docs/engines.md). The output stays "
+        "the same; drafts are made only while they make it faster.",
     )
     threads: int = setting(0, "Threads of the engine; 0 leaves it to the engine.", ge=0, le=1024)
     gpu_layers: int = setting(-1, "Layers that llama.cpp puts on a GPU, if built for one; -1 is all.", rare=True, ge=-1)

@@ -19,6 +19,7 @@ from fleet_edge.batching.judging import Case, judge_batch
 from fleet_edge.batching.steps import Batch, DraftOrder, StepReport, WorkItem
 from fleet_edge.sessions.machine import EdgeSession
 from fleet_edge.verifiers.contract import Item, Logits, Verifier, VerifierError
+from fleet_edge.verifiers.prefix_cache import PrefixCache
 
 _log = logging.getLogger(__name__)
 
@@ -174,7 +175,7 @@ class EdgeDrafter:
 
     def order(self, batch: Batch) -> list[DraftOrder]:
         """Choose the sessions and the number of tokens to draft for in a step."""
-        works = {work.session.handle: work for work in batch.works if _draftable(work)}
+        works = {work.session.handle: work for work in batch.works if self._draftable(work)}
         seen = {handle: self._follow(work.session) for handle, work in works.items()}
         if not works:
             return []
@@ -246,6 +247,10 @@ class EdgeDrafter:
     def _score(self, items: Sequence[Item]) -> Logits:
         return self._verifier.score(items)
 
+    def _draftable(self, work: WorkItem) -> bool:
+        """The step decodes one token of a session without a grammar, and nothing else is speculated."""
+        return work.decodes and not work.speculated and work.session.constraint is None
+
     def _follow(self, session: EdgeSession) -> int:
         """Return how many tokens of a session the draft model has computed, and drop others."""
         handle = session.handle
@@ -276,9 +281,39 @@ class EdgeDrafter:
         return orders
 
 
-def _draftable(work: WorkItem) -> bool:
-    """The step decodes one token of a session without a grammar, and nothing else is speculated."""
-    return work.decodes and not work.speculated and work.session.constraint is None
+class TargetDrafter(EdgeDrafter):
+    """Propose tokens with a layer of the target model itself, which has no sequences of its own."""
+
+    def __init__(self, target: PrefixCache) -> None:
+        super().__init__(target)
+        self._target = target
+        self._proposed: dict[int, list[int]] = {}  # in this step, behind the last token that is certain
+
+    def propose(self, orders: Sequence[DraftOrder]) -> dict[int, tuple[int, ...]]:
+        self._proposed = {order.handle: [] for order in orders}
+        return super().propose(orders)
+
+    def forget(self, handle: int) -> None:
+        self._sequences.pop(handle, None)
+
+    def _score(self, items: Sequence[Item]) -> Logits:
+        for item in items:
+            self._proposed[item.sequence] += item.tokens
+        return self._target.propose({item.sequence: self._proposed[item.sequence] for item in items})
+
+    def _draftable(self, work: WorkItem) -> bool:
+        """The layer follows the target, which MUST have computed all tokens but the last."""
+        return super()._draftable(work) and len(work.item.tokens) == 1
+
+    def _follow(self, session: EdgeSession) -> int:
+        its = self._sequences.setdefault(session.handle, _Sequence())
+        its.learn(session.tokens)
+        its.at, its.proposed = len(session.tokens), ()
+        return len(session.tokens) - 1
+
+    def _fitting(self, orders: list[DraftOrder]) -> list[DraftOrder]:
+        """Return all orders: the step has the same tokens, so that it is the one to fit."""
+        return orders
 
 
 def _room(session: EdgeSession) -> int:

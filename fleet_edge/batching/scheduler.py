@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from fleet_edge.batching.batch_builder import BatchBuilder, Budget, max_prompts_s
-from fleet_edge.batching.edge_draft import EdgeDrafter, with_proposed
+from fleet_edge.batching.edge_draft import EdgeDrafter, TargetDrafter, with_proposed
 from fleet_edge.batching.fairness import ExtraWork, MemoryTurns
 from fleet_edge.batching.prompt_wait import PromptWait, WaitingPrompt, estimate_waits
 from fleet_edge.batching.step_cost import RunningRequests, StepCost
@@ -23,7 +23,7 @@ from fleet_edge.batching.warm_prompts import WarmPrompts
 from fleet_edge.sessions.drafts import DraftResult
 from fleet_edge.sessions.machine import EdgeSession
 from fleet_edge.settings import PrefixSharing
-from fleet_edge.verifiers.contract import Logits, TargetInfo, Verifier
+from fleet_edge.verifiers.contract import DraftsItself, Logits, TargetInfo, Verifier
 from fleet_edge.verifiers.prefix_cache import PrefixCache
 from schemas.fields import EdgeLoad
 
@@ -73,10 +73,10 @@ class Scheduler:
         self._cost = cost or StepCost(verifier.info.least_tokens)
         self._running = RunningRequests()
         self._load: EdgeLoad | None = None  # None after a change
-        self._drafter = drafter
+        self._drafter = TargetDrafter(self._verifier) if isinstance(verifier, DraftsItself) else drafter
         self._policies: list[StepPolicy] = [self._cost, self._running]
-        if drafter is not None:
-            self._policies.append(drafter)
+        if self._drafter is not None:
+            self._policies.append(self._drafter)
         self._kv_share = kv_share
         self._spend_prompts = spend_prompts
         self._prefill_log = PrefillLog()

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from fleet_common.extras import install_command
 from fleet_common.host import cache_folder, private_folder
-from fleet_edge.settings import EdgeSettings, KeptIn, PrefixSharing
+from fleet_edge.settings import MTP, EdgeSettings, KeptIn, PrefixSharing
 from fleet_edge.verifiers.contract import OnProgress, UnsupportedModel, Verifier, VerifierError, no_progress
 from fleet_edge.verifiers.source import check_memory, check_source, fetch_files, is_gguf, target_name, window_limit
 from schemas.vocabulary import Vocabulary
@@ -66,6 +66,11 @@ def check_architecture(settings: EdgeSettings) -> None:
     of_config(json.loads(config.read_text(encoding="utf-8")), {})
 
 
+def check_mtp(settings: EdgeSettings) -> None:
+    """Check that the target has a layer that proposes tokens; raises `UnsupportedModel`."""
+    open_weights(Path(settings.target).expanduser(), bits=settings.weight_bits, mtp=True)
+
+
 def load(settings: EdgeSettings, on_progress: OnProgress = no_progress) -> Verifier:
     """Load the target model that the settings name.
 
@@ -76,18 +81,21 @@ def load(settings: EdgeSettings, on_progress: OnProgress = no_progress) -> Verif
 
     from fleet_edge.verifiers.blocks.compiler import processor_features  # noqa: PLC0415
     from fleet_edge.verifiers.blocks.model import Model  # noqa: PLC0415
+    from fleet_edge.verifiers.blocks.mtp import MtpVerifier  # noqa: PLC0415
     from fleet_edge.verifiers.blocks.products import variants  # noqa: PLC0415
     from fleet_edge.verifiers.blocks.verifier import BlocksVerifier, Trial  # noqa: PLC0415
     from fleet_edge.verifiers.blocks.weight_cache import CachedWeights, fingerprint  # noqa: PLC0415
     from fleet_edge.verifiers.contract import TargetInfo  # noqa: PLC0415
     from fleet_edge.verifiers.tokens import grammar_tokenizer, target_tokens  # noqa: PLC0415
 
-    class Loaded(BlocksVerifier):
+    mtp = settings.edge_draft == MTP
+
+    class Loaded(MtpVerifier if mtp else BlocksVerifier):  # type: ignore[misc]
         def grammar_tokenizer(self) -> Any:  # noqa: ANN401
             return grammar_tokenizer(path, vocabulary=self.info.vocabulary.size, end_tokens=self.info.end_tokens)
 
     path = _local(settings.target)
-    file = open_weights(path, bits=settings.weight_bits)
+    file = open_weights(path, bits=settings.weight_bits, mtp=mtp)
     strings = target_tokens(path)
     name = target_name(settings.target)
     geometry = file.geometry
@@ -186,21 +194,23 @@ def kept_pages_path(settings: EdgeSettings) -> Path | None:
     return folder and folder / f"{settings.fleet}.{settings.edge}"
 
 
-def open_weights(path: Path, *, bits: int) -> "GgufWeights | FolderWeights":
-    """Open a GGUF or a folder to be loaded; raises `UnsupportedModel`."""
+def open_weights(path: Path, *, bits: int, mtp: bool = False) -> "GgufWeights | FolderWeights":
+    """Open a GGUF or a folder to be loaded, with `mtp` as `GgufWeights`; raises `UnsupportedModel`."""
     from fleet_edge.verifiers.blocks.folder_weights import FolderWeights  # noqa: PLC0415 - likewise
 
+    if mtp and not is_gguf(path):
+        raise UnsupportedModel(f"edge_draft is {MTP}, which needs a GGUF; set target to one, or edge_draft to a model.")
     if path.is_dir():
         return FolderWeights(path, bits=bits)
     stat = path.stat() if path.is_file() else None
-    return _opened(path, stat and (stat.st_size, stat.st_mtime_ns))
+    return _opened(path, stat and (stat.st_size, stat.st_mtime_ns), mtp=mtp)
 
 
 @lru_cache(maxsize=2)  # a start opens the target several times, and an edge's draft model
-def _opened(path: Path, _version: tuple[int, int] | None) -> "GgufWeights":
+def _opened(path: Path, _version: tuple[int, int] | None, *, mtp: bool) -> "GgufWeights":
     from fleet_edge.verifiers.blocks.gguf_weights import GgufWeights  # noqa: PLC0415 - likewise
 
-    return GgufWeights(path)
+    return GgufWeights(path, mtp=mtp)
 
 
 def _local(target: str) -> Path:

@@ -281,6 +281,18 @@ class HasStates(Protocol):
 
 
 @runtime_checkable
+class DraftsItself(Protocol):
+    """A verifier whose target model has a layer that proposes tokens, and is to draft with it."""
+
+    def propose(self, tokens: Mapping[int, Sequence[int]]) -> Logits:
+        """Return a row for each sequence: about the token that follows those given, which follow the computed ones.
+
+        A sequence has one such token first, then each time one more. Nothing is computed or forgotten by this. There
+        MUST be room for all of them, as `fits` says.
+        """
+
+
+@runtime_checkable
 class RunsElsewhere(Protocol):
     """A verifier whose target model runs in other processes, which may be away. Thread-safe."""
 

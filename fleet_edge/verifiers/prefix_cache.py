@@ -12,7 +12,7 @@ import time
 from array import array
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import count, islice
@@ -21,6 +21,7 @@ from typing import Final, TypeVar
 from fleet_edge.settings import PrefixSharing
 from fleet_edge.verifiers.contract import (
     CapacityExceeded,
+    DraftsItself,
     HasStates,
     Item,
     KeepsPrefixes,
@@ -267,6 +268,11 @@ class PrefixCache:
             self._verifier.shut_down()
 
     # Beyond the contract
+
+    def propose(self, tokens: Mapping[int, Sequence[int]]) -> Logits:
+        """As `DraftsItself`, which the wrapped verifier MUST be."""
+        assert isinstance(self._verifier, DraftsItself)
+        return self._verifier.propose({self._of(sequence).key: its for sequence, its in tokens.items()})
 
     def expect(self, sequence: int, tokens: Sequence[int], *, owner: str = "", stable: bool = True) -> None:
         """Announce the tokens that an open sequence will compute first, and whether as `Item.stable`."""

@@ -13,8 +13,15 @@ from pkgutil import resolve_name
 from typing import Final
 
 from fleet_common.host import NVIDIA_DRIVER
-from fleet_edge.settings import AUTO, VERIFIERS, EdgeSettings, KeptIn
-from fleet_edge.verifiers.contract import OnProgress, UnsupportedModel, Verifier, VerifierError, no_progress
+from fleet_edge.settings import AUTO, MTP, VERIFIERS, EdgeSettings, KeptIn
+from fleet_edge.verifiers.contract import (
+    DraftsItself,
+    OnProgress,
+    UnsupportedModel,
+    Verifier,
+    VerifierError,
+    no_progress,
+)
 from fleet_edge.verifiers.source import check_gguf_reader, check_source, is_gguf
 from schemas.control import ChatFormat
 
@@ -35,7 +42,13 @@ def load_verifier(settings: EdgeSettings, on_progress: OnProgress = no_progress)
 
 def check_draft(settings: EdgeSettings) -> None:
     """Check the edge's draft model, if there is to be one, without loading it; raises `VerifierError`."""
-    if settings.edge_draft:
+    if settings.edge_draft == MTP:
+        if choose_engine(settings).engine != "blocks":
+            raise VerifierError(_NO_MTP)
+        from fleet_edge.verifiers.blocks_engine import check_mtp  # noqa: PLC0415 - an engine's
+
+        check_mtp(settings)
+    elif settings.edge_draft:
         check_verifier(_draft_settings(settings))
 
 
@@ -52,7 +65,9 @@ def _draft_settings(settings: EdgeSettings) -> EdgeSettings:
 
 def load_draft(settings: EdgeSettings, target: Verifier) -> Verifier | None:
     """Load the edge's draft model, if there is to be one; raises `VerifierError` if it cannot draft for the target."""
-    if not settings.edge_draft:
+    if settings.edge_draft == MTP and not isinstance(target, DraftsItself):
+        raise VerifierError(_NO_MTP)
+    if settings.edge_draft in ("", MTP):
         return None
     verifier = load_verifier(_draft_settings(settings))
     if verifier.info.vocabulary != target.info.vocabulary:
@@ -63,6 +78,10 @@ def load_draft(settings: EdgeSettings, target: Verifier) -> Verifier | None:
     return verifier
 
 
+_NO_MTP: Final = (
+    "Only the engine blocks drafts with a layer of the target (MTP); set engine to blocks and target to a GGUF with "
+    "such a layer, or edge_draft to a small model."
+)
 _DRAFT_SHARE: Final = 4
 """Part of `kv_bytes` that the draft model gets in addition."""
 

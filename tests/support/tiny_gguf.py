@@ -171,15 +171,24 @@ def tiny_hybrid_gguf(
 
 
 def tiny_delta_gguf(
-    path: Path, *, rows: Sequence[Row] | None = None, context: int = 256, seed: int = 7, end: int = END
+    path: Path,
+    *,
+    rows: Sequence[Row] | None = None,
+    context: int = 256,
+    seed: int = 7,
+    end: int = END,
+    mtp: Sequence[str] | None = None,
 ) -> Path:
-    """Write a model of Qwen3.5's architecture: a layer of gated delta rule, one of attention, and again."""
+    """Write a model of Qwen3.5's architecture: a layer of gated delta rule, one of attention, and again.
+
+    With `mtp` a layer that proposes tokens follows, which has these optional tensors.
+    """
     rows = [*tiny_rows(), *_padding(len(tiny_rows()))] if rows is None else rows
     width, heads, dim, inner, kernel, layers = 64, 2, 32, 96, 4, 4
     keys, values, size = 1, 2, 32
     writer = new_gguf(
-        path, "qwen35", layers=layers, width=width, inner=inner, heads=heads, kv_heads=1, dim=dim, rows=rows,
-        context=context, end=end,
+        path, "qwen35", layers=layers + (mtp is not None), width=width, inner=inner, heads=heads, kv_heads=1, dim=dim,
+        rows=rows, context=context, end=end,
     )  # fmt: skip
     writer.add_vocab_size(len(rows))
     writer.add_rope_dimension_count(dim // 2)
@@ -190,6 +199,7 @@ def tiny_delta_gguf(
     writer.add_ssm_group_count(keys)
     writer.add_ssm_time_step_rank(values)
     writer.add_ssm_inner_size(values * size)
+    writer.add_nextn_predict_layers(int(mtp is not None))
     random = np.random.default_rng(seed)
 
     def weight(name: str, *shape: int) -> None:
@@ -200,11 +210,11 @@ def tiny_delta_gguf(
 
     weight("token_embd", len(rows), width)
     vector("output_norm.weight")
-    for layer in range(layers):
+    for layer in range(layers + (mtp is not None)):
         at = f"blk.{layer}."
         vector(f"{at}attn_norm.weight")
         vector(f"{at}post_attention_norm.weight")
-        if layer % 2:
+        if layer % 2 or layer == layers:
             vector(f"{at}attn_q_norm.weight", dim)
             vector(f"{at}attn_k_norm.weight", dim)
             weight(f"{at}attn_q", 2 * heads * dim, width)
@@ -224,6 +234,11 @@ def tiny_delta_gguf(
         weight(f"{at}ffn_gate", inner, width)
         weight(f"{at}ffn_up", inner, width)
         weight(f"{at}ffn_down", width, inner)
+    if mtp is not None:
+        weight(f"blk.{layers}.nextn.eh_proj", width, 2 * width)
+        for name in ("enorm", "hnorm", *mtp):
+            at = f"blk.{layers}.nextn.{name}"
+            vector(f"{at}.weight") if name.endswith("norm") else weight(at, len(rows), width)
     write_gguf(writer)
     return path
 

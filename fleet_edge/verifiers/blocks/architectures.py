@@ -148,7 +148,7 @@ def of_gguf(get: Callable[..., Any], vector: _Vector, has: Callable[[str], bool]
         return get(f"{kind}.{key}", *default)
 
     drafting, hidden = int(of("nextn_predict_layers", 0)), int(of("embedding_length"))
-    count = int(of("block_count")) - drafting  # the layers that would propose tokens come last
+    count = int(of("block_count")) - drafting  # the layers that propose tokens come last
     if not 0 <= drafting <= _MOST_LAYERS or not 0 < count <= _MOST_LAYERS or not 0 < hidden <= _MOST_WIDTH:
         raise ValueError("It has an impossible number of layers.")
 
@@ -209,6 +209,7 @@ def of_gguf(get: Callable[..., Any], vector: _Vector, has: Callable[[str], bool]
         )
         for number, is_local in enumerate(sliding)
     ]
+    proposes = family.delta and drafting == 1 and has(f"blk.{count}.nextn.eh_proj.weight")
     return _checked(
         Geometry(
             kind=kind,
@@ -226,6 +227,8 @@ def of_gguf(get: Callable[..., Any], vector: _Vector, has: Callable[[str], bool]
             feed_norm=family.feed_norm,
             output_norm=family.output_norm,
             per_layer=int(of("embedding_length_per_layer_input", 0)),
+            # It is like the model's own layers of attention.
+            mtp=next((each for each in reversed(layers) if proposes and isinstance(each.mixer, Attention)), None),
         )
     )
 

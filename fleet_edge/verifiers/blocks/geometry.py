@@ -165,6 +165,7 @@ class Geometry:
         feed_norm: Name in a GGUF of the norm before the feed-forward part.
         output_norm: Name in a GGUF of the norm before the head.
         per_layer: Width of the embedding that each layer adds, as in Gemma 4 E; 0 if there is none.
+        mtp: The layer that proposes tokens (multi-token prediction), which follows the others; None if it is not used.
     """
 
     kind: str
@@ -182,11 +183,16 @@ class Geometry:
     feed_norm: str = "ffn_norm"
     output_norm: str = "output_norm"
     per_layer: int = 0
+    mtp: Layer | None = None
+
+    @property
+    def all_layers(self) -> tuple[Layer, ...]:
+        return self.layers if self.mtp is None else (*self.layers, self.mtp)
 
     @property
     def pools(self) -> tuple[Pool, ...]:
         """What pages hold of a token, by shape."""
-        counts = Counter(shape for layer in self.layers if (shape := _shape(layer.mixer)) is not None)
+        counts = Counter(shape for layer in self.all_layers if (shape := _shape(layer.mixer)) is not None)
         return tuple(Pool(count, *shape) for shape, count in counts.items())
 
     @property
@@ -201,7 +207,7 @@ class Geometry:
 
     def place(self, number: int) -> tuple[int, int]:
         """Return the pool that a layer reads, and its place there; of a recurrent layer, its place among those."""
-        mixer = self.layers[number].mixer
+        mixer = self.all_layers[number].mixer
         if isinstance(mixer, DeltaRule):
             return 0, sum(isinstance(layer.mixer, DeltaRule) for layer in self.layers[:number])
         if isinstance(mixer, Attention) and mixer.source is not None:

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -30,14 +31,21 @@ _EIGHT_BITS: Final = 34 / 32
 class GgufWeights:
     """A GGUF, open to be loaded. Raises `UnsupportedModel` if it is damaged or of an architecture not served."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, mtp: bool = False) -> None:
+        """Open a file; with `mtp` to be loaded with the layer that proposes tokens, which it MUST have."""
         self._path = path
         try:
             header = read_header(path)
         except GgufUnreadable as error:
             raise UnsupportedModel(str(error)) from error
         self._tensors = header.tensors
-        self.geometry: Geometry = _geometry(path, header, self.vector)
+        found = _geometry(path, header, self.vector)
+        if mtp and found.mtp is None:
+            raise UnsupportedModel(
+                f"The GGUF {path} has no layer that proposes tokens (MTP); fetch one whose metadata "
+                "has nextn_predict_layers = 1, or set edge_draft to a small model."
+            )
+        self.geometry: Geometry = found if mtp else replace(found, mtp=None)
 
     @property
     def files(self) -> list[Path]:

@@ -6,7 +6,7 @@ the same to the bit whatever is computed with it, and on every processor.
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numba
 import numpy as np
@@ -27,6 +27,7 @@ from fleet_edge.verifiers.blocks.parts import (
     ExpertsPart,
     Layout,
     Loader,
+    MtpPart,
     Numbers,
     Product,
     WeightFile,
@@ -43,7 +44,8 @@ from fleet_edge.verifiers.blocks.weights import rows
 class Part:
     """One sequence's part of a step: its pages, the number of tokens before, the new tokens, the rows wanted.
 
-    `replay` is for recurrent layers.
+    `replay` is for recurrent layers. For the layer that proposes tokens, `again` is the number of tokens that it has
+    seen already, and `before` the normalized row `[1, hidden]` of the token before the part, if it is known.
     """
 
     table: Sequence[int]
@@ -51,6 +53,8 @@ class Part:
     tokens: Sequence[int]
     rows: int
     replay: Replay = NO_REPLAY
+    again: int = 0
+    before: Floats | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -89,7 +93,12 @@ class _LayerEmbeddings:
 
 
 class Model:
-    """A loaded model."""
+    """A loaded model.
+
+    Attributes:
+        hidden: With a layer that proposes tokens, the normalized rows of the last step, of all its tokens.
+        no_row: Such a row where there is none, `[1, hidden]`.
+    """
 
     def __init__(self, file: WeightFile, *, threads: int) -> None:
         """Load and pack the weights of a file.
@@ -109,6 +118,12 @@ class Model:
         norm = file.vector(f"{its.output_norm}.weight")
         self._norm = NONE if norm is None else norm
         self._by_layer = _LayerEmbeddings(file, self._numbers) if its.per_layer else None
+        self.hidden, self.no_row = (np.zeros((count, its.hidden), np.float32) for count in (0, 1))
+        self._mtp = None
+        if its.mtp is not None:
+            number = len(its.layers)
+            loader = Loader(file, number, self._numbers)
+            self._mtp = MtpPart(loader, its.mtp, self._turns[number], its.place(number), self._norm)
         self._layers = [self._load(file, 0)]
         with ThreadPoolExecutor(self._threads + 1) as pool:
             # The loops of a forward pass take seconds to compile, in which other threads pack weights.
@@ -175,7 +190,42 @@ class Model:
         logits = self._head(numbers.normalized(x[wanted], more[wanted], self._norm))
         if its.cap:
             numbers.loops.bound(logits, np.float32(its.cap))
+        if self._mtp is not None:
+            self.hidden = numbers.rows_normalized(x + more[:, : its.hidden], self._norm)
+            self._follow(parts, pages)
         return logits[:, : its.rows]
+
+    def propose(self, parts: Sequence[Part], pages: Pages) -> tuple[Floats, Floats]:
+        """Compute the layer that proposes tokens, for one token of each part.
+
+        Returns the logits, `[parts, vocabulary]`, and the normalized rows, which are `before` of the next token.
+        """
+        assert self._mtp is not None
+        numba.set_num_threads(self._threads)
+        found = self._propose(parts, np.concatenate([self._before(part) for part in parts]), pages)
+        head = self._mtp.head or self._head
+        return head(self._numbers.quantized(found))[:, : self.geometry.rows], found
+
+    def _follow(self, parts: Sequence[Part], pages: Pages) -> None:
+        """Compute keys and values of a step's tokens in the layer that proposes tokens."""
+        new, before, end = list[Part](), list[Floats](), 0
+        for part in parts:
+            begin, end = end + part.again, end + len(part.tokens)
+            if begin < end:
+                new.append(replace(part, start=part.start + part.again, tokens=part.tokens[part.again :]))
+                before.append(self.hidden[begin - 1 : begin] if part.again else self._before(part))
+                before.append(self.hidden[begin : end - 1])
+        if new:
+            self._propose(new, np.concatenate(before), pages)
+
+    def _propose(self, parts: Sequence[Part], before: Floats, pages: Pages) -> Floats:
+        assert self._mtp is not None
+        tokens = [token for part in parts for token in part.tokens]
+        embedded = rows(self._mtp.embedding or self._embedding, tokens)
+        return self._mtp(embedded, before, _lay_out(parts, ()), pages)
+
+    def _before(self, part: Part) -> Floats:
+        return self.no_row if part.before is None else part.before
 
     def _added(self, x: Floats, more: Floats, norm: Floats) -> Floats:
         """Return what is left to be added to `x`: nothing where it is normalized first."""
@@ -188,7 +238,7 @@ class Model:
 def _turns(its: Geometry) -> list[tuple[Floats, Floats]]:
     """Return by layer the cosines and sines of positions, which layers with the same rotary embedding share."""
     made: dict[int, tuple[Floats, Floats]] = {}
-    ropes = [layer.mixer.rope if isinstance(layer.mixer, Attention) else None for layer in its.layers]
+    ropes = [layer.mixer.rope if isinstance(layer.mixer, Attention) else None for layer in its.all_layers]
     for rope in ropes:
         if id(rope) not in made:
             angles = np.arange(its.context)[:, None] * (np.empty(0) if rope is None else rope.frequencies)

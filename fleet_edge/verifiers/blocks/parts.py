@@ -14,6 +14,7 @@ from fleet_edge.verifiers.blocks.geometry import (
     DeltaRule,
     Experts,
     Geometry,
+    Layer,
 )
 from fleet_edge.verifiers.blocks.kv import Pages
 from fleet_edge.verifiers.blocks.layout import BLOCK
@@ -127,6 +128,12 @@ class Numbers:
         into = self.workspace.inputs("normal", len(x), x.shape[1])
         self.loops.normalize(x, more, weight, self.eps, into.values, into.scales, into.sums)
         return into
+
+    def rows_normalized(self, x: Floats, weight: Floats) -> Floats:
+        """Return the normalized rows in float32."""
+        found = np.zeros(x.shape, np.float32)
+        self.loops.add_normalized(found, x.copy(), weight, self.eps)
+        return found
 
     def quantized(self, x: Floats) -> Inputs:
         into = self.workspace.inputs("quantized", len(x), x.shape[1])
@@ -398,6 +405,41 @@ class EmbeddingPart:
         both[:, width:] = embedded
         found = self._output(numbers.gated(both, width, Activation.GELU))
         numbers.loops.add_normalized(x, found, self._norm, numbers.eps)
+
+
+class MtpPart:
+    """The layer that proposes tokens: one of attention, whose input is a token and the row of the token before it.
+
+    Attributes:
+        embedding: Its own embedding of tokens, if it does not share that of the model.
+        head: Likewise its own head.
+    """
+
+    def __init__(
+        self, loader: Loader, its: Layer, turns: tuple[Floats, Floats], place: tuple[int, int], norm: Floats
+    ) -> None:
+        """Load it; `norm` is the model's last one, which it shares unless it has its own."""
+        assert isinstance(its.mixer, Attention)
+        self._numbers = loader.numbers
+        self.embedding = loader.pack("nextn.embed_tokens")[0] if "nextn.embed_tokens" in loader else None
+        self.head = loader.product(["nextn.shared_head_head"]) if "nextn.shared_head_head" in loader else None
+        self._token_norm, self._row_norm = (loader.vector(f"nextn.{name}.weight") for name in ("enorm", "hnorm"))
+        self._input = loader.product(["nextn.eh_proj"])
+        self._mixer_norm = loader.vector("attn_norm.weight")
+        self._mix = AttentionPart(loader, its.mixer, turns, place)
+        self._feed_norm = loader.vector(f"{loader.numbers.geometry.feed_norm}.weight")
+        self._feed = Dense(loader, its.inner) if its.experts is None else ExpertsPart(loader, its.experts)
+        own_norm = loader.vector("nextn.shared_head_norm.weight")
+        self._norm = own_norm if len(own_norm) else norm
+
+    def __call__(self, embedded: Floats, before: Floats, layout: Layout, pages: Pages) -> Floats:
+        """Return the normalized rows of tokens, given their embeddings and the rows of the tokens before them."""
+        numbers = self._numbers
+        halves = numbers.rows_normalized(embedded, self._token_norm), numbers.rows_normalized(before, self._row_norm)
+        x = self._input(numbers.quantized(np.concatenate(halves, axis=1)))[:, : embedded.shape[1]].copy()
+        more = self._mix(x, numbers.normalized(x, x[:, :0], self._mixer_norm), layout, pages)
+        more = self._feed(x, numbers.normalized(x, more, self._feed_norm))
+        return numbers.rows_normalized(x + more[:, : x.shape[1]], self._norm)
 
 
 def fits_blocks(its: Geometry) -> bool:

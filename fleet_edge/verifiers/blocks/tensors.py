@@ -25,8 +25,10 @@ def unfit_tensor(its: Geometry, shape: Callable[[str], tuple[int, ...] | None]) 
         expected["per_layer_token_embd.weight"] = its.rows, width
         expected["per_layer_model_proj.weight"] = width, its.hidden
         expected["per_layer_proj_norm.weight"] = (its.per_layer,)
-    for number, layer in enumerate(its.layers):
+    for number, layer in enumerate(its.all_layers):
         at = f"blk.{number}."
+        if number == len(its.layers):
+            expected |= _of_mtp(its, at, shape)
         names = [name for name in _OPTIONAL if shape(f"{at}{name}.weight") is not None]
         expected |= {f"{at}{name}": each for name, each in _vectors(its, layer, names).items()}
         for together in _products(its, layer, names):
@@ -35,6 +37,15 @@ def unfit_tensor(its: Geometry, shape: Callable[[str], tuple[int, ...] | None]) 
             if needed or any(shape(f"{at}{name}.bias") is not None for name in together):
                 expected |= {f"{at}{name}.bias": each[:-1] for name, each in together.items()}
     return next((name for name, each in expected.items() if _without_one(shape(name)) != each), None)
+
+
+def _of_mtp(its: Geometry, at: str, shape: Callable[[str], tuple[int, ...] | None]) -> _Shapes:
+    """Return the shapes of what the layer that proposes tokens has besides a layer's own."""
+    whole, hidden = (its.rows, its.hidden), (its.hidden,)
+    optional = {"embed_tokens": whole, "shared_head_head": whole, "shared_head_norm": hidden}
+    found = {name: each for name, each in optional.items() if shape(f"{at}nextn.{name}.weight") is not None}
+    found |= {"eh_proj": (its.hidden, 2 * its.hidden), "enorm": hidden, "hnorm": hidden}
+    return {f"{at}nextn.{name}.weight": each for name, each in found.items()}
 
 
 def _without_one(shape: tuple[int, ...] | None) -> tuple[int, ...] | None:

@@ -1,7 +1,9 @@
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from fleet_device.pacing.contract import FixedPacing
 from fleet_edge.batching.edge_draft import LENGTHS, DraftLengths
@@ -11,6 +13,7 @@ from tests.fleet_edge.test_edge_only import asked_of, own_text
 from tests.support.markov import MarkovScript
 from tests.support.memory_broker import Faults
 from tests.support.memory_fleet import DRAFT, TARGET, Device, MemoryFleet, Mishaps, possible, run
+from tests.support.scripted_verifier import ScriptedVerifier
 
 
 @pytest.fixture(autouse=True)
@@ -20,11 +23,20 @@ def always(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(DraftLengths, "choose", lambda *_args, **_others: next(turn))
 
 
+class DraftingVerifier(ScriptedVerifier):
+    """`DraftsItself` with the rows of another script."""
+
+    def propose(self, tokens: Mapping[int, Sequence[int]]) -> NDArray[np.float32]:
+        assert all(its and self.computed(sequence) for sequence, its in tokens.items())
+        rows = [DRAFT.logits([*self._tokens[sequence], *its]) for sequence, its in tokens.items()]
+        return np.stack(rows).astype(np.float32)
+
+
 def decoded(
-    draft: MarkovScript | None, modes: Sequence[Mode], temperature: float, *, seed: int = 1
+    draft: MarkovScript | None, modes: Sequence[Mode], temperature: float, *, seed: int = 1, kv_tokens: int = 1 << 20
 ) -> tuple[list[list[int]], int]:
     """Return the outputs of devices in edge-only decoding, and the number of steps of the target."""
-    fleet = MemoryFleet(draft=draft)
+    fleet = MemoryFleet(draft=draft, kv_tokens=kv_tokens)
     steps, score = 0, fleet.verifier.score
 
     def counting(items: Sequence[Item]):  # type: ignore[no-untyped-def]
@@ -52,6 +64,18 @@ MODES = [Mode.COUPLED, Mode.RESIDUAL, Mode.COUPLED, Mode.RESIDUAL]
 def test_outputs_do_not_depend_on_the_draft_model(draft: MarkovScript, temperature: float) -> None:
     outputs, _ = decoded(draft, MODES, temperature)
     assert outputs == [own_text(asked_of(1 + number, mode, temperature)) for number, mode in enumerate(MODES)]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+@pytest.mark.parametrize("kv_tokens", [1 << 20, 150], ids=["", "little memory"])
+def test_a_target_that_drafts_itself_saves_steps_and_changes_no_output(
+    kv_tokens: int, temperature: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, steps = decoded(None, MODES, temperature, kv_tokens=kv_tokens)
+    monkeypatch.setattr("tests.support.memory_fleet.ScriptedVerifier", DraftingVerifier)
+    outputs, fewer = decoded(None, MODES, temperature, kv_tokens=kv_tokens)
+    assert outputs == plain == [own_text(asked_of(1 + number, mode, temperature)) for number, mode in enumerate(MODES)]
+    assert steps > 1.2 * fewer
 
 
 def test_a_draft_model_saves_steps_and_a_better_one_more() -> None:

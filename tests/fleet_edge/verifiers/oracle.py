@@ -1,7 +1,8 @@
 """Tiny random models, and what they say of one sequence at a time with transformers' own cache."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +118,13 @@ def tiny_folder(path: Path, name: str = "llama") -> Path:
     return path
 
 
-_WRITERS = {"llama": tiny_gguf, "lfm2": tiny_hybrid_gguf, "qwen35": tiny_delta_gguf}
+_WRITERS: dict[str, Callable[..., Path]] = {
+    "llama": tiny_gguf,
+    "lfm2": tiny_hybrid_gguf,
+    "qwen35": tiny_delta_gguf,
+    "qwen35 mtp": partial(tiny_delta_gguf, mtp=("shared_head_norm",)),
+    "qwen35 mtp of its own": partial(tiny_delta_gguf, mtp=("embed_tokens", "shared_head_head")),
+}
 
 
 def tiny_target_gguf(path: Path, *, seed: int = 7, kind: str = "llama") -> Path:

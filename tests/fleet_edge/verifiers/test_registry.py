@@ -6,8 +6,8 @@ import pytest
 
 from fleet_edge.settings import EdgeSettings
 from fleet_edge.verifiers import registry
-from fleet_edge.verifiers.contract import UnsupportedModel, VerifierError
-from fleet_edge.verifiers.registry import check_verifier, choose_engine, load_draft, load_verifier
+from fleet_edge.verifiers.contract import DraftsItself, UnsupportedModel, VerifierError
+from fleet_edge.verifiers.registry import check_draft, check_verifier, choose_engine, load_draft, load_verifier
 from tests.fleet_edge.verifiers.oracle import WORDS, tiny_folder, tiny_target_gguf
 from tests.support.markov import MarkovScript
 from tests.support.scripted_verifier import ScriptedVerifier
@@ -124,3 +124,29 @@ def test_a_draft_model_has_the_target_s_vocabulary(tmp_path: Path) -> None:
     other = ScriptedVerifier(MarkovScript(size=len(WORDS), seed=1), [f"other-{word}" for word in WORDS])
     with pytest.raises(VerifierError, match="edge_draft"):
         load_draft(given, other)
+
+
+def test_a_target_drafts_with_a_layer_of_its_own(tmp_path: Path) -> None:
+    target = tiny_target_gguf(tmp_path / "mtp.gguf", kind="qwen35 mtp")
+    given = settings(target, edge_draft="mtp")
+    check_draft(given)
+    verifier = load_verifier(given)
+    assert isinstance(verifier, DraftsItself)
+    assert load_draft(given, verifier) is None
+    plain = load_verifier(settings(target))
+    assert not isinstance(plain, DraftsItself)
+    assert plain.info.target_id == verifier.info.target_id
+    with pytest.raises(VerifierError, match="blocks"):
+        load_draft(given, plain)
+
+
+def test_a_target_that_cannot_draft_is_refused(tmp_path: Path) -> None:
+    def refused(target: Path, **more: Any) -> str:
+        with pytest.raises(VerifierError) as refusal:
+            check_draft(settings(target, edge_draft="mtp", **more))
+        return str(refusal.value)
+
+    assert "nextn_predict_layers" in refused(tiny_target_gguf(tmp_path / "without.gguf", kind="qwen35"))
+    assert "GGUF" in refused(tiny_folder(tmp_path / "folder"))
+    with_layer = tiny_target_gguf(tmp_path / "with.gguf", kind="qwen35 mtp")
+    assert "engine to blocks" in refused(with_layer, engine="llama.cpp")
