@@ -54,14 +54,14 @@ def noncentral(p: float, freedom: int, sessions: int, freedom_then: int, session
     return float(stats.ncx2.sf(stats.chi2.isf(ALARM, freedom_then), freedom_then, excess * sessions_then))
 
 
-def sessions_for(case: Variant) -> int:
-    """Return how many sessions find a mistake with the chance `FOUND`."""
+def sessions_for(case: Variant, found: float = FOUND) -> int:
+    """Return how many sessions find a mistake with the chance `found`."""
     low, high = 0, 1
-    while high < _MAX_SESSIONS and chance(case, high) < FOUND:
+    while high < _MAX_SESSIONS and chance(case, high) < found:
         low, high = high, 2 * high
     while high - low > 1 + low // 100:
         middle = (low + high) // 2
-        low, high = (low, middle) if chance(case, middle) >= FOUND else (middle, high)
+        low, high = (low, middle) if chance(case, middle) >= found else (middle, high)
     return high
 
 

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from benchmarks.exactness.cases import CASES, FAULTS, Variant
+from benchmarks.exactness.chances import sessions_for
 from benchmarks.exactness.system import EDGES, FLEET, CaseEdges, edge_arguments, prove
 from broker_config.broker import Broker
 from broker_config.processes import MosquittoProcess
@@ -14,8 +15,8 @@ from tests.support.sabotage import Sabotage
 from tests.support.toy_engines import ToyEngine
 
 SESSIONS = 500
-FAULT_SESSIONS = 1000  # small mistakes are found with a probability above 0.97: `benchmarks exactness power`
-SUBTLE_FAULT_SESSIONS = 3000  # at 1000, p is 1e-3 to 1e-20
+FAULT_CHANCE = 0.9999  # that the sessions of a case find its fault: `benchmarks.exactness.chances`
+MIN_FAULT_SESSIONS = 100  # of fewer, a statistic has no chi-square distribution, which the chance assumes
 DEVICES = 8
 
 pytestmark = pytest.mark.broker
@@ -105,6 +106,6 @@ def test_texts_follow_the_target(case: Variant, edges: CaseEdges) -> None:
 @pytest.mark.parametrize("case", cases(case for case in FAULTS if case.form is not FormName.SAMPLES))
 def test_the_proof_catches_faults(case: Variant, edges: CaseEdges) -> None:
     assert case.sabotage is not Sabotage.NONE
-    sessions = SUBTLE_FAULT_SESSIONS if case.suffix else FAULT_SESSIONS // (4 if case.two_targets else 1)
+    sessions = max(MIN_FAULT_SESSIONS, sessions_for(case, FAULT_CHANCE))
     result = prove(case, edges=edges, sessions=sessions, first_seed=99, devices=DEVICES)
     assert result.passed, result
