@@ -2,7 +2,7 @@
 
 A layer and the output projection take the time of the published ones, and layers have the same random weights. Tokens
 choose experts evenly, which is the worst case: a step of several rows reads most of them. `CUT` says how many layers
-are left. A second file with fewer layers tells what a layer costs, and so what all of them do.
+are left. The difference to a second file with fewer layers is the time of some layers, which scales to all.
 """
 
 from collections.abc import Iterator, Mapping
@@ -17,7 +17,7 @@ from gguf import GGMLQuantizationType as Kind
 from numpy.typing import NDArray
 
 from benchmarks.harness import say
-from benchmarks.large.models import add_vocabulary, random_weights
+from benchmarks.large.models import add_vocabulary, new_gguf, random_weights
 from benchmarks.processes import BenchError
 
 _Shapes = dict[str, tuple[int, ...]]
@@ -37,7 +37,7 @@ class CutModel:
 
     Attributes:
         file: Type of its weights, in published files too.
-        others: Type of what is no expert's.
+        others: Type of all weights but the experts'.
         head: Type of the output projection.
         metadata: Besides sizes that all have, by key after the architecture's name.
         is_tied: Whether embedding and output projection are one tensor, of the type `head`.
@@ -153,19 +153,12 @@ def make_cut(folder: Path, name: str, file: str, *, vocabulary: Path, layers: in
     path = folder / f"{name}-{file}.gguf"
     if path.exists():
         return path
-    say(f"Making {path}: {its.layers} of {its.published} layers")
-    folder.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    writer = gguf.GGUFWriter(part, its.kind)
-    _describe(writer, its, path.stem)
-    add_vocabulary(writer, vocabulary, its.vocabulary)
-    for tensor, data, kind in _tensors(its):
-        writer.add_tensor(tensor, data, raw_dtype=kind)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    part.replace(path)
+    say(f"It has {its.layers} of {its.published} layers")
+    with new_gguf(path, its.kind) as writer:
+        _describe(writer, its, path.stem)
+        add_vocabulary(writer, vocabulary, its.vocabulary)
+        for tensor, data, kind in _tensors(its):
+            writer.add_tensor(tensor, data, raw_dtype=kind)
     return path
 
 

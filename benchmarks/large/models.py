@@ -6,7 +6,8 @@ whole vocabulary. A draft model follows the same walk, but for the share of the 
 layers have the same random weights, so a file is made in about the time that the disk takes.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -117,19 +118,26 @@ def make(folder: Path, shape: str, file: str, *, vocabulary: Path, right: float 
         return path
     if file == "Q4_K_M" and (its.hidden % 256 or its.inner % 256):
         raise BenchError(f"The shape {shape} has no Q4_K_M: its rows are no multiple of 256; choose Q4_0.")
+    with new_gguf(path, "qwen2" if its.delta is None else "qwen35") as writer:
+        _describe(writer, its, name, vocabulary)
+        for tensor, data, kind in _tensors(its, file, successors(right)):
+            writer.add_tensor(tensor, data, raw_dtype=kind)
+    return path
+
+
+@contextmanager
+def new_gguf(path: Path, architecture: str) -> Iterator[gguf.GGUFWriter]:
+    """Write a file with what is added here; it has its name once it is whole."""
     say(f"Making {path}")
-    folder.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
-    writer = gguf.GGUFWriter(part, "qwen2" if its.delta is None else "qwen35")
-    _describe(writer, its, name, vocabulary)
-    for tensor, data, kind in _tensors(its, file, successors(right)):
-        writer.add_tensor(tensor, data, raw_dtype=kind)
+    writer = gguf.GGUFWriter(part, architecture)
+    yield writer
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
     part.replace(path)
-    return path
 
 
 def _describe(writer: gguf.GGUFWriter, its: Shape, name: str, vocabulary: Path) -> None:

@@ -63,8 +63,7 @@ class Answers:
     def __init__(self, file: GgufModel, *, draft: bool = False) -> None:
         self._file, self._draft = file, draft
         [self._start] = file.encode("<|im_start|>", special=True)
-        self.prompts: list[str] = []
-        self.told = threading.Event()
+        self.reached_cut = threading.Event()
 
     def logits(self, prefix: Sequence[int]) -> NDArray[Any]:
         turns = [""]
@@ -82,7 +81,7 @@ class Answers:
         whole = thought + _answer(turns[-1])
         rest = whole.removeprefix(said) if whole.startswith(said) else ""
         if len(said) > CUT:
-            self.told.set()
+            self.reached_cut.set()
         token = self._file.encode(rest)[0] if rest else self._file.end_tokens[0]
         if self._draft and len(said) % 7 == 0:
             token = self._file.encode("!")[0]

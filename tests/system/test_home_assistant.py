@@ -189,10 +189,10 @@ def test_a_question_a_light_and_an_edge_that_goes_away(
             assert home.say(agent, "Please make the desk lamp shine") == DONE
             assert home.states()["light.desk_lamp"] == "on"
 
-            script.told.clear()
+            script.reached_cut.clear()
             resumed = _resumed(whole)
             story = thread.submit(home.say, agent, "Tell me a story")
-            assert script.told.wait(PATIENCE_S)
+            assert script.reached_cut.wait(PATIENCE_S)
             edge.close()
             assert not story.done()
             edge.enter_context(whole.edge())
