@@ -42,7 +42,8 @@ _SPARE_BYTES: Final = 64  # products read whole vectors, behind the last number 
 _BEGINNING: Final = 1 << 20  # bytes of each file of the source that are compared
 _UNUSED_S: Final = 30 * 86_400.0
 _FREE_SHARE: Final = 0.1
-"""Share of the disk that the file leaves free."""
+_FREE_BYTES: Final = 10_000_000_000
+"""The file leaves this share of the disk or this size free, whichever is smaller."""
 _MAP_NORESERVE: Final = 0x4000
 
 
@@ -172,8 +173,9 @@ def _write(path: Path, identity: str, packed: Packed, proof: str) -> None:
             other.unlink(missing_ok=True)
     needed = sum(each.nbytes for its in packed.values() for each in its)
     usage = shutil.disk_usage(path.parent)
-    if usage.free - needed < _FREE_SHARE * usage.total:
-        raise OSError(f"{needed} bytes would leave less than a tenth of the disk free; empty it, or switch this off")
+    left = min(int(_FREE_SHARE * usage.total), _FREE_BYTES)
+    if usage.free - needed < left:
+        raise OSError(f"{needed} bytes would leave less than {left} bytes of the disk free; empty it, or switch this off")
     part = path.with_suffix(f".{os.getpid()}{_PART}")
     index: dict[str, list[dict[str, Any]]] = {}
     with open(part, "xb", opener=_private) as file:

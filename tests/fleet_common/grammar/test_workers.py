@@ -244,6 +244,7 @@ def test_a_worker_that_is_suspended_is_replaced_and_no_generation_is_the_cause(
     matcher.restore((4,))
     (process,) = grammar_processes(compiler)
     process.suspend()
+    until(lambda: process.status() == psutil.STATUS_STOPPED)  # until then its other threads answer
     monkeypatch.setattr(workers, "_PATIENCE", 1.0)
     with pytest.raises(GrammarNotReady):
         matcher.allowed((4, 5), patient=False)

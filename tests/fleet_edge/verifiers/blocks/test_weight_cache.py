@@ -2,9 +2,9 @@
 
 import os
 import time
-from collections import namedtuple
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -21,8 +21,16 @@ from fleet_edge.verifiers.contract import TargetInfo
 from tests.fleet_edge.verifiers.oracle import tiny_target_gguf
 
 
+class Disk(NamedTuple):
+    total: int
+    used: int
+    free: int
+
+
 @pytest.fixture
-def gguf(tmp_path: Path) -> Path:
+def gguf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A model on a disk with room, whatever the disk of this machine has."""
+    monkeypatch.setattr("shutil.disk_usage", lambda _path: Disk(10**12, 0, 10**12))
     (tmp_path / "weights").mkdir()
     return tiny_target_gguf(tmp_path / "tiny.gguf")
 
@@ -91,11 +99,17 @@ def test_other_code_packs_again(gguf: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert not _loaded(gguf)[0].is_mapped
 
 
-def test_a_disk_without_room_keeps_nothing(gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    usage = namedtuple("usage", ("total", "used", "free"))(1000, 950, 50)  # noqa: PYI024 - as shutil's
-    monkeypatch.setattr("shutil.disk_usage", lambda _path: usage)
+@pytest.mark.parametrize(
+    ("total", "free", "kept"),
+    [(10**6, 50_000, False), (10**12, 9 * 10**9, False), (10**12, 11 * 10**9, True)],
+    ids=["small", "large", "large with room"],
+)
+def test_weights_are_kept_where_they_leave_the_disk_room(
+    gguf: Path, monkeypatch: pytest.MonkeyPatch, total: int, free: int, kept: bool
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda _path: Disk(total, total - free, free))
     _loaded(gguf)
-    assert list(_file(gguf).parent.iterdir()) == []
+    assert _file(gguf).exists() is kept
 
 
 def test_files_of_killed_starts_and_those_not_read_for_a_month_are_deleted(gguf: Path) -> None:
