@@ -1,8 +1,8 @@
-"""Random models of published shapes with fewer layers: steps of mixtures of experts and of Gemma 4 E.
+"""Random models of published shapes, perhaps with fewer layers: steps of mixtures of experts and of Gemma 4 E.
 
 A layer and the output projection take the time of the published ones, and layers have the same random weights. Tokens
-choose experts evenly, which is the worst case: a step of several rows reads most of them. `CUT` says how many layers
-are left. The difference to a second file with fewer layers is the time of some layers, which scales to all.
+choose experts evenly, which is the worst case: a step of several rows reads most of them. The difference of two files
+with fewer layers is the time of some layers, which scales to all.
 """
 
 from collections.abc import Iterator, Mapping
@@ -16,7 +16,6 @@ import numpy as np
 from gguf import GGMLQuantizationType as Kind
 from numpy.typing import NDArray
 
-from benchmarks.harness import say
 from benchmarks.large.models import add_vocabulary, new_gguf, random_weights
 from benchmarks.processes import BenchError
 
@@ -33,7 +32,7 @@ _ADDS: Final = ("attn_output", "ffn_down", "ffn_down_exps", "proj")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CutModel:
-    """A published model of `published` layers, of which `layers` are made.
+    """A published model.
 
     Attributes:
         file: Type of its weights, in published files too.
@@ -41,13 +40,13 @@ class CutModel:
         head: Type of the output projection.
         metadata: Besides sizes that all have, by key after the architecture's name.
         is_tied: Whether embedding and output projection are one tensor, of the type `head`.
-        local: By layer whether it has a window; the last `shared` layers have no keys and values of their own.
+        has_windows: All layers but every sixth have a window.
+        shared: The last layers, which have no keys and values of their own.
         dims: Size of a head, without and with a window.
     """
 
     kind: str
     layers: int
-    published: int
     file: str
     others: Kind
     head: Kind
@@ -60,7 +59,7 @@ class CutModel:
     experts: int = 0
     used: int = 0
     is_tied: bool = False
-    local: tuple[bool, ...] = ()
+    has_windows: bool = False
     shared: int = 0
     per_layer: int = 0
     metadata: Mapping[str, Any] = field(default_factory=dict)
@@ -68,10 +67,9 @@ class CutModel:
 
 CUT: Final[Mapping[str, CutModel]] = MappingProxyType(
     {
-        "gemma4-e4b-half": CutModel(
+        "gemma4-e4b": CutModel(
             kind="gemma4",
-            layers=21,
-            published=42,
+            layers=42,
             file="Q4_0",
             others=Kind.Q4_0,
             head=Kind.Q6_K,
@@ -82,8 +80,8 @@ CUT: Final[Mapping[str, CutModel]] = MappingProxyType(
             kv_heads=2,
             dims=(512, 256),
             is_tied=True,
-            local=tuple((layer + 1) % _PATTERN != 0 for layer in range(21)),
-            shared=9,
+            has_windows=True,
+            shared=18,
             per_layer=256,
             metadata={
                 "rope.freq_base": 1e6,
@@ -94,10 +92,9 @@ CUT: Final[Mapping[str, CutModel]] = MappingProxyType(
                 "final_logit_softcapping": 30.0,
             },
         ),
-        "gpt-oss-20b-sixth": CutModel(
+        "gpt-oss-20b": CutModel(
             kind="gpt-oss",
-            layers=4,
-            published=24,
+            layers=24,
             file="MXFP4",
             others=Kind.Q8_0,
             head=Kind.Q8_0,
@@ -117,10 +114,9 @@ CUT: Final[Mapping[str, CutModel]] = MappingProxyType(
                 "attention.sliding_window": 128,
             },
         ),
-        "qwen3-30b-a3b-eighth": CutModel(
+        "qwen3-30b-a3b": CutModel(
             kind="qwen3moe",
-            layers=6,
-            published=48,
+            layers=48,
             file="Q4_0",
             others=Kind.Q4_0,
             head=Kind.Q6_K,
@@ -139,21 +135,20 @@ CUT: Final[Mapping[str, CutModel]] = MappingProxyType(
 
 
 def make_cut(folder: Path, name: str, file: str, *, vocabulary: Path, layers: int | None = None) -> Path:
-    """Return a GGUF, made if it is missing, as `benchmarks.large.models.make` does; `layers` are fewer than its."""
+    """Return a GGUF, made if it is missing, as `benchmarks.large.models.make` does; perhaps with fewer layers."""
     its = CUT[name]
     if file != its.file:
         raise BenchError(f"The shape {name} is published in {its.file}; choose --engines blocks:{its.file}.")
     if layers is not None and layers > its.layers:
-        raise BenchError(f"The shape {name} has {its.layers} layers here; choose fewer --layers.")
+        raise BenchError(f"The shape {name} has {its.layers} layers; choose fewer --layers.")
     if layers is not None and layers < its.layers:
         # llama.cpp wants the last layer with keys of its own to have no window.
         own = max(1, (its.layers - its.shared) * layers // its.layers // _PATTERN) * _PATTERN if its.shared else layers
-        its = replace(its, layers=layers, local=its.local[:layers], shared=max(layers - own, 0))
+        its = replace(its, layers=layers, shared=max(layers - own, 0))
         name = f"{name}-{layers}"
     path = folder / f"{name}-{file}.gguf"
     if path.exists():
         return path
-    say(f"It has {its.layers} of {its.published} layers")
     with new_gguf(path, its.kind) as writer:
         _describe(writer, its, path.stem)
         add_vocabulary(writer, vocabulary, its.vocabulary)
@@ -178,7 +173,9 @@ def _describe(writer: gguf.GGUFWriter, its: CutModel, name: str) -> None:
         writer.add_expert_used_count(its.used)
         writer.add_expert_feed_forward_length(its.inner)
     if its.per_layer:
-        writer.add_array(f"{its.kind}.attention.sliding_window_pattern", list(its.local))
+        writer.add_array(
+            f"{its.kind}.attention.sliding_window_pattern", [_is_local(its, at) for at in range(its.layers)]
+        )
         writer.add_uint32(f"{its.kind}.attention.shared_kv_layers", its.shared)
         writer.add_uint32(f"{its.kind}.embedding_length_per_layer_input", its.per_layer)
         writer.add_uint32(f"{its.kind}.attention.key_length_swa", its.dims[1])
@@ -229,8 +226,12 @@ def _tensors(its: CutModel) -> Iterator[tuple[str, NDArray[Any], Kind | None]]:
             yield f"{at}ffn_gate_inp.weight", router.astype(np.float32), None
 
 
+def _is_local(its: CutModel, layer: int) -> bool:
+    return its.has_windows and (layer + 1) % _PATTERN != 0
+
+
 def _dim(its: CutModel, layer: int) -> int:
-    return its.dims[bool(its.local) and its.local[layer]]
+    return its.dims[_is_local(its, layer)]
 
 
 def _owns_keys(its: CutModel, layer: int) -> bool:

@@ -7,8 +7,8 @@ machine hits all, and the ratio is of their medians. Takes 20 minutes, `--quick`
 
 With `--shape` the models are random ones in a real shape, which llama.cpp computes without flash attention alone, since
 each of its processes keeps a copy: `--shape 7b --engines blocks:Q4_0 blocks:Q4_K_M --threads 2 --sequences 1 4 16
---tokens 1 5 --contexts 256`. Shapes named after a share of a model have that share of its layers (`cut_models.py`);
-`--layers` makes it smaller, so that the time of a layer is a difference.
+--tokens 1 5 --contexts 256`. `--layers` makes a model smaller that would not fit; the difference of two is the time of
+some layers.
 
 `--ik-llama FILE` names a source archive of ik_llama.cpp, whose llama-bench is built once and computes the steps of one
 sequence with the same files (column `ik_ms`). Without it, or if it fails over a file, ik_llama.cpp is not compared.
@@ -25,7 +25,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -52,6 +51,9 @@ _NEW: Final = 16
 _GROWN: Final = 2_048
 """The same of a sequence that grows from step to step, as those of hybrids do, so that each step replays a draft."""
 
+_PAUSE_S: Final = 0.05
+"""Before each step: the threads of the one before spin for some milliseconds after its end, on the same cores."""
+
 # What we set for our own processes: a user who runs the library alone does not.
 _OURS: Final = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 
@@ -75,11 +77,12 @@ class Cell:
 def by_turns(ours: Step, raw: Sequence[Step], *, sequences: int, tokens: int, seconds: float, fewest: int) -> Cell:
     """Measure ours and each raw variant in turn, for about `seconds`; the first turn does not count."""
     every = (ours, *raw)
-    turn_s = sum(step(sequences, tokens) for step in every) / 1e3
+    turn_s = sum(step(sequences, tokens) / 1e3 + _PAUSE_S for step in every)
     turns = max(fewest, min(_MAX_TURNS, int(seconds / max(turn_s, 1e-6))))
     taken: list[list[float]] = [[] for _ in every]
     for _ in range(turns):
         for step, times in zip(every, taken, strict=True):
+            time.sleep(_PAUSE_S)
             times.append(step(sequences, tokens))
     mine, *others = map(statistics.median, taken)
     raw_ms = min(others)
@@ -178,7 +181,7 @@ _COLUMNS: Final = {"B": "d", "T": "d", "ms": ".1f", "raw_ms": ".1f", "ratio": ".
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(_DEFAULT), help=", ".join(ENGINES))
     parser.add_argument("--shape", choices=(*SHAPES, *CUT), help="of random models")
-    parser.add_argument("--layers", type=number_of(int, 1), help="of a shape with a share of its layers: fewer")
+    parser.add_argument("--layers", type=number_of(int, 1), help="of the shape; fewer than it has")
     parser.add_argument("--cache", type=Path, default=MODELS.parent / "random", help="of these (default: %(default)s)")
     parser.add_argument("--threads", type=number_of(int, 1), default=len(os.sched_getaffinity(0)), help="of either")
     for name, default in (("sequences", (1, 4, 16, 64)), ("tokens", (1, 3, 5, 9))):
@@ -237,11 +240,12 @@ def _group(kind: str, dtype: str) -> str:
 
 def _model(bench: Bench, file: str) -> Path:
     shape = bench.options.shape
-    if bench.options.layers is not None and shape not in CUT:
-        raise BenchError(f"--layers is for the shapes {', '.join(CUT)}; leave it out.")
     if shape is not None:
-        maker = partial(make_cut, layers=bench.options.layers) if shape in CUT else make
-        return maker(bench.options.cache, shape, file, vocabulary=bench.model("Q4_0.gguf"))
+        maker = make_cut if shape in CUT else make
+        vocabulary = bench.model("Q4_0.gguf")
+        return maker(bench.options.cache, shape, file, vocabulary=vocabulary, layers=bench.options.layers)
+    if bench.options.layers is not None:
+        raise BenchError("--layers needs a --shape.")
     if file not in _FILES:
         raise BenchError(f"There is no {file} of SmolLM2, whose rows are no multiple of 256; give a --shape.")
     return bench.model(_FILES[file])

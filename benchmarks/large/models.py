@@ -8,7 +8,7 @@ layers have the same random weights, so a file is made in about the time that th
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
@@ -80,9 +80,8 @@ SHAPES: Final[Mapping[str, Shape]] = MappingProxyType(
         "1.5b": Shape(28, 1_536, 8_960, 12, 2),
         "3b": Shape(36, 2_048, 11_008, 16, 2),
         "7b": Shape(28, 3_584, 18_944, 28, 4),
-        # Qwen3.5-0.8B, and a quarter of the layers of Qwen3.5-9B
         "qwen3.5-0.8b": Shape(24, 1_024, 3_584, 8, 2, 256, Delta(16, 16)),
-        "qwen3.5-9b-quarter": Shape(8, 4_096, 12_288, 16, 4, 256, Delta(16, 32)),
+        "qwen3.5-9b": Shape(32, 4_096, 12_288, 16, 4, 256, Delta(16, 32)),
     }
 )
 
@@ -109,9 +108,15 @@ def walk(first: int, tokens: int) -> tuple[int, ...]:
     return tuple(text[1:])
 
 
-def make(folder: Path, shape: str, file: str, *, vocabulary: Path, right: float = 1.0) -> Path:
+def make(
+    folder: Path, shape: str, file: str, *, vocabulary: Path, right: float = 1.0, layers: int | None = None
+) -> Path:
     """Return a GGUF, made if it is missing; `vocabulary` is a GGUF with a smaller one, which is filled up."""
     its = SHAPES[shape]
+    if layers is not None and layers > its.layers:
+        raise BenchError(f"The shape {shape} has {its.layers} layers; choose fewer --layers.")
+    if layers is not None and layers < its.layers:
+        its, shape = replace(its, layers=layers), f"{shape}-{layers}"
     name = f"{shape}-{file}{'' if right == 1.0 else f'-{right:g}'}.gguf"
     path = folder / name
     if path.exists():
