@@ -65,16 +65,11 @@ def test_each_profile_has_its_files() -> None:
 
 
 @pytest.mark.parametrize(
-    ("profile", "values", "sentence"),
-    [
-        (Profile.LOOPBACK, {"tls": {}}, "without|no tls"),
-        (Profile.PRODUCTION, {}, "with tls"),
-        (Profile.LOOPBACK, {"port": 0}, "port"),
-    ],
+    ("profile", "values"), [(Profile.LOOPBACK, {"tls": {}}), (Profile.PRODUCTION, {}), (Profile.LOOPBACK, {"port": 0})]
 )
-def test_a_profile_says_what_the_description_lacks(profile: Profile, values: dict[str, object], sentence: str) -> None:
+def test_a_profile_refuses_an_unfit_description(profile: Profile, values: dict[str, object]) -> None:
     broker = describe({"port": 8883} | values, production=False)
-    with pytest.raises(BrokerFilesError, match=sentence):
+    with pytest.raises(BrokerFilesError):
         render_files(broker, profile, home=HOME)
 
 

@@ -147,12 +147,9 @@ def test_the_version_is_read_from_the_programs_own_words(says: str, version: Mos
     assert installed_version(program(tmp_path, says)) is version
 
 
-@pytest.mark.parametrize(
-    ("says", "sentence"),
-    [("mosquitto version 1.6.9", "2.0"), ("mosquitto version 3.0.0", "use"), ("hello", "is it")],
-)
-def test_a_program_that_is_not_mosquitto_is_refused_in_one_sentence(says: str, sentence: str, tmp_path: Path) -> None:
-    with pytest.raises(BrokerFailed, match=sentence):
+@pytest.mark.parametrize("says", ["mosquitto version 1.6.9", "mosquitto version 3.0.0", "hello"])
+def test_a_program_that_is_not_mosquitto_is_refused(says: str, tmp_path: Path) -> None:
+    with pytest.raises(BrokerFailed):
         installed_version(program(tmp_path, says))
 
 

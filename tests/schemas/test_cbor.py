@@ -20,6 +20,7 @@ HOSTILE = {
     "an array of 900 items": b"\x99\x03\x84" + FILLING,
     "a map of 2 G pairs": b"\xba\x7f\xff\xff\xff" + FILLING,
     "a typed array of 2 GB": b"\xd8\x45\x5a\x7f\xff\xff\xff" + FILLING,
+    "seven nested arrays": b"\x81" * 7 + b"\x01",
     "a thousand nested arrays": b"\x81" * 1000 + b"\x01",
     "a thousand nested maps": b"\xa1\x61a" * 333 + b"\x01",
     "a thousand nested tags": b"\xd8\x45" * 500 + b"\x40",
@@ -51,6 +52,7 @@ HOSTILE = {
     "a typed array within another": b"\xd8\x45\xd8\x45\x42aa",
     "half an item in a typed array": b"\xd8\x45\x43aaa",
     "a text that is not UTF-8": b"\x62\xff\xfe",
+    "bytes cut off": b"\x45abc",
     "an argument cut off": b"\x19\x01",
     "a tag without contents": b"\xd8\x45",
 }
@@ -78,23 +80,6 @@ def test_a_message_above_its_bound_is_not_looked_at() -> None:
         load(b"\x80" * 11, bound=10)
     assert (caught.value.size, caught.value.bound) == (11, 10)
     assert load(b"\x80", bound=1) == []
-
-
-@pytest.mark.parametrize(
-    ("payload", "complaint"),
-    [
-        (b"\x45abc", "middle"),
-        (b"\x19\x01", "middle"),
-        (b"\x81" * 7 + b"\x01", "nested"),
-        (b"\x9f\xff", "indefinite"),
-        (b"\xc1\x01", "tag 1,"),
-        (b"\x01\x01", "after its end"),
-    ],
-    ids=repr,
-)
-def test_the_error_sentence_says_what_is_wrong(payload: bytes, complaint: str) -> None:
-    with pytest.raises(MalformedMessage, match=complaint):
-        load(payload, bound=KILOBYTE)
 
 
 def test_the_number_of_items_is_bounded_so_that_a_megabyte_of_empty_lists_costs_nothing() -> None:

@@ -27,7 +27,7 @@ def test_what_an_account_asks_beyond_its_share_is_refused() -> None:
         workers, over = Workers(threads=3, answer_s=PATIENCE_S), threading.Event()
         asked = [asyncio.create_task(workers.run(over.wait, account="greedy")) for _ in range(9)]
         await asyncio.sleep(0)
-        with pytest.raises(Problem, match="earlier requests") as refused:
+        with pytest.raises(Problem) as refused:
             await workers.run(lambda: None, account="greedy")
         assert refused.value.status == 429
         over.set()

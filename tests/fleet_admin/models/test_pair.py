@@ -78,7 +78,7 @@ def test_a_folder_does_not_tell_what_is_common_and_a_vocabulary_file_of_it_does(
     write_vocabulary(whole, tmp_path / "words.gguf")
     checked = check_pair(str(draft), str(folder), models_dir=tmp_path, target_vocabulary=tmp_path / "words.gguf")
     assert outcomes(checked)["vocabulary"] is CheckStatus.NOTE
-    with pytest.raises(ModelUnreadable, match="vocabulary"):
+    with pytest.raises(ModelUnreadable):
         check_pair(str(draft), str(folder), models_dir=tmp_path, target_vocabulary=draft)
 
 

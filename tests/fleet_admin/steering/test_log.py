@@ -84,7 +84,7 @@ def test_the_audit_log_is_searched_by_who_what_whom_and_when(log: SteeringLog) -
     assert log.audit(until=NOW) == []
     assert len(log.audit(since="1s")) == 2
     assert len(log.audit(limit=1)) == 1
-    with pytest.raises(SteeringError, match="age"):
+    with pytest.raises(SteeringError):
         log.audit(since="yesterday")
 
 

@@ -54,6 +54,10 @@ def test_certificates_that_go_together_are_told_with_their_end(authority: TrialA
     assert f"{NOW + DAY:%Y}" in certificates(authority)
 
 
+def unreadable(file: Path) -> None:
+    file.write_text("nonsense")
+
+
 def foreign(file: Path) -> None:
     """Replace a file by that of another authority."""
     other = TrialAuthority(file.parent / "other", NOW)
@@ -62,24 +66,24 @@ def foreign(file: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "sentence"),
+    ("spoil", "name"),
     [
-        (lambda folder: (folder / "broker.key").unlink(), r"broker\.key is missing"),
-        (lambda folder: (folder / "broker.pem").write_text("nonsense"), r"broker\.pem is no certificate"),
-        (lambda folder: (folder / "broker.key").write_text("nonsense"), r"broker\.key is no unencrypted private key"),
-        (lambda folder: (folder / "crl.pem").write_text("nonsense"), r"crl\.pem is no revocation list"),
-        (lambda folder: foreign(folder / "broker.key"), "does not belong to the certificate"),
-        (lambda folder: foreign(folder / "ca.pem"), "was not signed by"),
-        (lambda folder: foreign(folder / "crl.pem"), "refuse every client"),
+        (Path.unlink, "broker.key"),
+        (unreadable, "broker.pem"),
+        (unreadable, "broker.key"),
+        (unreadable, "crl.pem"),
+        (foreign, "broker.key"),
+        (foreign, "ca.pem"),
+        (foreign, "crl.pem"),
     ],
 )
-def test_unmatched_files_are_refused(authority: TrialAuthority, spoil: Callable[[Path], object], sentence: str) -> None:
-    spoil(authority.folder)
-    with pytest.raises(BrokerFilesError, match=sentence):
+def test_unmatched_files_are_refused(authority: TrialAuthority, spoil: Callable[[Path], object], name: str) -> None:
+    spoil(authority.folder / name)
+    with pytest.raises(BrokerFilesError, match=re.escape(name)):
         certificates(authority)
 
 
-@pytest.mark.parametrize(("now", "sentence"), [(NOW + 2 * DAY, "ran out"), (NOW - 2 * DAY, "set the clock")])
-def test_expired_certificates_are_refused(authority: TrialAuthority, now: datetime, sentence: str) -> None:
-    with pytest.raises(BrokerFilesError, match=sentence):
+@pytest.mark.parametrize("now", [NOW + 2 * DAY, NOW - 2 * DAY])
+def test_expired_certificates_are_refused(authority: TrialAuthority, now: datetime) -> None:
+    with pytest.raises(BrokerFilesError):
         certificates(authority, now)

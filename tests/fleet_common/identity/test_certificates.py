@@ -112,7 +112,7 @@ def test_a_second_list_of_the_same_second_is_obeyed(tmp_path: Path) -> None:
 def test_an_issued_key_is_not_overwritten_and_not_left_behind(today: Authority) -> None:
     first = made(today, "edge-1", IdentityRole.EDGE)
     before = first.key.read_bytes()
-    with pytest.raises(NameRefused, match="overwritten"):
+    with pytest.raises(NameRefused):
         made(today, "edge-1", IdentityRole.EDGE)
     assert first.key.read_bytes() == before
     with pytest.raises(NameRefused, match="fleet broker renew"):

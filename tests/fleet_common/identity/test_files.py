@@ -72,5 +72,5 @@ def test_a_file_that_is_too_large_is_not_read_whole(tmp_path: Path) -> None:
 def test_a_folder_in_which_others_write_is_refused(tmp_path: Path) -> None:
     (tmp_path / "open").mkdir()
     (tmp_path / "open").chmod(0o777)
-    with pytest.raises(IdentityError, match="Other users"):
+    with pytest.raises(IdentityError):
         make_folder(tmp_path / "open")

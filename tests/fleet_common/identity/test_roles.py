@@ -7,7 +7,7 @@ from schemas.errors import InvalidName
 
 @pytest.mark.parametrize("name", ["edge", "edge-1", "Edge-1", "EDGE.north", "monitor", "monitor_2", "broker"])
 def test_a_device_cannot_have_a_name_that_says_another_role(name: str) -> None:
-    with pytest.raises(NameRefused, match="is reserved"):
+    with pytest.raises(NameRefused):
         check_identity_name(name, IdentityRole.DEVICE)
 
 

@@ -4,7 +4,7 @@ import threading
 import pytest
 from paho.mqtt.client import topic_matches_sub
 
-from fleet_common.mqtt.errors import PublishRejected
+from fleet_common.mqtt.errors import NOT_AUTHORIZED, PublishRejected
 from fleet_common.mqtt.link import (
     matches,
     publish_confirmed,
@@ -23,7 +23,7 @@ from tests.support.waiting import until
 def test_no_answer_is_an_error() -> None:
     link = MemoryLink(MemoryBroker(), "a")  # nobody pumps
     link.start(timeout_s=0)
-    with pytest.raises(PublishRejected, match="did not answer") as caught:
+    with pytest.raises(PublishRejected) as caught:
         publish_confirmed(link, "t", b"", timeout_s=0.01)
     assert caught.value.reason is None
 
@@ -33,14 +33,15 @@ def test_a_rejection_is_an_error() -> None:
 
         def reject() -> None:
             until(lambda: len(broker.publishes()) == 1)
-            broker.send(puback(broker.identifiers()[0], 0x87))
+            broker.send(puback(broker.identifiers()[0], NOT_AUTHORIZED))
 
         link = PahoLink(LinkSettings(client_id="a", port=broker.port))
         link.start(timeout_s=START_S)
         thread = threading.Thread(target=reject)
         thread.start()
-        with pytest.raises(PublishRejected, match="publish"):
+        with pytest.raises(PublishRejected) as caught:
             publish_confirmed(link, "t", b"", timeout_s=START_S)
+        assert caught.value.reason == NOT_AUTHORIZED
         thread.join()
         link.stop()
 

@@ -17,7 +17,7 @@ from hypothesis import given, settings, strategies as st
 from fleet_common.identity.authority import Authority, issue
 from fleet_common.identity.certificates import IdentityRole, key_pem, load_key, make_request, new_key
 from fleet_common.identity.files import write_atomically
-from fleet_common.mqtt.errors import ConnectFailed
+from fleet_common.mqtt.errors import ConnectFailed, LinkFault
 from fleet_common.mqtt.paho_link import PahoLink
 from fleet_common.mqtt.screen import Screen, ScreenedSocket
 from fleet_common.mqtt.settings import LinkSettings, TlsSettings
@@ -100,13 +100,10 @@ def test_a_key_with_a_passphrase_is_not_asked_for_on_the_terminal(files: TlsSett
     assert "it has a passphrase" in complaint(files)
 
 
-@pytest.mark.parametrize(
-    ("days", "sentence"),
-    [(91, "it ended at .* have it renewed, or set the clock"), (-1, "it is valid from .*; set the clock")],
-)
-def test_a_certificate_that_is_not_valid_now(files: TlsSettings, days: int, sentence: str) -> None:
+@pytest.mark.parametrize("days", [91, -1])
+def test_a_certificate_that_is_not_valid_now(files: TlsSettings, days: int) -> None:
     now = datetime.now(UTC) + timedelta(days=days)
-    with pytest.raises(ConnectFailed, match=sentence) as caught:
+    with pytest.raises(ConnectFailed) as caught:
         tls_context(files, now=now)
     assert f"this machine's clock says {now:%Y-%m-%d %H:%M} (UTC)" in str(caught.value)
 
@@ -306,17 +303,16 @@ def fleet(tmp_path: Path) -> Iterator[TlsFleet]:
 @pytest.mark.broker
 def test_a_client_of_another_authority_is_told_so(fleet: TlsFleet, files: TlsSettings) -> None:
     stranger = replace(files, ca=fleet.authority.folder.certificate)
-    with pytest.raises(
-        ConnectFailed, match=r"does not know the authority of our certificate|does not accept our"
-    ) as caught:
+    with pytest.raises(ConnectFailed) as caught:
         fleet.link(stranger, NAME).start(timeout_s=START_S)
-    assert caught.value.final
+    assert (caught.value.fault, caught.value.final) == (LinkFault.CERTIFICATE, True)
 
 
 @pytest.mark.broker
 def test_a_client_without_a_certificate_is_told_so(fleet: TlsFleet) -> None:
-    with pytest.raises(ConnectFailed, match="it asks for a certificate; set 'certificate' and 'key'"):
+    with pytest.raises(ConnectFailed) as caught:
         fleet.link(TlsSettings(fleet.authority.folder.certificate), NAME).start(timeout_s=START_S)
+    assert caught.value.fault is LinkFault.CERTIFICATE
 
 
 @pytest.mark.broker

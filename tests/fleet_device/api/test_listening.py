@@ -67,11 +67,11 @@ def test_a_socket_with_keys_is_for_every_user(tmp_path: Path) -> None:
 def test_the_socket_of_a_program_that_was_killed_is_replaced_and_no_other_file(tmp_path: Path) -> None:
     path = tmp_path / "api.sock"
     listen(path).close()  # which leaves the file, as a program that is killed does
-    with listen(path), pytest.raises(HttpServerError, match="in use"):
+    with listen(path), pytest.raises(HttpServerError):
         listen(path)
     path.unlink()
     path.write_text("kept")
-    with pytest.raises(HttpServerError, match="in use"):
+    with pytest.raises(HttpServerError):
         listen(path)
     assert path.read_text() == "kept"
     for wrong in (tmp_path / "none" / "api.sock", tmp_path / ("x" * 200)):
@@ -156,5 +156,5 @@ def test_a_running_device_is_found_wherever_it_listens(way: str, make: Make, tmp
 
 @pytest.mark.parametrize("listens", ["8321", "gateway:8321", "run/api.sock", "127.0.0.1:99999"])
 def test_what_is_no_address_is_refused(listens: str) -> None:
-    with pytest.raises(SettingsError, match="Unix socket"):
+    with pytest.raises(SettingsError, match="api_listen"):
         load_settings(DeviceSettings, config=None, flags={"api_listen": listens})

@@ -39,7 +39,7 @@ def completion(**fields: Any) -> CompletionRequest:
     ],
 )
 def test_what_the_device_cannot_do_is_refused_by_name(fields: dict[str, Any]) -> None:
-    with pytest.raises(ApiProblem, match="value") as caught:
+    with pytest.raises(ApiProblem) as caught:
         chat(**fields)
     assert caught.value.status == 400
     assert caught.value.param == next(iter(fields))

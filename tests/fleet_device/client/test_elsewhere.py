@@ -161,7 +161,7 @@ def test_an_edge_that_is_new_is_asked_whatever_others_have_said() -> None:
     good.stop()
     with pytest.raises(SessionRefused):
         device.generate()
-    with pytest.raises(SessionRefused, match="ask"):
+    with pytest.raises(SessionRefused):
         device.generate()
 
 

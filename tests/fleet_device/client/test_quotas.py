@@ -203,7 +203,7 @@ def test_until_its_time_has_come_no_edge_hears_of_further_texts() -> None:
         device.generate()
     device.clock.seconds += 10.0
     for _ in range(100):
-        with pytest.raises(SessionRefused, match=r"over its quota at the edge; ask again in 30 s\.") as refused:
+        with pytest.raises(SessionRefused, match="30 s") as refused:
             device.generate()
     assert refused.value.retry_s == 30.0
     assert (len(edge.opens), edge.closes) == (1, [])

@@ -88,7 +88,7 @@ def test_there_are_no_more_sequences_than_the_settings_say(tiny: Path) -> None:
     assert len(found) == 2
     assert found[1].context == CONTEXT
     drafter.close()
-    with pytest.raises(DrafterError, match="closed"):
+    with pytest.raises(DrafterError):
         found[1].reset([3]) or found[1].next(POLICY)
 
 

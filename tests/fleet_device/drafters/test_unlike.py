@@ -138,7 +138,7 @@ def test_neighbours_that_only_the_target_has_are_read_together(tmp_path: Path) -
 def test_a_pair_with_too_little_in_common_is_refused_with_the_figure() -> None:
     words = [f"w{index}" for index in range(50)]
     others = [*(f"v{index}" for index in range(45)), *words[:5]]
-    with pytest.raises(DrafterError, match="common"):
+    with pytest.raises(DrafterError, match="10%"):
         UnlikeVocabularyDrafter(ScriptedDrafter(Fixed(), words), Vocabulary.of(others), WordCodec(others))
 
 

@@ -152,7 +152,7 @@ def test_characters_of_private_use_are_text_too() -> None:
 def test_a_message_with_all_characters_of_private_use_ends_in_a_sentence() -> None:
     codec = CharacterCodec(*FAMILIES["chatml"])
     text = "".join(map(chr, range(0xF0000, 0xFFFFE)))
-    with pytest.raises(ChatError, match="private character"):
+    with pytest.raises(ChatError):
         chat_prompt(codec, [ChatMessage("user", text)])
 
 

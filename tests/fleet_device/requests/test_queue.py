@@ -45,7 +45,7 @@ def test_what_exceeds_the_queue_is_told_when_to_come_again(make: Make) -> None:
     texts.submit(lambda: REQUEST, Events().put)
     assert agent.started.wait(PATIENCE_S)
     texts.submit(lambda: REQUEST, Events().put)
-    with pytest.raises(RequestQueueFull, match="1 requests are waiting already") as caught:
+    with pytest.raises(RequestQueueFull) as caught:
         texts.submit(lambda: REQUEST, Events().put)
     assert caught.value.retry_after_s >= 1
     open_gate(agent)
@@ -131,7 +131,7 @@ def test_a_closed_queue_writes_what_it_took_and_says_when_it_is_idle(make: Make)
     texts.submit(lambda: REQUEST, events.put)
     assert agent.started.wait(PATIENCE_S)
     texts.close()
-    with pytest.raises(TextCancelled, match="shutting down"):
+    with pytest.raises(TextCancelled):
         texts.submit(lambda: REQUEST, Events().put)
     assert not idle.is_set()
     open_gate(agent)

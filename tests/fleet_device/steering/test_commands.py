@@ -326,7 +326,7 @@ def test_a_drained_device_takes_nothing_until_it_is_resumed(device: Steered) -> 
     assert device.monitor.command("drain").outcome.value == "ok"
     until(lambda: device.presence() == "draining")
     assert device.gateway.health()["status"] == "draining"
-    with pytest.raises(TextCancelled, match="administrator"):
+    with pytest.raises(TextCancelled):
         device.gateway.submit(lambda _codec: REQUEST, lambda _event: None)
     assert device.monitor.command("resume").sentence == "The device accepts requests again."
     until(lambda: device.presence() == "online")

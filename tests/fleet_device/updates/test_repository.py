@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from securesystemslib.signer import CryptoSigner
+from tuf.api.exceptions import BadVersionNumberError, ExpiredMetadataError, UnsignedMetadataError
 from tuf.api.metadata import Metadata
 
 from fleet_admin import releases
@@ -95,7 +96,7 @@ def test_a_part_is_kept_as_far_as_it_can_be_right(tmp_path: Path, site: Site, si
 def test_what_a_mirror_changes_is_never_taken(site: Site, tmp_path: Path) -> None:
     model = model_of(site, site.publish(model=MODEL), tmp_path)
     site.server.faults.damage = True
-    with pytest.raises(UpdateWaits, match="damaged"):
+    with pytest.raises(UpdateWaits):
         fetched(site, model, tmp_path)
     assert (tmp_path / "part").stat().st_size == 0
     site.server.faults.damage = False
@@ -116,7 +117,7 @@ def test_a_server_that_is_away_is_asked_again_later(site: Site, tmp_path: Path) 
     model = model_of(site, site.publish(model=MODEL), tmp_path)
     waits: list[float] = []
     away = Repository("https://127.0.0.1:9", b"", tmp_path, site.tls)
-    with pytest.raises(UpdateWaits, match="cannot be read now"):
+    with pytest.raises(UpdateWaits):
         away.fetch(model, tmp_path / "part", nothing, waits.append)
     assert waits == sorted(waits)
     assert waits
@@ -174,7 +175,7 @@ def test_metadata_has_a_deadline(site: Site, tmp_path: Path, fault: str) -> None
 def test_only_devices_of_the_fleet_are_served(site: Site, tmp_path: Path) -> None:
     site.publish(model=MODEL)
     stranger = Repository(site.server.url, site.root, tmp_path / "metadata", TlsSettings(site.tls.ca))
-    with pytest.raises(UpdateWaits, match="cannot be read now"):
+    with pytest.raises(UpdateWaits):
         stranger.release(1, nobody)
     with pytest.raises(ConnectFailed):
         Repository("", b"", tmp_path, TlsSettings(site.tls.ca, tmp_path / "none.pem", tmp_path / "none.key"))
@@ -182,7 +183,7 @@ def test_only_devices_of_the_fleet_are_served(site: Site, tmp_path: Path) -> Non
 
 def test_a_release_that_is_not_there_yet_is_waited_for(site: Site, tmp_path: Path) -> None:
     site.publish(model=MODEL)
-    with pytest.raises(UpdateWaits, match="no release 2"):
+    with pytest.raises(UpdateWaits, match="release 2"):
         site.client(tmp_path).release(2, nobody)
 
 
@@ -196,8 +197,9 @@ def test_another_key_signs_nothing(site: Site, tmp_path: Path) -> None:
     for file in (tmp_path / "other" / "metadata").iterdir():
         if file.name != "1.root.json":
             (site.repository / "metadata" / file.name).write_bytes(file.read_bytes())
-    with pytest.raises(UpdateWaits, match="refused"):
+    with pytest.raises(UpdateWaits) as caught:
         Repository(site.server.url, root, tmp_path / "metadata", site.tls).release(1, nobody)
+    assert isinstance(caught.value.__cause__, UnsignedMetadataError)
 
 
 def test_older_metadata_than_before_is_refused(site: Site, tmp_path: Path) -> None:
@@ -210,14 +212,16 @@ def test_older_metadata_than_before_is_refused(site: Site, tmp_path: Path) -> No
             file.write_bytes(old[file])
         else:
             file.unlink()
-    with pytest.raises(UpdateWaits, match="older"):
+    with pytest.raises(UpdateWaits) as caught:
         site.client(tmp_path).release(1, nobody)
+    assert isinstance(caught.value.__cause__, BadVersionNumberError)
 
 
 def test_expired_signatures_are_refused_until_they_are_renewed(site: Site, tmp_path: Path) -> None:
     site.publish(model=MODEL, valid=timedelta(days=-1))
-    with pytest.raises(UpdateWaits, match="expired"):
+    with pytest.raises(UpdateWaits) as caught:
         site.client(tmp_path).release(1, nobody)
+    assert isinstance(caught.value.__cause__, ExpiredMetadataError)
     assert site.publish() == 0
     assert site.client(tmp_path).release(1, nobody).number == 1
 
@@ -293,13 +297,13 @@ def test_an_encrypted_key_needs_its_passphrase(tmp_path: Path) -> None:
 
 
 def test_nothing_is_founded_or_published_twice_or_nowhere(site: Site, tmp_path: Path) -> None:
-    with pytest.raises(ReleaseError, match="already"):
+    with pytest.raises(ReleaseError):
         create_repository(site.repository, tmp_path / "more")
-    with pytest.raises(ReleaseError, match="already"):
+    with pytest.raises(ReleaseError):
         create_repository(tmp_path / "more", site.keys)
-    with pytest.raises(ReleaseError, match="no repository"):
+    with pytest.raises(ReleaseError, match="nowhere"):
         publish(tmp_path / "nowhere", site.keys, valid=LONG)
-    with pytest.raises(ReleaseError, match="cannot be made"):
+    with pytest.raises(ReleaseError, match=r"none\.gguf"):
         publish(site.repository, site.keys, model=tmp_path / "none.gguf", valid=LONG)
-    with pytest.raises(ReleaseError, match="no bundle"):
+    with pytest.raises(ReleaseError, match=r"any\.tar"):
         publish(site.repository, site.keys, bundles=[tmp_path / "any.tar"], valid=LONG)

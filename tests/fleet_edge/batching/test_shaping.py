@@ -100,7 +100,7 @@ def test_a_view_with_padding_cut_off_is_read_in_place(top_k: TopK) -> None:
     [(np.zeros((2, 4), np.float32), 0), (np.zeros(4, np.float32), 1), (np.zeros((2, 4)), 1)],
 )
 def test_what_is_no_rows_of_float32_is_refused(top_k: TopK, logits: NDArray[Any], k: int) -> None:
-    with pytest.raises(ValueError, match="float32 logits"):
+    with pytest.raises(ValueError, match="float32"):
         top_k(logits, k)
 
 

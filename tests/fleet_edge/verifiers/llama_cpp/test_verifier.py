@@ -166,7 +166,7 @@ def test_a_failed_step_changes_nothing(path: Path, monkeypatch: pytest.MonkeyPat
 
     with monkeypatch.context() as patch:
         patch.setattr(llama_cpp, "llama_decode", fail_later)
-        with pytest.raises(VerifierError, match="compute"):
+        with pytest.raises(VerifierError):
             verifier.score([Item(1, [5] * 100, 1), Item(2, [6] * 100, 1)])
     assert len(calls) == 2
     assert (verifier.computed(1), verifier.computed(2), verifier.capacity()) == (2, 0, room)
@@ -223,7 +223,7 @@ def test_recurrent_models_are_refused(path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_a_model_that_takes_no_tokens_back_is_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(llama_cpp, "llama_memory_seq_rm", lambda *_: False)
-    with pytest.raises(UnsupportedModel, match="tokens"):
+    with pytest.raises(UnsupportedModel):
         load(path)
 
 

@@ -54,7 +54,7 @@ def test_a_port_where_nobody_listens_is_told_of() -> None:
     with server() as one:
         pass
     with (
-        pytest.raises(VerifierError, match="answers"),
+        pytest.raises(VerifierError),
         asking(one),
     ):
         pass

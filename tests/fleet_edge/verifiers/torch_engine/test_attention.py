@@ -87,7 +87,7 @@ def test_an_encoder_decoder_is_refused_by_name() -> None:
 def test_a_window_that_the_layers_do_not_mention_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model("llama")
     monkeypatch.setattr(model.config, "sliding_window", 16, raising=False)
-    with pytest.raises(UnsupportedModel, match="which window"):
+    with pytest.raises(UnsupportedModel):
         inspect_model(model)
 
 
