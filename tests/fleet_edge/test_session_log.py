@@ -74,10 +74,12 @@ def test_a_senseless_question_is_refused(log: SessionLog, ask: Callable[[Session
 
 def test_two_devices_that_named_a_session_alike_are_told_apart(log: SessionLog, url: str) -> None:
     with open_store(url) as store:
-        store.apply([samples.opened(device="stranger", segment=segment_number(after(5)), at=after(5))])
+        own = {"device": "stranger", "segment": segment_number(after(5))}
+        store.apply([samples.opened(**own, at=after(5)), samples.progress(**own, tokens=999, at=after(6))])
     with pytest.raises(StoreError, match=f"{SESSION}"):
         log.session(SESSION)
-    assert log.session(SESSION, device="sensor-1").reason == "stop"
+    found = log.session(SESSION, device="sensor-1")
+    assert (found.reason, found.counted.tokens) == ("stop", 20)
     assert [segment.device for segment in log.segments(SESSION, device="stranger")] == ["stranger"]
     assert (len(log.rounds(SESSION, device="sensor-1")), log.rounds(SESSION, device="stranger")) == (1, [])
     assert len(log.events(session=SESSION, device="sensor-1")) == 1

@@ -73,24 +73,6 @@ def test_a_session_that_no_edge_serves_is_lost_until_its_true_end_arrives(store:
     assert {row["reason"] for row in all_rows(store)["sessions"]} == {"stop", None}
 
 
-def test_rollups_are_by_day_and_device_and_take_late_records_in(store: Store, log: SessionLog) -> None:
-    store.apply([*_session(1, 0), *_session(2, 60), *_session(3, 1800), *_session(4, 0, device="sensor-2")])
-    hour, day = START.replace(minute=0), START.replace(hour=0, minute=0)
-    rows = {(row["grain"], row["device"], row["start"]): row for row in all_rows(store)["rollups"]}
-    assert set(rows) == {
-        ("hour", "", hour),
-        ("hour", "", hour + timedelta(hours=1)),
-        ("day", "", day),
-        ("day", "sensor-1", day),
-        ("day", "sensor-2", day),
-    }
-    first = rows["day", "sensor-1", day]
-    assert (first["sessions"], first["tokens"], first["duration_ms"]) == (3, 60, 6000.0)
-    store.apply([samples.progress(session=f"{1:016x}", tokens=50, at=after(9))])
-    views = log.usage(device="sensor-1", grain="hour")
-    assert [(view.start, view.counted.tokens) for view in views] == [(hour, 70), (hour + timedelta(hours=1), 20)]
-
-
 def test_rollups_are_purged_by_their_own_age(store: Store) -> None:
     store.apply([*_session(1, 0), *_session(2, 86400)])
     housekeeping.purge_sessions(store.engine, before=after(2 * 86400), pace=Pace(10))
@@ -111,14 +93,6 @@ def test_a_purge_takes_what_is_old_in_chunks_and_leaves_the_rest(store: Store) -
     assert len(rows["segments"]) == 4
     assert [row["at"] for row in rows["rounds"]] == [after(4001), after(5001), after(6001)]
     assert [row["id"] for row in rows["events"]] == ["new"]
-
-
-def test_a_purged_session_waits_its_rounds_along_and_leaves_its_rollup(store: Store) -> None:
-    store.apply(_session(1, 0))
-    housekeeping.purge_sessions(store.engine, before=after(100), pace=Pace(10))
-    rows = all_rows(store)
-    assert (rows["sessions"], rows["segments"], rows["rounds"]) == ([], [], [])
-    assert [row["sessions"] for row in rows["rollups"]] == [1, 1, 1]
 
 
 def test_closes_that_no_session_was_found_to_are_purged_by_age_and_bounded_by_device(store: Store) -> None:

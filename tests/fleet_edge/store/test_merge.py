@@ -55,17 +55,6 @@ def test_latencies_of_a_segment_stay_when_a_later_record_has_none(store: Store, 
     assert segment["gap_p95_ms"] == 3.0
 
 
-def test_a_segment_of_another_device_with_the_same_key_stays_as_it_is(store: Store) -> None:
-    store.apply([samples.opened(), samples.progress(tokens=20), samples.left()])
-    before = all_rows(store)["segments"]
-    other = {"device": "sensor-2"}
-    store.apply([samples.opened(**other, edge="edge-2"), samples.progress(**other, tokens=90), samples.closed(**other)])
-    rows = all_rows(store)
-    assert [row for row in rows["segments"] if row["device"] == "sensor-1"] == before
-    assert [row["tokens"] for row in rows["segments"] if row["device"] == "sensor-2"] == [90]
-    assert len(rows["sessions"]) == 2
-
-
 def test_a_label_that_a_database_could_not_store_is_cleaned(store: Store) -> None:
     store.apply([samples.device_seen(draft_model="a\0b\ud800", software="' OR 1=1; --")])
     [device] = all_rows(store)["devices"]

@@ -6,12 +6,10 @@ import pytest
 from sqlalchemy import text
 
 from fleet_edge.session_log.database import Store
-from fleet_edge.session_log.errors import StoreError
 from fleet_edge.session_log.event_codes import Severity
 from fleet_edge.session_log.filters import Filter
 from fleet_edge.session_log.log import SessionLog
 from fleet_edge.session_log.periods import Grain, floor
-from fleet_edge.session_log.records import segment_number
 from tests.fleet_edge.store import samples
 from tests.fleet_edge.store.samples import SESSION, THIRD, after
 
@@ -39,25 +37,6 @@ def test_time_is_added_up_of_sessions_that_device_and_edge_have_counted(
     assert (found, spent.reported) == (name, samples.COUNTERS)
     assert (spent.counted.sessions, spent.counted.segments, spent.counted.compute_ms) == (1, 2, 400.0)
     assert fleet_log.spent_times(by, since=after(1)) == {}
-
-
-def test_a_segment_that_another_device_opened_is_not_counted_to_the_session(store: Store, log: SessionLog) -> None:
-    stranger = {"session": SESSION, "segment": segment_number(after(50)), "device": "stranger"}
-    store.apply(
-        [
-            samples.opened(),
-            samples.progress(),
-            samples.opened(**stranger, at=after(50)),
-            samples.progress(**stranger, tokens=999, at=after(51)),
-            samples.judged(**stranger),
-        ]
-    )
-    with pytest.raises(StoreError, match=f"{SESSION}"):
-        log.session(SESSION)
-    view = log.session(SESSION, device="sensor-1")
-    assert (view.device, view.counted.tokens) == ("sensor-1", 20)
-    assert log.rounds(SESSION, device="sensor-1") == []
-    assert [row.device for row in log.segments(SESSION, device="stranger")] == ["stranger"]
 
 
 def test_lists_and_prefixes_are_served_by_indexes(sqlite_store: Store) -> None:
