@@ -54,6 +54,8 @@ CASES = [
     ("edges", "tokens=", {"edge-2"}),
     ("sessions", "device=gateway-2", OF_GATEWAY_2),
     ("sessions", "device=gateway-2 opened>2h", {session(101)}),
+    ("sessions", "device=gateway-1 edge=edge-1", {session(6), session(16)}),
+    ("sessions", "app~img", {EVIL}),
     ("sessions", "model~img reason=failed", {EVIL}),
     ("sessions", "draft~img", {EVIL}),
     ("sessions", "reason=running", {session(999)}),

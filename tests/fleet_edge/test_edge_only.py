@@ -8,8 +8,7 @@ from sampling.distribution import shape
 from sampling.drawing import coupled_token
 from schemas.messages import Open
 from schemas.policy import Mode
-from tests.support.memory_broker import Faults
-from tests.support.memory_fleet import END, TARGET, Device, MemoryFleet, Mishaps, possible, run, terms
+from tests.support.memory_fleet import END, TARGET, Device, MemoryFleet, run, terms
 
 LENGTH = 60
 
@@ -55,15 +54,3 @@ def test_each_request_to_write_is_one_round_in_the_log() -> None:
     assert [record.base for record in rounds] == sorted({record.base for record in rounds})
     assert all(record.drafted == record.tested == 0 for record in rounds)
     assert all(record.uplink_bytes > 0 and record.downlink_bytes > 0 and record.batch == 1 for record in rounds)
-
-
-@pytest.mark.parametrize("seed", range(8))
-def test_whatever_is_lost_or_restarted_the_text_is_the_same(seed: int) -> None:
-    rng = random.Random(seed)
-    fleet = MemoryFleet(rng=rng, faults=Faults(drop=0.1, duplicate=0.1, reorder=0.2))
-    asked = asked_of(seed, Mode.COUPLED, 0.4)
-    pacing = FixedPacing(rng.randint(1, 32), edge_only=True)
-    device = Device(fleet, "device-1", asked, length=0, ahead=False, pacing=pacing)
-    run(fleet, [device], rng, mishaps=Mishaps(restart=0.01, resume=0.01))
-    assert list(device.session.committed) == own_text(asked)
-    assert possible(asked, device.session.committed)

@@ -7,30 +7,15 @@ import pytest
 from fleet_edge import InvalidQuery, SessionLog, StoreError
 from fleet_edge.session_log.database import open_store
 from fleet_edge.session_log.records import segment_number
-from schemas.policy import Mode
 from tests.fleet_edge.store import samples
-from tests.fleet_edge.store.samples import SESSION, START, after
-
-LATER = "ff00000000000001"
+from tests.fleet_edge.store.samples import OTHER, SESSION, START, after
 
 
 @pytest.fixture
 def url(tmp_path: Path) -> str:
     url = f"sqlite:///{tmp_path / 'fleet.sqlite3'}"
-    at = START + timedelta(hours=1)
-    other = {"session": LATER, "segment": segment_number(at)}
     with open_store(url) as store:
-        store.apply(
-            [
-                samples.device_seen(),
-                samples.opened(),
-                samples.progress(),
-                samples.judged(),
-                samples.closed(),
-                samples.event(),
-                samples.opened(**other, device="sensor-2", mode=Mode.COUPLED, at=at),
-            ]
-        )
+        store.apply([samples.device_seen(), *samples.two_sessions(START + timedelta(hours=1))])
     return url
 
 
@@ -45,7 +30,7 @@ def found(log: SessionLog, **chosen: object) -> list[str]:
 
 @pytest.mark.parametrize("since", ["30m", timedelta(minutes=30), START + timedelta(minutes=31)])
 def test_a_time_may_be_an_age_or_a_point(log: SessionLog, since: object) -> None:
-    assert found(log, since=since) == [LATER]
+    assert found(log, since=since) == [OTHER]
     assert found(log, until=since) == [SESSION]
 
 

@@ -13,7 +13,7 @@ import psycopg
 import pytest
 
 from fleet_edge.session_log.database import open_store
-from tests.support.needs import require_marker
+from tests.support.needs import missing, require_marker
 from tests.support.waiting import PATIENCE_S
 
 
@@ -124,7 +124,7 @@ def running_server() -> Iterator[PostgresServer]:
     try:
         server = PostgresServer()
     except PostgresMissing as reason:
-        pytest.skip(str(reason))
+        missing(str(reason))
     yield server
     server.close()
 

@@ -1,8 +1,10 @@
-"""Records of the session log by what has happened, as tests read them."""
+"""The session log as tests read it: records by what has happened, and rows of a database."""
 
 from collections.abc import Callable, Iterable, Mapping
 from types import SimpleNamespace
 from typing import Any, Final
+
+import sqlalchemy as sa
 
 from fleet_edge.session_log.records import Record
 
@@ -43,3 +45,12 @@ def values_of(record: Record) -> SimpleNamespace:
 
 def of_kind(records: Iterable[Record], kind: str) -> list[SimpleNamespace]:
     return [values_of(record) for record in records if _KINDS[kind](record)]
+
+
+def rows_of(url: str, query: str) -> list[dict[str, Any]]:
+    engine = sa.create_engine(url)
+    try:
+        with engine.connect() as connection:
+            return [dict(row) for row in connection.execute(sa.text(query)).mappings()]
+    finally:
+        engine.dispose()

@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import sqlalchemy as sa
-
 from fleet_common.mqtt.link import Message
 from fleet_common.mqtt.settings import LinkSettings
 from fleet_device.requests.generate import GenerateRequest, Generation, RequestContext
@@ -18,6 +16,7 @@ from fleet_edge.settings import EdgeSettings
 from schemas.control import EdgeState, Presence, decode_json
 from schemas.policy import Mode, SamplingPolicy
 from schemas.topics import Topic, build, wildcard
+from tests.support.log_records import rows_of
 from tests.support.memory_broker import MemoryBroker
 from tests.support.memory_device import TalkingDrafter, settings
 from tests.support.memory_fleet import END, FLEET, TARGET, Clock, lossless_text, terms
@@ -140,12 +139,7 @@ class Site:
         return None if kept is None else decode_json(EdgeState, kept).presence
 
     def rows(self, query: str) -> list[dict[str, Any]]:
-        engine = sa.create_engine(f"sqlite:///{self.folder / 'fleet.sqlite3'}")
-        try:
-            with engine.connect() as connection:
-                return [dict(row) for row in connection.execute(sa.text(query)).mappings()]
-        finally:
-            engine.dispose()
+        return rows_of(f"sqlite:///{self.folder / 'fleet.sqlite3'}", query)
 
     def _link(self, link: LinkSettings) -> MemoryLink:
         return MemoryLink(self.broker, link.client_id, will=link.will)

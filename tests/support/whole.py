@@ -10,14 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import sqlalchemy as sa
-
 from fleet_device.drafters.contract import Drafter
 from fleet_device.service import DeviceService
 from fleet_device.settings import DeviceSettings
 from fleet_edge.service import EdgeService
 from fleet_edge.settings import EdgeSettings
 from fleet_edge.verifiers.contract import SequenceTable, Verifier
+from tests.support.log_records import rows_of
 
 FLEET = "home"
 
@@ -68,12 +67,7 @@ class Whole:
             service.stop()
 
     def rows(self, query: str) -> list[dict[str, Any]]:
-        engine = sa.create_engine(self.db)
-        try:
-            with engine.connect() as connection:
-                return [dict(row) for row in connection.execute(sa.text(query)).mappings()]
-        finally:
-            engine.dispose()
+        return rows_of(self.db, query)
 
 
 class _Kept:

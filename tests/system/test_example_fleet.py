@@ -23,8 +23,7 @@ from fleet_edge.session_log.log import SessionLog
 from tests.fleet_edge.store import samples
 from tests.support.brokers import require_mosquitto
 from tests.support.command import Run, as_json
-from tests.support.databases import PostgresMissing, PostgresServer
-from tests.support.needs import missing
+from tests.support.databases import PostgresServer, running_server
 from tests.support.waiting import PATIENCE_S
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -55,14 +54,7 @@ def test_inventory_database_and_profile_have_one_password_that_others_cannot_rea
     assert "name a new folder" in again.stderr
 
 
-@pytest.fixture
-def server() -> Iterator[PostgresServer]:
-    try:
-        server = PostgresServer()
-    except PostgresMissing as error:
-        missing(str(error))
-    yield server
-    server.close()
+server = pytest.fixture(running_server)
 
 
 @pytest.fixture

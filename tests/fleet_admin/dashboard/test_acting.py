@@ -1,5 +1,4 @@
 import re
-import threading
 from collections.abc import Iterator
 from functools import partial
 
@@ -7,9 +6,9 @@ import pytest
 
 from fleet_admin.dashboard import acts
 from fleet_admin.dashboard.services import Services
-from fleet_admin.steering import SteeringLog
 from fleet_edge.session_log.filters import Filter
 from tests.fleet_admin.dashboard.conftest import BASE, Browser
+from tests.support.obedient_authority import obedient_authority
 from tests.support.waiting import PATIENCE_S
 
 
@@ -122,20 +121,8 @@ def test_only_an_action_that_has_succeeded_is_shown_as_success(operator: Browser
 
 @pytest.fixture
 def authority(services: Services) -> Iterator[None]:
-    """Carry out every request as if the broker had followed it."""
-    ended = threading.Event()
-
-    def carry_out() -> None:
-        with SteeringLog(services.settings.db) as log:
-            while not ended.wait(0.05):
-                for each in log.commands(where=[Filter("outcome", "=", None)]):
-                    log.end_access(each, "ok", "The broker refuses it.")
-
-    worker = threading.Thread(target=carry_out)
-    worker.start()
-    yield
-    ended.set()
-    worker.join()
+    with obedient_authority(services.settings.db):
+        yield
 
 
 @pytest.mark.usefixtures("authority")

@@ -147,16 +147,6 @@ def test_failures_are_drawn_by_code(viewer: Browser, url: str) -> None:
             assert sum(lines["refused busy"]) == 6
 
 
-def test_sessions_are_chosen_by_device_edge_and_end(viewer: Browser) -> None:
-    of_device = lines(viewer, "/sessions?format=csv&filter=device%3Dgateway-1")
-    assert {line["device"] for line in of_device} == {"gateway-1"}
-    running = lines(viewer, "/sessions?format=csv&filter=reason%3Drunning")
-    assert [line["session"] for line in running] == [f"{999:016x}"]
-    of_edge = lines(viewer, "/sessions?format=csv&filter=edge%3Dedge-2+opened%3E3h")
-    assert {line["edge"] for line in of_edge} == {"edge-2"}
-    assert len(of_edge) < len(lines(viewer, "/sessions?format=csv&filter=edge%3Dedge-2"))
-
-
 @pytest.mark.parametrize(
     "query",
     [

@@ -1,16 +1,15 @@
-import threading
 from collections.abc import Iterator
 from functools import partial
 
 import pytest
 
 from broker_config.broker import Broker
-from fleet_admin.steering import SteeringLog, access
+from fleet_admin.steering import access
 from fleet_edge.session_log.database import open_store
-from fleet_edge.session_log.filters import Filter
 from tests.fleet_edge.store import samples
 from tests.support.brokers import StartBroker
 from tests.support.command import Run, as_json, refused
+from tests.support.obedient_authority import obedient_authority
 
 LOG = b"""2026-03-04T12:00:00: New client connected from 10.0.0.7:50123 as gw-1 (p5, c1, k10, u'gw-1').
 2026-03-04T12:00:01: New client connected from 10.0.0.8:50124 as gw-2 (p5, c1, k10, u'gw-2').
@@ -20,20 +19,8 @@ LOG = b"""2026-03-04T12:00:00: New client connected from 10.0.0.7:50123 as gw-1 
 
 @pytest.fixture
 def authority(url: str) -> Iterator[None]:
-    """Carry out every request as if the broker had followed it."""
-    ended = threading.Event()
-
-    def carry_out() -> None:
-        with SteeringLog(url) as log:
-            while not ended.wait(0.05):
-                for each in log.commands(where=[Filter("outcome", "=", None)]):
-                    log.end_access(each, "ok", "Proven.")
-
-    worker = threading.Thread(target=carry_out)
-    worker.start()
-    yield
-    ended.set()
-    worker.join()
+    with obedient_authority(url):
+        yield
 
 
 @pytest.mark.usefixtures("authority")

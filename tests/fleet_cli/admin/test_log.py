@@ -8,33 +8,18 @@ import pytest
 
 from fleet_cli import tables
 from fleet_edge.session_log.database import open_store
-from fleet_edge.session_log.records import segment_number
-from schemas.policy import Mode
 from tests.fleet_edge.store import samples
-from tests.fleet_edge.store.samples import SESSION
+from tests.fleet_edge.store.samples import OTHER, SESSION
 from tests.support.command import Run, as_json, refused
 from tests.support.waiting import PATIENCE_S
-
-OTHER = "ff00000000000001"
 
 
 @pytest.fixture
 def url(tmp_path: Path) -> str:
     url = f"sqlite:///{tmp_path / 'fleet.sqlite3'}"
     recent = datetime.now(UTC) - timedelta(minutes=10)
-    other = {"session": OTHER, "segment": segment_number(recent)}
     with open_store(url) as store:
-        store.apply(
-            [
-                samples.device_seen(draft_model="[bold]\x1b[2Jmodel"),
-                samples.opened(),
-                samples.progress(),
-                samples.judged(),
-                samples.closed(),
-                samples.event(),
-                samples.opened(**other, device="sensor-2", mode=Mode.COUPLED, at=recent),
-            ]
-        )
+        store.apply([*samples.two_sessions(recent), samples.device_seen(draft_model="[bold]\x1b[2Jmodel")])
     return url
 
 

@@ -8,8 +8,7 @@ import pytest
 
 from fleet_device.api.replies import HEARTBEAT_S
 from fleet_device.errors import EdgeUnavailable
-from schemas.reasons import EndReason
-from tests.fleet_device.api.client import Sent, ask, ask_and_leave, chat, chunks, complete, error
+from tests.fleet_device.api.client import ask, chat, chunks, complete, error
 from tests.fleet_device.api.conftest import Make
 from tests.support.memory_device import ScriptedAgent
 from tests.support.waiting import PATIENCE_S, until
@@ -127,19 +126,6 @@ def test_a_failure_is_a_status_or_later_an_event(make: Make, beats: int, status:
     response = complete(app, stream=True)
     assert response.status_code == status
     assert "edge_unavailable" in (response.text if status != 200 else last_error(response))
-
-
-def test_a_client_that_goes_while_a_stream_waits_ends_its_session(make: Make) -> None:
-    agent = gated()
-    app, backend = make(agent, pause=Beats(2, lambda: None, agent=agent))
-
-    async def two_comments(sent: Sent) -> None:
-        while sum(b": waiting" in message.get("body", b"") for message in sent) < 2:  # noqa: ASYNC110
-            await asyncio.sleep(0)
-
-    ask_and_leave(app, {"prompt": "t1", "stream": True}, two_comments)
-    until(lambda: backend.queue.done == 1)
-    assert agent.ended == [EndReason.CANCELLED]
 
 
 # Devices that die, while their process lives.

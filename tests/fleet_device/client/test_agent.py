@@ -20,9 +20,7 @@ from fleet_device.errors import EdgeUnavailable, InvalidRequest, ProtocolViolati
 from fleet_device.pacing.adaptive import AdaptivePacing
 from fleet_device.pacing.contract import DraftOutcome, FixedPacing, Pacing, Plan
 from fleet_device.requests.generate import Cancellation, GenerateRequest, Generation, RequestContext
-from fleet_edge.errors import DraftFault
 from fleet_edge.session_log.records import Record
-from fleet_edge.sessions.machine import DraftReceipt, EdgeSession
 from sampling.distribution import Dist
 from schemas.codec import encode_reply
 from schemas.control import EdgeState, Presence
@@ -168,20 +166,6 @@ def test_without_an_edge_it_gives_up_and_says_what_to_do() -> None:
     with pytest.raises(EdgeUnavailable, match="edge-1"):
         scene.write()
     assert 5.0 <= scene.fleet.clock() - before <= 7.0
-
-
-def test_an_unanswered_draft_is_repeated() -> None:
-    scene = Scene()
-    lossy = Faults(drop=1.0, only=build(Topic.VERDICT, fleet=FLEET, device="device-1"))
-
-    def lose(wait: int) -> None:
-        scene.fleet.broker.faults = lossy if wait == 2 else Faults()
-
-    scene.inbox.on_wait = lose
-    done = scene.write()
-    assert done.tokens == expected()
-    assert done.resumes == 0
-    assert done.closed.rounds == done.counters.rounds
 
 
 @pytest.mark.parametrize("mode", Mode)
@@ -346,18 +330,6 @@ def test_a_late_end_of_a_segment_resumed_elsewhere_is_ignored() -> None:
     scene.when(3, stale)
     done = scene.write()
     assert (done.tokens, done.resumes) == (expected(), 0)
-
-
-def test_an_edge_that_never_gets_on_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    def again(*_: object) -> DraftReceipt:
-        raise DraftFault(FaultCode.TOKENS_DIFFER, Action.RESUME, "Again, please.")
-
-    monkeypatch.setattr(EdgeSession, "admit", again)
-    scene = Scene()
-    with pytest.raises(SessionFailed, match="Again, please"):
-        scene.write()
-    scene.fleet.settle()
-    assert len(scene.fleet.sink.of("opened")) == 21
 
 
 @pytest.mark.parametrize("wait", [0, 3])

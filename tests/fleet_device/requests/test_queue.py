@@ -104,27 +104,6 @@ def test_a_listener_that_fails_does_not_disturb_the_others(make: Make) -> None:
     assert isinstance([take(events) for _ in range(3)][-1], GeneratedText)
 
 
-def test_a_text_under_way_can_be_cancelled(make: Make) -> None:
-    agent, events = gated(), Events()
-    texts = make(agent)
-    ticket = texts.submit(lambda: REQUEST, events.put)
-    assert agent.started.wait(PATIENCE_S)
-    texts.cancel(ticket)
-    assert isinstance(failure(events), TextCancelled)
-
-
-def test_a_waiting_text_can_be_cancelled_and_leaves_its_place(make: Make) -> None:
-    agent, events = gated(), Events()
-    texts = make(agent)
-    texts.submit(lambda: REQUEST, Events().put)
-    assert agent.started.wait(PATIENCE_S)
-    ticket = texts.submit(lambda: REQUEST, events.put)
-    texts.cancel(ticket)
-    assert isinstance(failure(events), TextCancelled)
-    assert texts.waiting == 0
-    open_gate(agent)
-
-
 def test_a_closed_queue_writes_what_it_took_and_says_when_it_is_idle(make: Make) -> None:
     agent, events, idle = gated(), Events(), threading.Event()
     texts = make(agent, on_idle=idle.set)

@@ -30,18 +30,6 @@ def test_pieces_tell_their_tokens_also_where_they_complete_no_text(make: Make) -
     assert list(stream.pieces()) == [Piece("t1 ", 1), Piece("", 0), Piece("t2 t3 ", 2)]
 
 
-def test_leaving_the_loop_gives_the_text_up_and_the_next_one_is_written(make: Make) -> None:
-    agent = gated()
-    texts = make(agent)
-    open_gate(agent, 1)
-    for piece in TextStream(texts, lambda: REQUEST):
-        assert piece == "t1 t2 "
-        break
-    until(lambda: agent.ended == [EndReason.CANCELLED])
-    open_gate(agent)
-    assert TextStream(texts, lambda: REQUEST).result().text == "t1 t2 t3 "
-
-
 @pytest.mark.parametrize("pieces", [TextStream.__iter__, TextStream.pieces])
 def test_leaving_the_loop_gives_the_text_up_while_the_stream_is_kept(
     make: Make, pieces: Callable[[TextStream], Iterator[object]]

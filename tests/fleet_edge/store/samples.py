@@ -239,6 +239,12 @@ def quarantined(**given: Any) -> Record:
     return quarantine_record(QuarantineView(**_QUARANTINE | given))
 
 
+def two_sessions(at: datetime) -> list[Record]:
+    """Return a whole session, and one of another device that is open since `at`."""
+    other = {"session": OTHER, "segment": segment_number(at), "device": "sensor-2"}
+    return [opened(), progress(), judged(), closed(), event(), opened(**other, mode=Mode.COUPLED, at=at)]
+
+
 def fleet() -> list[Record]:
     """Return one session served in two segments at two edges, one of another device, and one still open."""
     resumed = {"session": SESSION, "segment": segment_number(after(100))}
