@@ -127,7 +127,8 @@ HOSTILE_DRAFTS = {
 def test_a_draft_that_cannot_be_judged_gets_a_fault(scene: Scene, fields: dict[str, object], code: FaultCode) -> None:
     scene.send(encode_draft(scene.draft(**fields)))
     (fault,) = scene.faults()
-    assert (fault.code, fault.round) == (code, 0)
+    action = Action.RESUME if code in {FaultCode.TOKENS_DIFFER, FaultCode.UNKNOWN_SESSION} else Action.GIVE_UP
+    assert (fault.code, fault.round, fault.action) == (code, 0, action)
     assert fault.sentence.endswith(".")
     assert scene.events() == [("bad", "fault", code.value)]
     scene.send(encode_draft(scene.draft(round=1)))

@@ -124,14 +124,6 @@ def test_a_draft_that_overtook_its_predecessor_waits_for_it() -> None:
     assert session.counters.drafted == 3
 
 
-def test_a_draft_that_overtook_the_correction_waits_for_it() -> None:
-    session = after_rejection()
-    admitted(session, draft((8,), text=(4, 6, 7), round_=2, epoch=1))
-    assert session.ready is None
-    admitted(session, draft((7,), text=(4, 6), fix=6, round_=1, epoch=1, more=True))
-    assert len(session.chain(100)) == 2
-
-
 def test_an_early_draft_on_another_text_is_void_in_its_turn() -> None:
     session = edge_session()
     wrong = draft((6,), text=(4, 9), round_=1)
@@ -166,25 +158,6 @@ def test_a_resumed_session_goes_on_from_the_whole_text() -> None:
     session = edge_session(attempt=3, resume=(4, 5))
     assert (session.attempt, session.committed, session.tokens) == (3, 2, [1, 2, 3, 4, 5])
     admitted(session, draft((6,), text=(4, 5)))
-    assert session.ready is not None
-
-
-@pytest.mark.parametrize(
-    ("message", "code", "action"),
-    [
-        (draft((4, 10)), FaultCode.TOKEN, Action.GIVE_UP),
-        (draft((4, 5), epoch=1), FaultCode.TOKENS_DIFFER, Action.RESUME),
-        (draft((4, 5), digest=1), FaultCode.TOKENS_DIFFER, Action.RESUME),
-        (draft((4,), fix=6, text=(6,)), FaultCode.TOKENS_DIFFER, Action.RESUME),
-        (draft((), counted=False, tried=16), FaultCode.TOKENS_DIFFER, Action.RESUME),
-    ],
-    ids=["contents", "epoch", "digest", "no rejection", "samples"],
-)
-def test_a_draft_that_cannot_be_judged_changes_nothing(message: Draft, code: FaultCode, action: Action) -> None:
-    session = edge_session()
-    fault = fault_of(session, message)
-    assert (fault.code, fault.action) == (code, action)
-    admitted(session, draft(round_=5))
     assert session.ready is not None
 
 
