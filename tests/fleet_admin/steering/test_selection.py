@@ -137,7 +137,7 @@ def test_what_is_no_assignment_is_refused(texts: list[str]) -> None:
 @pytest.mark.parametrize(
     ("changes", "unset", "why"),
     [
-        ({}, (), ""),
+        ({}, (), "setting"),
         ({"top_k": 5}, ("top_k",), "top_k"),
         ({"top_k": -5}, (), "top_k"),
         ({"temprature": 1}, (), "temperature"),

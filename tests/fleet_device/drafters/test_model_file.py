@@ -75,7 +75,7 @@ def test_a_model_in_the_folder_is_found_by_name(folder: Path, text: str) -> None
 @pytest.mark.parametrize(
     ("text", "named"),
     [
-        ("", ""),
+        ("", "model"),
         ("smollm2-135m", "smollm2-135m:IQ4_NL"),
         ("smollm2-135m:Q9_9", "IQ4_NL, Q4_0"),
         ("other:Q4_0", "models_dir"),
