@@ -20,10 +20,6 @@ SUITES: Final[dict[str, tuple[str, str]]] = {
         "exactness.power",
         "Small mistakes, and how often the proof finds them.",
     ),
-    "exactness history": (
-        "exactness.history",
-        "p-values of many runs, whose distribution must be uniform.",
-    ),
     "bytes": ("bytes", "What each system sends for a token of text: payload, packets, TLS, TCP/IP."),
     "latency": ("latency", "Tokens per second of one device, over any line, by this system and others."),
     "capacity": ("capacity.suite", "Clients at a service level, and tokens per second of all, by system."),

@@ -16,7 +16,6 @@ import argparse
 import time
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Final, Self
 
 from rich.console import Console
@@ -25,8 +24,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from benchmarks.exactness.cases import CASES, FAULTS, Variant
 from benchmarks.exactness.chances import FOUND, chance, sessions_for
 from benchmarks.exactness.evidence import Evidence, evidence
-from benchmarks.exactness.history import append
-from benchmarks.harness import Bench, SuiteReport, commit, number_of
+from benchmarks.harness import Bench, SuiteReport, number_of
 from tests.support.processes import toy_edge_process
 from tests.support.sabotage import Sabotage, at_the_device
 from tests.support.toy_devices import run_sessions
@@ -161,7 +159,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seed", type=int, default=today, help="of this run; seeds of sessions follow (default: today)"
     )
-    parser.add_argument("--history", type=Path, metavar="FILE", help="add the p-values to FILE")
     parser.add_argument("--only", action="append", default=[], metavar="WORDS", help="cases with these; repeatable")
 
 
@@ -192,8 +189,6 @@ def run(bench: Bench) -> SuiteReport:
             )
             progress.remove_task(task)
             results.append(result)
-            if options.history and case.sabotage is Sabotage.NONE:
-                append(options.history, [{"at": time.strftime("%F"), "commit": commit(), **result.json()}])
             print(_line(result), flush=True)
     for result in results:
         if result.passed is None:
