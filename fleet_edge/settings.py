@@ -121,12 +121,6 @@ class EdgeSettings(Settings):
         "Bits to which the engine `blocks` quantizes weights that are not quantized yet (docs/engines.md).",
         rare=True,
     )
-    keep_weights: bool = setting(
-        True,  # noqa: FBT003 - a default
-        "Keep the packed weights of `blocks` in the cache folder, as large as the model, so that later starts take "
-        "seconds.",
-        rare=True,
-    )
     edge_draft: str = setting(
         "",
         "Small model that drafts for edge-only decoding, next to the target: a GGUF, a folder, or a repository id, "

@@ -156,7 +156,7 @@ def tried(engine: str, source: Path, reference: Reference) -> dict[str, Any]:
         settings = EdgeSettings.model_validate(
             {
                 "target": str(source), "engine": engine, "threads": 1, "kv_bytes": _KV_BYTES, "kv_kept": "off",
-                "keep_weights": False, "dtype": "float32" if engine == "torch" else "auto",
+                "dtype": "float32" if engine == "torch" else "auto",
             }
         )  # fmt: skip
         check_verifier(settings)

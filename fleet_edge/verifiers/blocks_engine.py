@@ -106,7 +106,7 @@ def load(settings: EdgeSettings, on_progress: OnProgress = no_progress) -> Verif
         )
     threads = settings.threads or numba.config.NUMBA_DEFAULT_NUM_THREADS
     identity = fingerprint(file.files, bits=settings.weight_bits)
-    kept = kept_weights_path(path) if settings.keep_weights and file.packed_bytes >= _MIN_KEPT_BYTES else None
+    kept = kept_weights_path(path) if file.packed_bytes >= _MIN_KEPT_BYTES else None
     loaded, counting = 0, threading.Lock()
 
     def note_bytes(count: int) -> None:

@@ -175,9 +175,7 @@ def _write(path: Path, identity: str, packed: Packed, proof: str) -> None:
     usage = shutil.disk_usage(path.parent)
     left = min(int(_FREE_SHARE * usage.total), _FREE_BYTES)
     if usage.free - needed < left:
-        raise OSError(
-            f"{needed} bytes would leave less than {left} bytes of the disk free; empty it, or switch this off"
-        )
+        raise OSError(f"{needed} bytes would leave less than {left} bytes of the disk free; make room on it")
     part = path.with_suffix(f".{os.getpid()}{_PART}")
     index: dict[str, list[dict[str, Any]]] = {}
     with open(part, "xb", opener=_private) as file:
