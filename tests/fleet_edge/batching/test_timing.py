@@ -2,8 +2,8 @@ import math
 
 import pytest
 
+from fleet_edge.batching.scheduler import BatchingDelay, PrefillLog
 from fleet_edge.batching.steps import StepTimes
-from fleet_edge.batching.timing import BatchingDelay, PrefillLog
 from tests.support.drafts import arrived, draft, result
 
 VERIFIED = StepTimes(10.0, 10.5, sessions=3)
