@@ -1,6 +1,7 @@
-"""Metrics for Prometheus: families and their values, and where an endpoint serves them (`metrics_server`).
+"""Metrics for Prometheus: their definitions and values, and where an endpoint serves them (`metrics_server`).
 
-Counting needs no library: a counter is a number, a histogram a list of numbers. `exposition` needs prometheus-client.
+A counter is a number, a histogram a list of numbers. prometheus-client, which edges have, is imported when they are
+read.
 """
 
 import ipaddress
@@ -27,10 +28,6 @@ class MetricsError(FleetError):
     """The metrics endpoint cannot serve. The message is one sentence for the user."""
 
 
-class MetricsUnavailable(MetricsError):  # noqa: N818 - reads as what it says
-    """A library that metrics need is missing."""
-
-
 PREFIX: Final = "dssd_"
 
 
@@ -54,14 +51,28 @@ class Metric:
     meaning: str
     labels: tuple[str, ...] = ()
 
-    def of(self, value: float) -> "Family":
-        return Family(self, values={(): value})
+    def of(self, value: float, *labels: str) -> "PrometheusMetric":
+        return self._with({labels: value})
 
-    def by(self, values: Mapping[str, float]) -> "Family":
-        return Family(self, values={(label,): value for label, value in sorted(values.items())})
+    def by(self, values: Mapping[str, float]) -> "PrometheusMetric":
+        """Return the values of a metric with one label."""
+        return self._with({(label,): value for label, value in sorted(values.items())})
 
-    def spread(self, histogram: "Histogram") -> "Family":
-        return Family(self, histogram=histogram)
+    def _with(self, values: Mapping[tuple[str, ...], float]) -> "PrometheusMetric":
+        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily  # noqa: PLC0415 - see above
+
+        kind = CounterMetricFamily if self.kind is MetricKind.COUNTER else GaugeMetricFamily
+        found = kind(self.name, self.meaning, labels=self.labels)
+        for labels, value in values.items():
+            found.add_metric(labels, value)
+        return found
+
+    def spread(self, histogram: "Histogram") -> "PrometheusMetric":
+        from prometheus_client.core import HistogramMetricFamily  # noqa: PLC0415 - see above
+
+        return HistogramMetricFamily(
+            self.name, self.meaning, buckets=list(histogram.buckets()), sum_value=histogram.total
+        )
 
 
 @dataclass(slots=True)
@@ -98,20 +109,10 @@ class Histogram:
                 return bound
         return float("inf")
 
-
-@dataclass(frozen=True, slots=True)
-class Family:
-    """A metric with its current values, by label values, or its histogram."""
-
-    metric: Metric
-    values: Mapping[tuple[str, ...], float] = field(default_factory=dict)
-    histogram: Histogram | None = None
-
-    def buckets(self) -> Iterable[tuple[str, float]]:
+    def buckets(self) -> Iterator[tuple[str, float]]:
         """Yield upper bounds, as text, and the cumulative counts."""
-        assert self.histogram is not None
         seen = 0
-        for bound, count in zip([*self.histogram.bounds, float("inf")], list(self.histogram.counts), strict=True):
+        for bound, count in zip([*self.bounds, float("inf")], list(self.counts), strict=True):
             seen += count
             yield ("+Inf" if bound == float("inf") else f"{bound:g}"), seen
 
@@ -119,48 +120,18 @@ class Family:
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
 
-def require_library() -> None:
-    try:
-        import prometheus_client  # noqa: F401, PLC0415 - optional
-    except ModuleNotFoundError as error:
-        raise MetricsUnavailable(
-            "Metrics need the package 'prometheus-client': install this one with the extra 'metrics', or leave "
-            "`metrics.listen` out."
-        ) from error
-
-
-def exposition(families: Iterable[Family]) -> bytes:
-    """Return the families in Prometheus's text format; raise MetricsUnavailable without the library."""
-    require_library()
-    from prometheus_client import CollectorRegistry, generate_latest  # noqa: PLC0415 - optional
-    from prometheus_client.registry import Collector  # noqa: PLC0415 - likewise
+def exposition(metrics: Iterable["PrometheusMetric"]) -> bytes:
+    """Return metrics in Prometheus's text format."""
+    from prometheus_client import CollectorRegistry, generate_latest  # noqa: PLC0415 - see above
+    from prometheus_client.registry import Collector  # noqa: PLC0415 - see above
 
     class _Once(Collector):
-        def collect(self) -> Iterator["PrometheusMetric"]:
-            return map(_collected, families)
+        def collect(self) -> Iterable["PrometheusMetric"]:
+            return metrics
 
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Once())
     return generate_latest(registry)
-
-
-def _collected(family: Family) -> "PrometheusMetric":
-    from prometheus_client.core import (  # noqa: PLC0415 - optional
-        CounterMetricFamily,
-        GaugeMetricFamily,
-        HistogramMetricFamily,
-    )
-
-    metric = family.metric
-    if family.histogram is not None:
-        spread = HistogramMetricFamily(metric.name, metric.meaning)
-        spread.add_metric([], buckets=list(family.buckets()), sum_value=family.histogram.total)
-        return spread
-    kind = CounterMetricFamily if metric.kind is MetricKind.COUNTER else GaugeMetricFamily
-    simple = kind(metric.name, metric.meaning, labels=metric.labels)
-    for labels, value in family.values.items():
-        simple.add_metric(labels, value)
-    return simple
 
 
 _MIN_TOKEN: Final = 16

@@ -8,10 +8,10 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from fleet_common.host import resident_memory
-from fleet_common.metrics import Family, Health, MetricsPages, exposition
+from fleet_common.metrics import Health, MetricsPages, exposition
 from fleet_common.mqtt.link import Link
 from fleet_edge import metrics as named
 from fleet_edge.answers.recorder import Recorder
@@ -24,6 +24,9 @@ from fleet_edge.session_log.rules import stored
 from fleet_edge.session_log.views import CONNECTED, EdgeView, LoadView, MachineState
 from fleet_edge.session_log.writer import LogWriter
 from schemas.names import VERSION
+
+if TYPE_CHECKING:
+    from prometheus_client.core import Metric
 
 _ANSWER_S: Final = 2.0
 """Seconds that the loop has to answer; a working one does so within milliseconds."""
@@ -65,7 +68,7 @@ class EdgeObserver:
         return self.orchestrator.scheduler.memory
 
     def pages(self) -> MetricsPages:
-        return MetricsPages(metrics=lambda: exposition(self.families()), alive=self.alive, ready=self.ready)
+        return MetricsPages(metrics=lambda: exposition(self.metrics()), alive=self.alive, ready=self.ready)
 
     def loop_state(self) -> LoopState | None:
         """Ask the loop for its state; None if it does not answer. Call it from any other thread."""
@@ -110,9 +113,9 @@ class EdgeObserver:
             }
         )
 
-    def families(self) -> Iterator[Family]:
+    def metrics(self) -> Iterator["Metric"]:
         state = self.loop_state()
-        yield Family(named.INFO, {(VERSION, self.fleet, self.edge, self.orchestrator.scheduler.target.name): 1.0})
+        yield named.INFO.of(1.0, VERSION, self.fleet, self.edge, self.orchestrator.scheduler.target.name)
         yield from self._counted()
         if state is not None:
             yield named.RUNNING.of(state.running)
@@ -134,7 +137,7 @@ class EdgeObserver:
     def active_devices(self) -> int:
         return self.figures.active_devices(self.orchestrator.handlers.guard.quarantined())
 
-    def _counted(self) -> Iterator[Family]:
+    def _counted(self) -> Iterator["Metric"]:
         figures = self.figures
         yield named.NUM_DRAFTS.of(figures.drafts)
         yield named.NUM_DRAFT_TOKENS.of(figures.draft_tokens)
@@ -163,7 +166,7 @@ class EdgeObserver:
         yield named.BATCH_TOKENS.spread(figures.batch_tokens)
         yield named.LINK_ROUND_TRIP.spread(figures.link_round_trip)
 
-    def _stored(self) -> Iterator[Family]:
+    def _stored(self) -> Iterator["Metric"]:
         store = self.writer.counters
         yield named.STORE_RECORDS.by({outcome: getattr(store, outcome) for outcome in _STORE_OUTCOMES})
         yield named.STORE_QUEUE.of(store.queued)

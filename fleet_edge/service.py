@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Final
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from fleet_common.metrics import require_library
 from fleet_common.mqtt.errors import LinkError, PublishRejected
 from fleet_common.mqtt.link import Link, PublishOutcome, Will
 from fleet_common.mqtt.paho_link import PahoLink
@@ -356,7 +355,6 @@ class EdgeService:
         settings = self.settings.metrics
         if settings.address is None:
             return
-        require_library()
         from fleet_common.metrics_server import MetricsServer  # noqa: PLC0415 - most edges need no HTTP server
 
         self.metrics = MetricsServer(settings.address, self.observer().pages(), token=settings.token())

@@ -12,7 +12,6 @@ from pydantic import ValidationError
 
 from fleet_common.http_server import HttpServerError
 from fleet_common.metrics import (
-    Family,
     Health,
     Histogram,
     ListenAddress,
@@ -35,8 +34,7 @@ def test_a_histogram_counts_up_to_each_bound() -> None:
     histogram.observe(2.0, 3)
     assert histogram.counts == [2, 4, 1]
     assert histogram.total == 18.0
-    spread = Metric("dssd_x_seconds", MetricKind.HISTOGRAM, "Some.").spread(histogram)
-    assert list(spread.buckets()) == [("1", 2), ("2", 6), ("+Inf", 7)]
+    assert list(histogram.buckets()) == [("1", 2), ("2", 6), ("+Inf", 7)]
 
 
 def test_a_quantile_is_a_bound_of_what_came_since() -> None:
@@ -61,7 +59,7 @@ def test_the_text_is_what_prometheus_reads() -> None:
         Metric("dssd_faults_total", MetricKind.COUNTER, "Faults.", ("code",)).by({"quota": 2, hostile: 1}),
         Metric("dssd_sessions", MetricKind.GAUGE, "Open sessions.").of(3),
         Metric("dssd_step_seconds", MetricKind.HISTOGRAM, "Steps.").spread(histogram),
-        Family(Metric("dssd_info", MetricKind.GAUGE, "It.", ("a", "b")), {("x", "y"): 1.0}),
+        Metric("dssd_info", MetricKind.GAUGE, "It.", ("a", "b")).of(1.0, "x", "y"),
     ]
     read = {each.name: each for each in text_string_to_metric_families(exposition(families).decode())}
     assert {name: each.type for name, each in read.items()} == {
