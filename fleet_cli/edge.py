@@ -4,7 +4,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -33,7 +33,8 @@ from fleet_edge.settings import EdgeSettings
 from fleet_edge.verifiers.blocks_engine import kept_pages_path
 from fleet_edge.verifiers.registry import check_target_files, read_target_tokens
 from fleet_edge.verifiers.source import fetch_files, is_gguf
-from fleet_edge.verifiers.tokens import GgufTokenizer
+from fleet_edge.verifiers.tokens import GgufTokenizer, chat_format
+from schemas.control import ChatFormat
 from schemas.errors import FleetError
 from schemas.names import probe_name
 
@@ -251,8 +252,6 @@ def read_warm_prompts(settings: EdgeSettings) -> list[list[int]]:
         codec = _codec(settings.target)
     except (OSError, ValueError, GrammarUnavailable) as error:
         raise CommandError(f"warm_prompts cannot be read: {error}") from error
-    if codec.chat_template is None:
-        raise CommandError(f"The target {settings.target} has no chat template; leave out warm_prompts.")
     found = []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
@@ -287,16 +286,14 @@ class _Codec:
 
     end_tokens = ()
 
-    def __init__(
-        self, template: str | None, control: Sequence[str], special: dict[str, str], encode: Callable[[str], list[int]]
-    ) -> None:
-        self.chat_template = template
+    def __init__(self, chat: ChatFormat, control: Iterable[str], encode: Callable[[str], list[int]]) -> None:
+        self.chat_template = chat.template
         self.control_texts = tuple(sorted(control))
-        self._special = special
+        self._special = {"bos": chat.bos, "eos": chat.eos}
         self._encode = encode
 
     def special_text(self, name: str) -> str:
-        return self._special.get(name, "")
+        return self._special[name]
 
     def encode(self, text: str, *, special: bool = False) -> list[int]:  # noqa: ARG002 - templates are rendered
         return self._encode(text) if text else []
@@ -307,38 +304,33 @@ class _Codec:
 
 def _codec(target: str) -> _Codec:
     path = Path(target).expanduser()
-    if is_gguf(path):
-        return _gguf_codec(path)
-    return _folder_codec(path if path.is_dir() else fetch_files(target, "*.json", "*.jinja"))
+    if not is_gguf(path) and not path.is_dir():
+        path = fetch_files(target, "*.json", "*.jinja")
+    chat = chat_format(path, ())
+    if chat is None:
+        raise CommandError(f"The target {target} has no chat template; leave out warm_prompts.")
+    return _gguf_codec(path, chat) if is_gguf(path) else _folder_codec(path, chat)
 
 
-def _gguf_codec(path: Path) -> _Codec:
+def _gguf_codec(path: Path, chat: ChatFormat) -> _Codec:
     encode, metadata = GgufTokenizer(path).encode, read_header(path).metadata
     strings: list[str] = metadata["tokenizer.ggml.tokens"]
     kinds: list[int] = metadata.get("tokenizer.ggml.token_type", [])
-    template = metadata.get("tokenizer.chat_template")
     control = [
         string
         for string, kind in zip(strings, kinds, strict=False)
         if string
         and (
             kind in (TokenType.CONTROL, TokenType.UNKNOWN)
-            or (kind == TokenType.USER_DEFINED and string in (template or "") and any(map(str.isalnum, string)))
+            or (kind == TokenType.USER_DEFINED and string in chat.template and any(map(str.isalnum, string)))
         )
     ]
-    ids = {name: metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("bos", "eos")}
-    special = {name: strings[token] for name, token in ids.items() if token is not None}
-    return _Codec(template, control, special, encode)
+    return _Codec(chat, control, encode)
 
 
-def _folder_codec(folder: Path) -> _Codec:
+def _folder_codec(folder: Path, chat: ChatFormat) -> _Codec:
     from tokenizers import Tokenizer  # an edge with GGUFs may do without it
 
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-    apart = folder / "chat_template.jinja"
-    template = apart.read_text(encoding="utf-8") if apart.exists() else config.get("chat_template")
     control = [token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special]
-    texts = {name: config.get(f"{name}_token") for name in ("bos", "eos")}
-    special = {name: each["content"] if isinstance(each, dict) else each for name, each in texts.items() if each}
-    return _Codec(template, control, special, lambda text: tokenizer.encode(text, add_special_tokens=False).ids)
+    return _Codec(chat, control, lambda text: tokenizer.encode(text, add_special_tokens=False).ids)

@@ -156,7 +156,7 @@ def try_command(
     if pair.draft.vocabulary != pair.target.vocabulary:
         environment["FLEET_DEVICE_TARGET_VOCABULARY"] = str((target_vocabulary or Path(target)).absolute())
     chats = pair.draft if pair.draft.vocabulary == pair.target.vocabulary else pair.target
-    raw = [] if chats.chat_template else ["--raw"]
+    raw = [] if chats.chat is not None else ["--raw"]
     with tempfile.TemporaryDirectory(prefix="fleet-try-") as folder:
         # The demo takes a file without a folder for the name of a quantization.
         models = ["--draft", str(Path(draft).absolute()), "--target", target, *raw]

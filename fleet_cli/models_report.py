@@ -154,7 +154,7 @@ def _model(model: ModelFacts) -> dict[str, Any]:
         "fingerprint": model.vocabulary.fingerprint.hex(),
         "end_tokens": list(model.end_tokens),
         "end_texts": list(model.end_texts),
-        "chat_template": model.chat_template is not None,
+        "chat_template": model.chat is not None,
         "context": model.context,
         "parameters": model.parameters,
         "weight_bytes": model.weight_bytes,

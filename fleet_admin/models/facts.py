@@ -15,6 +15,7 @@ from fleet_edge.verifiers.blocks.kv import state_bytes
 from fleet_edge.verifiers.blocks_engine import open_weights
 from fleet_edge.verifiers.contract import HYBRIDS, UnsupportedModel, VerifierError
 from fleet_edge.verifiers.safetensors import folder_tensors
+from schemas.control import ChatFormat
 from schemas.errors import FleetError
 from schemas.fields import MAX_VOCABULARY
 from schemas.vocabulary import Vocabulary, token_strings
@@ -56,9 +57,7 @@ class ModelFacts:
     vocabulary: Vocabulary
     end_tokens: tuple[int, ...]
     end_texts: tuple[str, ...]  # strings of these tokens
-    chat_template: str | None  # Jinja source
-    bos: str  # string of the token that begins a sequence, for chat templates
-    eos: str  # string of the token that ends one
+    chat: ChatFormat | None  # its chat template; None without one
     context: int  # tokens that it was trained for; 0 if unknown
     parameters: int
     weight_bytes: int  # as stored
@@ -73,8 +72,6 @@ class ModelFacts:
 
 _SERVED: Final = frozenset({"full_attention", "sliding_attention"})
 _GENERATION: Final = "generation_config.json"
-_TOKENIZER: Final = "tokenizer_config.json"
-_TEMPLATE: Final = "chat_template.jinja"
 _CAUSAL: Final = ("ForCausalLM", "ForConditionalGeneration", "LMHeadModel")
 _STRETCHING: Final = frozenset({"dynamic", "longrope"})
 """Rotary embeddings that change beyond the length that the model was first trained for."""
@@ -87,7 +84,7 @@ _RUNNING_STATE: Final = frozenset(
 
 def folder_facts(folder: Path) -> ModelFacts:
     """Read a folder in transformers' layout; raises `ModelUnreadable` if it does not hold a whole model."""
-    from fleet_edge.verifiers.tokens import target_tokens  # takes a while to import
+    from fleet_edge.verifiers.tokens import chat_format, target_tokens  # takes a while to import
 
     whole = _json(folder / "config.json")
     if not whole:
@@ -96,7 +93,7 @@ def folder_facts(folder: Path) -> ModelFacts:
     config = whole | found if isinstance(found := whole.get("text_config"), dict) else whole
     config = {new: config[old] for old, new in _NAMES.items() if old in config} | config
     try:
-        tokens, weights = target_tokens(folder), folder_tensors(folder)
+        tokens, weights, chat = target_tokens(folder), folder_tensors(folder), chat_format(folder, ())
     except (UnsupportedModel, VerifierError) as error:
         raise ModelUnreadable(str(error)) from error
     try:
@@ -110,7 +107,6 @@ def folder_facts(folder: Path) -> ModelFacts:
     for each in weights:
         formats[each.kind] += each.numbers
     ends = tuple(token for token in ends if 0 <= token < len(tokens))
-    tokenizer = _json(folder / _TOKENIZER)
     return ModelFacts(
         source=str(folder),
         form=ModelFormat.FOLDER,
@@ -119,9 +115,7 @@ def folder_facts(folder: Path) -> ModelFacts:
         vocabulary=Vocabulary.of(tokens),
         end_tokens=ends,
         end_texts=tuple(tokens[token] for token in ends),
-        chat_template=_template(folder, tokenizer),
-        bos=_special(tokenizer, "bos_token"),
-        eos=_special(tokenizer, "eos_token"),
+        chat=chat,
         context=context,
         parameters=sum(each.numbers for each in weights),
         weight_bytes=sum(each.nbytes for each in weights),
@@ -203,28 +197,6 @@ def _layers(config: dict[str, Any]) -> tuple[KvShape, ...]:
     )
 
 
-def _template(folder: Path, tokenizer: dict[str, Any]) -> str | None:
-    """Return the chat template: its own file, or a field of the tokenizer's configuration."""
-    try:
-        return (folder / _TEMPLATE).read_text(encoding="utf-8")
-    except FileNotFoundError:
-        pass
-    except (OSError, UnicodeDecodeError) as error:
-        raise ModelUnreadable(f"The file {folder / _TEMPLATE} cannot be read; fetch the model again.") from error
-    found = tokenizer.get("chat_template")
-    if isinstance(found, list):  # several, by name
-        named = {each.get("name"): each.get("template") for each in found if isinstance(each, dict)}
-        found = named.get("default")
-    return found if isinstance(found, str) else None
-
-
-def _special(tokenizer: dict[str, Any], name: str) -> str:
-    found = tokenizer.get(name)
-    if isinstance(found, dict):
-        found = found.get("content")
-    return found if isinstance(found, str) else ""
-
-
 def _json(path: Path) -> dict[str, Any]:
     """Read a JSON file; empty if it is missing."""
     try:
@@ -244,7 +216,7 @@ _EVERY: Final = "attention.sliding_window_pattern"
 
 def gguf_facts(path: Path) -> ModelFacts:
     """Read a GGUF; raises `ModelUnreadable` if it does not hold a whole model."""
-    from fleet_edge.verifiers.tokens import gguf_tokens  # takes a while to import
+    from fleet_edge.verifiers.tokens import chat_format, gguf_tokens  # takes a while to import
 
     try:
         header = read_header(path)
@@ -253,7 +225,7 @@ def gguf_facts(path: Path) -> ModelFacts:
     if not header.tensors:
         raise ModelUnreadable(f"The GGUF {path} has no weights; give a file of the whole model.")
     try:
-        tokens = gguf_tokens(path)
+        tokens, chat = gguf_tokens(path), chat_format(path, ())
     except UnsupportedModel as error:
         raise ModelUnreadable(str(error)) from error
     strings = token_strings(tokens)
@@ -263,13 +235,7 @@ def gguf_facts(path: Path) -> ModelFacts:
             "convert the model again."
         )
 
-    def special(name: str) -> str:
-        """Return the token that the metadata names so; empty if there is none."""
-        token = header.metadata.get(f"tokenizer.ggml.{name}_token_id")
-        return strings[token] if isinstance(token, int) and 0 <= token < len(strings) else ""
-
     ends = tuple(token for token in header.end_tokens if token < len(strings))
-    template = header.metadata.get("tokenizer.chat_template")
     return ModelFacts(
         source=str(path),
         form=ModelFormat.GGUF,
@@ -278,9 +244,7 @@ def gguf_facts(path: Path) -> ModelFacts:
         vocabulary=Vocabulary.of(strings),
         end_tokens=ends,
         end_texts=tuple(strings[token] for token in ends),
-        chat_template=template if isinstance(template, str) else None,
-        bos=special("bos"),
-        eos=special("eos"),
+        chat=chat,
         context=header.number("context_length"),
         parameters=header.parameters,
         weight_bytes=header.weight_bytes,

@@ -150,19 +150,19 @@ def _ends(draft: ModelFacts, target: ModelFacts) -> Check:
 def _chats(draft: ModelFacts, target: ModelFacts) -> Check:
     aspect = "chat template"
     same = draft.vocabulary == target.vocabulary
-    if target.chat_template is None and (draft.chat_template is None or not same):
+    if target.chat is None and (draft.chat is None or not same):
         return _note(
             aspect,
             "There is no chat template, by which a device would make prompts: chats are refused, plain prompts (`raw`) "
             "work. Choose a target with a template for chats.",
         )
-    if target.chat_template is None:
+    if target.chat is None:
         return _note(
             aspect,
             "The target has no chat template, the draft model has: prompts are made by that. Is the target not tuned "
             "for chats?",
         )
-    if draft.chat_template == target.chat_template or list(_rendered(draft)) == list(_rendered(target)):
+    if draft.chat == target.chat or list(_rendered(draft)) == list(_rendered(target)):
         return _fits(aspect, "Both make the same prompts of a chat.")
     if not any(_rendered(target)):
         return _note(aspect, "The target's chat template makes no prompt of a chat: fetch the model again.")
@@ -170,10 +170,12 @@ def _chats(draft: ModelFacts, target: ModelFacts) -> Check:
 
 
 def _rendered(model: ModelFacts) -> Iterator[str | None]:
-    """Yield the prompts that a model's template makes of some chats; None where it refuses."""
+    """Yield the prompts that a model's template, if there is one, makes of some chats; None where it refuses."""
+    if (its := model.chat) is None:
+        return
     for chat in _CHATS:
         try:
-            template = ChatTemplate(model.chat_template or "", bos=model.bos, eos=model.eos, now=lambda: _NOON)
+            template = ChatTemplate(its.template, bos=its.bos, eos=its.eos, now=lambda: _NOON)
             yield template.render([ChatMessage(role, content) for role, content in chat])
         except ChatError:
             yield None

@@ -29,10 +29,11 @@ def test_the_shapes_of_a_family_are_read_from_a_gguf_and_from_a_folder(name: str
         assert facts.kv_bytes(tokens=1000, number_bytes=4) == 2000 * family.kv_bytes
         assert {layer.window for layer in facts.layers} <= {None, family.window}
         assert (facts.context, facts.parameters) == (family.context, parameters(family))
-        assert (facts.chat_template, facts.refusal) == (CHAT_TEMPLATE, "")
+        assert facts.chat is not None
+        assert (facts.chat.template, facts.refusal) == (CHAT_TEMPLATE, "")
     assert (file.number_format, file.end_tokens, file.weight_bytes) == ("Q4_0", (END,), weight_bytes(family))
     assert (folder.number_format, folder.end_tokens, folder.weight_bytes) == ("BF16", (END,), 2 * parameters(family))
-    assert (folder.bos, folder.eos) == ("<|im_start|>", "<|im_end|>")
+    assert (folder.chat.bos, folder.chat.eos) == ("<|im_start|>", "<|im_end|>")
     assert file.vocabulary == folder.vocabulary
 
 
@@ -146,7 +147,7 @@ def test_no_file_makes_the_reader_of_headers_fail_otherwise_than_in_a_sentence(t
         (lambda folder: (folder / "config.json").write_text("{"), "config.json"),
         (lambda folder: (folder / "model.safetensors").unlink(), "has no weights"),
         (lambda folder: (folder / "tokenizer.json").unlink(), "tokenizer.json"),
-        (lambda folder: (folder / "tokenizer_config.json").write_text("["), "tokenizer_config.json"),
+        (lambda folder: (folder / "tokenizer_config.json").write_text("["), "chat template"),
         (lambda folder: (folder / "generation_config.json").write_text("[]"), "generation_config.json"),
         (lambda folder: (folder / "model.safetensors").write_bytes(b"\0" * 4), "damaged"),
         (lambda folder: (folder / "model.safetensors").write_bytes(b"\xff" * 64), "damaged"),

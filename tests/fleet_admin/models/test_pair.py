@@ -11,6 +11,7 @@ from tokenizers.models import BPE, Unigram
 from fleet_admin.models.facts import ModelFacts, ModelFormat, ModelUnreadable, gguf_facts, write_vocabulary
 from fleet_admin.models.pair import CheckedPair, check_pair, device_need, edge_needs, findings_of
 from fleet_common.checks import Check, CheckStatus
+from schemas.control import ChatFormat
 from tests.support.command import Run, as_json, refused
 from tests.support.family_models import FAMILIES, family_folder, family_gguf, weight_bytes
 from tests.support.tiny_gguf import CHAT_TEMPLATE, Row, sentencepiece_rows, tiny_gguf, tiny_rows
@@ -41,6 +42,9 @@ def sentence(checked: CheckedPair, aspect: str) -> str:
 
 
 def facts(folder: Path, **given: Any) -> ModelFacts:
+    if "chat_template" in given:
+        template = given.pop("chat_template")
+        given["chat"] = None if template is None else ChatFormat(template=template)
     return replace(gguf_facts(family_gguf(folder / "model.gguf", SMALL)), **given)
 
 
