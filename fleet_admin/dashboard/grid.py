@@ -22,7 +22,6 @@ from fleet_edge.session_log import Filter
 T = TypeVar("T")
 
 _PAGE: Final = 100
-_MAX_PAGE: Final = 10_000
 _MAX_FILTER: Final = 500
 
 
