@@ -28,7 +28,7 @@ VERIFIERS: Final[Mapping[str, str]] = MappingProxyType(
         "llama.cpp": "fleet_edge.verifiers.llama_cpp.verifier:load",
         "torch": "fleet_edge.verifiers.torch_engine:load",
         "blocks": "fleet_edge.verifiers.blocks_engine:load",
-        "remote": "fleet_edge.verifiers.remote.loading:load",
+        "remote": "fleet_edge.verifiers.remote:load",
     }
 )
 """By engine, the function that takes the edge's settings and returns the verifier."""
