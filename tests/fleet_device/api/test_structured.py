@@ -6,13 +6,11 @@ from typing import Any
 import pytest
 from hypothesis import given, strategies as st
 
-from fleet_common.grammar.errors import OutsideGrammar
-from fleet_common.grammar.tokenizer import GrammarTokenizer
 from fleet_device.api.requests import ChatRequest, read_request
 from fleet_device.requests.structured import MAX_CALLS, ToolCalls
 from schemas.policy import Grammar
 from tests.fleet_device.api.client import described
-from tests.support.compiled_grammar import compile_grammar
+from tests.support.compiled_grammar import takes
 
 WEATHER = {
     "name": "weather",
@@ -29,8 +27,6 @@ TOOLS = [{"type": "function", "function": WEATHER}, {"type": "function", "functi
 SCHEMAS: dict[str, Any] = {"weather": WEATHER["parameters"], "stop": {}}
 NAMED = {"type": "function", "function": {"name": "weather"}}
 
-WORDS = [*(chr(code) for code in range(32, 127)), "\n", "ö", "end"]
-CHARACTERS = GrammarTokenizer.of_words(WORDS, end_tokens=[len(WORDS) - 1])
 
 CALL = '{"name": "weather", "arguments": {"city": "Bonn"}}'
 STOP = {"type": "function", "function": {"name": "stop"}}
@@ -55,18 +51,6 @@ def chat(**fields: Any) -> ChatRequest:
     return read_request(
         ChatRequest, json.dumps({"model": "m", "messages": [{"role": "user", "content": "t1"}], **fields}).encode()
     )
-
-
-def takes(grammar: Grammar | None, text: str) -> bool:
-    assert grammar is not None
-    matcher, ids = compile_grammar(grammar, CHARACTERS), [WORDS.index(character) for character in text]
-    try:
-        for end in range(100, len(ids), 100):  # as a generation grows; only a short one begins as a whole
-            matcher.check(ids[:end])
-        matcher.check([*ids, len(WORDS) - 1])
-    except OutsideGrammar:
-        return False
-    return True
 
 
 def test_a_response_format_is_a_grammar() -> None:

@@ -7,14 +7,11 @@ from typing import Any
 import pytest
 from hypothesis import given, strategies as st
 
-from fleet_common.grammar.errors import OutsideGrammar
-from fleet_common.grammar.tokenizer import GrammarTokenizer
 from fleet_device.requests.call_formats import FORMATS
 from fleet_device.requests.chat import chat_prompt
 from fleet_device.requests.structured import ChatMessage, ToolCall, ToolCalls, ToolOffer, ToolOptions
 from fleet_device.requests.thinking import CHANNELS
-from schemas.policy import Grammar
-from tests.support.compiled_grammar import compile_grammar
+from tests.support.compiled_grammar import takes
 from tests.support.letter_codec import LetterCodec
 
 SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}, "days": {"type": "integer"}}}
@@ -153,19 +150,6 @@ def test_calls_and_results_of_earlier_turns_are_in_the_format_of_the_template(na
     assert "The function returned" not in text
     assert "Köln" in text
     assert ("(call_1)" in text) is not name.startswith("mistral")
-
-
-WORDS = [*(chr(code) for code in range(32, 127)), "\n", "end"]
-CHARACTERS = GrammarTokenizer.of_words(WORDS, end_tokens=[len(WORDS) - 1])
-
-
-def takes(grammar: Grammar, text: str) -> bool:
-    tokens = [*(95 if letter == "\n" else ord(letter) - 32 for letter in text), 96]
-    try:
-        compile_grammar(grammar, CHARACTERS).check(tokens)
-    except OutsideGrammar:
-        return False
-    return True
 
 
 @pytest.mark.parametrize("name", ["hermes", "llama-3"])

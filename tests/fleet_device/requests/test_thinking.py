@@ -3,8 +3,6 @@ import json
 import pytest
 from hypothesis import given, strategies as st
 
-from fleet_common.grammar.errors import OutsideGrammar
-from fleet_common.grammar.tokenizer import GrammarTokenizer
 from fleet_device.errors import InvalidRequest
 from fleet_device.requests.prompt import TextOptions, prepare_request
 from fleet_device.requests.thinking import (
@@ -19,12 +17,11 @@ from fleet_device.requests.thinking import (
 )
 from fleet_device.settings import ReasoningEffort
 from schemas.policy import Grammar
-from tests.support.compiled_grammar import compile_grammar
+from tests.support.compiled_grammar import takes
 from tests.support.letter_codec import LetterCodec
 from tests.support.memory_device import settings
 
 THINK = ThinkingMarks("<think>", "</think>")
-CHARACTERS = GrammarTokenizer.of_words([*map(chr, range(32, 127)), "\n", "end"], end_tokens=[96])
 
 
 def split(thinking: Thinking | None, *parts: str) -> tuple[str, str]:
@@ -115,16 +112,6 @@ def test_a_budget_is_the_requests_or_the_devices(options: TextOptions, tokens: i
 
 
 # Grammars
-
-
-def takes(grammar: Grammar, text: str) -> bool:
-    tokens = [*(95 if letter == "\n" else ord(letter) - 32 for letter in text), 96]
-    matcher = compile_grammar(grammar, CHARACTERS)
-    try:
-        matcher.check(tokens)
-    except OutsideGrammar:
-        return False
-    return True
 
 
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"], "additionalProperties": False}
