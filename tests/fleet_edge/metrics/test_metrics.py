@@ -1,4 +1,3 @@
-import http.client
 import json
 import re
 import threading
@@ -11,6 +10,7 @@ from fleet_common.mqtt.link import Message
 from fleet_device.requests.generate import GenerateRequest, RequestContext
 from fleet_edge.metrics import CATALOGUE
 from schemas.topics import Topic, build
+from tests.fleet_common.test_metrics import ask as ask_port
 from tests.support.memory_edges import LENGTH, POLICY, PROMPT, RunningEdge, Site
 from tests.support.memory_fleet import FLEET
 from tests.support.memory_link import MemoryLink
@@ -21,13 +21,7 @@ Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
 
 def ask(edge: RunningEdge, path: str) -> tuple[int, str]:
-    connection = http.client.HTTPConnection(edge.service.metrics.address.removeprefix("http://"), timeout=PATIENCE_S)
-    try:
-        connection.request("GET", path)
-        answer = connection.getresponse()
-        return answer.status, answer.read().decode()
-    finally:
-        connection.close()
+    return ask_port(int(edge.service.metrics.address.rpartition(":")[2]), path)
 
 
 def scrape(edge: RunningEdge) -> Samples:
