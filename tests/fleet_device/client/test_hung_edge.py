@@ -1,5 +1,6 @@
 import contextlib
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable
 
 import pytest
 
@@ -10,10 +11,8 @@ from fleet_device.requests.generate import RequestContext
 from schemas.control import Presence
 from schemas.messages import Draft, Open
 from schemas.policy import Mode
-from schemas.reasons import EndReason, Finish, RefusalCode
+from schemas.reasons import Finish, RefusalCode
 from tests.support.scripted_edge import PATIENCE, Answers, LoneDevice, ScriptedEdge, accepted, fault, opened, refusal
-
-PACINGS = (FixedPacing(3), FixedPacing(2, ahead=True))
 
 
 def accept(message: Open, draft: Draft) -> Answers:
@@ -21,60 +20,29 @@ def accept(message: Open, draft: Draft) -> Answers:
     return [accepted(draft, **({"next": None, "finish": Finish.LENGTH} if full else {}))]
 
 
-class Pair:
-    def __init__(self, *, pacing: FixedPacing = PACINGS[0], both: bool = True) -> None:
-        self.device = LoneDevice(pacing=pacing, context=8192)
-        self.turns: Iterator[int] = iter(range(1000))
-        self.hung: set[str] = set()
-        self.hangs_after = 0  # verdicts of the first edge, before it hangs
-        self.given = 0
-        self.edges = [self.make("edge-1"), *([self.make("edge-2")] if both else [])]
-        self.device.broker.pump()
-
-    def make(self, name: str) -> ScriptedEdge:
-        return ScriptedEdge(
-            self.device.broker,
-            name=name,
-            on_open=lambda message: [] if name in self.hung else [opened(message, edge=name)],
-            on_draft=lambda message, draft: self.answer(name, message, draft),
-            shared=True,
-        )
-
-    def answer(self, name: str, message: Open, draft: Draft) -> Answers:
-        if name == "edge-1":
-            if self.given >= self.hangs_after:
-                self.hung.add(name)
-            self.given += 1
-        return [] if name in self.hung else accept(message, draft)
-
-
-@pytest.mark.parametrize("pacing", PACINGS, ids=["waiting", "ahead"])
-@pytest.mark.parametrize("verdicts", [0, 1, 3])
-def test_a_session_leaves_a_hung_edge_when_a_verdict_is_overdue(pacing: FixedPacing, verdicts: int) -> None:
-    pair = Pair(pacing=pacing)
-    pair.hangs_after = verdicts
-    before = pair.device.clock()
-    done = pair.device.generate(most=30)
-    took_s = pair.device.clock() - before
-    assert (done.edge, done.reason, done.resumes) == ("edge-2", EndReason.LENGTH, 1)
-    assert PATIENCE.verdict_s <= took_s <= PATIENCE.verdict_s + PATIENCE.retry_s
-
-
 def test_an_edge_that_comes_while_another_hangs_is_gone_to_at_once() -> None:
-    pair = Pair(both=False)
-    pair.hangs_after = 2
-    came: list[float] = []
+    device, given, came = LoneDevice(context=8192), itertools.count(), list[float]()
+
+    def hang(message: Open, draft: Draft) -> Answers:
+        return accept(message, draft) if next(given) < 2 else []
+
+    hung = ScriptedEdge(device.broker, on_draft=hang, shared=True)
 
     def come(_number: int) -> None:
-        if pair.device.clock() >= 104.0 and not came:  # a verdict is overdue since 103
-            came.append(pair.device.clock())
-            pair.edges[0].stop_opens()
-            pair.edges.append(pair.make("edge-2"))
+        if device.clock() >= 104.0 and not came:  # a verdict is overdue since 103
+            came.append(device.clock())
+            hung.stop_opens()
+            ScriptedEdge(
+                device.broker,
+                name="edge-2",
+                on_open=lambda message: [opened(message, edge="edge-2")],
+                on_draft=accept,
+                shared=True,
+            )
 
-    pair.device.inbox.on_wait = come
-    done = pair.device.generate(most=30)
-    assert done.edge == "edge-2"
-    assert pair.device.clock() == came[0]
+    device.inbox.on_wait = come
+    assert device.generate(most=30).edge == "edge-2"
+    assert device.clock() == came[0]
 
 
 # Why no text comes.
