@@ -37,6 +37,7 @@ def global_options(
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, handlers=[handler])
+    logging.getLogger("apscheduler").setLevel(logging.WARNING)  # it logs every job
 
 
 @cache

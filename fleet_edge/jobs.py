@@ -1,6 +1,7 @@
 """Recurring jobs of an edge, on their own threads: each fails alone, and is retried at its next time.
 
-The threads wait on the monotonic clock, so that a step of the wall clock neither stops a job nor repeats it.
+What keeps sessions running waits on the monotonic clock. What depends on dates runs at a time of the wall clock, which
+is set again after each run and after each step of that clock, so that a step neither stops a job nor repeats it.
 """
 
 import logging
@@ -11,6 +12,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
+from apscheduler.executors.pool import ThreadPoolExecutor
+from apscheduler.schedulers.background import BackgroundScheduler
 from sqlalchemy.exc import SQLAlchemyError
 
 from fleet_common.host import give_back_free_memory
@@ -86,27 +89,36 @@ class EdgeJobs:
         self._settings = settings or JobSettings()
         self._now = now
         self._stopping = threading.Event()
+        self._setting = threading.Lock()
         self._waiting: set[str] = set()
         self._doubted = False
         self._tell = tell
         self._clock = clock
         self._ahead = self._wall_ahead()
-        self._chores: Mapping[str, tuple[float, Callable[[], object]]] = {
+        steady: Mapping[str, tuple[float, Callable[[], object]]] = {
             "expire-leases": (self._settings.lease_every_s, expire_leases),
             "flush-progress": (self._settings.progress_every_s, flush_progress),
             "flush-log": (10.0, flush_log),
             "read-quarantines": (2.0, lambda: apply_quarantines(store.quarantines(now=now()))),
             "give-back-memory": (60.0, give_back_free_memory),
             "watch-clock": (_CLOCK_EVERY_S, self.watch_clock),
+        }
+        self._dated: Mapping[str, tuple[float, Callable[[], object]]] = {
             "evaluate-alerts": (EVERY_S, evaluate_alerts),
             "close-abandoned": (300.0, self._close_abandoned),
             "purge": (3600.0, self._purge),
         }
+        self._chores = {**steady, **self._dated}
         # One thread each: neither a hanging database nor a long purge must delay the end of leases.
         self._threads = [
             threading.Thread(target=self._repeat, args=(name, every_s), name=name, daemon=True)
-            for name, (every_s, _) in self._chores.items()
+            for name, (every_s, _) in steady.items()
         ]
+        self._scheduler = BackgroundScheduler(
+            timezone=UTC,
+            executors={"default": ThreadPoolExecutor(len(self._dated))},
+            job_defaults={"max_instances": 1, "misfire_grace_time": None},
+        )
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -114,18 +126,28 @@ class EdgeJobs:
 
     def start(self) -> None:
         """Start; each job first runs after its interval."""
+        for name in self._dated:
+            self._set(name)
+        self._scheduler.start()
         for thread in self._threads:
             thread.start()
 
     def stop(self) -> None:
         """Stop after the jobs under way; a purge leaves the rest to the next run. Idempotent."""
-        self._stopping.set()
+        with self._setting:
+            self._stopping.set()
+        if self._scheduler.running:
+            self._scheduler.shutdown(wait=True)
         for thread in self._threads:
             if thread.ident is not None:
                 thread.join()
 
     def watch_clock(self) -> None:
-        """Report steps of the wall clock."""
+        """Set jobs again that the wall clock has moved away from, and report its steps."""
+        latest = datetime.now(UTC)
+        for job in self._scheduler.get_jobs():  # without those that run now: they are set afterwards
+            if job.next_run_time > latest + timedelta(seconds=self._dated[job.id][0]):  # set before a step back
+                self._set(job.id)
         before, self._ahead = self._ahead, self._wall_ahead()
         step = self._ahead - before
         if abs(step) < _STEP:
@@ -144,6 +166,22 @@ class EdgeJobs:
     def _repeat(self, name: str, every_s: float) -> None:
         while not self._stopping.wait(every_s):
             self.run(name)
+
+    def _set(self, name: str) -> None:
+        """Run a job once, after its interval; an interval trigger would list all times that a step has skipped."""
+        every_s, _ = self._dated[name]
+        # `shutdown` holds the lock that `add_job` takes, and waits for the thread that would call it.
+        with self._setting:
+            if self._stopping.is_set():
+                return
+            at = datetime.now(UTC) + timedelta(seconds=every_s)  # by the clock that the scheduler goes by
+            self._scheduler.add_job(self._run_dated, "date", run_date=at, args=[name], id=name, replace_existing=True)
+
+    def _run_dated(self, name: str) -> None:
+        try:
+            self.run(name)
+        finally:
+            self._set(name)
 
     def run(self, name: str) -> bool:
         """Run one job now; return whether it succeeded. Failures are logged."""

@@ -150,7 +150,7 @@ def test_reading_loads_nothing_that_is_heavy_and_not_needed(url: str) -> None:
         "from fleet_cli.main import main\n"
         "try: main()\n"
         "except SystemExit as end: assert not end.code\n"
-        "heavy = {'cryptography', 'httpx', 'numpy', 'paho', 'psycopg', 'torch'}\n"
+        "heavy = {'apscheduler', 'cryptography', 'httpx', 'numpy', 'paho', 'psycopg', 'torch'}\n"
         "print(sorted(heavy & set(sys.modules)), file=sys.stderr)"
     )
     done = subprocess.run(
