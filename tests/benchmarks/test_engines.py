@@ -1,13 +1,18 @@
 import json
+import os
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from benchmarks.__main__ import main
-from benchmarks.engines.steps import by_turns
+from benchmarks.engines.steps import by_turns, raw_llama
 from benchmarks.engines.vocabulary import POLICIES
+from benchmarks.processes import BenchError
 from tests.fleet_edge.verifiers.oracle import tiny_target_gguf
+from tests.support.tiny_gguf import overwrite, tiny_gguf
 
 
 def test_all_are_measured_by_turns_the_first_does_not_count_and_the_fastest_raw_one_does() -> None:
@@ -22,6 +27,33 @@ def test_all_are_measured_by_turns_the_first_does_not_count_and_the_fastest_raw_
     cell = by_turns(lambda _b, _t: step("ours", ours), ways, sequences=4, tokens=5, seconds=1.0, fewest=3)
     assert said == ["ours", "slow", "raw"] * 4
     assert (cell.ms, cell.raw_ms, cell.ratio, cell.way, cell.turns) == (3.0, 2.0, 1.5, 1, 3)
+
+
+def test_raw_llama_cpp_that_aborts_ends_in_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    debugger = tmp_path / "bin" / "gdb"  # llama.cpp starts one, whose output would pass for an answer
+    debugger.parent.mkdir()
+    debugger.write_text("#!/bin/sh\necho a backtrace\necho of two lines\n")
+    debugger.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{debugger.parent}{os.pathsep}{os.environ['PATH']}")
+    path = overwrite(
+        tiny_gguf(tmp_path / "tiny.gguf"), "llama.attention.layer_norm_rms_epsilon", struct.pack("<f", -1.0)
+    )
+    with (
+        pytest.raises(BenchError),
+        raw_llama(path, streams=1, cells=256, context=8, threads=1, flash=False) as step,
+    ):
+        step(1, 1)
+
+
+def test_raw_llama_cpp_that_is_killed_between_two_steps_ends_in_a_sentence(tmp_path: Path) -> None:
+    path = tiny_gguf(tmp_path / "tiny.gguf")
+    with raw_llama(path, streams=1, cells=256, context=8, threads=1, flash=False) as step:
+        step(1, 1)
+        (process,) = (each for each in psutil.Process().children() if str(path) in each.cmdline())
+        process.kill()
+        process.wait()
+        with pytest.raises(BenchError):
+            step(1, 1)
 
 
 def test_a_vocabulary_is_measured_at_both_ends_under_every_policy(tmp_path: Path) -> None:
