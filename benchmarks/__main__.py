@@ -28,6 +28,7 @@ SUITES: Final[dict[str, tuple[str, str]]] = {
     "serving": ("serving", "Speed of a fleet and of llama.cpp's server, as the load generator guidellm sees it."),
     "large": ("large.suite", "A 7B target on this machine, devices of several speeds, and llama.cpp's server."),
     "restarts": ("large.restarts", "A 7B target: long prompts at once, and an edge that is killed."),
+    "soak": ("large.soak", "A 7B target: long and short prompts of sixteen devices for half an hour; memory."),
     "pacing": ("pacing", "Tokens per second under plans that devices choose, and under fixed ones."),
     "engines steps": ("engines.steps", "A step of each verifier, over that of the raw engine under it."),
     "engines vocabulary": ("engines.vocabulary", "What 152,064 tokens cost at either end, next to the models."),

@@ -73,6 +73,19 @@ def test_played_drafts_are_right_as_often_as_they_are_to_be() -> None:
     assert drafter.next(SamplingPolicy()).ids.tolist() == [text[0] - 1]
 
 
+@pytest.mark.models
+@pytest.mark.broker
+def test_a_soak_checks_each_output_and_samples_memory(tmp_path: Path) -> None:
+    require_mosquitto()
+    report = tmp_path / "report.json"
+    words = ["--shape", "tiny", "--cache", str(tmp_path), "--devices", "2", "--minutes", "0.1", "--long", "300"]
+    assert main(["soak", *words, "--tokens", "8", "--json", str(report)]) in {0, 1}
+    found = json.loads(report.read_text())
+    assert found["wrong"] == []
+    assert sum(row["requests"] for row in found["rows"]) >= 2
+    assert all(sample["own_mb"] > 0 for sample in found["samples"])
+
+
 @pytest.mark.parametrize("kind", ["cut", "flipped", "older"])
 def test_damage_is_done_to_pages_and_to_weights(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     room = namedtuple("room", ("total", "used", "free"))(1000, 500, 500)  # noqa: PYI024 - as shutil's
