@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from schemas.errors import FleetError
 
@@ -38,12 +38,15 @@ class GgufUnreadable(FleetError):  # noqa: N818 - reads as what it says
     """A GGUF is missing, damaged, or of an unknown version; the message says what to do."""
 
 
+K = TypeVar("K")
+
+
 @dataclass(frozen=True, slots=True)
-class Tensor:
-    """Place of a tensor; its shape begins with the slowest dimension."""
+class StoredTensor(Generic[K]):
+    """Place of a tensor in a file, with its number format; its shape begins with the slowest dimension."""
 
     file: Path
-    kind: "GGMLQuantizationType"
+    kind: K
     shape: tuple[int, ...]
     offset: int
     nbytes: int
@@ -58,7 +61,7 @@ class GgufHeader:
     """Header of a model; of several files, the metadata of the first and the tensors of all."""
 
     metadata: Mapping[str, Any]
-    tensors: dict[str, Tensor]
+    tensors: dict[str, "StoredTensor[GGMLQuantizationType]"]
 
     @property
     def architecture(self) -> str:
@@ -176,10 +179,10 @@ class _Parser:
         found = [self._tensor() for _ in range(count)]
         step = int(metadata.get("general.alignment", _ALIGNMENT))
         begin = -(-self._at // step) * step
-        tensors = dict[str, Tensor]()
+        tensors: dict[str, StoredTensor[GGMLQuantizationType]] = {}
         for name, kind, shape, offset in found:
             elements, size = GGML_QUANT_SIZES[GGMLQuantizationType(kind)]
-            tensor = Tensor(
+            tensor = StoredTensor(
                 self._path, GGMLQuantizationType(kind), shape, begin + offset, prod(shape) // elements * size
             )
             if shape[-1] % elements:

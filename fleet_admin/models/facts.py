@@ -93,7 +93,8 @@ def folder_facts(folder: Path) -> ModelFacts:
     config = whole | found if isinstance(found := whole.get("text_config"), dict) else whole
     config = {new: config[old] for old, new in _NAMES.items() if old in config} | config
     try:
-        tokens, weights, chat = target_tokens(folder), folder_tensors(folder), chat_format(folder, ())
+        tokens, chat = target_tokens(folder), chat_format(folder, ())
+        weights = folder_tensors(folder).values()
     except (UnsupportedModel, VerifierError) as error:
         raise ModelUnreadable(str(error)) from error
     try:

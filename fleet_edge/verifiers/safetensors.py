@@ -1,39 +1,26 @@
 """Tensors of a folder: which safetensors hold them, where and in which number format."""
 
 import json
-from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 from typing import Final
 
+from fleet_common.gguf_files import StoredTensor
 from fleet_edge.verifiers.contract import UnsupportedModel
 
 _LENGTH_BYTES: Final = 8  # of the length of the header
 _MAX_HEADER: Final = 100 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class StoredTensor:
-    """A tensor of a safetensors file, in a number format such as BF16."""
-
-    name: str
-    file: Path
-    kind: str
-    shape: tuple[int, ...]
-    offset: int
-    nbytes: int
-
-    @property
-    def numbers(self) -> int:
-        return prod(self.shape)
+Tensors = dict[str, StoredTensor[str]]
+"""By name, in a number format such as BF16."""
 
 
-def folder_tensors(folder: Path) -> list[StoredTensor]:
+def folder_tensors(folder: Path) -> Tensors:
     """Read the headers of a folder's safetensors; raises `UnsupportedModel` if a file is missing or cut off."""
-    found = list[StoredTensor]()
+    found: Tensors = {}
     for path in _safetensors(folder):
         try:
-            found += _tensors_of(path)
+            found |= _tensors_of(path)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UnsupportedModel(f"The file {path} is missing, damaged or cut off; fetch it again.") from error
     if not found:
@@ -41,17 +28,17 @@ def folder_tensors(folder: Path) -> list[StoredTensor]:
     return found
 
 
-def _tensors_of(path: Path) -> list[StoredTensor]:
+def _tensors_of(path: Path) -> Tensors:
     with path.open("rb") as file:
         begin = _LENGTH_BYTES + int.from_bytes(file.read(_LENGTH_BYTES), "little")
         header = json.loads(file.read(min(begin, _MAX_HEADER) - _LENGTH_BYTES))
     header.pop("__metadata__", None)
-    found = []
+    found: Tensors = {}
     for name, tensor in header.items():
         first, end = map(int, tensor["data_offsets"])
         shape, offset = tuple(tensor["shape"]), begin + first
-        found.append(StoredTensor(name, path, str(tensor["dtype"]), shape, offset, end - first))
-    if path.stat().st_size < max((each.offset + each.nbytes for each in found), default=0):
+        found[name] = StoredTensor(path, str(tensor["dtype"]), shape, offset, end - first)
+    if path.stat().st_size < max((each.offset + each.nbytes for each in found.values()), default=0):
         raise ValueError("cut off")
     return found
 

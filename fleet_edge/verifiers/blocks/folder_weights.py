@@ -134,7 +134,7 @@ class FolderWeights:
             self._tied = bool(inner.get("tie_word_embeddings", tied))
         except (KeyError, TypeError, ValueError) as error:
             raise damaged(folder) from error
-        self._tensors = {_without_prefix(each.name): each for each in folder_tensors(folder)}
+        self._tensors = {_without_prefix(name): each for name, each in folder_tensors(folder).items()}
         self._folder = folder
         if config.get("quantization_config"):
             raise refusal(self.geometry.kind, "its folder has quantized weights")

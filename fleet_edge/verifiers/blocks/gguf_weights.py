@@ -11,7 +11,7 @@ import numpy.typing as npt
 from gguf import GGMLQuantizationType
 from gguf.quants import dequantize
 
-from fleet_common.gguf_files import GgufHeader, GgufUnreadable, Tensor, damaged, read_header
+from fleet_common.gguf_files import GgufHeader, GgufUnreadable, StoredTensor, damaged, read_header
 from fleet_edge.verifiers.blocks.architectures import of_gguf
 from fleet_edge.verifiers.blocks.geometry import Geometry
 from fleet_edge.verifiers.blocks.tensors import unfit_tensor
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _REQUIRED: Final = object()
 _Kind = GGMLQuantizationType
+Tensor = StoredTensor[GGMLQuantizationType]
 _KEPT: Final = (_Kind.Q4_0, _Kind.Q4_1, _Kind.Q8_0, _Kind.IQ4_NL)
 _REPACKED: Final = {_Kind.Q4_K: 20 / 32, _Kind.IQ4_XS: 18 / 32, _Kind.MXFP4: 18 / 32}
 """Bytes of a weight: a scale for 32 of them, and for Q4_K a minimum."""

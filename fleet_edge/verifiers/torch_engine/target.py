@@ -86,7 +86,7 @@ def parameters_of(path: Path) -> int | None:
     try:
         if not path.is_dir():
             return read_header(path).parameters
-        return sum(each.numbers for each in folder_tensors(path))
+        return sum(each.numbers for each in folder_tensors(path).values())
     except (UnsupportedModel, GgufUnreadable):
         return None
 
