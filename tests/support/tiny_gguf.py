@@ -243,6 +243,66 @@ def tiny_delta_gguf(
     return path
 
 
+def tiny_mamba_gguf(
+    path: Path, *, rows: Sequence[Row] | None = None, context: int = 256, seed: int = 7, end: int = END
+) -> Path:
+    """Write a model of Granite 4-H's architecture: a layer of Mamba-2, one of attention, and again."""
+    rows = [*tiny_rows(), *_padding(len(tiny_rows()))] if rows is None else rows
+    width, heads, inner, kernel = 64, 2, 96, 4
+    kv_heads = [0, 1, 0, 1]
+    groups, states, size = 2, 4, 8
+    values = 2 * width
+    channels = values + 2 * groups * size
+    writer = new_gguf(
+        path, "granitehybrid", layers=len(kv_heads), width=width, inner=inner, heads=heads, kv_heads=kv_heads,
+        rows=rows, context=context, end=end,
+    )  # fmt: skip
+    writer.add_vocab_size(len(rows))
+    writer.add_rope_dimension_count(width // heads)
+    writer.add_attention_scale(0.1)
+    writer.add_embedding_scale(3.0)
+    writer.add_residual_scale(0.5)
+    writer.add_logit_scale(2.0)
+    writer.add_ssm_conv_kernel(kernel)
+    writer.add_ssm_state_size(size)
+    writer.add_ssm_group_count(groups)
+    writer.add_ssm_time_step_rank(states)
+    writer.add_ssm_inner_size(values)
+    random = np.random.default_rng(seed)
+
+    def weight(name: str, *shape: int) -> None:
+        writer.add_tensor(f"{name}.weight", random.normal(0, 0.3, shape).astype(np.float32))
+
+    def vector(name: str, *shape: int, middle: float = 1.0) -> None:
+        writer.add_tensor(name, random.normal(middle, 0.1, shape).astype(np.float32))
+
+    weight("token_embd", len(rows), width)
+    vector("output_norm.weight", width)
+    for layer, count in enumerate(kv_heads):
+        at = f"blk.{layer}."
+        vector(f"{at}attn_norm.weight", width)
+        vector(f"{at}ffn_norm.weight", width)
+        if count:
+            weight(f"{at}attn_q", width, width)
+            weight(f"{at}attn_k", width // heads * count, width)
+            weight(f"{at}attn_v", width // heads * count, width)
+            weight(f"{at}attn_output", width, width)
+        else:
+            weight(f"{at}ssm_in", values + channels + states, width)
+            weight(f"{at}ssm_conv1d", channels, kernel)
+            vector(f"{at}ssm_conv1d.bias", channels, middle=0.3)
+            vector(f"{at}ssm_dt.bias", states)
+            vector(f"{at}ssm_a", states, 1, middle=-0.3)
+            vector(f"{at}ssm_d", states, 1)
+            vector(f"{at}ssm_norm.weight", groups, values // groups)
+            weight(f"{at}ssm_out", width, values)
+        weight(f"{at}ffn_gate", inner, width)
+        weight(f"{at}ffn_up", inner, width)
+        weight(f"{at}ffn_down", width, inner)
+    write_gguf(writer)
+    return path
+
+
 def tiny_gguf(
     path: Path,
     *,

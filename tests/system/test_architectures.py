@@ -26,7 +26,7 @@ from tests.fleet_edge.verifiers.blocks.rounded import rounded_products
 from tests.fleet_edge.verifiers.blocks.test_gguf_architectures import ARCHITECTURES, write_model
 from tests.support.one_thread import OnOneThread
 from tests.support.processes import Program, quota_variables
-from tests.support.tiny_gguf import tiny_delta_gguf, tiny_gguf
+from tests.support.tiny_gguf import tiny_delta_gguf, tiny_gguf, tiny_mamba_gguf
 from tests.support.waiting import PATIENCE_S
 from tests.support.whole import FLEET, Whole
 
@@ -45,6 +45,7 @@ sends a token to other experts, whose layers with a delta rule multiply the diff
 DRAFTS: dict[str, Callable[..., Path]] = {
     "qwen35": tiny_delta_gguf,
     "qwen35moe": tiny_delta_gguf,
+    "granite-h": tiny_mamba_gguf,
     "gemma4": lambda path, rows: write_model(path, *ARCHITECTURES["gemma4 e"], rows=rows),
     "gpt-oss": tiny_gguf,
     "qwen3moe": tiny_gguf,

@@ -1,7 +1,8 @@
 """Architectures: the layers and the constants of a model, from the metadata of a GGUF or from a config.json."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -11,11 +12,11 @@ from fleet_edge.verifiers.blocks.geometry import (
     Activation,
     Attention,
     Convolution,
-    DeltaRule,
     Experts,
     Geometry,
     Layer,
     Mixer,
+    Recurrence,
     Rope,
 )
 from fleet_edge.verifiers.blocks.ropes import rope
@@ -24,6 +25,7 @@ from fleet_edge.verifiers.contract import GEMMA2_CAPS, RUNNING_STATE, Unsupporte
 _Vector = Callable[[str], npt.NDArray[np.float32] | None]
 
 _SLIDING: Final = "sliding_attention"
+_LINEAR: Final = "linear_attention"
 _GEMMA2_27B_LAYERS: Final = 46
 _GEMMA3_27B_LAYERS: Final = 62
 _SMOLLM3_PATTERN: Final = 4
@@ -35,12 +37,16 @@ _DELTA_TURNED: Final = 0.25
 """Part of a head that is rotated in its attention, likewise."""
 _OSS_LIMIT: Final = 7.0
 _OSS_ALPHA: Final = 1.702
+_GRANITE: Final = "granitehybrid"
+_GRANITE_FACTORS: Final = "attention_multiplier", "embedding_multiplier", "residual_multiplier", "logits_scaling"
+_LEAST_FACTOR: Final = 1e-4
+_MOST_FACTOR: Final = 1e4
 _MOST_LAYERS: Final = 1 << 10
 _MOST_WIDTH: Final = 1 << 17
 _MOST_DELTA: Final = 1 << 10
 _MOST_CONTEXT: Final = 1 << 22
 """Bounds of a GGUF's numbers, by which memory is taken: widths are those of hidden states, heads, a head's numbers and
-feed-forward layers; a head of a delta rule has a matrix."""
+feed-forward layers; a head of a recurrent layer has a matrix."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,6 +106,7 @@ _FAMILIES: Final = {
     "qwen35": _Family(heads_normalized=True, delta=True, feed_norm="post_attention_norm"),
     "qwen35moe": _Family(heads_normalized=True, delta=True, experts=True, feed_norm="post_attention_norm"),
     "qwen3next": _Family(heads_normalized=True, delta=True, experts=True, feed_norm="post_attention_norm"),
+    _GRANITE: _Family(neighbours=True, experts=None),
     "lfm2": _Family(heads_normalized=True, output_norm="token_embd_norm"),
     "gpt-oss": _Family(
         whole_every=2, experts=True, feed_norm="post_attention_norm", activation=Activation.CLAMPED
@@ -111,6 +118,7 @@ ARCHITECTURES: Final = tuple(_FAMILIES)
 _OF_CONFIG: Final = {
     "gemma3_text": "gemma3",
     "gemma4_text": "gemma4",
+    "granitemoehybrid": _GRANITE,
     "qwen2_moe": "qwen2moe",
     "qwen3_moe": "qwen3moe",
     "gpt_oss": "gpt-oss",
@@ -173,23 +181,23 @@ def of_gguf(get: Callable[..., Any], vector: _Vector, has: Callable[[str], bool]
     inner = each("feed_forward_length") if experts is None or experts.scaled else [0] * count
     (whole, local), context = _ropes_of_gguf(kind, family, (dim, local_dim), of, vector)
     skipped = _SMOLLM3_PATTERN if kind == "smollm3" else count + 1
+    if kind == _GRANITE and not of("rope.scaling.finetuned", True):  # noqa: FBT003 - a default
+        skipped = 1  # all
     large = count == {"gemma2": _GEMMA2_27B_LAYERS, "gemma3": _GEMMA3_27B_LAYERS}.get(kind)
     caps = GEMMA2_CAPS if kind == "gemma2" else {}
     window = int(of("attention.sliding_window", 0)) if family.whole_every is not None else 0
     sources = _sources(sliding, int(of("attention.shared_kv_layers", 0)))
-    others: dict[int, Mixer] = {}
-    if kind == "lfm2":
-        convolution = Convolution(width=hidden, kernel=int(of("shortconv.l_cache")))
-        others = {number: convolution for number in range(count) if not kv_heads[number]}
+    has_attention = kv_heads
     if family.delta:
         every = int(of("full_attention_interval", _DELTA_PATTERN))
         recurrent = each("attention.recurrent_layers", [(number + 1) % every for number in range(count + drafting)])
-        delta = _delta_of_gguf(kind, of)
-        others = {number: delta for number in range(count) if recurrent[number]}
+        has_attention = [not its for its in recurrent]
+    other = _other_mixer_of_gguf(kind, family, of)
     layers = [
         Layer(
-            mixer=others.get(number)
-            or Attention(
+            mixer=other
+            if other is not None and not has_attention[number]
+            else Attention(
                 heads=heads[number],
                 kv_heads=kv_heads[number],
                 dim=local_dim if is_local else dim,
@@ -229,15 +237,25 @@ def of_gguf(get: Callable[..., Any], vector: _Vector, has: Callable[[str], bool]
             per_layer=int(of("embedding_length_per_layer_input", 0)),
             # It is like the model's own layers of attention.
             mtp=next((each for each in reversed(layers) if proposes and isinstance(each.mixer, Attention)), None),
-        )
+        ),
+        _granite_factors(of, dim) if kind == _GRANITE else (),
     )
 
 
-def _checked(its: Geometry) -> Geometry:
-    """Return a geometry whose sizes are possible; raises ValueError."""
+def _granite_factors(of: Callable[..., Any], dim: int) -> list[float]:
+    """Return the factors of `_with_factors`; a GGUF says 0 or nothing where one is usual."""
+    names = "attention.scale", "embedding_scale", "residual_scale", "logit_scale"
+    usual = dim**-0.5, 1.0, 1.0, 1.0
+    return [float(of(name, 0.0) or each) for name, each in zip(names, usual, strict=True)]
+
+
+def _checked(its: Geometry, factors: Sequence[float] = ()) -> Geometry:
+    """Return a geometry whose sizes are possible, with Granite's factors if there are any; raises ValueError."""
+    if factors:
+        its = _with_factors(its, *factors)
     for layer in its.layers:
         mixer = layer.mixer
-        if isinstance(mixer, DeltaRule):
+        if isinstance(mixer, Recurrence):
             widths = [mixer.key_heads, mixer.value_heads, mixer.kernel, mixer.channels]
             widths += [size * _MOST_WIDTH // _MOST_DELTA for size in (mixer.key_dim, mixer.value_dim)]
         else:
@@ -248,12 +266,30 @@ def _checked(its: Geometry) -> Geometry:
             if not 0 < layer.experts.used <= layer.experts.count:
                 raise ValueError("It uses an impossible number of experts.")
         uneven = isinstance(mixer, Attention) and mixer.kv_heads and mixer.heads % mixer.kv_heads
-        uneven = uneven or (isinstance(mixer, DeltaRule) and mixer.key_heads and mixer.value_heads % mixer.key_heads)
+        uneven = uneven or (isinstance(mixer, Recurrence) and mixer.key_heads and mixer.value_heads % mixer.key_heads)
         if uneven or not all(0 < each <= _MOST_WIDTH for each in widths):
             raise ValueError("Its layers have impossible sizes.")
     if not 0 <= its.per_layer <= _MOST_WIDTH:
         raise ValueError("Its embeddings by layer have an impossible size.")
+    if not its.pools:
+        raise refusal(its.kind, "none of its layers has attention")
     return its
+
+
+def _with_factors(its: Geometry, scores: float, embedding: float, added: float, logits: float) -> Geometry:
+    """Return a Granite with its factors: of scores, of embeddings, of what a layer adds, and the divisor of logits.
+
+    Instead of multiplying what is added, what it is added to is divided: norms remove that, with an epsilon to match.
+    """
+    if not all(_LEAST_FACTOR <= each <= _MOST_FACTOR for each in (scores, embedding, added, logits)):
+        raise ValueError("Its factors are impossible.")
+    layers = [
+        replace(layer, mixer=replace(layer.mixer, scale=scores)) if isinstance(layer.mixer, Attention) else layer
+        for layer in its.layers
+    ]
+    return replace(
+        its, layers=tuple(layers), embedding_scale=embedding / added, eps=its.eps / added**2, logit_scale=1 / logits
+    )
 
 
 def _sliding(count: int, whole_every: int | None) -> list[bool]:
@@ -274,18 +310,25 @@ def _sources(sliding: Sequence[bool], shared: int) -> list[int | None]:
     ]
 
 
-def _delta_of_gguf(kind: str, of: Callable[..., Any]) -> DeltaRule:
+def _other_mixer_of_gguf(kind: str, family: _Family, of: Callable[..., Any]) -> Mixer | None:
+    """Return what mixes tokens in the layers that have no attention; None if all have."""
+    if kind == "lfm2":
+        return Convolution(width=int(of("embedding_length")), kernel=int(of("shortconv.l_cache")))
+    if not family.delta and kind != _GRANITE:
+        return None
     value_heads = int(of("ssm.time_step_rank"))
     value_dim, left = divmod(int(of("ssm.inner_size")), value_heads)
     if left:
         raise ValueError("Its heads of values have an impossible size.")
-    return DeltaRule(
+    return Recurrence(
+        is_mamba=kind == _GRANITE,
         key_heads=int(of("ssm.group_count")),
         value_heads=value_heads,
         key_dim=int(of("ssm.state_size")),
         value_dim=value_dim,
         kernel=int(of("ssm.conv_kernel")),
-        in_turn=kind != "qwen3next",
+        eps=float(of("attention.layer_norm_rms_epsilon")),
+        in_turn=kind in ("qwen35", "qwen35moe"),
     )
 
 
@@ -295,13 +338,14 @@ def _experts_of_gguf(kind: str, family: _Family, of: Callable[..., Any]) -> Expe
         raise refusal(kind, f"it has {count} experts")
     if not count:
         return None
-    inner = int(of("feed_forward_length") if kind == "llama" else of("expert_feed_forward_length"))
+    inner = int(of("feed_forward_length" if kind in ("llama", _GRANITE) else "expert_feed_forward_length"))
     return Experts(
         count=count,
         used=int(of("expert_used_count")),
         inner=inner,
         normalized=kind != "qwen2moe",
         shared=int(of("expert_shared_feed_forward_length", 0)),
+        shared_gated=kind != _GRANITE,
         has_biases=kind == "gpt-oss",
         scaled=kind == "gemma4",
     )
@@ -361,7 +405,8 @@ def of_config(config: Mapping[str, Any], generation: Mapping[str, Any]) -> Geome
     without = _without_rope(kind, config, count)
     shared = int(config.get("num_kv_shared_layers") or 0)
     sources = _sources([bool(window) for window in windows], shared)
-    experts = _experts_of_config(kind, config) if family.experts or config.get("enable_moe_block") else None
+    has_experts = config["num_local_experts"] if kind == _GRANITE else family.experts or config.get("enable_moe_block")
+    experts = _experts_of_config(kind, config) if has_experts else None
     inner = _inner_of_config(kind, config) if experts is None or experts.scaled else 0
     others = _other_mixers(kind, family, config, count)
     scale = 1.0 if kind == "gemma4" else float(config.get("query_pre_attn_scalar") or dim) ** -0.5
@@ -407,7 +452,8 @@ def of_config(config: Mapping[str, Any], generation: Mapping[str, Any]) -> Geome
             feed_norm=family.feed_norm,
             output_norm=family.output_norm,
             per_layer=int(config.get("hidden_size_per_layer_input") or 0),
-        )
+        ),
+        [float(config.get(name) or 1.0) for name in _GRANITE_FACTORS] if kind == _GRANITE else [],
     )
 
 
@@ -418,16 +464,25 @@ def _other_mixers(kind: str, family: _Family, config: Mapping[str, Any], count: 
         whole = config["full_attn_idxs"] if not kinds else [place for place, each in enumerate(kinds) if each != "conv"]
         convolution = Convolution(width=int(config["hidden_size"]), kernel=int(config["conv_L_cache"]))
         return {number: convolution for number in range(count) if number not in whole}
+    if kind == _GRANITE:
+        names = ("n_groups", "n_heads", "d_state", "d_conv", "expand")
+        groups, heads, size, kernel, expand = (int(config[f"mamba_{name}"]) for name in names)
+        mamba = Recurrence(
+            is_mamba=True, key_heads=groups, value_heads=heads, key_dim=size,
+            value_dim=expand * int(config["hidden_size"]) // heads, kernel=kernel, eps=float(config["rms_norm_eps"]),
+        )  # fmt: skip
+        return {number: mamba for number, each in enumerate(config["layer_types"]) if each in ("mamba", _LINEAR)}
     if not family.delta:
         return {}
     every = int(config.get("full_attention_interval") or _DELTA_PATTERN)
-    kinds = kinds or ["linear_attention" if (number + 1) % every else "" for number in range(count)]
+    kinds = kinds or [_LINEAR if (number + 1) % every else "" for number in range(count)]
     names = ("num_key_heads", "num_value_heads", "key_head_dim", "value_head_dim", "conv_kernel_dim")
     key_heads, value_heads, key_dim, value_dim, kernel = (int(config[f"linear_{name}"]) for name in names)
-    delta = DeltaRule(
-        key_heads=key_heads, value_heads=value_heads, key_dim=key_dim, value_dim=value_dim, kernel=kernel, in_turn=False
+    delta = Recurrence(
+        is_mamba=False, key_heads=key_heads, value_heads=value_heads, key_dim=key_dim, value_dim=value_dim,
+        kernel=kernel, eps=float(config.get("rms_norm_eps") or 1e-6),
     )  # fmt: skip
-    return {number: delta for number, each in enumerate(kinds) if each == "linear_attention"}
+    return {number: delta for number, each in enumerate(kinds) if each == _LINEAR}
 
 
 def _check_config(kind: str, family: _Family, config: Mapping[str, Any]) -> None:
@@ -443,6 +498,11 @@ def _check_config(kind: str, family: _Family, config: Mapping[str, Any]) -> None
         raise refusal(kind, "its convolutions have biases")
     if kind == "qwen3next":
         raise refusal(kind, "a folder has the projections of its states in another order")
+    if kind == _GRANITE and not config.get("mamba_conv_bias", True):
+        raise refusal(kind, "its convolutions have no biases")
+    shortest, longest = config.get("time_step_limit") or (0.0, math.inf)
+    if shortest or (isinstance(longest, int | float) and math.isfinite(longest)):
+        raise refusal(kind, "it limits its time steps")
     if config.get("use_bidirectional_attention") == "all":
         raise refusal(kind, "its tokens see those that follow")
     limits = config.get("swiglu_limit", _OSS_LIMIT), config.get("swiglu_alpha", _OSS_ALPHA)
@@ -454,7 +514,7 @@ def _check_config(kind: str, family: _Family, config: Mapping[str, Any]) -> None
 
 def _inner_of_config(kind: str, config: Mapping[str, Any]) -> int:
     if kind != "lfm2":
-        return int(config["intermediate_size"])
+        return int(config["shared_intermediate_size" if kind == _GRANITE else "intermediate_size"])
     inner = int(config.get("block_ff_dim") or config["intermediate_size"])
     if config.get("block_auto_adjust_ff_dim", True):
         multiple = int(config.get("block_multiple_of", 256))
@@ -477,12 +537,14 @@ def _whole_heads(config: Mapping[str, Any]) -> tuple[int, int]:
 
 def _experts_of_config(kind: str, config: Mapping[str, Any]) -> Experts:
     names = ["top_k_experts", "num_experts_per_tok"]
+    shared = f"shared_{'' if kind == _GRANITE else 'expert_'}intermediate_size"
     return Experts(
         count=int(config.get("num_experts") or config["num_local_experts"]),
         used=int(next(config[name] for name in names if config.get(name))),
         inner=int(config.get("moe_intermediate_size") or config["intermediate_size"]),
         normalized=bool(config.get("norm_topk_prob", False)) if kind in ("qwen2moe", "qwen3moe") else True,
-        shared=int(config["shared_expert_intermediate_size"]) if kind in ("qwen2moe", "qwen35moe") else 0,
+        shared=int(config[shared]) if kind in ("qwen2moe", "qwen35moe", _GRANITE) else 0,
+        shared_gated=kind != _GRANITE,
         has_biases=kind == "gpt-oss",
         scaled=kind == "gemma4",
     )
@@ -545,6 +607,8 @@ def _ropes_of_config(
 
 
 def _without_rope(kind: str, config: Mapping[str, Any], layers: int) -> set[int]:
+    if kind == _GRANITE and config.get("position_embedding_type") != "rope":
+        return set(range(layers))
     if kind != "smollm3":
         return set()
     uses = config.get("no_rope_layers")  # 1 where a layer has one, whatever the name says

@@ -78,6 +78,20 @@ _OF_KIND: Final = {
         "ffn_gate_inp": "router.proj",
     },
     "mixtral": {"ffn_gate_inp": "block_sparse_moe.gate"},
+    "granitehybrid": {
+        "ssm_in": "mamba.in_proj",
+        "ssm_conv1d": "mamba.conv1d",
+        "ssm_dt.bias": "mamba.dt_bias",
+        ".ssm_a": "mamba.A_log",
+        ".ssm_d": "mamba.D",
+        "ssm_norm": "mamba.norm",
+        "ssm_out": "mamba.out_proj",
+        "ffn_gate_inp": "block_sparse_moe.router.layer",
+        "ffn_gate_up_exps.weight": "block_sparse_moe.input_linear.weight",
+        "ffn_down_exps.weight": "block_sparse_moe.output_linear.weight",
+        **{f"ffn_up{end}": "shared_mlp.input_linear" for end in ("", "_shexp")},
+        **{f"ffn_down{end}": "shared_mlp.output_linear" for end in ("", "_shexp")},
+    },
     "lfm2": {
         "token_embd_norm": "embedding_norm",
         "attn_norm": "operator_norm",
@@ -101,6 +115,7 @@ _WITHOUT_ENDING: Final = {
     "ffn_gate_inp.scale": "router.scale",
     "ffn_down_exps.scale": "router.per_expert_scale",
     "ffn_gate_up_exps.weight": "experts.gate_up_proj",
+    "ffn_down_exps.weight": "experts.down_proj",
     "attn_sinks.weight": "self_attn.sinks",
     "ssm_dt.bias": "linear_attn.dt_bias",
     ".ssm_a": "linear_attn.A_log",
@@ -219,12 +234,8 @@ class FolderWeights:
             return [f"{block}{of_expert.format(each)}.{names[_own(name)]}.{ending}" for each in range(count)]
         if own.endswith("_exps") and kind == "gpt-oss" and _own(name) in _OF_OSS:
             return [f"{block}mlp.experts.{_OF_OSS[_own(name)][0]}{'_bias' if ending == 'bias' else ''}"]
-        if own == "ffn_down_exps" and ending == "weight":
-            return [f"{block}experts.down_proj"]
-        if f"{own}.{ending}" in _WITHOUT_ENDING:
-            return [f"{block}{_WITHOUT_ENDING[f'{own}.{ending}']}"]
-        known = _NAMES | _OF_KIND.get(kind, {})
-        return [f"{block}{known.get(own, own)}.{ending}"]
+        known = _NAMES | _WITHOUT_ENDING | _OF_KIND.get(kind, {})
+        return [f"{block}{known.get(f'{own}.{ending}') or f'{known.get(own, own)}.{ending}'}"]
 
     def _array(self, name: str) -> npt.NDArray[Any]:
         """Return a tensor in the order of a GGUF, in the files' number format."""

@@ -61,24 +61,28 @@ LOGGED: Final = 16
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
-class DeltaRule:
-    """Gated delta rule of a layer: a matrix for each head of values, which every token changes.
+class Recurrence:
+    """Gated delta rule or Mamba-2 of a layer: a matrix for each head of values, which every token changes.
 
     A state is kept with what the `LOGGED` tokens after it change (see `states`). Queries, keys and values come from a
     convolution, whose last inputs belong to the state.
 
     Attributes:
-        key_heads: Number of heads of queries and of keys; each serves several heads of values.
+        is_mamba: Whether it is Mamba-2, whose names are C, B and x for queries, keys and values.
+        key_heads: Number of heads of queries and of keys (groups in Mamba-2); each serves several heads of values.
         in_turn: Whether head `n` of values has keys `n % key_heads`, as in a GGUF of Qwen3.5; if not, neighbours share.
         kernel: Number of tokens that the convolution mixes.
+        eps: Epsilon of the norm of the results.
     """
 
+    is_mamba: bool
     key_heads: int
     value_heads: int
     key_dim: int
     value_dim: int
     kernel: int
-    in_turn: bool
+    eps: float
+    in_turn: bool = False
 
     @property
     def channels(self) -> int:
@@ -90,8 +94,13 @@ class DeltaRule:
         return self.value_heads * self.value_dim
 
     @property
+    def inputs(self) -> int:
+        """Width of the product of Mamba-2: gates, what is convolved, and time steps."""
+        return self.values + self.channels + self.value_heads
+
+    @property
     def state_shapes(self) -> tuple[tuple[int, ...], ...]:
-        """Shapes of its matrices, of the inputs of its convolution, and of decay and rate of logged tokens."""
+        """Shapes of its matrices, of the inputs of its convolution, and of decays and rates of logged tokens."""
         return (
             (self.value_heads, self.key_dim, self.value_dim),
             (self.kernel - 1 + LOGGED, self.channels),
@@ -111,7 +120,7 @@ class Convolution:
     kernel: int
 
 
-Mixer = Attention | Convolution | DeltaRule
+Mixer = Attention | Convolution | Recurrence
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -121,7 +130,8 @@ class Experts:
     Attributes:
         inner: Width of an expert.
         normalized: Whether the shares of the chosen experts are divided by their sum.
-        shared: Width of the expert that every row uses, with a gate of its own; 0 if there is none.
+        shared: Width of the expert that every row uses; 0 if there is none.
+        shared_gated: Whether that expert has a gate of its own.
         has_biases: Whether the router and all products have biases.
         scaled: Whether the router has norm and scales of its own, and each expert's share a factor, as in Gemma 4.
     """
@@ -131,6 +141,7 @@ class Experts:
     inner: int
     normalized: bool = True
     shared: int = 0
+    shared_gated: bool = True
     has_biases: bool = False
     scaled: bool = False
 
@@ -159,6 +170,7 @@ class Geometry:
     Attributes:
         rows: Size of the vocabulary, padding included.
         cap: Bound of the logits, which `tanh` approaches; 0 if there is none.
+        logit_scale: Factor of the logits.
         neighbours: Whether rows of queries and keys lie such that neighbours are rotated together, as a GGUF of Llama
             has them, and not the first with the second half of a head.
         sandwich: Whether the results of attention and feed-forward parts are normalized before they are added.
@@ -178,6 +190,7 @@ class Geometry:
     activation: Activation = Activation.SILU
     embedding_scale: float = 1.0
     cap: float = 0.0
+    logit_scale: float = 1.0
     neighbours: bool = False
     sandwich: bool = False
     feed_norm: str = "ffn_norm"
@@ -198,7 +211,7 @@ class Geometry:
     @property
     def state_shapes(self) -> tuple[tuple[int, ...], ...]:
         """Shapes of the arrays that hold the states of all recurrent layers, which are alike; empty without any."""
-        found = [layer.mixer for layer in self.layers if isinstance(layer.mixer, DeltaRule)]
+        found = [layer.mixer for layer in self.layers if isinstance(layer.mixer, Recurrence)]
         return tuple((len(found), *shape) for shape in found[0].state_shapes) if found else ()
 
     def states(self, count: int) -> list[tuple[int, ...]]:
@@ -208,8 +221,8 @@ class Geometry:
     def place(self, number: int) -> tuple[int, int]:
         """Return the pool that a layer reads, and its place there; of a recurrent layer, its place among those."""
         mixer = self.all_layers[number].mixer
-        if isinstance(mixer, DeltaRule):
-            return 0, sum(isinstance(layer.mixer, DeltaRule) for layer in self.layers[:number])
+        if isinstance(mixer, Recurrence):
+            return 0, sum(isinstance(layer.mixer, Recurrence) for layer in self.layers[:number])
         if isinstance(mixer, Attention) and mixer.source is not None:
             return self.place(mixer.source)
         shape = _shape(mixer)
@@ -220,7 +233,7 @@ class Geometry:
 
 def _shape(mixer: Mixer) -> tuple[int, int] | None:
     """Return the heads, and the size of a head, of what a layer keeps of a token; None if it keeps nothing."""
-    if isinstance(mixer, DeltaRule):
+    if isinstance(mixer, Recurrence):
         return None
     if isinstance(mixer, Convolution):
         return 1, mixer.width // 2

@@ -683,13 +683,14 @@ the step, how many are new, and what `Replay` says."""
 
 
 def _extend(
-    mixed: Floats, logits: Floats, speeds: Floats, replays: Integers, of_row: Integers, layer: int,
+    mixed: Floats, logits: Floats, is_mamba: bool, speeds: Floats, replays: Integers, of_row: Integers, layer: int,
     inputs: Floats, logs: Floats, tail: int, whole: Floats, changes: Floats,
 ) -> None:  # fmt: skip
     """Write the inputs of convolutions to `whole`: the last `tail` before a state, those of its log, and new ones.
 
     To `changes` go how much stays of each head's state at a token, and how much of what is new it takes over; `logits`
-    has first those of the latter. `of_row` has the sequence of each row of `whole`.
+    has first those of the latter, which in Mamba-2 is the time step itself. `of_row` has the sequence of each row of
+    `whole`.
     """
     heads = len(speeds)
     for row in prange(len(whole)):
@@ -700,8 +701,9 @@ def _extend(
             mine = logits[its[_FIRST] + new]
             _copy(mixed[its[_FIRST] + new], into)
             for head in range(heads):
-                change[heads + head] = _sigmoid(mine[head])
-                change[head] = _exp(min(speeds[head] * _softplus(mine[heads + head]), _f32(0)))
+                step = _softplus(mine[head if is_mamba else heads + head])
+                change[head] = _exp(min(speeds[head] * step, _f32(0)))
+                change[heads + head] = step if is_mamba else _sigmoid(mine[head])
         elif its[_SOURCE] < 0:
             _clear(into)
         else:
@@ -711,11 +713,13 @@ def _extend(
 
 
 def _mix(
-    whole: Floats, weight: Floats, replays: Integers, of_row: Integers, key_dim: int, out: Floats, dots: Floats
-) -> None:
+    whole: Floats, weight: Floats, bias: Floats, replays: Integers, of_row: Integers, key_dim: int, is_mamba: bool,
+    out: Floats, dots: Floats,
+) -> None:  # fmt: skip
     """Write queries, keys and values of all tokens behind a state, and the products of each query with its key.
 
-    They are convolved; queries and keys have length one, and queries are divided by the root of `key_dim` as well.
+    They are convolved. In the delta rule queries and keys have length one, and queries are divided by the root of
+    `key_dim` as well.
     """
     tail, channels, key_heads = len(weight) - 1, whole.shape[1], dots.shape[1]
     scale = _ONE / np.float32(math.sqrt(_f32(key_dim)))
@@ -723,7 +727,7 @@ def _mix(
         if row - replays[of_row[row], _BEGIN] < tail:
             continue
         into, lanes = out[row], np.empty(LANES, np.float32)
-        _clear(into)
+        _copy(bias, into)
         for tap in range(tail + 1):
             its, factors = whole[row + tap - tail], weight[tap]
             for i in range(channels):
@@ -733,8 +737,9 @@ def _mix(
         for head in range(key_heads):
             query = into[head * key_dim : (head + 1) * key_dim]
             key = into[(key_heads + head) * key_dim : (key_heads + head + 1) * key_dim]
-            _shorten(query, scale, lanes)
-            _shorten(key, _ONE, lanes)
+            if not is_mamba:
+                _shorten(query, scale, lanes)
+                _shorten(key, _ONE, lanes)
             dots[row, head] = _dot(query, key)
 
 
@@ -784,14 +789,15 @@ def _copy_columns(source: Floats, begin: int, into: Floats, place: int, count: i
 
 
 def _recur(
-    mixed: Floats, changes: Floats, dots: Floats, replays: Integers, tail: int, in_turn: bool, layer: int,
-    matrices: Floats, out: Floats,
+    mixed: Floats, changes: Floats, dots: Floats, skips: Floats, replays: Integers, tail: int, in_turn: bool,
+    layer: int, matrices: Floats, out: Floats,
 ) -> None:  # fmt: skip
-    """Go from state to state by the gated delta rule, and write what the queries of new tokens find.
+    """Go from state to state, and write what the queries of new tokens find.
 
     Some columns of a head's matrix at once, which all tokens find in the processor's nearest memory. With what stays
     `a`, the query `q`, the key `k`, the value `v` and the rate `b`: `d = b * (v - a * k S)`, `S = a * S + k d`, and the
-    result is `q S`, or `a * q S + (q k) d` with the matrix before.
+    result is `q S`, or `a * q S + (q k) d` with the matrix before. In Mamba-2, which has `skips` `D`, it is
+    `d = b * v`, and `D * v` is added to the result.
     """
     heads, key_dim, value_dim = matrices.shape[2:]
     key_heads, most = dots.shape[1], _WIDE * LANES
@@ -814,17 +820,27 @@ def _recur(
             stays, rate, dot = changes[row, head], changes[row, heads + head], dots[row, key]
             mine = mixed[row]
             for i in range(width):
-                added[i] = (mine[value_at + i] - stays * found[1, i]) * rate
+                old = _f32(0) if len(skips) else stays * found[1, i]
+                added[i] = (mine[value_at + i] - old) * rate
             if token > its[_LOGGED]:
                 into = out[its[_FIRST] + token - its[_LOGGED] - 1]
                 for i in range(width):
-                    into[head * value_dim + column + i] = fma(dot, added[i], stays * found[0, i])
+                    result = fma(dot, added[i], stays * found[0, i])
+                    if len(skips):
+                        result = fma(skips[head], mine[value_at + i], result)
+                    into[head * value_dim + column + i] = result
             if token < total or its[_SETTLED] == total or its[_COPIED] == total:
                 _change(state, mine, key_at, stays, added)
-            if token == its[_SETTLED]:
-                _copy_columns(state, 0, matrices[its[_INTO], layer, head], column, width)
-            if token == its[_COPIED]:
-                _copy_columns(state, 0, matrices[its[_COPY], layer, head], column, width)
+            _keep_state(its, token, state, matrices[:, layer, head], column)
+
+
+@compiled
+def _keep_state(its: Integers, token: int, state: Floats, matrices: Floats, column: int) -> None:
+    """Write columns of the state behind a token to the matrices that are to have it, if there are such."""
+    if token == its[_SETTLED]:
+        _copy_columns(state, 0, matrices[its[_INTO]], column, state.shape[1])
+    if token == its[_COPIED]:
+        _copy_columns(state, 0, matrices[its[_COPY]], column, state.shape[1])
 
 
 def _log(
@@ -842,16 +858,25 @@ def _log(
             _copy(whole[its[_BEGIN] + its[_COPIED] + place], inputs[its[_COPY], layer, place])
 
 
-def _finish_heads(x: Floats, weight: Floats, eps: np.float32, mixed: Floats, column: int) -> None:
-    """Normalize the results of heads, and multiply them by gates with SiLU, which begin at a column of `mixed`."""
-    dim = len(weight)
+def _finish_heads(
+    x: Floats, weight: Floats, dim: int, eps: np.float32, mixed: Floats, column: int, gated_first: bool
+) -> None:
+    """Normalize results, `dim` numbers at once, and multiply them by gates with SiLU, which begin at a column."""
     for row in prange(len(x)):
-        gates = mixed[row, column : column + x.shape[1]]
-        for begin in range(0, x.shape[1], dim):
-            its = x[row, begin : begin + dim]
-            _scale_by(its, _inverse_root(its, eps), weight, its)
-        for i in range(x.shape[1]):
-            x[row, i] *= gates[i] * _sigmoid(gates[i])
+        mine, gates = x[row], mixed[row, column : column + x.shape[1]]
+        if gated_first:
+            _multiply_by_silu(mine, gates)
+        for begin in range(0, len(mine), dim):
+            its = mine[begin : begin + dim]
+            _scale_by(its, _inverse_root(its, eps), weight[begin : begin + dim], its)
+        if not gated_first:
+            _multiply_by_silu(mine, gates)
+
+
+@compiled
+def _multiply_by_silu(row: Floats, gates: Floats) -> None:
+    for i in range(len(row)):
+        row[i] *= gates[i] * _sigmoid(gates[i])
 
 
 def _gate_heads(x: Floats, mixed: Floats, column: int) -> None:

@@ -12,7 +12,7 @@ import numba
 import numpy as np
 
 from fleet_edge.verifiers.blocks.architectures import refusal
-from fleet_edge.verifiers.blocks.geometry import LOGGED, Attention, Convolution, DeltaRule, Geometry
+from fleet_edge.verifiers.blocks.geometry import LOGGED, Attention, Convolution, Geometry, Recurrence
 from fleet_edge.verifiers.blocks.kv import PAGE, Pages, ProcessMemory
 from fleet_edge.verifiers.blocks.layout import BLOCK
 from fleet_edge.verifiers.blocks.loops import ROWS_AT_ONCE, loops
@@ -20,7 +20,6 @@ from fleet_edge.verifiers.blocks.parts import (
     NONE,
     AttentionPart,
     ConvolutionPart,
-    DeltaPart,
     Dense,
     DenseAndExperts,
     EmbeddingPart,
@@ -30,6 +29,7 @@ from fleet_edge.verifiers.blocks.parts import (
     MtpPart,
     Numbers,
     Product,
+    RecurrencePart,
     WeightFile,
     Workspace,
     fits_blocks,
@@ -62,7 +62,7 @@ class _Layer:
     """One layer; norms that it does not have are empty."""
 
     mixer_norm: Floats
-    mix: AttentionPart | ConvolutionPart | DeltaPart
+    mix: AttentionPart | ConvolutionPart | RecurrencePart
     after_mixer: Floats
     feed_norm: Floats
     feed: Callable[[Floats, Inputs], Floats]
@@ -116,7 +116,7 @@ class Model:
         head = file.pack(["output.weight"]) if "output.weight" in file else [self._embedding]
         self._head = Product("head", head, None, self._numbers.workspace)
         norm = file.vector(f"{its.output_norm}.weight")
-        self._norm = NONE if norm is None else norm
+        self._norm = NONE if norm is None else norm * np.float32(its.logit_scale)
         self._by_layer = _LayerEmbeddings(file, self._numbers) if its.per_layer else None
         self.hidden, self.no_row = (np.zeros((count, its.hidden), np.float32) for count in (0, 1))
         self._mtp = None
@@ -142,8 +142,8 @@ class Model:
             mix=(
                 ConvolutionPart(loader, layer.mixer, its.place(number))
                 if isinstance(layer.mixer, Convolution)
-                else DeltaPart(loader, layer.mixer, its.place(number)[1])
-                if isinstance(layer.mixer, DeltaRule)
+                else RecurrencePart(loader, layer.mixer, its.place(number)[1])
+                if isinstance(layer.mixer, Recurrence)
                 else AttentionPart(loader, layer.mixer, self._turns[number], its.place(number))
             ),
             after_mixer=loader.vector("post_attention_norm.weight") if its.sandwich else NONE,

@@ -11,10 +11,10 @@ from fleet_edge.verifiers.blocks.geometry import (
     Activation,
     Attention,
     Convolution,
-    DeltaRule,
     Experts,
     Geometry,
     Layer,
+    Recurrence,
 )
 from fleet_edge.verifiers.blocks.kv import Pages
 from fleet_edge.verifiers.blocks.layout import BLOCK
@@ -255,21 +255,31 @@ class ConvolutionPart:
         return self._output(numbers.quantized(out))
 
 
-class DeltaPart:
-    """Gated delta rule of a layer, with its states in memory of their own.
+class RecurrencePart:
+    """Gated delta rule or Mamba-2 of a layer, with its states in memory of their own.
 
-    What decides decay and rate is computed in float32, since a state keeps its rounding for all later tokens.
+    What decides decay and rate of the delta rule is computed in float32, since a state keeps its rounding for all later
+    tokens. Mamba-2 has it in one product with the rest.
     """
 
-    def __init__(self, loader: Loader, its: DeltaRule, place: int) -> None:
+    def __init__(self, loader: Loader, its: Recurrence, place: int) -> None:
         self._its, self._numbers, self._place = its, loader.numbers, place
-        self._input = loader.product(["attn_qkv", "attn_gate"])
-        self._before, self._router = loader.vector("attn_norm.weight"), self._load_router(loader)
-        heads, bias = its.value_heads, loader.vector("ssm_dt.bias")
-        self._bias = np.pad(bias, (heads, self._router.shape[1] - 2 * heads))
-        weight = loader.vector("ssm_conv1d.weight").reshape(its.channels, its.kernel)
-        self._weight = np.ascontiguousarray(weight.T)
-        self._speeds, self._norm = loader.vector("ssm_a"), loader.vector("ssm_norm.weight")
+        self._bias, order = loader.vector("ssm_dt.bias"), np.arange(its.channels)
+        if its.is_mamba:
+            # A file has gates, values, keys, queries and time steps: the delta rule's order is queries, keys, values.
+            order = np.concatenate(np.split(order, [its.values, its.values + its.key_heads * its.key_dim])[::-1])
+            others = np.delete(np.arange(its.inputs), its.values + order)
+            self._input = loader.product(["ssm_in"], [np.concatenate([its.values + order, others])])
+        else:
+            self._input = loader.product(["attn_qkv", "attn_gate"])
+            self._before, self._router = loader.vector("attn_norm.weight"), self._load_router(loader)
+            heads = its.value_heads
+            self._bias = np.pad(self._bias, (heads, self._router.shape[1] - 2 * heads))
+        weight, bias = loader.vector("ssm_conv1d.weight"), loader.vector("ssm_conv1d.bias")
+        self._weight = np.ascontiguousarray(weight.reshape(its.channels, its.kernel)[order].T)
+        self._weight_bias = bias[order] if len(bias) else np.zeros(its.channels, np.float32)
+        self._speeds, self._skips = loader.vector("ssm_a").reshape(-1), loader.vector("ssm_d").reshape(-1)
+        self._norm = np.resize(loader.vector("ssm_norm.weight"), its.values)  # that of a head for all of them
         self._output = loader.product(["ssm_out"])
 
     def _load_router(self, loader: Loader) -> Floats:
@@ -280,11 +290,18 @@ class DeltaPart:
         by_key = both.reshape(self._its.key_heads, 2, -1, both.shape[1])
         return _columns([by_key[:, each].reshape(-1, both.shape[1]) for each in (0, 1)])
 
+    def _logits(self, x: Floats, found: Floats) -> Floats:
+        its, numbers = self._its, self._numbers
+        if its.is_mamba:
+            return found[:, its.inputs - its.value_heads : its.inputs] + self._bias
+        logits = numbers.workspace.floats("router", len(x), self._router.shape[1])
+        numbers.loops.route(x, self._before, self._router, self._bias, numbers.eps, logits)
+        return logits
+
     def __call__(self, x: Floats, normal: Inputs, layout: Layout, _pages: Pages) -> Floats:
         its, numbers, loops, place = self._its, self._numbers, self._numbers.loops, self._place
         found = self._input(normal)
-        logits = numbers.workspace.floats("router", len(x), self._router.shape[1])
-        loops.route(x, self._before, self._router, self._bias, numbers.eps, logits)
+        logits = self._logits(x, found)
         matrices, inputs, logs = layout.states
         count, tail = len(layout.of_row), its.kernel - 1
         whole = numbers.workspace.floats("before convolution", count, its.channels)
@@ -292,12 +309,13 @@ class DeltaPart:
         changes = numbers.workspace.floats("changes", count, 2 * its.value_heads)
         dots = numbers.workspace.floats("dots", count, its.key_heads)
         which = (layout.replays, layout.of_row)
-        loops.extend(found, logits, self._speeds, *which, place, inputs, logs, tail, whole, changes)
-        loops.mix(whole, self._weight, *which, its.key_dim, mixed, dots)
+        loops.extend(found, logits, its.is_mamba, self._speeds, *which, place, inputs, logs, tail, whole, changes)
+        loops.mix(whole, self._weight, self._weight_bias, *which, its.key_dim, its.is_mamba, mixed, dots)
         out = numbers.workspace.floats("attended", len(found), its.values)
-        loops.recur(mixed, changes, dots, layout.replays, tail, its.in_turn, place, matrices, out)
+        loops.recur(mixed, changes, dots, self._skips, layout.replays, tail, its.in_turn, place, matrices, out)
         loops.log(whole, changes, layout.replays, tail, place, inputs, logs)
-        loops.finish_heads(out, self._norm, numbers.eps, found, its.channels)
+        width = its.values // its.key_heads if its.is_mamba else its.value_dim
+        loops.finish_heads(out, self._norm, width, np.float32(its.eps), found, its.channels, its.is_mamba)
         return self._output(numbers.quantized(out))
 
 
@@ -338,7 +356,7 @@ class ExpertsPart:
         """Return the router `[hidden, logits]` with its bias; a shared expert's gate is the last logit."""
         its = self._its
         rows = [loader.vector("ffn_gate_inp.weight")]
-        if its.shared:
+        if its.shared and its.shared_gated:
             rows.append(loader.vector("ffn_gate_inp_shexp.weight").reshape(1, -1))
         router = _columns(rows)
         bias = loader.vector("ffn_gate_inp.bias") if its.has_biases else NONE
@@ -371,8 +389,10 @@ class ExpertsPart:
         multiply_experts(self._down[0], gated, own_rows, starts, self._down[1], found)
         total = numbers.workspace.floats("experts", count, numbers.geometry.hidden)
         loops.combine(found, places, shares, total)
-        if self._shared is not None:
+        if self._shared is not None and its.shared_gated:
             loops.add_gated(total, self._shared(x, normal), logits, its.count)
+        elif self._shared is not None:
+            total += self._shared(x, normal)[:, : total.shape[1]]
         return total
 
 
@@ -448,7 +468,7 @@ def fits_blocks(its: Geometry) -> bool:
     for layer in its.layers:
         mixer = layer.mixer
         widths.append(layer.inner)
-        if isinstance(mixer, DeltaRule):
+        if isinstance(mixer, Recurrence):
             widths += [mixer.values, 2 * mixer.value_dim]  # whole vectors
         else:
             widths.append(mixer.width if isinstance(mixer, Convolution) else mixer.heads * mixer.dim)

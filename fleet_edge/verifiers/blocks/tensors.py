@@ -1,14 +1,16 @@
 """Tensors of a model: the names and shapes that a geometry demands, as a GGUF has them."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from fleet_edge.verifiers.blocks.geometry import Attention, Convolution, DeltaRule, Experts, Geometry, Layer
+from fleet_edge.verifiers.blocks.geometry import Attention, Convolution, Experts, Geometry, Layer, Recurrence
 
 _Shapes = dict[str, tuple[int, ...]]
 
 _OPTIONAL: Final = (
-    "attn_q_norm", "attn_k_norm", "attn_qkv", "ffn_gate", "ffn_gate_up_exps", "layer_output_scale", "ssm_ba"
+    "attn_q_norm", "attn_k_norm", "attn_qkv", "ffn_gate", "ffn_gate_up_exps", "layer_output_scale", "ssm_ba",
+    "ffn_gate_shexp",
 )  # fmt: skip
 
 
@@ -36,7 +38,7 @@ def unfit_tensor(its: Geometry, shape: Callable[[str], tuple[int, ...] | None]) 
             needed = layer.experts is not None and layer.experts.has_biases
             if needed or any(shape(f"{at}{name}.bias") is not None for name in together):
                 expected |= {f"{at}{name}.bias": each[:-1] for name, each in together.items()}
-    return next((name for name, each in expected.items() if _without_one(shape(name)) != each), None)
+    return next((name for name, each in expected.items() if _as_vector(name, shape(name)) != each), None)
 
 
 def _of_mtp(its: Geometry, at: str, shape: Callable[[str], tuple[int, ...] | None]) -> _Shapes:
@@ -48,8 +50,10 @@ def _of_mtp(its: Geometry, at: str, shape: Callable[[str], tuple[int, ...] | Non
     return {f"{at}nextn.{name}.weight": each for name, each in found.items()}
 
 
-def _without_one(shape: tuple[int, ...] | None) -> tuple[int, ...] | None:
-    """Return the shape of a vector that a file has as a matrix of one row."""
+def _as_vector(name: str, shape: tuple[int, ...] | None) -> tuple[int, ...] | None:
+    """Return the shape of a vector that a file has as a matrix: of one row, or in Mamba-2 of a row by head or group."""
+    if shape is not None and name.endswith((".ssm_a", ".ssm_d", ".ssm_norm.weight")):
+        return (math.prod(shape),)
     return shape[1:] if shape is not None and len(shape) > 1 and shape[0] == 1 else shape
 
 
@@ -61,12 +65,16 @@ def _vectors(its: Geometry, layer: Layer, optional: Sequence[str]) -> _Shapes:
         found |= {"post_attention_norm.weight": hidden, "post_ffw_norm.weight": hidden}
     if isinstance(mixer, Convolution):
         found["shortconv.conv.weight"] = its.hidden, mixer.kernel
-    elif isinstance(mixer, DeltaRule):
+    elif isinstance(mixer, Recurrence):
         found |= {"ssm_dt.bias": (mixer.value_heads,), "ssm_a": (mixer.value_heads,)}
         found |= {"ssm_norm.weight": (mixer.value_dim,), "ssm_conv1d.weight": (mixer.channels, mixer.kernel)}
+    if isinstance(mixer, Recurrence) and mixer.is_mamba:
+        found |= {"ssm_norm.weight": (mixer.values,), "ssm_conv1d.bias": (mixer.channels,)}
+        found["ssm_d"] = (mixer.value_heads,)
+    elif isinstance(mixer, Recurrence):
         names, count = (["ssm_ba"], 2) if "ssm_ba" in optional else (["ssm_beta", "ssm_alpha"], 1)
         found |= {f"{name}.weight": (count * mixer.value_heads, its.hidden) for name in names}
-    else:
+    elif isinstance(mixer, Attention):
         found |= _of_heads(mixer, optional)
     if layer.experts is not None:
         found |= _of_router(layer.experts, its.hidden)
@@ -92,7 +100,7 @@ def _of_router(its: Experts, hidden: int) -> _Shapes:
     found: _Shapes = {"ffn_gate_inp.weight": (its.count, hidden)}
     if its.has_biases:
         found["ffn_gate_inp.bias"] = (its.count,)
-    if its.shared:
+    if its.shared and its.shared_gated:
         found["ffn_gate_inp_shexp.weight"] = (hidden,)
     if its.scaled:
         found |= {"ffn_gate_inp.scale": (hidden,), "ffn_down_exps.scale": (its.count,)}
@@ -105,18 +113,16 @@ def _products(its: Geometry, layer: Layer, optional: Sequence[str]) -> list[_Sha
     hidden, experts, mixer = its.hidden, layer.experts, layer.mixer
     if isinstance(mixer, Convolution):
         found: list[_Shapes] = [{"shortconv.in_proj": (3 * hidden, hidden)}, {"shortconv.out_proj": (hidden, hidden)}]
-    elif isinstance(mixer, DeltaRule):
+    elif isinstance(mixer, Recurrence):
         found = [{"attn_qkv": (mixer.channels, hidden), "attn_gate": (mixer.values, hidden)}]
+        if mixer.is_mamba:
+            found = [{"ssm_in": (mixer.inputs, hidden)}]
         found.append({"ssm_out": (hidden, mixer.values)})
     else:
         found = [_of_attention(mixer, hidden, fused="attn_qkv" in optional)]
         found.append({"attn_output": (hidden, mixer.heads * mixer.dim)})
-    if layer.inner and "ffn_gate" in optional:
-        found.append({"ffn_gate": (layer.inner, hidden), "ffn_up": (layer.inner, hidden)})
-    elif layer.inner:
-        found.append({"ffn_up": (2 * layer.inner, hidden)})
     if layer.inner:
-        found.append({"ffn_down": (hidden, layer.inner)})
+        found += _of_dense("", layer.inner, hidden, optional)
     if experts is not None:
         up = experts.count, experts.inner, hidden
         if "ffn_gate_up_exps" in optional:
@@ -125,11 +131,18 @@ def _products(its: Geometry, layer: Layer, optional: Sequence[str]) -> list[_Sha
             found.append({"ffn_gate_exps": up, "ffn_up_exps": up})
         found.append({"ffn_down_exps": (experts.count, hidden, experts.inner)})
     if experts is not None and experts.shared:
-        found.append({"ffn_gate_shexp": (experts.shared, hidden), "ffn_up_shexp": (experts.shared, hidden)})
-        found.append({"ffn_down_shexp": (hidden, experts.shared)})
+        found += _of_dense("_shexp", experts.shared, hidden, optional)
     if its.per_layer:
         found += [{"inp_gate": (its.per_layer, hidden)}, {"proj": (hidden, its.per_layer)}]
     return found
+
+
+def _of_dense(end: str, inner: int, hidden: int, optional: Sequence[str]) -> list[_Shapes]:
+    """Return the shapes of a feed-forward part, whose gate may lie in one tensor with up."""
+    up: _Shapes = {f"ffn_up{end}": (2 * inner, hidden)}
+    if f"ffn_gate{end}" in optional:
+        up = {f"ffn_gate{end}": (inner, hidden), f"ffn_up{end}": (inner, hidden)}
+    return [up, {f"ffn_down{end}": (hidden, inner)}]
 
 
 def _of_attention(its: Attention, hidden: int, *, fused: bool) -> _Shapes:

@@ -14,7 +14,7 @@ from transformers import DynamicCache
 from fleet_edge.verifiers.contract import TargetInfo
 from fleet_edge.verifiers.torch_engine.target import Target
 from schemas.vocabulary import Vocabulary
-from tests.support.tiny_gguf import tiny_delta_gguf, tiny_gguf, tiny_hybrid_gguf
+from tests.support.tiny_gguf import tiny_delta_gguf, tiny_gguf, tiny_hybrid_gguf, tiny_mamba_gguf
 
 VOCABULARY = 61
 PADDED = 64  # rows of the models, three of them padding
@@ -122,6 +122,7 @@ _WRITERS: dict[str, Callable[..., Path]] = {
     "llama": tiny_gguf,
     "lfm2": tiny_hybrid_gguf,
     "qwen35": tiny_delta_gguf,
+    "granitehybrid": tiny_mamba_gguf,
     "qwen35 mtp": partial(tiny_delta_gguf, mtp=("shared_head_norm",)),
     "qwen35 mtp of its own": partial(tiny_delta_gguf, mtp=("embed_tokens", "shared_head_head")),
 }

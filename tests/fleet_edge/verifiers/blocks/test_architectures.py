@@ -62,6 +62,19 @@ _DELTA = {
     "linear_num_value_heads": 4,
     "full_attention_interval": 4,
 }
+_GRANITE = {
+    "layer_types": ["mamba", "mamba", "attention", "mamba"],
+    "num_local_experts": 8,
+    "num_experts_per_tok": 3,
+    "shared_intermediate_size": 64,
+    "mamba_n_heads": 4,
+    "mamba_d_head": 32,
+    "mamba_d_state": 24,
+    "embedding_multiplier": 3.0,
+    "residual_multiplier": 0.5,
+    "logits_scaling": 2.0,
+    "attention_multiplier": 0.3,
+}
 _SHARED_EXPERT = _EXPERTS | {"shared_expert_intermediate_size": 32}
 
 CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -112,6 +125,19 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen35": ("Qwen3_5TextConfig", _DELTA),
     "qwen35-wide": ("Qwen3_5TextConfig", _DELTA | {"linear_key_head_dim": 48, "linear_value_head_dim": 80}),
     "qwen35moe": ("Qwen3_5MoeTextConfig", _DELTA | _SHARED_EXPERT),
+    "granite-h": ("GraniteMoeHybridConfig", _GRANITE),
+    "granite-h-dense": (
+        "GraniteMoeHybridConfig",
+        _GRANITE
+        | {
+            "num_local_experts": 0,
+            "mamba_n_groups": 2,
+            "mamba_expand": 4,
+            "mamba_d_head": 64,
+            "mamba_proj_bias": True,
+            "position_embedding_type": "rope",
+        },
+    ),
     "gpt-oss": (
         "GptOssConfig",
         _WINDOW
@@ -197,13 +223,14 @@ def test_logits_are_those_of_transformers_with_the_same_rounding(name: str, tmp_
     off = np.sqrt(np.square(found - wanted).mean(1)) / wanted.std()
     shared = np.minimum(_distribution(found), _distribution(wanted)).sum(1)
     print(name, np.median(off), shared.mean())
-    # Numbers between two steps may be rounded differently: 1e-6 to 0.015; of 15 planted mistakes 0.021 to 0.94.
+    # Numbers between two steps may be rounded differently: 2e-7 to 0.015; of 15 planted mistakes 0.021 to 0.94.
     assert np.median(off) < 0.02
-    assert shared.mean() > 0.99  # 0.993 to 0.9995; with decay and rate of the delta rule in 8 bits 0.980 to 0.989
+    assert shared.mean() > 0.99  # 0.993 to 1.000; with decay and rate of the delta rule in 8 bits 0.980 to 0.989
 
 
 @pytest.mark.parametrize(
-    "name", ["gemma2", "gemma3", "gemma4-e", "gemma4-moe", "qwen2moe", "gpt-oss", "lfm2", "qwen35", "qwen35moe"]
+    "name",
+    ["gemma2", "gemma3", "gemma4-e", "gemma4-moe", "qwen2moe", "gpt-oss", "lfm2", "qwen35", "qwen35moe", "granite-h"],
 )
 def test_rows_are_the_same_bits_in_pieces_after_cuts_and_in_forks(name: str, tmp_path: Path) -> None:
     save_model(name, tmp_path / name)
@@ -243,7 +270,19 @@ def test_a_config_that_does_not_fit_the_weights_is_refused(name: str, key: str, 
         verifier_of(tmp_path)
 
 
-@pytest.mark.parametrize("kind", ["granitemoehybrid", "lfm2_moe"])
+@pytest.mark.parametrize(
+    "change",
+    [{"mamba_conv_bias": False}, {"time_step_limit": [0.001, 0.1]}, {"layer_types": ["linear_attention"] * 4}],
+)
+def test_a_granite_of_another_kind_is_refused(change: dict[str, Any], tmp_path: Path) -> None:
+    save_model("granite-h", tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    of_config(config, {})
+    with pytest.raises(UnsupportedModel):
+        of_config(config | change, {})
+
+
+@pytest.mark.parametrize("kind", ["nemotron_h", "lfm2_moe"])
 def test_a_hybrid_is_not_sent_to_an_engine_that_refuses_it(kind: str) -> None:
     with pytest.raises(UnsupportedModel) as error:
         of_config({"model_type": kind}, {})

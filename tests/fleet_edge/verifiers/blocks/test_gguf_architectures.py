@@ -18,7 +18,16 @@ from fleet_edge.verifiers.blocks.model import Model, Part
 from fleet_edge.verifiers.blocks.states import Replay
 from fleet_edge.verifiers.contract import UnsupportedModel
 from fleet_edge.verifiers.source import check_gguf_reader
-from tests.support.tiny_gguf import Row, new_gguf, overwrite, tiny_delta_gguf, tiny_hybrid_gguf, tiny_rows, write_gguf
+from tests.support.tiny_gguf import (
+    Row,
+    new_gguf,
+    overwrite,
+    tiny_delta_gguf,
+    tiny_hybrid_gguf,
+    tiny_mamba_gguf,
+    tiny_rows,
+    write_gguf,
+)
 
 llama_cpp = pytest.importorskip("llama_cpp")
 
@@ -263,7 +272,7 @@ def test_a_file_in_mxfp4_is_computed_as_by_llama_cpp_up_to_rounding(tmp_path: Pa
     assert _distance(_logits(path), _logits_of_llama_cpp(path)) < 0.08
 
 
-@pytest.mark.parametrize("write", [tiny_hybrid_gguf, tiny_delta_gguf])
+@pytest.mark.parametrize("write", [tiny_hybrid_gguf, tiny_delta_gguf, tiny_mamba_gguf])
 def test_hybrids_are_those_of_llama_cpp_up_to_rounding(write: Callable[[Path], Path], tmp_path: Path) -> None:
     path = write(tmp_path / "model.gguf")
     assert _distance(_logits(path), _logits_of_llama_cpp(path)) < 0.08
@@ -324,24 +333,39 @@ def test_impossible_sizes_are_refused_before_memory_is_taken(key: str, number: i
         GgufWeights(path)
 
 
-_ODD_SIZES = {  # it has a head of keys, two of values, all of 32 numbers, and attention in every second layer
-    "ssm.conv_kernel": [3, 5],
-    "ssm.state_size": [31, 64],
-    "ssm.group_count": [2, 3],
-    "ssm.time_step_rank": [1, 3],
-    "ssm.inner_size": [63, 65, 128],
-    "full_attention_interval": [1, 3],
+_ODD_SIZES = {
+    "qwen35": {  # a head of keys, two of values, all of 32 numbers, and attention in every second layer
+        "ssm.conv_kernel": [3, 5],
+        "ssm.state_size": [31, 64],
+        "ssm.group_count": [2, 3],
+        "ssm.time_step_rank": [1, 3],
+        "ssm.inner_size": [63, 65, 128],
+        "full_attention_interval": [1, 3],
+    },
+    "granitehybrid": {  # two groups of keys of 8 numbers, and four heads of 32
+        "ssm.conv_kernel": [3, 5],
+        "ssm.state_size": [7, 16],
+        "ssm.group_count": [1, 3, 4],
+        "ssm.time_step_rank": [3, 8],
+        "ssm.inner_size": [127, 129, 256],
+    },
 }
+_FACTORS = ("attention.scale", "embedding_scale", "residual_scale", "logit_scale")
+_ODD = [
+    (kind, key, number)
+    for kind, sizes in _ODD_SIZES.items()
+    for key, odd in sizes.items()
+    for number in [None, 0, 1 << 31, (1 << 32) - 1, *odd]
+] + [("granitehybrid", key, number) for key in _FACTORS for number in (0x7FC00000, 0x7F800000, 0xBF800000)]
+"""Not a number, infinity, and -1 for factors."""
 
 
-@pytest.mark.parametrize(
-    ("key", "number"),
-    [(key, number) for key, odd in _ODD_SIZES.items() for number in [None, 0, 1 << 31, (1 << 32) - 1, *odd]],
-)
+@pytest.mark.parametrize(("kind", "key", "number"), _ODD)
 def test_impossible_states_are_refused_before_weights_are_loaded(
-    key: str, number: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str, key: str, number: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = overwrite(tiny_delta_gguf(tmp_path / "model.gguf"), f"qwen35.{key}", number)
+    write = tiny_delta_gguf if kind == "qwen35" else tiny_mamba_gguf
+    path = overwrite(write(tmp_path / "model.gguf"), f"{kind}.{key}", number)
     monkeypatch.setattr(GgufWeights, "pack", lambda *_, **__: pytest.fail("weights are loaded"))
     with pytest.raises(UnsupportedModel):
         Model(GgufWeights(path), threads=1)

@@ -1,4 +1,4 @@
-"""States of recurrent layers, on a small model of Qwen3.5's architecture."""
+"""States of recurrent layers, on small models of Qwen3.5's and Granite 4-H's architectures."""
 
 import random
 from collections.abc import Callable, Sequence
@@ -24,9 +24,9 @@ TOKENS = [(7 * index + index * index // 5) % VOCABULARY for index in range(300)]
 Make = Callable[[int], BlocksVerifier]
 
 
-@pytest.fixture(scope="module")
-def gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_target_gguf(tmp_path_factory.mktemp("models") / "delta.gguf", kind="qwen35")
+@pytest.fixture(scope="module", params=["qwen35", "granitehybrid"])
+def gguf(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_target_gguf(tmp_path_factory.mktemp("models") / "model.gguf", kind=request.param)
 
 
 @pytest.fixture(scope="module")
