@@ -30,21 +30,6 @@ def completion(**fields: Any) -> CompletionRequest:
     return read_request(CompletionRequest, json.dumps({"prompt": "t1 t2", **fields}).encode())
 
 
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {"functions": [{"name": "f"}]},
-        {"length_penalty": 0.5},
-        {"audio": {"voice": "a"}},
-    ],
-)
-def test_what_the_device_cannot_do_is_refused_by_name(fields: dict[str, Any]) -> None:
-    with pytest.raises(ApiProblem) as caught:
-        chat(**fields)
-    assert caught.value.status == 400
-    assert caught.value.param == next(iter(fields))
-
-
 def test_controls_of_sampling_reach_the_policy() -> None:
     given = {"presence_penalty": 1.5, "frequency_penalty": -0.5, "repetition_penalty": 1.1, "min_p": 0.05}
     asked = chat(**given, logit_bias={"7": -100, "3": 1}, min_tokens=4, logprobs=True)
@@ -54,15 +39,6 @@ def test_controls_of_sampling_reach_the_policy() -> None:
     assert policy.mode is Mode.COUPLED, "only the edge knows the log-probabilities of adjusted logits"
     endless = chat(ignore_eos=True).generate_request(TalkingCodec(("a", "t1", "t2")), settings()).policy
     assert endless.min_tokens >= settings().max_new_tokens
-
-
-@pytest.mark.parametrize(
-    "fields", [{"logit_bias": {"x": 1}}, {"logit_bias": {"1": 101}}, {"presence_penalty": 2.5}, {"min_p": 1.5}]
-)
-def test_a_control_out_of_its_range_is_refused_by_name(fields: dict[str, Any]) -> None:
-    with pytest.raises(ApiProblem) as caught:
-        chat(**fields)
-    assert (caught.value.status, str(caught.value.param).partition(".")[0]) == (400, next(iter(fields)))
 
 
 def test_each_choice_has_the_next_seed() -> None:
@@ -94,34 +70,25 @@ def test_what_does_no_harm_is_taken_whatever_its_value(value: Any) -> None:
     [
         ({"temperature": -1}, "temperature"),
         ({"temperature": "hot"}, "temperature"),
-        ({"temperature": 9}, "temperature"),
-        ({"top_p": 0}, "top_p"),
         ({"top_k": -1}, "top_k"),
         ({"mode": "fast"}, "mode"),
         ({"seed": -1}, "seed"),
-        ({"max_tokens": 0}, "max_tokens"),
-        ({"stop": ["a"] * 5}, "stop"),
         ({"stop": ""}, "stop[0]"),
         ({"stream_options": {"x": 1}}, "stream_options.x"),
-        ({"messages": []}, "messages"),
         ({"messages": [{"role": "user", "content": ""}]}, "messages"),
-        ({"messages": [{"role": "critic", "content": "x"}]}, "messages[0].role"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0]"),
         ({"messages": [{**USER, "tool_call_id": "1"}]}, "messages[0]"),
         ({"messages": [{**USER, "tool_calls": [CALL]}]}, "messages[0]"),
-        ({"messages": [{"role": "user"}]}, "messages[0].content"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content"),
         ({"messages": [{"role": "user", "content": ["x"]}]}, "messages[0].content"),
         ({"messages": [{**USER, "tool_calls": [{"id": "1"}]}]}, "messages[0].tool_calls[0].function"),
         ({"tools": [{"type": "function"}]}, "tools[0].function"),
-        ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools[0].function.name"),
         ({"tool_choice": "required"}, "tool_choice"),
         ({"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "g"}}}, "tool_choice"),
         ({"tools": [TOOL], "tool_choice": "sometimes"}, "tool_choice"),
         ({"tools": [TOOL], "grammar": {"kind": "regex", "text": "x"}}, "tools"),
         ({"tools": [TOOL], "tool_choice": allowed("g")}, "tool_choice"),
         ({"response_format": {"type": "xml"}}, "response_format.type"),
-        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
         (
             {"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}},
             "response_format.json_schema.schema",
@@ -135,11 +102,17 @@ def test_what_does_no_harm_is_taken_whatever_its_value(value: Any) -> None:
         ),
         ({"max_tokens": 1, "max_completion_tokens": 2}, "max_completion_tokens"),
         ({"logpobs": True}, "logpobs"),
+        ({"functions": [{"name": "f"}]}, "functions"),
+        ({"length_penalty": 0.5}, "length_penalty"),
+        ({"audio": {"voice": "a"}}, "audio"),
+        ({"logit_bias": {"x": 1}}, "logit_bias"),
+        ({"logit_bias": {"1": 101}}, "logit_bias"),
+        ({"presence_penalty": 2.5}, "presence_penalty"),
+        ({"min_p": 1.5}, "min_p"),
         ({"n": 0}, "n"),
         ({"logprobs": 0}, "logprobs"),
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
         ({"top_logprobs": 3}, "top_logprobs"),
-        ({"n": 9}, "n"),
         ({"n": True}, "n"),
     ],
 )
@@ -184,6 +157,7 @@ def test_errors_have_openais_codes(fields: dict[str, Any], param: str, code: str
     with pytest.raises(ApiProblem) as caught:
         chat(**fields)
     assert (caught.value.status, caught.value.param, caught.value.code) == (400, param, code)
+    assert str(caught.value).endswith(".")
 
 
 def test_the_result_of_a_call_is_taken_with_the_call() -> None:
