@@ -162,15 +162,6 @@ def test_what_should_not_happen_is_not_told_to_the_application(make: Make) -> No
     assert "secret" not in response.text
 
 
-def test_a_failure_in_a_stream_is_an_event_and_no_done_follows(make: Make) -> None:
-    app, _ = make(ScriptedAgent(error=SessionFailed("Lost.")))
-    response = complete(app, stream=True)
-    assert response.status_code == 200
-    *_, last, empty = response.text.split("\n\n")
-    assert '"message":"Lost."' in last
-    assert empty == ""
-
-
 def test_without_broker_or_edge_the_answer_is_503_at_once(make: Make) -> None:
     agent = ScriptedAgent()
     app, backend = make(agent)

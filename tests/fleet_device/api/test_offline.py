@@ -1,4 +1,3 @@
-from fleet_device.errors import EdgeUnavailable
 from fleet_device.settings import OfflinePolicy
 from tests.fleet_device.api.client import chat, chunks, complete, error
 from tests.fleet_device.api.conftest import Make
@@ -48,9 +47,3 @@ def test_nobody_there_is_told_at_once_unless_the_text_is_to_be_written_all_the_s
     answer = complete(app, offline="local")
     assert (answer.status_code, answer.headers["x-fleet-verified"]) == (200, "false")
     assert answer.json()["model"] == backend.drafter.name
-
-
-def test_an_outage_in_mid_text_is_an_error_in_the_apis_shape(make: Make) -> None:
-    app, _ = make(ScriptedAgent(BATCHES, error=EdgeUnavailable("No edge of fleet 'home' answered within 2 s.")))
-    failed = complete(app)
-    assert (failed.status_code, error(failed)["code"], failed.headers["retry-after"]) == (503, "edge_unavailable", "2")
