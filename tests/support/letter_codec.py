@@ -25,3 +25,8 @@ class LetterCodec:
 
     def piece(self, token: int) -> bytes:
         return b"" if token >= _CONTROL or token in self.end_tokens else chr(token).encode()
+
+
+def in_pieces(text: str) -> list[list[int]]:
+    """Return the tokens of `text` in batches of three."""
+    return [[*map(ord, text[at : at + 3])] for at in range(0, len(text), 3)]

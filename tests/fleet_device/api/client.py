@@ -44,6 +44,10 @@ def complete(app: ASGIApp, **fields: Any) -> httpx.Response:
     return ask(app, "POST", "/v1/completions", body={"prompt": "t1 t2", **fields})
 
 
+def respond(app: ASGIApp, **fields: Any) -> httpx.Response:
+    return ask(app, "POST", "/v1/responses", body={"model": "fleet", "input": "t1 t2", **fields})
+
+
 def chunks(response: httpx.Response) -> list[dict[str, Any]]:
     """Return the events of a stream, which must end as OpenAI's do."""
     assert response.headers["content-type"].startswith("text/event-stream")

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 from starlette.applications import Starlette
 
-from tests.fleet_device.api.client import ask, chat, chunks
+from tests.fleet_device.api.client import ask, chat, chunks, respond
 from tests.fleet_device.api.conftest import Make
-from tests.support.letter_codec import LetterCodec
+from tests.support.letter_codec import LetterCodec, in_pieces
 from tests.support.memory_device import ScriptedAgent
 
 CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Bonn"}}\n</tool_call>'
@@ -23,7 +23,7 @@ OUTPUT = f"I must look.</think>\n\nI look. {CALL}"
 
 
 def caller(make: Make, output: str = OUTPUT) -> tuple[Starlette, ScriptedAgent]:
-    agent = ScriptedAgent(batches=[[ord(letter) for letter in output[at : at + 3]] for at in range(0, len(output), 3)])
+    agent = ScriptedAgent(in_pieces(output))
     return make(agent, codec=LetterCodec(TEMPLATE))[0], agent
 
 
@@ -53,8 +53,7 @@ def test_a_stream_has_the_same(make: Make) -> None:
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_response_has_an_item_for_each(make: Make, stream: bool) -> None:
     app, _ = caller(make)
-    body = {"model": "m", "input": "Hi", "tools": [{"type": "function", **FUNCTION}], "stream": stream}
-    answer = ask(app, "POST", "/v1/responses", body=body)
+    answer = respond(app, tools=[{"type": "function", **FUNCTION}], stream=stream)
     if stream:
         lines = [line.removeprefix("data: ") for line in answer.text.splitlines() if line.startswith("data: ")]
         output = json.loads(lines[-1])["response"]["output"]

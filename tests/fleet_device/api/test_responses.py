@@ -13,13 +13,9 @@ from fleet_device.requests.generate import GeneratedText, GenerateRequest, Piece
 from fleet_device.requests.structured import ChatMessage
 from schemas.policy import SamplingPolicy
 from schemas.reasons import EndReason
-from tests.fleet_device.api.client import ask, described, error
+from tests.fleet_device.api.client import described, error, respond
 from tests.fleet_device.api.conftest import Make
 from tests.support.memory_device import ScriptedAgent, TalkingDrafter, settings
-
-
-def respond(app: Starlette, **fields: Any) -> httpx.Response:
-    return ask(app, "POST", "/v1/responses", body={"model": "fleet", "input": "t1 t2", **fields})
 
 
 def events(response: httpx.Response) -> list[dict[str, Any]]:

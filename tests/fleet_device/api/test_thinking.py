@@ -4,9 +4,9 @@ from typing import Any
 import pytest
 from starlette.applications import Starlette
 
-from tests.fleet_device.api.client import ask, chat, chunks
+from tests.fleet_device.api.client import ask, chat, chunks, respond
 from tests.fleet_device.api.conftest import Make
-from tests.support.letter_codec import LetterCodec
+from tests.support.letter_codec import LetterCodec, in_pieces
 from tests.support.memory_device import ScriptedAgent, ScriptedBackend
 
 TEMPLATE = (
@@ -19,7 +19,7 @@ OUTPUT = "<think>\nWell, {}.\n</think>\n\nIt is 4."
 
 
 def thinker(make: Make, output: str = OUTPUT, **more: Any) -> tuple[Starlette, ScriptedBackend, ScriptedAgent]:
-    agent = ScriptedAgent(batches=[[ord(letter) for letter in output[at : at + 3]] for at in range(0, len(output), 3)])
+    agent = ScriptedAgent(in_pieces(output))
     app, backend = make(agent, codec=LetterCodec(TEMPLATE, more.pop("control", ())), **more)
     return app, backend, agent
 
@@ -84,10 +84,6 @@ def test_the_log_probabilities_reach_to_the_end_of_the_answer(make: Make) -> Non
 # Responses
 
 
-def respond(app: Starlette, **fields: Any) -> Any:
-    return ask(app, "POST", "/v1/responses", body={"model": "fleet", "input": "Hi", **fields})
-
-
 def test_a_response_has_an_item_of_reasoning(make: Make) -> None:
     app, _, agent = thinker(make)
     body = respond(app, reasoning={"effort": "high", "summary": "auto"}).json()
@@ -145,8 +141,7 @@ def test_a_budget_ends_the_thinking_with_the_closing_mark(make: Make, starts: bo
     first = agent.generate
 
     def generate(request: Any, context: Any) -> Any:
-        output = outputs[len(agent.asked)]
-        agent.batches = [[ord(letter) for letter in output[at : at + 3]] for at in range(0, len(output), 3)]
+        agent.batches = in_pieces(outputs[len(agent.asked)])
         return first(request, context)
 
     agent.generate = generate  # type: ignore[method-assign]
