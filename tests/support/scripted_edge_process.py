@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +17,9 @@ from numpy.typing import NDArray
 from fleet_common.grammar.tokenizer import GrammarTokenizer
 from fleet_common.host import use_one_heap
 from fleet_common.logs import Event, EventStream
+from fleet_edge import jobs
 from fleet_edge.edge import Edge
+from fleet_edge.session_log.alerts.settings import EVERY_S
 from fleet_edge.verifiers.contract import Item
 from tests.support.offset_clock import OffsetClock
 from tests.support.played_steps import curve_of_environment, play
@@ -49,6 +52,7 @@ def main() -> None:
     parser.add_argument("--letters", action="store_true", help="serve the language of letters")
     parser.add_argument("--step-ms", type=float, default=0.0, help="time that each step takes")
     parser.add_argument("--token-ms", type=float, default=0.0, help="time that each token adds to it")
+    parser.add_argument("--alerts-s", type=float, default=EVERY_S, help="interval of evaluating the alerts")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.WARNING)
     use_one_heap()
@@ -65,7 +69,7 @@ def main() -> None:
     def tell() -> None:
         events.write(Event.ONLINE, fleet=edge.fleet, edge=edge.edge, context=CONTEXT)
 
-    with events.reporting_errors():
+    with patch.object(jobs, "EVERY_S", arguments.alerts_s), events.reporting_errors():
         Edge(edge, verifier=verifier, now=OffsetClock.from_environment()).run(on_online=tell)
     events.write(Event.STOPPED)
 

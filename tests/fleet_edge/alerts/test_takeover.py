@@ -2,12 +2,14 @@
 
 import json
 from contextlib import ExitStack
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from broker_config.broker import Broker
 from fleet_edge.session_log.log import SessionLog
+from fleet_edge.session_log.views import EDGE_SILENT_AFTER
 from tests.fleet_edge.alerts.test_delivery import Received, server
 from tests.support.brokers import StartBroker
 from tests.support.databases import PostgresServer
@@ -23,8 +25,8 @@ def edge(name: str, folder: Path, *, url: str, port: int, clock: Path) -> Progra
     own = folder / name
     own.mkdir()
     settings = {"db": url, "alerts": str(folder / "alerts.toml"), "drain_s": 0.1}
-    identity = BrokerClient(name, "127.0.0.1", port)
-    return scripted_edge(identity, fleet=FLEET, folder=own, environment={VARIABLE: str(clock)}, **settings)
+    identity, words = BrokerClient(name, "127.0.0.1", port), ["--alerts-s", "0.2"]
+    return scripted_edge(identity, fleet=FLEET, folder=own, words=words, environment={VARIABLE: str(clock)}, **settings)
 
 
 @pytest.mark.broker
@@ -46,8 +48,12 @@ def test_a_killed_edge_is_an_alert_of_the_other(
         assert killed in edges
         (other,) = edges.keys() - {killed}
         edges[killed].kill()
+        stepped = datetime.now(UTC) + timedelta(seconds=1.5 * LEASE_S)
         OffsetClock(clock).set(1.5 * LEASE_S)
         until(lambda: log.evaluation().holder == other)
+        # The other one is seen by the new time, so that it is not silent too after the next step.
+        until(lambda: any(each.edge == other and each.seen_at > stepped for each in log.edges()))
+        OffsetClock(clock).set(1.5 * EDGE_SILENT_AFTER.total_seconds())
         until(lambda: bool(received.requests))
         notice = json.loads(received.requests[0][2])
         assert (notice["rule"], notice["severity"], notice["state"]) == ("edge-silent", "critical", "open")
