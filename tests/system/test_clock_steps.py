@@ -5,9 +5,8 @@ import secrets
 import shutil
 import struct
 import subprocess
-import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -37,6 +36,7 @@ from tests.support.waiting import PATIENCE_S, until
 
 FLEET, EDGE = "north", "edge-1"
 SILENT = 8
+REQUESTS, LENGTH = 5, 40
 HOUR_S, YEAR_S = 3600, 365 * 86_400
 SOURCE = Path(__file__).parents[1] / "support" / "stepped_clock.c"
 POLICY = SamplingPolicy(mode=Mode.COUPLED, seed=7)
@@ -57,37 +57,24 @@ class SteppedClock:
             os.pwrite(file.fileno(), struct.pack("q", ahead_s), 0)
 
 
-class Talker:
-    """A device that generates without end."""
+@contextmanager
+def talker(port: int) -> Iterator[Callable[[int], None]]:
+    """Return a function with which a device generates a number of requests."""
+    link = PahoLink(BrokerSettings(port=port).link(FLEET, "talker", will=None))
+    drafter = ScriptedDrafter(draft_language(), LANGUAGE.words)
+    agent = Agent(link, FLEET, "talker", drafter, FixedPacing(), time.monotonic)
+    agent.attach()
+    link.start(timeout_s=PATIENCE_S)
 
-    def __init__(self, port: int) -> None:
-        self.tokens = 0
-        link = PahoLink(BrokerSettings(port=port).link(FLEET, "talker", will=None))
-        drafter = ScriptedDrafter(draft_language(), LANGUAGE.words)
-        self._agent = Agent(link, FLEET, "talker", drafter, FixedPacing(), time.monotonic)
-        self._agent.attach()
-        link.start(timeout_s=PATIENCE_S)
-        self._link, self._end = link, threading.Event()
-        self._thread = threading.Thread(target=self._talk)
+    def talk(requests: int) -> None:
+        for _ in range(requests):
+            agent.generate(GenerateRequest((1, 2, 3), policy=POLICY, max_new_tokens=LENGTH))
 
-    def has_passed(self, tokens: int) -> bool:
-        return self.tokens >= tokens
-
-    def _talk(self) -> None:
-        while not self._end.is_set():
-            request = GenerateRequest((1, 2, 3), policy=POLICY, max_new_tokens=40)
-            self.tokens += len(self._agent.generate(request).tokens)
-
-    @contextmanager
-    def talking(self) -> Iterator[None]:
-        self._thread.start()
-        try:
-            yield
-        finally:
-            self._end.set()
-            self._thread.join()
-            self._link.stop()
-            self._agent.close()
+    try:
+        yield talk
+    finally:
+        link.stop()
+        agent.close()
 
 
 def open_silent_sessions(client: RawClient, name: str) -> set[str]:
@@ -100,7 +87,7 @@ def open_silent_sessions(client: RawClient, name: str) -> set[str]:
             quantization="none",
             policy=POLICY,
             prompt=(1, 2, 3),
-            max_new_tokens=40,
+            max_new_tokens=LENGTH,
         )
         client.publish(build(Topic.OPEN, fleet=FLEET, device=name), encode_open(message))
     return {session.hex() for session in ids}
@@ -127,25 +114,25 @@ def test_leases_throughput_and_memory_outlast_steps_of_the_clock(start_mosquitto
                 fleet=FLEET,
                 folder=tmp_path,
                 environment=quota_variables() | clock.environment,
-                lease_s=2.0,
+                lease_s=1.0,
                 drain_s=0.1,
             )
         )
         silent = stack.enter_context(RawClient(port, None, "silent"))
         log = stack.enter_context(SessionLog(f"sqlite:///{tmp_path / 'log.sqlite3'}"))
-        talker = Talker(port)
-        stack.enter_context(talker.talking())
+        talk = stack.enter_context(talker(port))
         before_mb = None
         for ahead_s in (0, HOUR_S, 0, -HOUR_S, 0, YEAR_S, 0, -YEAR_S, 0):
             clock.set(ahead_s)
-            began, tokens = time.monotonic(), talker.tokens
+            began = time.monotonic()
             opened = open_silent_sessions(silent, "silent")
+            talk(REQUESTS)
+            talked_s = time.monotonic() - began
             until(partial(are_lost, log, opened))
-            until(partial(talker.has_passed, tokens + 200))
             took_s, used_mb = time.monotonic() - began, resident_mb(edge.pid)
             before_mb = before_mb or used_mb
             print(
-                f"{ahead_s:>10} s ahead: {SILENT} silent sessions ended and {talker.tokens - tokens} tokens in "
-                f"{took_s:.1f} s ({(talker.tokens - tokens) / took_s:.0f}/s), {used_mb:.0f} MB"
+                f"{ahead_s:>10} s ahead: {REQUESTS * LENGTH / talked_s:.0f} tokens/s, silent sessions ended in "
+                f"{took_s:.1f} s, {used_mb:.0f} MB"
             )
             assert used_mb < before_mb + 150
