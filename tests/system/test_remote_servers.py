@@ -40,10 +40,13 @@ class Texts:
         self._done: dict[int, Generation] = {}
         self._written = [0] * len(devices)
         self._failures: list[BaseException] = []
+        self._disturbed = threading.Event()
 
         def write(number: int, device: DeviceService) -> None:
             def count(tokens: Sequence[int]) -> None:
                 self._written[number] += len(tokens)
+                if self._written[number] >= length - DISTURB_AT:
+                    self._disturbed.wait(PATIENCE_S)
 
             try:
                 self._done[number] = device.agent.generate(
@@ -58,9 +61,11 @@ class Texts:
         for thread in self._threads:
             thread.start()
 
-    def wait_until_under_way(self) -> None:
+    def disturb(self, how: Callable[[], None]) -> None:
+        """Call `how` once all outputs are under way; none ends before."""
         until(lambda: min(self._written) >= DISTURB_AT)
-        assert not self._done, "the texts are too short to be disturbed"
+        how()
+        self._disturbed.set()
 
     def finish(self) -> list[Generation]:
         for thread in self._threads:
@@ -118,8 +123,7 @@ def test_the_server_is_killed_and_returns_before_or_after_devices_are_told(
     with inference_process(port=free_port) as server:
         with fleet(whole, server, away_s=0.5 if told else NEVER_S) as devices:
             texts = Texts(devices, coupled)
-            texts.wait_until_under_way()
-            server.kill()
+            texts.disturb(server.kill)
             if told:
                 until(lambda: events(whole) == ["target-away"])
             with inference_process(port=free_port):
