@@ -1,7 +1,7 @@
 """A request ends with the target model that it began with, whatever other edges serve."""
 
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +20,6 @@ from fleet_device.settings import OfflinePolicy, Outages
 from schemas.control import EdgeState
 from schemas.policy import SamplingPolicy
 from tests.support.brokers import StartBroker
-from tests.support.long_texts import first_long
 from tests.support.prepared_models import prepared
 from tests.support.processes import Program, edge_process
 from tests.support.waiting import until
@@ -32,10 +31,9 @@ pytestmark = [pytest.mark.broker, pytest.mark.models]
 TARGETS: Final = ("target-Q8_0.gguf", "Q2_K.gguf")
 EDGES: Final = dict(zip(("edge-1", "edge-2"), TARGETS, strict=True))
 SECOND: Final = dict(zip(("edge-3", "edge-4"), TARGETS, strict=True))
-GREEDY: Final = SamplingPolicy(temperature=0.0, seed=1)
 LENGTH: Final = 80
 KILLED_AT: Final = 15  # tokens
-LONG: Final = 3 * KILLED_AT
+GREEDY: Final = SamplingPolicy(temperature=0.0, seed=1, min_tokens=LENGTH)
 PATIENCE_S: Final = 300.0
 FAIL: Final = Outages(policy=OfflinePolicy.FAIL, after_s=1.0)
 OPEN: Final = "SELECT edge FROM segments WHERE reason IS NULL"
@@ -84,28 +82,16 @@ class Site:
             self.then()
 
     def generate(self, device: DeviceService, outages: Outages) -> Generation:
-        """Generate with a prompt whose output is long at either edge, and kill the edge that serves it."""
-        request = GenerateRequest(long_prompt(device), policy=GREEDY, max_new_tokens=LENGTH, outages=outages)
+        """Generate, and kill the edge that serves it."""
+        request = GenerateRequest(prompt_of(device), policy=GREEDY, max_new_tokens=LENGTH, outages=outages)
         return device.agent.generate(request, RequestContext(on_tokens=self.take))
 
     def targets(self, session: bytes) -> list[tuple[str, str]]:
         return [(row["edge"], row["target_id"]) for row in self.whole.rows(SEGMENTS.format(session.hex()))]
 
 
-_long_prompts = list[tuple[int, ...]]()  # the same in all tests
-
-
-def long_prompt(device: DeviceService) -> tuple[int, ...]:
-    def write(ids: Sequence[int]) -> Generation:
-        request = GenerateRequest(tuple(ids), policy=GREEDY, max_new_tokens=LONG)
-        done = {each.target_id: each for each in (device.agent.generate(request) for _ in range(2 * len(EDGES)))}
-        assert len(done) == len(TARGETS), "the shared subscription rotates"
-        return min(done.values(), key=lambda each: len(each.tokens))
-
-    if not _long_prompts:
-        ids, _ = first_long(write, prompt_ids(device.drafter), tokens=LONG)
-        _long_prompts.append(tuple(ids))
-    return _long_prompts[0]
+def prompt_of(device: DeviceService) -> tuple[int, ...]:
+    return tuple(prompt_ids(device.drafter)[0])
 
 
 @pytest.fixture
@@ -120,6 +106,7 @@ def site(start_mosquitto: StartBroker, tmp_path: Path) -> Iterator[Site]:
 Load = Callable[[str], LlamaCppDrafter]
 
 
+@pytest.mark.exhaustive  # the last test has it wait too
 def test_a_request_whose_edge_is_killed_waits_for_the_same_target(site: Site, drafters: Load) -> None:
     with site.whole.device(drafters("Q4_0")) as device:
         before = site.states(device)
@@ -134,7 +121,13 @@ def test_a_request_whose_edge_is_killed_waits_for_the_same_target(site: Site, dr
     assert TokenOrigin.OTHER_TARGET not in site.origins
 
 
-@pytest.mark.parametrize("renamed", [False, True], ids=["elsewhere", "another file under its name"])
+@pytest.mark.parametrize(
+    "renamed",
+    [
+        pytest.param(False, id="elsewhere", marks=pytest.mark.exhaustive),
+        pytest.param(True, id="another file under its name"),
+    ],
+)
 def test_a_request_does_not_go_on_with_another_target(renamed: bool, site: Site, drafters: Load) -> None:
     with site.whole.device(drafters("Q4_0")) as device:
         site.states(device)
@@ -168,7 +161,7 @@ def test_a_request_names_its_target_and_keeps_to_it_when_an_edge_of_each_is_kill
         states = site.states(device)
         names = {state.target for state in states.values()}
         assert len(names) == len(TARGETS)
-        prompt = long_prompt(device)
+        prompt = prompt_of(device)
 
         def write(name: str, context: RequestContext) -> Generation:
             def prepare(_codec: TextCodec) -> GenerateRequest:
