@@ -94,6 +94,22 @@ def test_log_probabilities_are_refused_by_an_edge_that_knows_only_the_likeliest_
     assert caught.value.code is RefusalCode.LOGPROBS
 
 
+@pytest.mark.parametrize("logprobs", [None, 1])
+@pytest.mark.parametrize("mode", Mode)
+@pytest.mark.parametrize("policy", [{}, {"presence_penalty": 1.0}, {"logit_bias": ((1, 2.0),)}, {"min_tokens": 2}])
+def test_log_probabilities_after_adjustments_need_the_coupled_mode(
+    policy: dict[str, Any], mode: Mode, logprobs: int | None
+) -> None:
+    message = open_message(logprobs=logprobs, max_new_tokens=8)
+    message = message.model_copy(update={"policy": message.policy.model_copy(update={**policy, "mode": mode})})
+    if not policy or mode is Mode.COUPLED or logprobs is None:
+        grant(message, target=TARGET, offer=TERMS)
+        return
+    with pytest.raises(OpenRefused) as caught:
+        grant(message, target=TARGET, offer=TERMS)
+    assert caught.value.code is RefusalCode.LOGPROBS
+
+
 @pytest.mark.parametrize("target_id", [TARGET.target_id, None], ids=["own", "any"])
 def test_tokens_of_its_own_target_are_resumed_and_of_any_if_the_device_allows_it(target_id: bytes | None) -> None:
     grant(open_message(resume=(1, 2), target_id=target_id), target=TARGET, offer=TERMS)

@@ -354,6 +354,10 @@ def test_a_draft_ends_the_writing() -> None:
     (arrived,) = session.chain(16)
     assert arrived.draft.tokens == (5,)
     assert ask(session, 0, base=0, write=10) == DraftReceipt()  # a repetition of the request, delivered late
+    session.settle((arrived,), Judgement(1, rejected=False, token=6))
+    session.remember(1, b"verdict")
+    assert ask(session, 0, base=0, write=10) == DraftReceipt()
+    assert session.decode is None
 
 
 def test_a_request_voids_the_drafts_that_wait() -> None:
