@@ -1,5 +1,6 @@
 """A device renders chats with the template of the target whose edge can serve the request."""
 
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -78,9 +79,34 @@ def test_the_targets_template_is_fetched_once_and_kept(site: Site, tmp_path: Pat
 def test_without_a_template_of_the_target_or_with_the_same_one_the_drafts_is_used(
     site: Site, known: str | None
 ) -> None:
+    assert site.formats.own_name is not None
     site.announce("edge-1", known and site.formats.own_name)
     assert site.rendered() == ("own hi", None, site.codec.end_tokens)
     assert not [each for each in site.link._routes if "/chat" in each.filter]
+
+
+def test_the_template_of_the_last_request_is_used_before_an_edge_is_known(site: Site, tmp_path: Path) -> None:
+    for edge, known in (("edge-1", THEIRS), ("edge-2", OTHER)):
+        site.publish(edge, encode_json(known))
+        site.announce(edge, known)
+    for written_at, known in enumerate((THEIRS, OTHER)):
+        os.utime(tmp_path / "chat" / f"{known.name}.json", (written_at, written_at))
+    assert Site(tmp_path / "chat").rendered()[0] == "other hi"
+    site.announce("edge-2", OTHER, presence=Presence.OFFLINE)
+    assert site.rendered()[0] == "<b>theirs hi"
+    assert Site(tmp_path / "chat").rendered()[0] == "<b>theirs hi"
+
+
+@pytest.mark.parametrize("known", [THEIRS, ChatFormat(template=OWN, bos="<b>")], ids=["another", "same"])
+def test_a_template_other_than_the_drafts_is_reported_once(
+    site: Site, known: ChatFormat, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger=chat_formats.__name__)
+    site.publish("edge-1", encode_json(known))
+    site.announce("edge-1", known)
+    for _ in range(2):
+        site.rendered()
+    assert len(caplog.records) == (known is THEIRS)
 
 
 def test_of_two_targets_each_request_names_the_one_that_it_is_rendered_for(site: Site) -> None:

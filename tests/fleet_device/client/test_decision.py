@@ -301,6 +301,14 @@ def test_an_edge_that_is_online_and_does_not_listen_counts_as_absent() -> None:
     assert scene.decide() == Fail(Silence(1.0))
 
 
+def test_the_time_without_an_edge_is_measured_until_one_is_back() -> None:
+    scene = PureScene()
+    for absent, expected_s in ((False, 0.0), (True, 0.0), (True, 3.0), (True, 6.0), (False, 0.0), (True, 0.0)):
+        scene.pass_time(3.0)
+        scene.availability.note_presence(absent=absent)
+        assert scene.availability.absent_s == expected_s
+
+
 def test_no_open_is_sent_while_no_edge_has_the_target() -> None:
     scene = PureScene(SCENARIOS["an edge with another target is not asked"])
     for step in (scene.ask, scene.grant, scene.draft, scene.verdict, scene.edge_gone):

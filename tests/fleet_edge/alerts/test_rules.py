@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from fleet_edge.session_log.alerts.rules import RULES, AlertProblem, Facts, find_problems
+from fleet_edge.session_log.alerts.rules import RULES, AlertProblem, Facts, find_problems, grouped
 from fleet_edge.session_log.alerts.settings import AlertSettings
-from fleet_edge.session_log.views import AlertSeverity, DeviceSigns, EdgeView, MachineState
+from fleet_edge.session_log.views import AlertSeverity, AlertView, DeviceSigns, EdgeView, MachineState
 from tests.fleet_edge.store import samples
 
 NOW = datetime(2026, 5, 1, 12, tzinfo=UTC)
@@ -114,3 +114,22 @@ def test_a_hostile_name_or_code_stays_what_it_is() -> None:
     hostile = "x'; DROP TABLE alerts; --\n\x1b[31m{value}"
     problem = read("refusals", Facts(now=NOW, refusals={("edge-1", hostile): 100}))
     assert repr(hostile) in problem.sentence
+
+
+def test_alerts_of_one_rule_are_one_line_the_critical_ones_first() -> None:
+    def alert(rule: str, subject: str, severity: AlertSeverity, *, minutes: int) -> AlertView:
+        return samples.view(AlertView, rule=rule, subject=subject, severity=severity, since_at=NOW - minutes * MINUTE)
+
+    kv = [alert("kv-full", f"edge-{number}", AlertSeverity.WARNING, minutes=number) for number in (2, 5, 1)]
+    ends = [
+        alert("certificate-ends", "gateway-1", AlertSeverity.WARNING, minutes=9),
+        alert("certificate-ends", "gateway-2", AlertSeverity.CRITICAL, minutes=3),
+    ]
+    found = [
+        (each.rule, each.severity, each.critical, each.since_at, [one.subject for one in each.alerts])
+        for each in grouped([*kv, *ends])
+    ]
+    assert found == [
+        ("certificate-ends", AlertSeverity.CRITICAL, 1, NOW - 9 * MINUTE, ["gateway-2", "gateway-1"]),
+        ("kv-full", AlertSeverity.WARNING, 0, NOW - 5 * MINUTE, ["edge-1", "edge-2", "edge-5"]),
+    ]
