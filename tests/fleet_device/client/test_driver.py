@@ -4,8 +4,11 @@ from fleet_device.client.driver import with_cause
 from fleet_device.errors import EdgeUnavailable, SessionFailed, SessionRefused
 from fleet_device.requests.generate import Cancellation
 from schemas.codec import decode_close, encode_close
+from schemas.control import Presence
+from schemas.messages import Open
 from schemas.reasons import EndReason, RefusalCode
 from tests.support.drafts import close
+from tests.support.scripted_edge import Answers, LoneDevice, ScriptedEdge, accepted, opened
 
 
 @pytest.mark.parametrize(
@@ -29,3 +32,15 @@ def test_whoever_waits_is_woken_when_the_text_is_cancelled() -> None:
         assert (woken, cancellation.requested) == ([], False)
         cancellation.cancel()
         assert (woken, cancellation.requested) == (["woken"], True)
+
+
+def test_an_edge_that_is_back_is_asked_again_at_once() -> None:
+    device, asked_at = LoneDevice(), list[float]()
+
+    def on_open(message: Open) -> Answers:
+        asked_at.append(device.clock())
+        return [opened(message)] if asked_at[1:] else [Presence.OFFLINE, Presence.ONLINE]
+
+    ScriptedEdge(device.broker, on_open=on_open, on_draft=lambda _message, draft: [accepted(draft)])
+    assert device.generate(most=4).reason is EndReason.LENGTH
+    assert asked_at == [asked_at[0]] * 2

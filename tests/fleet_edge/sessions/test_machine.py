@@ -334,6 +334,19 @@ def test_a_request_from_behind_is_sent_what_it_lacks() -> None:
     assert taken(session) == (2, (6, 7))
 
 
+def test_the_latest_tokens_wait_for_others_but_for_half_of_the_request_and_its_end() -> None:
+    session = session_of()
+    ask(session, 0, base=0, write=10)
+    waits = []
+    for _ in range(10):
+        write(session, 4)
+        assert session.decode is not None
+        waits.append(session.decode.may_wait(session.committed))
+        if not waits[-1]:
+            taken(session)
+    assert waits == [*[True] * 4, False, *[True] * 4, False]
+
+
 def test_a_request_that_comes_late_means_nothing() -> None:
     session = session_of()
     ask(session, 5, base=0, write=3)
