@@ -5,10 +5,10 @@ from fleet_device.errors import EdgeUnavailable, SessionFailed, SessionRefused
 from fleet_device.requests.generate import Cancellation
 from schemas.codec import decode_close, encode_close
 from schemas.control import Presence
-from schemas.messages import Open
+from schemas.messages import Draft, Open
 from schemas.reasons import EndReason, RefusalCode
 from tests.support.drafts import close
-from tests.support.scripted_edge import Answers, LoneDevice, ScriptedEdge, accepted, opened
+from tests.support.scripted_edge import PATIENCE, Answers, LoneDevice, ScriptedEdge, accepted, opened
 
 
 @pytest.mark.parametrize(
@@ -44,3 +44,16 @@ def test_an_edge_that_is_back_is_asked_again_at_once() -> None:
     ScriptedEdge(device.broker, on_open=on_open, on_draft=lambda _message, draft: [accepted(draft)])
     assert device.generate(most=4).reason is EndReason.LENGTH
     assert asked_at == [asked_at[0]] * 2
+
+
+def test_a_verdict_that_the_device_reads_late_counts_whatever_else_is_read_before() -> None:
+    device = LoneDevice()
+
+    def on_draft(message: Open, draft: Draft) -> Answers:
+        device.clock.seconds += 3.0 * PATIENCE.verdict_s
+        return [opened(message), accepted(draft, next=1)]
+
+    edge = ScriptedEdge(device.broker, on_draft=on_draft)
+    ScriptedEdge(device.broker, name="edge-other").stop_opens()
+    assert device.generate(most=4).reason is EndReason.LENGTH
+    assert len(edge.opens) == 1
