@@ -20,10 +20,10 @@ from fleet_edge.verifiers.blocks.parts import (
     NONE,
     AttentionPart,
     ConvolutionPart,
-    Dense,
     DenseAndExperts,
     EmbeddingPart,
     ExpertsPart,
+    FeedForward,
     Layout,
     Loader,
     MtpPart,
@@ -149,7 +149,7 @@ class Model:
             after_mixer=loader.vector("post_attention_norm.weight") if its.sandwich else NONE,
             feed_norm=loader.vector(f"{its.feed_norm}.weight"),
             feed=(
-                Dense(loader, layer.inner)
+                FeedForward(loader, layer.inner)
                 if layer.experts is None
                 else DenseAndExperts(loader, layer.inner, layer.experts)
                 if layer.inner

@@ -319,7 +319,7 @@ class RecurrencePart:
         return self._output(numbers.quantized(out))
 
 
-class Dense:
+class FeedForward:
     """A feed-forward part; `end` is that of its tensors' names."""
 
     def __init__(self, loader: Loader, inner: int, *, end: str = "") -> None:
@@ -350,7 +350,7 @@ class ExpertsPart:
         names = ["ffn_gate_up_exps"] if fused else ["ffn_gate_exps", "ffn_up_exps"]
         self._up = [self._load(loader, name) for name in names]
         self._down = self._load(loader, "ffn_down_exps")
-        self._shared = Dense(loader, its.shared, end="_shexp") if its.shared else None
+        self._shared = FeedForward(loader, its.shared, end="_shexp") if its.shared else None
 
     def _load_router(self, loader: Loader) -> tuple[Floats, Floats]:
         """Return the router `[hidden, logits]` with its bias; a shared expert's gate is the last logit."""
@@ -400,7 +400,10 @@ class DenseAndExperts:
     """A dense part and experts next to each other, each with a norm after it."""
 
     def __init__(self, loader: Loader, inner: int, experts: Experts) -> None:
-        self._parts: list[Callable[[Floats, Inputs], Floats]] = [Dense(loader, inner), ExpertsPart(loader, experts)]
+        self._parts: list[Callable[[Floats, Inputs], Floats]] = [
+            FeedForward(loader, inner),
+            ExpertsPart(loader, experts),
+        ]
         self._norms = [loader.vector(f"post_ffw_norm_{number}.weight") for number in (1, 2)]
         self._numbers = loader.numbers
 
@@ -448,7 +451,7 @@ class MtpPart:
         self._mixer_norm = loader.vector("attn_norm.weight")
         self._mix = AttentionPart(loader, its.mixer, turns, place)
         self._feed_norm = loader.vector(f"{loader.numbers.geometry.feed_norm}.weight")
-        self._feed = Dense(loader, its.inner) if its.experts is None else ExpertsPart(loader, its.experts)
+        self._feed = FeedForward(loader, its.inner) if its.experts is None else ExpertsPart(loader, its.experts)
         own_norm = loader.vector("nextn.shared_head_norm.weight")
         self._norm = own_norm if len(own_norm) else norm
 
