@@ -36,7 +36,6 @@ LETTERS = [chr(code) for code in range(32, 127)]
 WORDS = GrammarTokenizer.of_words([*LETTERS, "end"], end_tokens=[len(LETTERS)])
 TOY = GrammarTokenizer.of_words([f"t{token} " for token in range(6)], end_tokens=[0])
 SMALL = Grammar.regex("ab|ac")
-SMALL_TOY = Grammar.regex("t2 ")
 JSON_OBJECT = Grammar.json_object()
 
 
