@@ -56,7 +56,8 @@ settings.register_profile("search", derandomize=False, deadline=None, suppress_h
 settings.register_profile("fleet", settings.get_profile("search"), derandomize=True, database=None)
 settings.load_profile("fleet")
 
-_REAL_MODELS = {"verifier", "oracle", "drafters"}
+# Fixtures that load real models, and the group of the tests that have them: two, so that neither takes longest.
+_REAL_MODELS = {"verifier": "models", "oracle": "models", "drafters": "draft models"}
 _LONG = ("exhaustive", "root", "broker", "models", "postgres", "slow")
 
 
@@ -102,8 +103,10 @@ def pytest_collection_modifyitems(items: list[Any]) -> Iterator[None]:
     for item in items:
         if "/verifiers/blocks/" in item.nodeid or "[blocks" in item.nodeid:
             item.add_marker(pytest.mark.xdist_group("blocks"))
-        if _REAL_MODELS & set(getattr(item, "fixturenames", ())) and item.get_closest_marker("models"):
-            item.add_marker(pytest.mark.xdist_group("models"))
+        names = getattr(item, "fixturenames", ())
+        groups = [group for fixture, group in _REAL_MODELS.items() if fixture in names]
+        if groups and item.get_closest_marker("models"):
+            item.add_marker(pytest.mark.xdist_group(groups[0]))
     if os.environ.get("PYTEST_XDIST_WORKER"):
         items.sort(key=_place)
     yield
