@@ -1,6 +1,6 @@
 """Small GGUFs: a writer with metadata, and a model of a few kilobytes that llama.cpp loads in a millisecond."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import gguf
@@ -111,6 +111,13 @@ def write_gguf(writer: gguf.GGUFWriter) -> None:
     writer.close()
 
 
+def _adding(writer: gguf.GGUFWriter, random: np.random.Generator) -> Callable[..., None]:
+    def weight(name: str, *shape: int) -> None:
+        writer.add_tensor(f"{name}.weight", random.normal(0, 0.3, shape).astype(np.float32))
+
+    return weight
+
+
 def overwrite(path: Path, key: str, value: bytes | int | None) -> Path:
     """Replace a number in a file's metadata, an int as one of 32 bits; with None, the name of its key."""
     name, content = key.encode(), bytearray(path.read_bytes())
@@ -138,9 +145,7 @@ def tiny_hybrid_gguf(
     writer.add_vocab_size(len(rows))
     writer.add_shortconv_l_cache(kernel)
     random = np.random.default_rng(seed)
-
-    def weight(name: str, *shape: int) -> None:
-        writer.add_tensor(f"{name}.weight", random.normal(0, 0.3, shape).astype(np.float32))
+    weight = _adding(writer, random)
 
     def norm(name: str, size: int = width) -> None:
         writer.add_tensor(f"{name}.weight", np.ones(size, dtype=np.float32))
@@ -163,9 +168,7 @@ def tiny_hybrid_gguf(
             weight(f"{at}shortconv.conv", width, kernel)
             weight(f"{at}shortconv.in_proj", 3 * width, width)
             weight(f"{at}shortconv.out_proj", width, width)
-        weight(f"{at}ffn_gate", inner, width)
-        weight(f"{at}ffn_up", inner, width)
-        weight(f"{at}ffn_down", width, inner)
+        _add_feed(weight, at, width, inner)
     write_gguf(writer)
     return path
 
@@ -178,17 +181,19 @@ def tiny_delta_gguf(
     seed: int = 7,
     end: int = END,
     mtp: Sequence[str] | None = None,
+    experts: int = 0,
 ) -> Path:
     """Write a model of Qwen3.5's architecture: a layer of gated delta rule, one of attention, and again.
 
-    With `mtp` a layer that proposes tokens follows, which has these optional tensors.
+    With `mtp` a layer that proposes tokens follows, which has these optional tensors. With `experts` each token uses
+    two of them, and a shared one.
     """
     rows = [*tiny_rows(), *_padding(len(tiny_rows()))] if rows is None else rows
     width, heads, dim, inner, kernel, layers = 64, 2, 32, 96, 4, 4
     keys, values, size = 1, 2, 32
     writer = new_gguf(
-        path, "qwen35", layers=layers + (mtp is not None), width=width, inner=inner, heads=heads, kv_heads=1, dim=dim,
-        rows=rows, context=context, end=end,
+        path, "qwen35moe" if experts else "qwen35", layers=layers + (mtp is not None), width=width, inner=inner,
+        heads=heads, kv_heads=1, dim=dim, rows=rows, context=context, end=end,
     )  # fmt: skip
     writer.add_vocab_size(len(rows))
     writer.add_rope_dimension_count(dim // 2)
@@ -200,10 +205,10 @@ def tiny_delta_gguf(
     writer.add_ssm_time_step_rank(values)
     writer.add_ssm_inner_size(values * size)
     writer.add_nextn_predict_layers(int(mtp is not None))
+    if experts:
+        _add_experts(writer, experts, inner)
     random = np.random.default_rng(seed)
-
-    def weight(name: str, *shape: int) -> None:
-        writer.add_tensor(f"{name}.weight", random.normal(0, 0.3, shape).astype(np.float32))
+    weight = _adding(writer, random)
 
     def vector(name: str, count: int = width, middle: float = 1.0) -> None:
         writer.add_tensor(name, random.normal(middle, 0.1, count).astype(np.float32))
@@ -231,9 +236,7 @@ def tiny_delta_gguf(
             vector(f"{at}ssm_a", values, -0.3)
             vector(f"{at}ssm_norm.weight", size)
             weight(f"{at}ssm_out", width, values * size)
-        weight(f"{at}ffn_gate", inner, width)
-        weight(f"{at}ffn_up", inner, width)
-        weight(f"{at}ffn_down", width, inner)
+        _add_feed(weight, at, width, inner, experts)
     if mtp is not None:
         weight(f"blk.{layers}.nextn.eh_proj", width, 2 * width)
         for name in ("enorm", "hnorm", *mtp):
@@ -241,6 +244,26 @@ def tiny_delta_gguf(
             vector(f"{at}.weight") if name.endswith("norm") else weight(at, len(rows), width)
     write_gguf(writer)
     return path
+
+
+def _add_experts(writer: gguf.GGUFWriter, experts: int, inner: int) -> None:
+    writer.add_expert_count(experts)
+    writer.add_expert_used_count(2)
+    writer.add_expert_feed_forward_length(inner)
+    writer.add_expert_shared_feed_forward_length(inner)
+
+
+def _add_feed(weight: Callable[..., None], at: str, width: int, inner: int, experts: int = 0) -> None:
+    if experts:
+        weight(f"{at}ffn_gate_inp", experts, width)
+        weight(f"{at}ffn_gate_inp_shexp", width)
+        weight(f"{at}ffn_gate_exps", experts, inner, width)
+        weight(f"{at}ffn_up_exps", experts, inner, width)
+        weight(f"{at}ffn_down_exps", experts, width, inner)
+    shared = "_shexp" if experts else ""
+    weight(f"{at}ffn_gate{shared}", inner, width)
+    weight(f"{at}ffn_up{shared}", inner, width)
+    weight(f"{at}ffn_down{shared}", width, inner)
 
 
 def tiny_mamba_gguf(
@@ -269,9 +292,7 @@ def tiny_mamba_gguf(
     writer.add_ssm_time_step_rank(states)
     writer.add_ssm_inner_size(values)
     random = np.random.default_rng(seed)
-
-    def weight(name: str, *shape: int) -> None:
-        writer.add_tensor(f"{name}.weight", random.normal(0, 0.3, shape).astype(np.float32))
+    weight = _adding(writer, random)
 
     def vector(name: str, *shape: int, middle: float = 1.0) -> None:
         writer.add_tensor(name, random.normal(middle, 0.1, shape).astype(np.float32))
@@ -296,9 +317,7 @@ def tiny_mamba_gguf(
             vector(f"{at}ssm_d", states, 1)
             vector(f"{at}ssm_norm.weight", groups, values // groups)
             weight(f"{at}ssm_out", width, values)
-        weight(f"{at}ffn_gate", inner, width)
-        weight(f"{at}ffn_up", inner, width)
-        weight(f"{at}ffn_down", width, inner)
+        _add_feed(weight, at, width, inner)
     write_gguf(writer)
     return path
 
@@ -321,9 +340,7 @@ def tiny_gguf(
     )  # fmt: skip
     writer.add_vocab_size(len(rows))
     random = np.random.default_rng(seed)
-
-    def weight(name: str, *shape: int) -> None:
-        writer.add_tensor(f"{name}.weight", random.normal(0, 0.3, shape).astype(np.float32))
+    weight = _adding(writer, random)
 
     def norm(name: str) -> None:
         writer.add_tensor(f"{name}.weight", np.ones(width, dtype=np.float32))

@@ -125,6 +125,7 @@ _WRITERS: dict[str, Callable[..., Path]] = {
     "granitehybrid": tiny_mamba_gguf,
     "qwen35 mtp": partial(tiny_delta_gguf, mtp=("shared_head_norm",)),
     "qwen35 mtp of its own": partial(tiny_delta_gguf, mtp=("embed_tokens", "shared_head_head")),
+    "qwen35moe mtp": partial(tiny_delta_gguf, mtp=("shared_head_norm",), experts=5),
 }
 
 

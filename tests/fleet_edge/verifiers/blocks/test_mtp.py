@@ -25,9 +25,9 @@ from schemas.policy import Mode, SamplingPolicy
 from schemas.vocabulary import Vocabulary
 from tests.fleet_edge.verifiers.oracle import CONTEXT, VOCABULARY, tiny_target_gguf
 
-KINDS = ["qwen35 mtp", "qwen35 mtp of its own"]
+KINDS = ["qwen35 mtp", "qwen35 mtp of its own", "qwen35moe mtp"]
 TOKENS = [(7 * index + index * index // 5) % VOCABULARY for index in range(150)]
-LAYER, HEADS, DIM, ROTATED = 4, 2, 32, 16
+LAYER, HEADS, DIM, ROTATED, USED = 4, 2, 32, 16, 2
 Make = Callable[..., MtpVerifier]
 
 
@@ -91,8 +91,24 @@ def _computed(path: Path, rows: Array, tokens: Sequence[int]) -> tuple[Array, Ar
     attended = np.einsum("hij,jd->ihd", shares, y @ its("attn_v").T) / (1 + np.exp(-gates))
     x = x + attended.reshape(len(x), -1) @ its("attn_output").T
     y = normal(x, its("post_attention_norm"))
-    gate = y @ its("ffn_gate").T
-    x = x + (gate / (1 + np.exp(-gate)) * (y @ its("ffn_up").T)) @ its("ffn_down").T
+
+    def fed(x: Array, gate: Array, up: Array, down: Array) -> Array:
+        gates = x @ gate.T
+        return (gates / (1 + np.exp(-gates)) * (x @ up.T)) @ down.T
+
+    names = "ffn_gate", "ffn_up", "ffn_down"
+    if f"blk.{LAYER}.ffn_gate_inp.weight" in found:
+        more = fed(y, *(its(f"{name}_shexp") for name in names))
+        more /= 1 + np.exp(-y @ its("ffn_gate_inp_shexp").reshape(-1, 1))
+        routed, experts = np.exp(y @ its("ffn_gate_inp").T), [its(f"{name}_exps") for name in names]
+        for row, shares in enumerate(routed):
+            chosen = np.argsort(shares)[-USED:]
+            for expert in chosen:
+                share = shares[expert] / shares[chosen].sum()
+                more[row] += share * fed(y[row], *(each[expert] for each in experts))
+        x = x + more
+    else:
+        x = x + fed(y, *map(its, names))
     own_norm = found.get(f"blk.{LAYER}.nextn.shared_head_norm.weight", found["output_norm.weight"])
     head = found.get(f"blk.{LAYER}.nextn.shared_head_head.weight", found["token_embd.weight"])
     rows = normal(x, own_norm)
