@@ -16,7 +16,8 @@ from benchmarks.engines.random_models import PROMPT, Reference, make
 from broker_config.processes import MosquittoProcess
 from fleet_common.host import cache_folder
 from fleet_device.drafters.llama_cpp import LlamaCppDrafter, LlamaCppSettings
-from fleet_device.requests.generate import GenerateRequest, RequestContext
+from fleet_device.requests.generate import GenerateRequest, Generation, RequestContext
+from fleet_device.service import DeviceService
 from fleet_edge.settings import EdgeSettings
 from fleet_edge.verifiers.contract import Item
 from fleet_edge.verifiers.registry import load_verifier
@@ -33,6 +34,7 @@ from tests.support.whole import FLEET, Whole
 pytestmark = [pytest.mark.broker, pytest.mark.exhaustive]
 
 LENGTH = 96
+EDGE_ONLY_LENGTH = 400
 KILLED_AT = 30
 GUESSED = 4  # one in so many draft tokens is the draft model's own, which a random target rejects
 KV_BYTES = 1 << 26
@@ -82,7 +84,7 @@ class MostlyRight:
         return point_mass(self._known[place])
 
 
-def _edge(whole: Whole, target: Path) -> Program:
+def _edge(whole: Whole, target: Path, **more: str) -> Program:
     """Run an edge whose cache is apart from others; on return it is online."""
     arguments = [
         "edge", "run", "--events", "--fleet", FLEET, "--edge", "edge-1", "--port", str(whole.port),
@@ -94,9 +96,33 @@ def _edge(whole: Whole, target: Path) -> Program:
         "FLEET_EDGE_KV_BYTES": str(KV_BYTES),
         "FLEET_EDGE_THREADS": "1",
     }
-    program = Program("fleet_cli.main", arguments, environment={**quota_variables(), **own})
+    program = Program("fleet_cli.main", arguments, environment={**quota_variables(), **own, **more})
     program.wait_for('"online"', timeout_s=2 * PATIENCE_S)
     return program
+
+
+def _disturbed(whole: Whole, device: DeviceService, request: GenerateRequest, target: Path, **more: str) -> Generation:
+    """Return what a request generates whose edge is killed in the middle and started again."""
+    compiled = cache_folder()
+    if compiled is not None and (compiled / "blocks").is_dir():
+        shutil.copytree(compiled / "blocks", whole.folder / "cache" / "blocks")
+    written, edges = 0, [_edge(whole, target, **more)]
+
+    def kill_in_the_middle(tokens: Sequence[int]) -> None:
+        nonlocal written
+        written += len(tokens)
+        if written >= KILLED_AT and len(edges) == 1:
+            edges[0].kill()
+            edges.append(_edge(whole, target, **more))
+
+    try:
+        done = device.agent.generate(request, RequestContext(on_tokens=kill_in_the_middle))
+    finally:
+        for each in edges:
+            each.end()
+    segments = whole.rows(f"SELECT reason FROM segments WHERE session = '{done.session.hex()}'")
+    assert len(segments) >= len(edges) == 2  # a busy machine may have it resume again
+    return done
 
 
 def _greedy(target: Path, prompt: Sequence[int]) -> list[int]:
@@ -134,35 +160,44 @@ def test_a_killed_edge_changes_no_greedy_text(name: str, mosquitto: MosquittoPro
     draft = DRAFTS[name](tmp_path / "draft.gguf", rows=list(zip(words, kinds, strict=True)))
     known = _greedy(target, prompt)
     assert len(known) > 2 * KILLED_AT
-    compiled = cache_folder()
-    if compiled is not None and (compiled / "blocks").is_dir():
-        shutil.copytree(compiled / "blocks", tmp_path / "cache" / "blocks")
-
-    whole, written, edges = Whole(mosquitto.port, tmp_path), 0, list[Program]()
-
-    def kill_in_the_middle(tokens: Sequence[int]) -> None:
-        nonlocal written
-        written += len(tokens)
-        if written >= KILLED_AT and len(edges) == 1:
-            edges[0].kill()
-            edges.append(_edge(whole, target))
-
     settings = LlamaCppSettings(path=draft, threads=1, context=256)
     drafter = OnOneThread(lambda: LlamaCppDrafter(settings))
     policy = SamplingPolicy(mode=Mode.RESIDUAL, temperature=0.0, seed=1)
-    edges.append(_edge(whole, target))
+    request = GenerateRequest(tuple(prompt), policy=policy, max_new_tokens=LENGTH)
+    whole = Whole(mosquitto.port, tmp_path)
     try:
         with whole.device(MostlyRight(drafter, len(prompt), known), draft_length=4) as device:
-            request = GenerateRequest(tuple(prompt), policy=policy, max_new_tokens=LENGTH)
-            done = device.agent.generate(request, RequestContext(on_tokens=kill_in_the_middle))
+            done = _disturbed(whole, device, request, target)
     finally:
         drafter.close()
-        for each in edges:
-            each.end()
     assert done.tokens == tuple(known)
     assert done.counters.accepted > 0
-    segments = whole.rows(f"SELECT reason FROM segments WHERE session = '{done.session.hex()}'")
-    assert len(segments) >= len(edges) == 2  # a busy machine may have it resume again
     gaps = _gaps(target, prompt, known)
     print(name, f"{int((gaps > 0).sum())} of {len(known)} tokens are second to another, by {gaps.max():.2g} at most")
     assert gaps.max() < NEAR_TIES.get(name, NEAR_TIE)
+
+
+@pytest.mark.parametrize(("mode", "temperature"), [(Mode.COUPLED, 3.0), (Mode.RESIDUAL, 0.0)])
+def test_a_killed_edge_that_drafts_with_the_targets_own_layer_changes_no_text(
+    mode: Mode, temperature: float, mosquitto: MosquittoProcess, tmp_path: Path
+) -> None:
+    target = tiny_delta_gguf(tmp_path / "target.gguf", mtp=("shared_head_norm",), context=1024)
+    settings = {"target": str(target), "engine": "blocks", "threads": 1, "kv_bytes": KV_BYTES, "kv_kept": "off"}
+    whole = Whole(mosquitto.port, tmp_path, load_verifier(EdgeSettings.model_validate(settings)))
+    own = LlamaCppSettings(path=tiny_gguf(tmp_path / "draft.gguf"), threads=1, context=256)
+    drafter = OnOneThread(lambda: LlamaCppDrafter(own))
+    policy = SamplingPolicy(mode=mode, temperature=temperature, top_k=0, top_p=1.0, seed=1, min_tokens=EDGE_ONLY_LENGTH)
+    request = GenerateRequest(tuple(range(20, 120)), policy=policy, max_new_tokens=EDGE_ONLY_LENGTH, edge_only=True)
+    try:
+        with whole.device(drafter) as device:
+            with whole.edge():
+                undisturbed = device.agent.generate(request)
+            done = _disturbed(whole, device, request, target, FLEET_EDGE_EDGE_DRAFT="mtp")
+    finally:
+        drafter.close()
+    assert done.tokens == undisturbed.tokens
+    segments = whole.rows(
+        f"SELECT speculated, speculated_accepted FROM segments WHERE session = '{done.session.hex()}' ORDER BY segment"
+    )
+    assert segments[-1]["speculated"] > 0
+    assert segments[-1]["speculated_accepted"] > 0 or not temperature  # two random models have other best tokens
