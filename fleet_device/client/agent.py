@@ -270,6 +270,7 @@ class Agent:
                 context=context,
                 end_tokens=request.end_tokens or drafter.codec.end_tokens,
                 on_local=self._keep_under_way,
+                keep=self._keep,
                 claim=lambda handle: self._handles.claim(opening.session, handle),
             )
             closing = driver.closing
@@ -280,10 +281,6 @@ class Agent:
                 self._handles.release(opening.session)
                 if (source := drafts.source) is not None and not session.sequence.unverified:
                     source.remember(opening.prompt, session.committed)
-                if closing.sent is not None and closing.answer is None:
-                    self._keep(closing.sent, granted=session.granted)
-                    while (event := lane.inbox.get()) is not None:  # it came before the Close was kept
-                        self._unconfirmed.on_event(event)
             generation = Generation(
                 session=opening.session,
                 tokens=tuple(session.committed),
@@ -304,10 +301,10 @@ class Agent:
             _log_end(generation)
             return generation
 
-    def _keep(self, close: Close, *, granted: bool) -> None:
+    def _keep(self, close: Close) -> None:
         if close.unverified and self.reports is not None:
             self.reports.keep(close)
-        elif close.unverified or granted:
+        else:
             self._unconfirmed.keep(close)
 
     def _keep_under_way(self, close: Close) -> None:

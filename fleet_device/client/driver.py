@@ -83,6 +83,7 @@ class SessionDriver:
     Attributes:
         end_tokens: Ids that end a generation without an edge.
         on_local: Receives, while the generation goes on without an edge, the Close to report should it never end.
+        keep: Receives the Close to repeat until an edge confirms it.
         claim: Takes the handle that an edge has granted; False if another request of this device has it.
     """
 
@@ -95,6 +96,7 @@ class SessionDriver:
     context: RequestContext = field(default_factory=RequestContext)
     end_tokens: tuple[int, ...] = ()
     on_local: Callable[[Close], None] = lambda _close: None
+    keep: Callable[[Close], None] = lambda _close: None
     claim: Callable[[int], bool] = lambda _handle: True
     closing: "SessionEnd" = field(init=False)
     first_at: float | None = None
@@ -102,7 +104,7 @@ class SessionDriver:
     _local_cause: str = ""  # why the generation goes on without an edge
 
     def __post_init__(self) -> None:
-        self.closing = SessionEnd(self.session, self.outbound, self.clock)
+        self.closing = SessionEnd(self.session, self.outbound, self.clock, self.keep)
 
     @property
     def clock(self) -> Callable[[], float]:
@@ -408,17 +410,14 @@ class SessionDriver:
 
 @dataclass(slots=True)
 class SessionEnd:
-    """The end of a session: its Close, and the wait for the edge's confirmation.
-
-    `sent` is the last Close that was sent, or is to be sent to the next edge that is online.
-    """
+    """The end of a session: its Close, which `keep` has repeated, and the wait for the edge's confirmation."""
 
     session: DeviceSession
     outbound: Outbound
     clock: Callable[[], float]
+    keep: Callable[[Close], None]
     started: float = field(init=False)
     failure: BaseException | None = None
-    sent: Close | None = None
     answer: Closed | None = None
     done: bool = False
     _until: float | None = None  # end of the wait for the answer
@@ -437,8 +436,8 @@ class SessionEnd:
 
     def begin(self, *, within_s: float) -> None:
         if self.session.sequence.unverified and self.session.opened is None:
-            self.sent, self.done = self._close_to_any(), True  # the agent keeps it until an edge is online
-            self._until = self.clock()
+            self.keep(self._close())
+            self._until, self.done = self.clock(), True
             return
         if self.session.open_sent:
             self.send_close()
@@ -456,23 +455,9 @@ class SessionEnd:
         if self.session.granted or self.session.sequence.unverified or (self.session.open_sent and not refused):
             self.send_close()  # also if no edge has answered: one may yet take the Open that was sent
 
-    def send_close(self, *, to_any: bool = False) -> None:
-        """Send a Close; `to_any` asks another edge to record the end, because the one of the session is gone."""
-        self.sent = self._close_to_any() if to_any else self._close()
-        self.outbound.publish_close(self.sent)
-
     def on_event(self, event: Event) -> None:
-        opened = self.session.opened
-        match event:
-            case Closed() if self.session.concerns(event):
-                self.answer, self.done = event, True
-            case ConnectionChanged(up=True):
-                self.send_close()
-            case EdgeStateChanged(edge=edge) if opened is not None and (edge == opened.edge or self._sent_to_any):
-                # Gone: another edge records the end. Back: it has received nothing that was sent meanwhile.
-                self.send_close(to_any=True)
-            case _:
-                pass
+        if isinstance(event, Closed) and self.session.concerns(event):
+            self.answer, self.done = event, True
 
     def on_quiet(self) -> None:
         self.done = self.done or self.left_s <= 0.0
@@ -482,18 +467,17 @@ class SessionEnd:
         return self.session.close(wall_ms=self._wall_ms, if_lost=True).model_copy(update=_UNFINISHED)
 
     @property
-    def _sent_to_any(self) -> bool:
-        return self.sent is not None and self.sent.edge is None
-
-    @property
     def _wall_ms(self) -> float:
         return (self.clock() - self.started) * 1e3
 
+    def send_close(self) -> None:
+        close = self._close()
+        if self.session.granted or self.session.sequence.unverified:
+            self.keep(close)  # first: the confirmation may arrive at once, on another thread
+        self.outbound.publish_close(close)
+
     def _close(self) -> Close:
         return with_cause(self.session.close(wall_ms=self._wall_ms), self.failure)
-
-    def _close_to_any(self) -> Close:
-        return self._close().model_copy(update={"edge": None, "handle": None})
 
 
 def with_cause(close: Close, error: BaseException | None) -> Close:

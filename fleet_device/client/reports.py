@@ -1,7 +1,7 @@
 """Closes that no edge has confirmed yet: sent again until one has recorded the end of the session.
 
 An edge confirms a Close once its session log cannot lose it. If it dies before that, the session stays open in the log,
-and only the device can report its end, to any edge that is online. Those few are kept in memory.
+and only the device can report its end, to any edge that is online. Each is kept in memory from its first sending.
 
 No edge knows what was generated without one. Such Closes are kept in files, which survive the end of the process, and
 sent one after the other; the log holds each session once, however often it is reported. A generation that still runs
@@ -57,18 +57,21 @@ class UnconfirmedCloses:
                 self._forget(next(iter(self._closes)))
 
     def on_event(self, event: Event) -> None:
-        """Drop what an edge confirms; send all again when an edge is online. Callable from any thread.
+        """Drop what an edge confirms; send all again when an edge's state changes. Callable from any thread.
 
-        Each edge's state also arrives once after every reconnect.
+        If an edge is gone, another records the end; one that is back has received nothing meanwhile. After a reconnect
+        of the device each edge's state arrives once.
         """
         match event:
             case Closed(session=session):
                 with self._lock:
                     self._forget(session)
-            case EdgeStateChanged(presence=Presence.ONLINE):
-                self.repeat()
+            case EdgeStateChanged(presence=Presence.OFFLINE, before=Presence.OFFLINE):
+                pass  # it publishes every second how much of its target it has loaded
+            case EdgeStateChanged():
+                self._repeat()
 
-    def repeat(self) -> None:
+    def _repeat(self) -> None:
         with self._lock:
             closes = list(self._closes.values())
             for close in closes:

@@ -53,7 +53,6 @@ class Text:
         error: How it failed.
         quarantined: Whether the device was quarantined meanwhile.
         harmed: Whether more happened to it than repeated or reordered messages.
-        kept: Whether its Close was kept, to be repeated until it is confirmed.
     """
 
     session: RecordedSession
@@ -63,7 +62,6 @@ class Text:
     error: DeviceError | None = None
     quarantined: bool = False
     harmed: bool = False
-    kept: bool = False
 
     @property
     def over(self) -> bool:
@@ -133,6 +131,7 @@ class ModelDevice:
             retry=retry,
             availability=self._availability,
             context=RequestContext(on_tokens=written.extend),
+            keep=self._unconfirmed.keep,
         )
         self.text = Text(session, driver, Replay(request), written)
         return self.text
@@ -142,7 +141,6 @@ class ModelDevice:
         text, worked = self.text, False
         for _ in range(ACTS):
             if text is None or text.over or not self._guarded(text.driver.step):
-                self._keep_close()
                 self.broker.pump()
                 return worked
             worked = True
@@ -181,14 +179,6 @@ class ModelDevice:
         if session.opened is not None:
             assert len(drafts.drafts) <= session.opened.window, "more drafts are in flight than were granted"
         assert drafts._early.keys() <= {draft.round for draft in drafts.drafts}, "verdicts are kept that nobody awaits"
-
-    def _keep_close(self) -> None:
-        """Keep a Close that no edge has confirmed, as `Agent.generate` does."""
-        text = self.text
-        if text is not None and text.over and not text.kept:
-            text.kept, closing = True, text.driver.closing
-            if closing.sent is not None and closing.answer is None and text.session.granted:
-                self._unconfirmed.keep(closing.sent)
 
     def _guarded(self, act: Callable[[], bool | None]) -> bool:
         """Run `act` as `SessionDriver.run` does: an error ends the request, and is reported to the edge."""

@@ -191,12 +191,23 @@ def test_what_is_not_confirmed_is_said_to_whichever_edge_is_there_next() -> None
     for number in (1, 2):
         closes.keep(numbered(number))
     closes.on_event(confirmed(1))
-    closes.on_event(EdgeStateChanged("edge-1", Presence.OFFLINE))
     assert said == []
+    closes.on_event(EdgeStateChanged("edge-1", Presence.OFFLINE))
     closes.on_event(BACK)
-    assert [(each.tokens, each.edge, each.handle) for each in said] == [(2, None, None)]
+    assert [(each.tokens, each.edge, each.handle) for each in said] == [(2, None, None)] * 2
     closes.on_event(confirmed(2))
     closes.on_event(BACK)
+    assert len(said) == 2
+
+
+def test_an_edge_that_loads_its_target_uses_no_repetition_up() -> None:
+    said: list[Close] = []
+    closes = UnconfirmedCloses(said.append)
+    closes.keep(numbered(1))
+    for _ in range(100):
+        closes.on_event(EdgeStateChanged("edge-1", Presence.OFFLINE, Presence.OFFLINE))
+    assert said == []
+    closes.on_event(EdgeStateChanged("edge-1", Presence.ONLINE, Presence.OFFLINE))
     assert len(said) == 1
 
 
