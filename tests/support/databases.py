@@ -31,6 +31,7 @@ class PostgresServer:
         self._user = _unprivileged()
         self._data = self._folder / "data"
         self._count = 0
+        self._databases: list[str] = []
         self._included = False
         self._tables: str | None = None
         if self._user:
@@ -62,18 +63,28 @@ class PostgresServer:
         if self._tables is None:
             made = self.database()
             open_store(made).close()
-            self._tables = f"TEMPLATE fleet_{self._count}"
+            self._tables = f"TEMPLATE {self._databases.pop()}"
         return self._create(self._tables)
 
     def database(self, encoding: str = "UTF8") -> str:
         return self._create(f"TEMPLATE template0 ENCODING {encoding} LOCALE 'C'")
 
+    def drop_databases(self) -> None:
+        """Drop all databases but the one that is copied: hundreds would be gigabytes on the disk."""
+        with self._connect() as connection:
+            while self._databases:
+                connection.execute(f"DROP DATABASE {self._databases.pop()} WITH (FORCE)".encode())
+
     def _create(self, like: str) -> str:
         self._count += 1
         name = f"fleet_{self._count}"
-        with psycopg.connect(f"host={self._folder} user=fleet dbname=postgres", autocommit=True) as connection:
+        with self._connect() as connection:
             connection.execute(f"CREATE DATABASE {name} {like}".encode())
+        self._databases.append(name)
         return f"postgresql://fleet@/{name}?host={self._folder}"
+
+    def _connect(self) -> psycopg.Connection:
+        return psycopg.connect(f"host={self._folder} user=fleet dbname=postgres", autocommit=True)
 
     def close(self) -> None:
         self.stop()
@@ -141,10 +152,12 @@ def tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)])
-def database_server(request: pytest.FixtureRequest) -> PostgresServer | None:
+def database_server(request: pytest.FixtureRequest) -> Iterator[PostgresServer | None]:
     """Return the server of a test's databases; None for SQLite."""
     server: PostgresServer | None = request.getfixturevalue("postgres") if request.param == "postgresql" else None
-    return server
+    yield server
+    if server is not None:
+        server.drop_databases()
 
 
 @pytest.fixture
