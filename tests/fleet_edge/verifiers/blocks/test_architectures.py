@@ -74,6 +74,7 @@ _GRANITE = {
     "residual_multiplier": 0.5,
     "logits_scaling": 2.0,
     "attention_multiplier": 0.3,
+    "rms_norm_eps": 0.02,  # large enough to show
 }
 _SHARED_EXPERT = _EXPERTS | {"shared_expert_intermediate_size": 32}
 
