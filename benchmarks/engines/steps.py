@@ -21,6 +21,7 @@ import random
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -34,6 +35,7 @@ from benchmarks.harness import MODELS, Bench, SuiteReport, at_most, number_of, s
 from benchmarks.large.models import SHAPES, make
 from benchmarks.processes import BenchError
 from fleet_edge.settings import EdgeSettings
+from fleet_edge.verifiers.blocks.weight_cache import KEEPING
 from fleet_edge.verifiers.contract import Item, Verifier
 from fleet_edge.verifiers.llama_cpp.target import CELL_ROUNDING, open_target
 from fleet_edge.verifiers.llama_cpp.verifier import LlamaCppVerifier
@@ -267,6 +269,9 @@ def _prepared(bench: Bench, kind: str, dtype: str, context: int, most: int) -> I
     else:
         settings = {"target": str(path), "engine": kind, "threads": threads, "context": context + new}
         ours = load_verifier(EdgeSettings.model_validate({**settings, "kv_bytes": _KV_BYTES}))
+        for thread in threading.enumerate():
+            if thread.name == KEEPING:  # gigabytes are written
+                thread.join()
     step = steps(ours, fill(ours, sequences=most, context=context), grows=grows)
     with raw_llama(path, **size, flash=False) as plain:
         if options.shape is not None:

@@ -35,6 +35,8 @@ Packed = dict[str, list[Weights]]
 
 _log = logging.getLogger(__name__)
 
+KEEPING: Final = "keep-weights"
+"""Name of the thread that writes the file."""
 _PART: Final = ".part"
 _TRAILER: Final = struct.Struct("<8sQ32s")  # magic, bytes of the index, its SHA-256
 _MAGIC: Final = b"weights1"
@@ -120,7 +122,7 @@ class CachedWeights:
 
     def keep_later(self, proof: str) -> None:
         """Write the file on a thread that does not delay the start, nor the end of the process."""
-        threading.Thread(target=self.keep, args=[proof], name="keep-weights", daemon=True).start()
+        threading.Thread(target=self.keep, args=[proof], name=KEEPING, daemon=True).start()
 
 
 def _read(path: Path, wanted: str, threads: int, on_bytes: Callable[[int], None]) -> tuple[Packed, str]:
