@@ -48,7 +48,7 @@ _RULES: Final[Mapping[Table, Mapping[str, Rule]]] = {
 _GROUPS: Final = {table: groups_of(rules) for table, rules in _RULES.items()}
 _KEY: Final = {table: itemgetter(*(column.name for column in table.primary_key)) for table in _ORDER}
 _MILLISECOND: Final = timedelta(milliseconds=1)
-_NEW_SEGMENT: Final = dict.fromkeys(SEGMENTS.c.keys()) | {"duration_ms": 0.0} | asdict(SegmentCounters())
+_NEW_SEGMENT: Final = dict.fromkeys(SEGMENTS.c.keys()) | asdict(SegmentCounters())
 
 _Rows = dict[Table, dict[Any, Values]]
 """Rows by table and key."""

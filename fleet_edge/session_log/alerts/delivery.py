@@ -164,7 +164,6 @@ class BrokerChannel:
         self._fleet = settings.fleet
         self._topic = build(Topic.ALERT, fleet=settings.fleet)
         self._link = make_link(settings.broker.link(settings.fleet, settings.name, will=None))
-        self._started = False
         self._using = threading.Lock()
         self.name = f"the broker at {settings.broker.host}:{settings.broker.port}"
 
@@ -172,7 +171,7 @@ class BrokerChannel:
         """Publish alerts and wait for the broker's acknowledgements; otherwise raises `DeliveryFailed`."""
         with self._using:
             try:
-                self._start()
+                self._link.start(timeout_s=_CONNECT_S)
                 for each in alerts:
                     payload = encode_json(message_of(each, fleet=self._fleet))
                     publish_confirmed(
@@ -184,7 +183,7 @@ class BrokerChannel:
     def retain(self, topic: str, payload: bytes) -> None:
         """Publish a retained message, without waiting for the acknowledgement; raises `LinkError`."""
         with self._using:
-            self._start()
+            self._link.start(timeout_s=_CONNECT_S)
             self._link.publish(topic, payload, retain=True, content_type="application/json")
 
     def on_connection(self, listener: Callable[[bool], None]) -> None:
@@ -193,11 +192,6 @@ class BrokerChannel:
     def close(self) -> None:
         with self._using:
             self._link.stop()
-
-    def _start(self) -> None:
-        if not self._started:
-            self._link.start(timeout_s=_CONNECT_S)
-            self._started = True
 
 
 _log = logging.getLogger(__name__)
