@@ -36,13 +36,13 @@ _SLIDING, _FULL = "sliding_attention", "full_attention"
 class Architecture:
     """A class of transformers' configurations, and its values besides those that all have.
 
-    `names` are what published files call kinds of layers where transformers writes other words; `options` are the
-    converter's.
+    `published` are the fields of published files where transformers writes others, None for those that they do not
+    have; `options` are the converter's.
     """
 
     kind: str
     values: Mapping[str, Any] = field(default_factory=dict)
-    names: Mapping[str, str] = field(default_factory=dict)
+    published: Mapping[str, Any] = field(default_factory=dict)
     options: tuple[str, ...] = ()
 
 
@@ -70,6 +70,15 @@ _GEMMA4_DENSE: Final = {
     **_GEMMA4, "num_global_key_value_heads": 1, "hidden_size_per_layer_input": 0, "num_kv_shared_layers": 0,
     "attention_k_eq_v": True,
 }  # fmt: skip
+_NEMOTRON: Final = {
+    **_HEAD, "num_hidden_layers": 6, "mamba_num_heads": 4, "mamba_head_dim": 32, "n_groups": 2, "ssm_state_size": 16,
+    "conv_kernel": 4, "time_step_floor": 0.1,
+}  # fmt: skip
+_NEMOTRON_DENSE: Final = {
+    "hybrid_override_pattern": "M-M*-M",
+    **dict.fromkeys(("num_experts_per_tok", "n_routed_experts", "n_group", "topk_group", "model_type")),
+}  # fmt: skip
+"""Without a type the converter does not add transformers' defaults, which make it a mixture of experts."""
 _YARN: Final = {
     "rope_type": "yarn", "factor": 4.0, "beta_fast": 32.0, "beta_slow": 1.0, "original_max_position_embeddings": 256
 }  # fmt: skip
@@ -185,24 +194,21 @@ ARCHITECTURES: Final[Mapping[str, Architecture]] = {
             "residual_multiplier": 0.5,
             "attention_multiplier": 0.2,
         },
-        {"linear_attention": "mamba", _FULL: "attention"},
+        {"layer_types": ["mamba", "mamba", "attention", "mamba"]},
     ),
-    "nemotron-h": Architecture(
+    "nemotron-h": Architecture("NemotronHConfig", {**_NEMOTRON, "hybrid_override_pattern": "M-M*-M"}, _NEMOTRON_DENSE),
+    "nemotron-h-moe": Architecture(
         "NemotronHConfig",
         {
-            **_HEAD,
-            "num_hidden_layers": 6,
+            **_NEMOTRON,
             "hybrid_override_pattern": "MEM*ME",
             "n_routed_experts": 8,
             "num_experts_per_tok": 2,
+            "n_group": 2,
             "moe_intermediate_size": 32,
             "moe_shared_expert_intermediate_size": 32,
-            "mamba_num_heads": 4,
-            "mamba_head_dim": 32,
-            "n_groups": 1,
-            "ssm_state_size": 16,
-            "conv_kernel": 4,
-            "expand": 2,
+            "moe_latent_size": 32,
+            "routed_scaling_factor": 2.5,
         },
     ),
     "falcon-h1": Architecture(
@@ -264,7 +270,8 @@ def make(name: str, folder: Path) -> None:
     random = torch.Generator().manual_seed(_SEED)
     texts = torch.randint(3, WORDS, (2, LENGTH), generator=random)
     with torch.no_grad():
-        for key, values in model.named_parameters():
+        buffers = [each for each in model.named_buffers() if "bias" in each[0]]  # by which some routers choose
+        for key, values in [*model.named_parameters(), *buffers]:
             if values.dim() == 1 or "bias" in key or key.endswith("sinks"):
                 values.add_(0.2 * torch.randn(values.shape, generator=random))
         head = model.get_output_embeddings().weight
@@ -329,10 +336,9 @@ def convert(name: str, folder: Path, converter: Path) -> None:
     """Write a model's GGUF into its folder; raise BenchError if the converter fails."""
     config, architecture = folder / "config.json", ARCHITECTURES[name]
     saved = config.read_text()
-    fields = json.loads(saved)
-    if architecture.names:
-        fields["layer_types"] = [architecture.names.get(each, each) for each in fields["layer_types"]]
-        config.write_text(json.dumps(fields))
+    fields, published = json.loads(saved), architecture.published
+    kept = {name: value for name, value in fields.items() if name not in published}
+    config.write_text(json.dumps(kept | {name: value for name, value in published.items() if value is not None}))
     words = [sys.executable, "-c", _CONVERT, converter, folder, folder / "model.gguf", *architecture.options]
     done = subprocess.run(list(map(str, words)), capture_output=True, text=True, check=False)
     config.write_text(saved)

@@ -120,10 +120,14 @@ def fill(verifier: Verifier, *, sequences: int, context: int) -> list[int]:
 
 
 def steps(verifier: Verifier, text: Sequence[int], *, grows: bool = False) -> Step:
-    """Return a step of a verifier over filled sequences, which is rolled back afterwards unless they grow."""
+    """Return a step of a verifier over filled sequences, which is rolled back afterwards unless they grow.
+
+    Each step has other tokens, so that no server knows them from the one before.
+    """
+    chance, vocabulary = random.Random(1), range(verifier.info.vocabulary.size)
 
     def step(sequences: int, tokens: int) -> float:
-        items = [Item(sequence, text[sequence % 100 :][:tokens], tokens) for sequence in range(sequences)]
+        items = [Item(sequence, chance.choices(vocabulary, k=tokens), tokens) for sequence in range(sequences)]
         before = time.perf_counter()
         verifier.score(items)
         taken = time.perf_counter() - before

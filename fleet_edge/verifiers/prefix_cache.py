@@ -208,12 +208,12 @@ class PrefixCache:
         self._require_new(sequence)
         held = HeldSequence(self._key(sequence), sequence)
         self._with_room(lambda: self._verifier.open(held.key))
-        self._hold(held)
+        self._register(held)
 
     def fork(self, sequence: int, source: int, length: int) -> None:
         origin = self._of(source)
         self._require_new(sequence)
-        self._hold(self._fork(self._key(sequence), sequence, origin, length))
+        self._register(self._fork(self._key(sequence), sequence, origin, length))
 
     def computed(self, sequence: int) -> int:
         return self._of(sequence).computed
@@ -295,7 +295,7 @@ class PrefixCache:
             return 0
         try:
             theirs = source.owner != held.owner
-            found = self._take(source, length, taker=held)
+            found = self._move_or_fork(source, length, taker=held)
         except CapacityExceeded:
             return 0
         found.owner, found.expected, found.stable = held.owner, held.expected, held.stable
@@ -304,7 +304,7 @@ class PrefixCache:
         source.shared = max(source.shared, found.shared)
         self._note_owner(found)
         self._drop(held)
-        self._hold(found)
+        self._register(found)
         self._index.insert(found.key, found.expected)
         return max(0, length - max(held.computed, held.reached))
 
@@ -367,7 +367,7 @@ class PrefixCache:
             self._drop(held)
 
     def _follow_deletion(self) -> None:
-        """Drop ended sequences if an administrator has deleted what is kept; what is computed ahead, once."""
+        """Drop ended sequences, and once the prompts computed ahead, if an administrator has deleted the file."""
         if not isinstance(self._verifier, KeepsPrefixes) or not self._verifier.is_forgotten:
             return
         if not self._was_deleted:
@@ -438,7 +438,7 @@ class PrefixCache:
 
     # Held sequences
 
-    def _hold(self, held: HeldSequence) -> None:
+    def _register(self, held: HeldSequence) -> None:
         assert held.caller is not None
         self._open[held.caller] = held
         self._held[held.key] = held
@@ -467,14 +467,14 @@ class PrefixCache:
             self._retained[held.key] = self._retained.pop(held.key)
 
     def _release(self, held: HeldSequence) -> None:
-        """Take a sequence out of the index and of the retained ones; its tokens MUST be unchanged since `_retain`."""
+        """Remove a sequence from the index and the retained ones; its tokens MUST be unchanged since `_retain`."""
         self._index.remove(held.key)
         if self._retained.pop(held.key, None) is not None:
             self._owned[held.owner] -= held.computed
             if not self._owned[held.owner]:
                 del self._owned[held.owner]
 
-    def _take(self, source: HeldSequence, length: int, *, taker: HeldSequence) -> HeldSequence:
+    def _move_or_fork(self, source: HeldSequence, length: int, *, taker: HeldSequence) -> HeldSequence:
         """Move or fork the first `length` tokens of `source` for `taker`; raises `CapacityExceeded`."""
         caller = taker.caller
         assert caller is not None

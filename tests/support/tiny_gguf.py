@@ -59,7 +59,7 @@ def new_gguf(
     *,
     layers: int,
     width: int,
-    inner: int,
+    inner: int | list[int],
     heads: int,
     kv_heads: int | list[int],
     dim: int | None = None,
@@ -271,11 +271,8 @@ def tiny_mamba_gguf(
 ) -> Path:
     """Write a model of Granite 4-H's architecture: a layer of Mamba-2, one of attention, and again."""
     rows = [*tiny_rows(), *_padding(len(tiny_rows()))] if rows is None else rows
-    width, heads, inner, kernel = 64, 2, 96, 4
+    width, heads, inner = 64, 2, 96
     kv_heads = [0, 1, 0, 1]
-    groups, states, size = 2, 4, 8
-    values = 2 * width
-    channels = values + 2 * groups * size
     writer = new_gguf(
         path, "granitehybrid", layers=len(kv_heads), width=width, inner=inner, heads=heads, kv_heads=kv_heads,
         rows=rows, context=context, end=end,
@@ -286,11 +283,7 @@ def tiny_mamba_gguf(
     writer.add_embedding_scale(3.0)
     writer.add_residual_scale(0.5)
     writer.add_logit_scale(2.0)
-    writer.add_ssm_conv_kernel(kernel)
-    writer.add_ssm_state_size(size)
-    writer.add_ssm_group_count(groups)
-    writer.add_ssm_time_step_rank(states)
-    writer.add_ssm_inner_size(values)
+    mamba = _mamba(writer, width)
     random = np.random.default_rng(seed)
     weight = _adding(writer, random)
 
@@ -309,15 +302,96 @@ def tiny_mamba_gguf(
             weight(f"{at}attn_v", width // heads * count, width)
             weight(f"{at}attn_output", width, width)
         else:
-            weight(f"{at}ssm_in", values + channels + states, width)
-            weight(f"{at}ssm_conv1d", channels, kernel)
-            vector(f"{at}ssm_conv1d.bias", channels, middle=0.3)
-            vector(f"{at}ssm_dt.bias", states)
-            vector(f"{at}ssm_a", states, 1, middle=-0.3)
-            vector(f"{at}ssm_d", states, 1)
-            vector(f"{at}ssm_norm.weight", groups, values // groups)
-            weight(f"{at}ssm_out", width, values)
+            mamba(at, weight, vector)
         _add_feed(weight, at, width, inner)
+    write_gguf(writer)
+    return path
+
+
+def _mamba(writer: gguf.GGUFWriter, width: int) -> Callable[..., None]:
+    """Write the sizes of layers of Mamba-2; return what adds the tensors of one."""
+    groups, states, size, kernel, values = 2, 4, 8, 4, 2 * width
+    channels = values + 2 * groups * size
+    writer.add_ssm_conv_kernel(kernel)
+    writer.add_ssm_state_size(size)
+    writer.add_ssm_group_count(groups)
+    writer.add_ssm_time_step_rank(states)
+    writer.add_ssm_inner_size(values)
+
+    def add(at: str, weight: Callable[..., None], vector: Callable[..., None]) -> None:
+        weight(f"{at}ssm_in", values + channels + states, width)
+        weight(f"{at}ssm_conv1d", channels, kernel)
+        vector(f"{at}ssm_conv1d.bias", channels, middle=0.3)
+        vector(f"{at}ssm_dt.bias", states)
+        vector(f"{at}ssm_a", states, 1, middle=-0.3)
+        vector(f"{at}ssm_d", states, 1)
+        vector(f"{at}ssm_norm.weight", groups, values // groups)
+        weight(f"{at}ssm_out", width, values)
+
+    return add
+
+
+def tiny_nemotron_gguf(
+    path: Path,
+    *,
+    rows: Sequence[Row] | None = None,
+    context: int = 256,
+    seed: int = 7,
+    end: int = END,
+    experts: int = 0,
+) -> Path:
+    """Write a model of Nemotron-H's architecture: layers of Mamba-2, a feed-forward part, attention and Mamba-2.
+
+    With `experts`, which are in two groups and narrower than the model, each token uses two of one group and a shared
+    one.
+    """
+    rows = [*tiny_rows(), *_padding(len(tiny_rows()))] if rows is None else rows
+    width, heads, dim, inner, latent, layers = 64, 2, 32, 96, 32, "M-*M"
+    writer = new_gguf(
+        path, "nemotron_h_moe" if experts else "nemotron_h", layers=len(layers), width=width,
+        inner=[inner * (layer == "-") for layer in layers], heads=heads, kv_heads=[int(each == "*") for each in layers],
+        dim=dim, rows=rows, context=context, end=end,
+    )  # fmt: skip
+    writer.add_layer_norm_eps(1e-5)
+    writer.add_vocab_size(len(rows))
+    if experts:
+        _add_experts(writer, experts, inner)
+        writer.add_expert_group_count(2)
+        writer.add_expert_group_used_count(1)
+        writer.add_expert_weights_norm(value=True)
+        writer.add_expert_weights_scale(2.5)
+        writer.add_moe_latent_size(latent)
+    mamba = _mamba(writer, width)
+    random = np.random.default_rng(seed)
+    weight = _adding(writer, random)
+
+    def vector(name: str, *shape: int, middle: float = 1.0) -> None:
+        writer.add_tensor(name, random.normal(middle, 0.1, shape).astype(np.float32))
+
+    weight("token_embd", len(rows), width)
+    weight("output", len(rows), width)
+    vector("output_norm.weight", width)
+    for number, layer in enumerate(layers):
+        at = f"blk.{number}."
+        vector(f"{at}attn_norm.weight", width)
+        if layer == "M":
+            mamba(at, weight, vector)
+        elif layer == "*":
+            weight(f"{at}attn_q", heads * dim, width)
+            weight(f"{at}attn_k", dim, width)
+            weight(f"{at}attn_v", dim, width)
+            weight(f"{at}attn_output", width, heads * dim)
+        else:
+            end_of_name = "_shexp" if experts else ""
+            weight(f"{at}ffn_up{end_of_name}", inner, width)
+            weight(f"{at}ffn_down{end_of_name}", width, inner)
+        if layer == "-" and experts:
+            weight(f"{at}ffn_gate_inp", experts, width)
+            vector(f"{at}exp_probs_b.bias", experts)
+            weight(f"{at}ffn_latent_down", latent, width)
+            weight(f"{at}ffn_latent_up", width, latent)
+            weight(f"{at}ffn_up_exps", experts, inner, latent)
+            weight(f"{at}ffn_down_exps", experts, latent, inner)
     write_gguf(writer)
     return path
 

@@ -18,7 +18,7 @@ from fleet_edge.verifiers.contract import Item, Verifier
 from sampling.distribution import Float
 from tests.support.markov import MarkovScript
 from tests.support.scripted_verifier import ScriptedVerifier
-from tests.support.tiny_gguf import Row, tiny_delta_gguf, tiny_hybrid_gguf
+from tests.support.tiny_gguf import Row, tiny_delta_gguf, tiny_hybrid_gguf, tiny_nemotron_gguf
 from tests.support.toy_pair import END_TOKENS, TOP_K, Disturbed, Languages, ToyPair
 from tests.support.toy_transformer import ToyTransformer
 
@@ -37,6 +37,7 @@ class ToyEngine(StrEnum):
     EIGHT_BITS = "8-bit"
     FOUR_BITS = "4-bit"
     DELTA = "delta"  # layers with a gated delta rule, in blocks
+    MAMBA = "mamba"  # layers with Mamba-2, and experts, likewise
     VLLM = "vllm"
 
 
@@ -52,7 +53,7 @@ def pair_of(engine: ToyEngine, languages: Languages = Languages.STANDARD) -> Toy
     if engine is ToyEngine.SCRIPTED:
         return ToyPair.standard()
     pair = ToyPair.transformer()
-    if engine in (ToyEngine.HYBRID, ToyEngine.DELTA):
+    if engine in (ToyEngine.HYBRID, ToyEngine.DELTA, ToyEngine.MAMBA):
         return replace(pair, target=_alone(engine), draft=Disturbed(_alone(engine), _NOISE))
     return replace(pair, target=_alone(engine)) if engine in _BLOCKS else pair
 
@@ -115,6 +116,8 @@ def _blocks(engine: ToyEngine) -> Iterator[Verifier]:
         path = Path(folder) / "toy.gguf"
         if engine is ToyEngine.DELTA:
             tiny_delta_gguf(path, rows=_toy_rows(), end=END_TOKENS[0])
+        elif engine is ToyEngine.MAMBA:
+            tiny_nemotron_gguf(path, rows=_toy_rows(), end=END_TOKENS[0], experts=6)
         else:
             target.write_gguf(path, end_token=END_TOKENS[0], four_bits=engine is ToyEngine.FOUR_BITS)
         settings = {"engine": "blocks", "target": str(path), "kv_bytes": _KV_BYTES, "threads": 1}
@@ -183,5 +186,6 @@ _VERIFIERS: Final[dict[ToyEngine, Callable[[], AbstractContextManager[Verifier]]
     ToyEngine.EIGHT_BITS: partial(_blocks, ToyEngine.EIGHT_BITS),
     ToyEngine.FOUR_BITS: partial(_blocks, ToyEngine.FOUR_BITS),
     ToyEngine.DELTA: partial(_blocks, ToyEngine.DELTA),
+    ToyEngine.MAMBA: partial(_blocks, ToyEngine.MAMBA),
     ToyEngine.VLLM: _remote,
 }

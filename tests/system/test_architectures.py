@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from tests.fleet_edge.verifiers.blocks.rounded import rounded_products
 from tests.fleet_edge.verifiers.blocks.test_gguf_architectures import ARCHITECTURES, write_model
 from tests.support.one_thread import OnOneThread
 from tests.support.processes import Program, quota_variables
-from tests.support.tiny_gguf import tiny_delta_gguf, tiny_gguf, tiny_mamba_gguf
+from tests.support.tiny_gguf import tiny_delta_gguf, tiny_gguf, tiny_mamba_gguf, tiny_nemotron_gguf
 from tests.support.waiting import PATIENCE_S
 from tests.support.whole import FLEET, Whole
 
@@ -48,6 +49,7 @@ DRAFTS: dict[str, Callable[..., Path]] = {
     "qwen35": tiny_delta_gguf,
     "qwen35moe": tiny_delta_gguf,
     "granite-h": tiny_mamba_gguf,
+    "nemotron-h-moe": partial(tiny_nemotron_gguf, experts=6),
     "gemma4": lambda path, rows: write_model(path, *ARCHITECTURES["gemma4 e"], rows=rows),
     "gpt-oss": tiny_gguf,
     "qwen3moe": tiny_gguf,

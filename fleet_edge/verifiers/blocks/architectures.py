@@ -38,6 +38,8 @@ _DELTA_TURNED: Final = 0.25
 _OSS_LIMIT: Final = 7.0
 _OSS_ALPHA: Final = 1.702
 _GRANITE: Final = "granitehybrid"
+_NEMOTRON: Final = "nemotron_h", "nemotron_h_moe"
+_MAMBA: Final = _GRANITE, *_NEMOTRON
 _GRANITE_FACTORS: Final = "attention_multiplier", "embedding_multiplier", "residual_multiplier", "logits_scaling"
 _LEAST_FACTOR: Final = 1e-4
 _MOST_FACTOR: Final = 1e4
@@ -59,6 +61,7 @@ class _Family:
         local_base: Whether layers with a window have a rotary embedding of their own.
         delta: Whether layers have a gated delta rule, apart from some with gated attention.
         experts: Whether layers have experts; None if they may.
+        apart: Whether a layer has either a mixer or a feed-forward part.
         neighbours, sandwich, feed_norm, output_norm, activation: As in `Geometry`.
     """
 
@@ -67,6 +70,7 @@ class _Family:
     heads_normalized: bool = False
     delta: bool = False
     experts: bool | None = False
+    apart: bool = False
     neighbours: bool = False
     sandwich: bool = False
     scaled_embedding: bool = False
@@ -107,6 +111,9 @@ _FAMILIES: Final = {
     "qwen35moe": _Family(heads_normalized=True, delta=True, experts=True, feed_norm="post_attention_norm"),
     "qwen3next": _Family(heads_normalized=True, delta=True, experts=True, feed_norm="post_attention_norm"),
     _GRANITE: _Family(neighbours=True, experts=None),
+    **dict.fromkeys(
+        _NEMOTRON, _Family(apart=True, experts=None, feed_norm="attn_norm", activation=Activation.SQUARED)
+    ),
     "lfm2": _Family(heads_normalized=True, output_norm="token_embd_norm"),
     "gpt-oss": _Family(
         whole_every=2, experts=True, feed_norm="post_attention_norm", activation=Activation.CLAMPED
@@ -127,6 +134,24 @@ _OF_CONFIG: Final = {
     "qwen3_next": "qwen3next",
 }
 """Names of architectures in a config.json that differ from those in a GGUF."""
+
+_NEMOTRON_NAMES: Final = {
+    "hybrid_override_pattern": "layer_types",
+    "layers_block_type": "layer_types",
+    "layer_norm_epsilon": "rms_norm_eps",
+    "mlp_hidden_act": "hidden_act",
+    "n_groups": "mamba_n_groups",
+    "mamba_num_heads": "mamba_n_heads",
+    "mamba_head_dim": "mamba_d_head",
+    "ssm_state_size": "mamba_d_state",
+    "conv_kernel": "mamba_d_conv",
+    "use_conv_bias": "mamba_conv_bias",
+    "n_routed_experts": "num_local_experts",
+    "moe_shared_expert_intermediate_size": "shared_intermediate_size",
+}
+"""What a config.json of Nemotron-H calls by other names than that of Granite does."""
+_NEMOTRON_LAYERS: Final = {"M": _LINEAR, "mamba": _LINEAR, "-": "mlp", "E": "moe"}
+"""Other names of the layers of Nemotron-H that have no attention."""
 
 
 def refusal(kind: str, reason: str = "") -> UnsupportedModel:
@@ -178,10 +203,10 @@ def of_gguf(get: Callable[..., Any], vector: _Vector, has: Callable[[str], bool]
     if any(int(of(f"attention.value_length{end}", same)) != same for end, same in (("", dim), ("_swa", local_dim))):
         raise refusal(kind, "its keys and values differ in size")
     experts = _experts_of_gguf(kind, family, of)
-    inner = each("feed_forward_length") if experts is None or experts.scaled else [0] * count
+    lengths = each("feed_forward_length") if experts is None or experts.scaled or family.apart else [0] * count
     (whole, local), context = _ropes_of_gguf(kind, family, (dim, local_dim), of, vector)
     skipped = _SMOLLM3_PATTERN if kind == "smollm3" else count + 1
-    if kind == _GRANITE and not of("rope.scaling.finetuned", True):  # noqa: FBT003 - a default
+    if kind in _MAMBA and not (kind == _GRANITE and of("rope.scaling.finetuned", True)):  # noqa: FBT003 - a default
         skipped = 1  # all
     large = count == {"gemma2": _GEMMA2_27B_LAYERS, "gemma3": _GEMMA3_27B_LAYERS}.get(kind)
     caps = GEMMA2_CAPS if kind == "gemma2" else {}
@@ -212,11 +237,12 @@ def of_gguf(get: Callable[..., Any], vector: _Vector, has: Callable[[str], bool]
                 has_sinks=kind == "gpt-oss",
                 is_gated=family.delta,
             ),
-            inner=inner[number],
+            inner=lengths[number],
             experts=experts,
         )
         for number, is_local in enumerate(sliding)
     ]
+    layers = _apart(layers, lengths) if family.apart else layers
     proposes = family.delta and drafting == 1 and has(f"blk.{count}.nextn.eh_proj.weight")
     return _checked(
         Geometry(
@@ -225,7 +251,7 @@ def of_gguf(get: Callable[..., Any], vector: _Vector, has: Callable[[str], bool]
             hidden=hidden,
             rows=len(get("tokenizer.ggml.tokens")),
             context=context,
-            eps=float(of("attention.layer_norm_rms_epsilon")),
+            eps=_eps_of_gguf(of),
             end_tokens=_ids([get("tokenizer.ggml.eos_token_id", None), get("tokenizer.ggml.eot_token_id", None)]),
             activation=family.activation,
             embedding_scale=hidden**0.5 if family.scaled_embedding else 1.0,
@@ -240,6 +266,23 @@ def of_gguf(get: Callable[..., Any], vector: _Vector, has: Callable[[str], bool]
         ),
         _granite_factors(of, dim) if kind == _GRANITE else (),
     )
+
+
+def _eps_of_gguf(of: Callable[..., Any]) -> float:
+    return float(of("attention.layer_norm_rms_epsilon", None) or of("attention.layer_norm_epsilon"))
+
+
+def _apart(layers: Sequence[Layer], lengths: Sequence[int]) -> list[Layer]:
+    """Return layers without their mixer where the length of a feed-forward part is not 0, and only with it elsewhere.
+
+    A length says where experts are, and not how wide they are.
+    """
+    return [
+        replace(layer, mixer=None, inner=0 if layer.experts else length)
+        if length
+        else replace(layer, inner=0, experts=None)
+        for layer, length in zip(layers, lengths, strict=True)
+    ]
 
 
 def _granite_factors(of: Callable[..., Any], dim: int) -> list[float]:
@@ -258,13 +301,13 @@ def _checked(its: Geometry, factors: Sequence[float] = ()) -> Geometry:
         if isinstance(mixer, Recurrence):
             widths = [mixer.key_heads, mixer.value_heads, mixer.kernel, mixer.channels]
             widths += [size * _MOST_WIDTH // _MOST_DELTA for size in (mixer.key_dim, mixer.value_dim)]
+        elif mixer is None:
+            widths = []
         else:
             widths = [mixer.kernel] if isinstance(mixer, Convolution) else [mixer.heads, mixer.kv_heads, mixer.dim]
-        widths += [layer.inner] if layer.inner or layer.experts is None else []
+        widths += [layer.inner] if layer.inner or not (layer.experts or _FAMILIES[its.kind].apart) else []
         if layer.experts is not None:
-            widths += [layer.experts.count, layer.experts.inner]
-            if not 0 < layer.experts.used <= layer.experts.count:
-                raise ValueError("It uses an impossible number of experts.")
+            widths += _experts_checked(layer.experts)
         uneven = isinstance(mixer, Attention) and mixer.kv_heads and mixer.heads % mixer.kv_heads
         uneven = uneven or (isinstance(mixer, Recurrence) and mixer.key_heads and mixer.value_heads % mixer.key_heads)
         if uneven or not all(0 < each <= _MOST_WIDTH for each in widths):
@@ -274,6 +317,21 @@ def _checked(its: Geometry, factors: Sequence[float] = ()) -> Geometry:
     if not its.pools:
         raise refusal(its.kind, "none of its layers has attention")
     return its
+
+
+def _experts_checked(its: Experts) -> list[int]:
+    """Return the widths of experts whose numbers are possible; raises ValueError."""
+    count = its.count
+    if its.groups:
+        size, left = divmod(count, its.groups)
+        if left or size == 1 or not 0 < its.used_groups <= its.groups:
+            raise ValueError("Its groups of experts are impossible.")
+        count = size * its.used_groups
+    if not 0 < its.used <= count:
+        raise ValueError("It uses an impossible number of experts.")
+    if not _LEAST_FACTOR <= its.factor <= _MOST_FACTOR:
+        raise ValueError("The factor of its experts is impossible.")
+    return [its.count, its.inner, its.latent or 1, its.shared if its.groups else 1]
 
 
 def _with_factors(its: Geometry, scores: float, embedding: float, added: float, logits: float) -> Geometry:
@@ -314,20 +372,20 @@ def _other_mixer_of_gguf(kind: str, family: _Family, of: Callable[..., Any]) -> 
     """Return what mixes tokens in the layers that have no attention; None if all have."""
     if kind == "lfm2":
         return Convolution(width=int(of("embedding_length")), kernel=int(of("shortconv.l_cache")))
-    if not family.delta and kind != _GRANITE:
+    if not family.delta and kind not in _MAMBA:
         return None
     value_heads = int(of("ssm.time_step_rank"))
     value_dim, left = divmod(int(of("ssm.inner_size")), value_heads)
     if left:
         raise ValueError("Its heads of values have an impossible size.")
     return Recurrence(
-        is_mamba=kind == _GRANITE,
+        is_mamba=kind in _MAMBA,
         key_heads=int(of("ssm.group_count")),
         value_heads=value_heads,
         key_dim=int(of("ssm.state_size")),
         value_dim=value_dim,
         kernel=int(of("ssm.conv_kernel")),
-        eps=float(of("attention.layer_norm_rms_epsilon")),
+        eps=_eps_of_gguf(of),
         in_turn=kind in ("qwen35", "qwen35moe"),
     )
 
@@ -339,15 +397,26 @@ def _experts_of_gguf(kind: str, family: _Family, of: Callable[..., Any]) -> Expe
     if not count:
         return None
     inner = int(of("feed_forward_length" if kind in ("llama", _GRANITE) else "expert_feed_forward_length"))
-    return Experts(
+    found = Experts(
         count=count,
         used=int(of("expert_used_count")),
         inner=inner,
         normalized=kind != "qwen2moe",
         shared=int(of("expert_shared_feed_forward_length", 0)),
-        shared_gated=kind != _GRANITE,
+        shared_gated=kind not in _MAMBA,
         has_biases=kind == "gpt-oss",
         scaled=kind == "gemma4",
+    )
+    if kind not in _NEMOTRON:
+        return found
+    groups = int(of("expert_group_count", 0)) or 1
+    return replace(
+        found,
+        normalized=bool(of("expert_weights_norm", 0)),
+        groups=groups,
+        used_groups=int(of("expert_group_used_count", 0)) if groups > 1 else 1,
+        factor=float(of("expert_weights_scale", 0.0) or 1.0),
+        latent=int(of("moe_latent_size", 0)),
     )
 
 
@@ -395,6 +464,8 @@ def of_config(config: Mapping[str, Any], generation: Mapping[str, Any]) -> Geome
     family = _FAMILIES.get(kind)
     if family is None:
         raise refusal(kind)
+    if kind in _NEMOTRON:
+        config = _of_nemotron(config)
     _check_config(kind, family, config)
     count, hidden, heads = (int(config[name]) for name in ("num_hidden_layers", "hidden_size", "num_attention_heads"))
     kv_heads = int(config.get("num_key_value_heads") or heads)
@@ -405,7 +476,10 @@ def of_config(config: Mapping[str, Any], generation: Mapping[str, Any]) -> Geome
     without = _without_rope(kind, config, count)
     shared = int(config.get("num_kv_shared_layers") or 0)
     sources = _sources([bool(window) for window in windows], shared)
-    has_experts = config["num_local_experts"] if kind == _GRANITE else family.experts or config.get("enable_moe_block")
+    kinds = config.get("layer_types") or ()
+    has_experts = family.experts or config.get("enable_moe_block") or "moe" in kinds
+    if kind == _GRANITE:
+        has_experts = config["num_local_experts"]
     experts = _experts_of_config(kind, config) if has_experts else None
     inner = _inner_of_config(kind, config) if experts is None or experts.scaled else 0
     others = _other_mixers(kind, family, config, count)
@@ -433,6 +507,7 @@ def of_config(config: Mapping[str, Any], generation: Mapping[str, Any]) -> Geome
         )
         for number, window in enumerate(windows)
     ]
+    layers = _apart(layers, [inner or 1 if each in ("mlp", "moe") else 0 for each in kinds]) if family.apart else layers
     context = int(config["max_position_embeddings"])
     return _checked(
         Geometry(
@@ -457,6 +532,14 @@ def of_config(config: Mapping[str, Any], generation: Mapping[str, Any]) -> Geome
     )
 
 
+def _of_nemotron(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a config with the names that Granite's has."""
+    found = {"rms_norm_eps": 1e-5, "hidden_act": "relu2", **config}
+    found |= {new: config[old] for old, new in _NEMOTRON_NAMES.items() if config.get(old) is not None}
+    found["layer_types"] = [_NEMOTRON_LAYERS.get(each, each) for each in found["layer_types"]]
+    return found | {"num_hidden_layers": len(found["layer_types"])}
+
+
 def _other_mixers(kind: str, family: _Family, config: Mapping[str, Any], count: int) -> dict[int, Mixer]:
     """Return what mixes tokens in the layers that have no attention."""
     kinds = config.get("layer_types")
@@ -464,12 +547,15 @@ def _other_mixers(kind: str, family: _Family, config: Mapping[str, Any], count: 
         whole = config["full_attn_idxs"] if not kinds else [place for place, each in enumerate(kinds) if each != "conv"]
         convolution = Convolution(width=int(config["hidden_size"]), kernel=int(config["conv_L_cache"]))
         return {number: convolution for number in range(count) if number not in whole}
-    if kind == _GRANITE:
-        names = ("n_groups", "n_heads", "d_state", "d_conv", "expand")
-        groups, heads, size, kernel, expand = (int(config[f"mamba_{name}"]) for name in names)
+    if kind in _MAMBA:
+        groups, heads, size, kernel = (
+            int(config[f"mamba_{name}"]) for name in ("n_groups", "n_heads", "d_state", "d_conv")
+        )
+        own = kind in _NEMOTRON
         mamba = Recurrence(
             is_mamba=True, key_heads=groups, value_heads=heads, key_dim=size,
-            value_dim=expand * int(config["hidden_size"]) // heads, kernel=kernel, eps=float(config["rms_norm_eps"]),
+            value_dim=int(config["mamba_d_head"] if own else config["mamba_expand"] * config["hidden_size"] // heads),
+            kernel=kernel, eps=float(config["rms_norm_eps"]),
         )  # fmt: skip
         return {number: mamba for number, each in enumerate(config["layer_types"]) if each in ("mamba", _LINEAR)}
     if not family.delta:
@@ -488,7 +574,7 @@ def _other_mixers(kind: str, family: _Family, config: Mapping[str, Any], count: 
 def _check_config(kind: str, family: _Family, config: Mapping[str, Any]) -> None:
     """Refuse what a config asks for and the engine has not."""
     gelu = family.activation is Activation.GELU
-    wanted = "gelu_pytorch_tanh" if gelu else "silu"
+    wanted = {Activation.GELU: "gelu_pytorch_tanh", Activation.SQUARED: "relu2"}.get(family.activation, "silu")
     activation = config.get("hidden_activation", wanted) if gelu else config.get("hidden_act", wanted)
     if activation != wanted:
         raise refusal(kind, f"it uses {activation} as activation")
@@ -498,8 +584,8 @@ def _check_config(kind: str, family: _Family, config: Mapping[str, Any]) -> None
         raise refusal(kind, "its convolutions have biases")
     if kind == "qwen3next":
         raise refusal(kind, "a folder has the projections of its states in another order")
-    if kind == _GRANITE and not config.get("mamba_conv_bias", True):
-        raise refusal(kind, "its convolutions have no biases")
+    if kind in _MAMBA:
+        _check_mamba(kind, config)
     shortest, longest = config.get("time_step_limit") or (0.0, math.inf)
     if shortest or (isinstance(longest, int | float) and math.isfinite(longest)):
         raise refusal(kind, "it limits its time steps")
@@ -510,6 +596,15 @@ def _check_config(kind: str, family: _Family, config: Mapping[str, Any]) -> None
         raise refusal(kind, f"it limits its activations to {limits[0]}")
     if family.sandwich and kind != "gemma2" and config.get("attn_logit_softcapping"):
         raise refusal(kind, "it caps its scores")
+
+
+def _check_mamba(kind: str, config: Mapping[str, Any]) -> None:
+    if config.get("mamba_hidden_act", "silu") != "silu":
+        raise refusal(kind, f"it uses {config['mamba_hidden_act']} as activation")
+    if {"mlp", "moe"} <= set(config["layer_types"]):
+        raise refusal(kind, "some of its layers have no experts")
+    if not config.get("mamba_conv_bias", True):
+        raise refusal(kind, "its convolutions have no biases")
 
 
 def _inner_of_config(kind: str, config: Mapping[str, Any]) -> int:
@@ -537,16 +632,26 @@ def _whole_heads(config: Mapping[str, Any]) -> tuple[int, int]:
 
 def _experts_of_config(kind: str, config: Mapping[str, Any]) -> Experts:
     names = ["top_k_experts", "num_experts_per_tok"]
-    shared = f"shared_{'' if kind == _GRANITE else 'expert_'}intermediate_size"
-    return Experts(
+    shared = f"shared_{'' if kind in _MAMBA else 'expert_'}intermediate_size"
+    found = Experts(
         count=int(config.get("num_experts") or config["num_local_experts"]),
         used=int(next(config[name] for name in names if config.get(name))),
         inner=int(config.get("moe_intermediate_size") or config["intermediate_size"]),
         normalized=bool(config.get("norm_topk_prob", False)) if kind in ("qwen2moe", "qwen3moe") else True,
-        shared=int(config[shared]) if kind in ("qwen2moe", "qwen35moe", _GRANITE) else 0,
-        shared_gated=kind != _GRANITE,
+        shared=int(config[shared]) if kind in ("qwen2moe", "qwen35moe", *_MAMBA) else 0,
+        shared_gated=kind not in _MAMBA,
         has_biases=kind == "gpt-oss",
         scaled=kind == "gemma4",
+    )
+    if kind not in _NEMOTRON:
+        return found
+    return replace(
+        found,
+        normalized=bool(config.get("norm_topk_prob", True)),
+        groups=int(config.get("n_group", 1)),
+        used_groups=int(config.get("topk_group", 1)),
+        factor=float(config.get("routed_scaling_factor", 1.0)),
+        latent=int(config.get("moe_latent_size") or 0),
     )
 
 
@@ -607,7 +712,7 @@ def _ropes_of_config(
 
 
 def _without_rope(kind: str, config: Mapping[str, Any], layers: int) -> set[int]:
-    if kind == _GRANITE and config.get("position_embedding_type") != "rope":
+    if kind in _MAMBA and config.get("position_embedding_type") != "rope":
         return set(range(layers))
     if kind != "smollm3":
         return set()

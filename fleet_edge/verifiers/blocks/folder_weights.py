@@ -21,7 +21,7 @@ _MATRIX: Final = 2
 _TYPES: Final[dict[str, npt.DTypeLike]] = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16}
 
 # Where a model that reads images as well keeps its language model.
-_PREFIXES: Final = ("model.language_model.", "language_model.model.", "language_model.", "model.")
+_PREFIXES: Final = ("model.language_model.", "language_model.model.", "language_model.", "model.", "backbone.")
 
 _NAMES: Final = {
     "token_embd": "embed_tokens",
@@ -66,6 +66,10 @@ _OF_DELTA: Final = {
     "ssm_norm": "linear_attn.norm",
     "ssm_out": "linear_attn.out_proj",
 }
+_OF_MAMBA: Final = {
+    "ssm_in": "in_proj", "ssm_conv1d": "conv1d", "ssm_dt.bias": "dt_bias", ".ssm_a": "A_log", ".ssm_d": "D",
+    "ssm_norm": "norm", "ssm_out": "out_proj",
+}  # fmt: skip
 _OF_KIND: Final = {
     "phi3": {"ffn_up": "mlp.gate_up_proj"},
     "gemma2": _OF_GEMMA,
@@ -78,14 +82,22 @@ _OF_KIND: Final = {
         "ffn_gate_inp": "router.proj",
     },
     "mixtral": {"ffn_gate_inp": "block_sparse_moe.gate"},
+    "nemotron_h": {
+        "token_embd": "embeddings",
+        "output_norm": "norm_f",
+        "attn_norm": "norm",
+        **{f"attn_{end}": f"mixer.{end}_proj" for end in ("q", "k", "v")},
+        "attn_output": "mixer.o_proj",
+        **{name: f"mixer.{own}" for name, own in _OF_MAMBA.items()},
+        **{f"ffn_{end}": f"mixer.{end}_proj" for end in ("up", "down")},
+        **{f"ffn_{end}_shexp": f"mixer.shared_experts.{end}_proj" for end in ("up", "down")},
+        "ffn_gate_inp": "mixer.gate",
+        "exp_probs_b.bias": "mixer.gate.e_score_correction_bias",
+        "ffn_latent_down": "mixer.fc1_latent_proj",
+        "ffn_latent_up": "mixer.fc2_latent_proj",
+    },
     "granitehybrid": {
-        "ssm_in": "mamba.in_proj",
-        "ssm_conv1d": "mamba.conv1d",
-        "ssm_dt.bias": "mamba.dt_bias",
-        ".ssm_a": "mamba.A_log",
-        ".ssm_d": "mamba.D",
-        "ssm_norm": "mamba.norm",
-        "ssm_out": "mamba.out_proj",
+        **{name: f"mamba.{own}" for name, own in _OF_MAMBA.items()},
         "ffn_gate_inp": "block_sparse_moe.router.layer",
         "ffn_gate_up_exps.weight": "block_sparse_moe.input_linear.weight",
         "ffn_down_exps.weight": "block_sparse_moe.output_linear.weight",
@@ -125,6 +137,7 @@ _EXPERTS: Final = {
     "qwen2moe": _OF_QWEN,
     "qwen3moe": _OF_QWEN,
     "qwen35moe": _OF_QWEN,
+    "nemotron_h": ("mixer.experts.{}", {"up": "up_proj", "down": "down_proj"}),
     "mixtral": ("block_sparse_moe.experts.{}", {"gate": "w1", "up": "w3", "down": "w2"}),
 }
 """Where each expert has tensors of its own."""

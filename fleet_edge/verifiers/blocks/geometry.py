@@ -23,6 +23,11 @@ class Activation(IntEnum):
     SILU = 0
     GELU = 1
     CLAMPED = 2  # gpt-oss: gate and up are limited, and up has one added
+    SQUARED = 3  # Nemotron-H: there is no gate, and up goes through ReLU and is squared
+
+    @property
+    def has_gate(self) -> bool:
+        return self is not Activation.SQUARED
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -134,6 +139,9 @@ class Experts:
         shared_gated: Whether that expert has a gate of its own.
         has_biases: Whether the router and all products have biases.
         scaled: Whether the router has norm and scales of its own, and each expert's share a factor, as in Gemma 4.
+        groups: Number of groups of experts; of each row's experts, all are in `used_groups` of them. Shares are then
+            sigmoids times `factor`, and experts are chosen by them with a bias added. 0 if shares are a softmax.
+        latent: Width of what experts read and write, which products shrink and widen; 0 if that of the model.
     """
 
     count: int
@@ -144,13 +152,20 @@ class Experts:
     shared_gated: bool = True
     has_biases: bool = False
     scaled: bool = False
+    groups: int = 0
+    used_groups: int = 0
+    factor: float = 1.0
+    latent: int = 0
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Layer:
-    """A layer: its mixer of tokens, then a dense feed-forward part of width `inner`, experts, or both together."""
+    """A layer: its mixer of tokens, then a dense feed-forward part of width `inner`, experts, or both together.
 
-    mixer: Mixer
+    Layers of Nemotron-H have either a mixer or a feed-forward part.
+    """
+
+    mixer: Mixer | None
     inner: int = 0
     experts: Experts | None = None
 
@@ -231,9 +246,9 @@ class Geometry:
         return next(place for place, each in enumerate(shapes) if each == shape), before
 
 
-def _shape(mixer: Mixer) -> tuple[int, int] | None:
+def _shape(mixer: Mixer | None) -> tuple[int, int] | None:
     """Return the heads, and the size of a head, of what a layer keeps of a token; None if it keeps nothing."""
-    if isinstance(mixer, Recurrence):
+    if mixer is None or isinstance(mixer, Recurrence):
         return None
     if isinstance(mixer, Convolution):
         return 1, mixer.width // 2

@@ -14,7 +14,7 @@ from typing import Any, Final, cast
 import numpy as np
 import numpy.typing as npt
 from llvmlite import ir
-from numba import prange, types
+from numba import get_num_threads, prange, set_num_threads, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
@@ -34,6 +34,9 @@ LANES: Final = 16
 ROWS_AT_ONCE: Final = 8
 """Rows of one sequence that read its keys and values together."""
 
+_SMALL_SIZE: Final = 1 << 16
+"""Numbers of several rows for which one thread takes about as long as several, with the time to wake them."""
+
 _f32 = np.float32
 _ONE: Final = np.float32(1)
 _LEVELS: Final = np.float32(127)
@@ -46,7 +49,8 @@ _OSS_ALPHA: Final = np.float32(1.702)
 _L2_EPS: Final = np.float32(1e-6)
 """Of the delta rule, whatever the epsilon of a model's other norms is."""
 _SMALL: Final = np.float32(2**-6)
-_GELU, _CLAMPED = int(Activation.GELU), int(Activation.CLAMPED)
+_SMALLEST_SHARE: Final = np.float32(1e-20)
+_GELU, _CLAMPED, _SQUARED = int(Activation.GELU), int(Activation.CLAMPED), int(Activation.SQUARED)
 
 _I16, _I32, _I64, _F32 = ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
 
@@ -329,6 +333,14 @@ def _gated_by_gelu(gate: Floats, up: Floats, into: Floats) -> None:
 
 
 @compiled
+def _squared(up: Floats, into: Floats) -> None:
+    """The square of ReLU."""
+    for i in range(len(into)):
+        x = max(up[i], _f32(0))
+        into[i] = x * x
+
+
+@compiled
 def _turn(left: Floats, right: Floats, cos: Floats, sin: Floats) -> None:
     """Rotary embedding of a head, in place."""
     for i in range(len(left)):
@@ -479,6 +491,46 @@ def _choose(logits: Floats, factors: Floats, normalized: bool, chosen: Integers,
                 rank += 1
         for rank in range(used):
             shares[row, rank] = shares[row, rank] / (part if normalized else whole) * factors[chosen[row, rank]]
+
+
+@compiled
+def _bar_groups(its: Floats, groups: int, used_groups: int, barred: npt.NDArray[np.uint8]) -> None:
+    """Mark the experts of all groups but those with the largest sums of their two best."""
+    size = len(its) // groups
+    sums, best = np.empty(groups, np.float32), np.zeros(groups, np.uint8)
+    for group in range(groups):
+        mine, two = its[group * size : (group + 1) * size], np.zeros(size, np.uint8)
+        largest = mine[_take_largest(mine, two)]
+        sums[group] = largest + mine[_take_largest(mine, two)]
+    for _ in range(used_groups):
+        _take_largest(sums, best)
+    for expert in range(len(its)):
+        barred[expert] = 1 - best[expert // size]
+
+
+def _choose_by_sigmoid(
+    logits: Floats, bias: Floats, groups: int, used_groups: int, normalized: bool, factor: np.float32,
+    chosen: Integers, shares: Floats,
+) -> None:  # fmt: skip
+    """Choose the experts of each row, in their order, by sigmoids and a bias; their shares are the sigmoids."""
+    experts, used = len(bias), chosen.shape[1]
+    for row in prange(len(logits)):
+        its, barred = np.empty(experts, np.float32), np.zeros(experts, np.uint8)
+        for expert in range(experts):
+            its[expert] = _sigmoid(logits[row, expert]) + bias[expert]
+        if groups > 1:
+            _bar_groups(its, groups, used_groups, barred)
+        taken = barred.copy()
+        for _ in range(used):
+            _take_largest(its, taken)
+        part, rank = _f32(0), 0
+        for expert in range(experts):
+            if taken[expert] != barred[expert]:
+                chosen[row, rank], shares[row, rank] = expert, _sigmoid(logits[row, expert])
+                part += shares[row, rank]
+                rank += 1
+        for rank in range(used):
+            shares[row, rank] = shares[row, rank] / (part + _SMALLEST_SHARE if normalized else _ONE) * factor
 
 
 def _sort(chosen: Integers, starts: Integers, rows: Integers, places: Integers) -> None:
@@ -893,7 +945,7 @@ def _quantize_rows(x: Floats, into: SignedBytes, scales: Floats, sums: Integers)
 
 
 def _gate(both: Floats, up: int, activation: int, into: SignedBytes, scales: Floats, sums: Integers) -> None:
-    """Write the product of the activated gate and of up, which begins at a column, quantized."""
+    """Write the product of the activated gate and of up, which begins at a column, quantized; without a gate, of up."""
     inner = into.shape[1]
     for row in prange(len(both)):
         mine = np.empty(inner, np.float32)
@@ -901,6 +953,8 @@ def _gate(both: Floats, up: int, activation: int, into: SignedBytes, scales: Flo
             _gated_and_limited(both[row, :inner], both[row, up : up + inner], mine)
         elif activation == _GELU:
             _gated_by_gelu(both[row, :inner], both[row, up : up + inner], mine)
+        elif activation == _SQUARED:
+            _squared(both[row, :inner], mine)
         else:
             _gated(both[row, :inner], both[row, up : up + inner], mine)
         _quantize(mine, into[row], scales[row], sums[row])
@@ -914,6 +968,7 @@ class Loops:
     add_normalized: Callable[..., None]
     route: Callable[..., None]
     choose: Callable[..., None]
+    choose_by_sigmoid: Callable[..., None]
     sort: Callable[..., None]
     combine: Callable[..., None]
     add_gated: Callable[..., None]
@@ -932,10 +987,31 @@ class Loops:
     gate: Callable[..., None]
 
 
+def _by_row(loop: Callable[..., None]) -> Callable[..., None]:
+    """Let one thread compute a single row and what is small; the first argument has the rows.
+
+    To wake a second thread takes microseconds, but half a millisecond where another program uses its core, and a step
+    has hundreds of such loops.
+    """
+
+    def call(first: Floats, *others: Any) -> None:
+        if len(first) > 1 and first.size > _SMALL_SIZE:
+            loop(first, *others)
+            return
+        threads = get_num_threads()
+        set_num_threads(1)
+        try:
+            loop(first, *others)
+        finally:
+            set_num_threads(threads)
+
+    return call
+
+
 @cache
 def loops(*, parallel: bool) -> Loops:
     """Return the loops, which are compiled at their first call: some seconds, unless the cache has them."""
-    of_experts = (_route, _choose, _sort, _combine, _add_gated)
+    of_experts = (_route, _choose, _choose_by_sigmoid, _sort, _combine, _add_gated)
     every = (
         _normalize,
         _add_normalized,
@@ -949,4 +1025,8 @@ def loops(*, parallel: bool) -> Loops:
         _quantize_rows,
         _gate,
     )
-    return Loops(*(compiled(loop, parallel=parallel and loop is not _sort) for loop in every))
+    if not parallel:
+        return Loops(*(compiled(loop) for loop in every))
+    found = (compiled(loop, parallel=loop is not _sort) for loop in every)
+    heavy = _attend, _recur, _sort
+    return Loops(*(loop if its in heavy else _by_row(loop) for loop, its in zip(found, every, strict=True)))

@@ -62,10 +62,10 @@ class _Layer:
     """One layer; norms that it does not have are empty."""
 
     mixer_norm: Floats
-    mix: AttentionPart | ConvolutionPart | RecurrencePart
+    mix: AttentionPart | ConvolutionPart | RecurrencePart | None
     after_mixer: Floats
     feed_norm: Floats
-    feed: Callable[[Floats, Inputs], Floats]
+    feed: Callable[[Floats, Inputs], Floats] | None
     after_feed: Floats
     embed: EmbeddingPart | None
     scale: np.float32
@@ -140,7 +140,9 @@ class Model:
         return _Layer(
             mixer_norm=loader.vector("attn_norm.weight"),
             mix=(
-                ConvolutionPart(loader, layer.mixer, its.place(number))
+                None
+                if layer.mixer is None
+                else ConvolutionPart(loader, layer.mixer, its.place(number))
                 if isinstance(layer.mixer, Convolution)
                 else RecurrencePart(loader, layer.mixer, its.place(number)[1])
                 if isinstance(layer.mixer, Recurrence)
@@ -149,11 +151,13 @@ class Model:
             after_mixer=loader.vector("post_attention_norm.weight") if its.sandwich else NONE,
             feed_norm=loader.vector(f"{its.feed_norm}.weight"),
             feed=(
-                FeedForward(loader, layer.inner)
-                if layer.experts is None
-                else DenseAndExperts(loader, layer.inner, layer.experts)
-                if layer.inner
+                DenseAndExperts(loader, layer.inner, layer.experts)
+                if layer.inner and layer.experts is not None
                 else ExpertsPart(loader, layer.experts)
+                if layer.experts is not None
+                else FeedForward(loader, layer.inner)
+                if layer.inner
+                else None
             ),
             after_feed=loader.vector("post_ffw_norm.weight") if its.sandwich else NONE,
             embed=EmbeddingPart(loader) if its.per_layer else None,
@@ -175,10 +179,12 @@ class Model:
         by_layer = None if self._by_layer is None else self._by_layer(tokens, x)
         more = np.empty((len(x), 0), np.float32)
         for number, layer in enumerate(self._layers):
-            found = layer.mix(x, numbers.normalized(x, more, layer.mixer_norm), layout, pages)
-            more = self._added(x, found, layer.after_mixer)
-            found = layer.feed(x, numbers.normalized(x, more, layer.feed_norm))
-            more = self._added(x, found, layer.after_feed)
+            if layer.mix is not None:
+                found = layer.mix(x, numbers.normalized(x, more, layer.mixer_norm), layout, pages)
+                more = self._added(x, found, layer.after_mixer)
+            if layer.feed is not None:
+                found = layer.feed(x, numbers.normalized(x, more, layer.feed_norm))
+                more = self._added(x, found, layer.after_feed)
             if layer.embed is not None and by_layer is not None:
                 layer.embed(x, by_layer[number])
             if layer.scale != 1:

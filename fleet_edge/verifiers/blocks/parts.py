@@ -323,7 +323,8 @@ class FeedForward:
     """A feed-forward part; `end` is that of its tensors' names."""
 
     def __init__(self, loader: Loader, inner: int, *, end: str = "") -> None:
-        both = [f"ffn_gate{end}", f"ffn_up{end}"] if f"ffn_gate{end}" in loader else [f"ffn_up{end}"]
+        has_gate = loader.numbers.geometry.activation.has_gate and f"ffn_gate{end}" in loader
+        both = [f"ffn_gate{end}", f"ffn_up{end}"] if has_gate else [f"ffn_up{end}"]
         self._both, self._down = loader.product(both), loader.product([f"ffn_down{end}"])
         self._inner, self._numbers = inner, loader.numbers
 
@@ -346,11 +347,15 @@ class ExpertsPart:
             self._own_norm = loader.vector("pre_ffw_norm_2.weight")
             self._factors = loader.vector("ffn_down_exps.scale")
         self._router, self._router_bias = self._load_router(loader)
-        fused = "ffn_gate_up_exps" in loader
-        names = ["ffn_gate_up_exps"] if fused else ["ffn_gate_exps", "ffn_up_exps"]
-        self._up = [self._load(loader, name) for name in names]
+        self._choice_bias = loader.vector("exp_probs_b.bias")
+        self._has_gate = loader.numbers.geometry.activation.has_gate
+        names = ["ffn_gate_up_exps"] if "ffn_gate_up_exps" in loader else ["ffn_gate_exps", "ffn_up_exps"]
+        self._up = [self._load(loader, name) for name in (names if self._has_gate else ["ffn_up_exps"])]
         self._down = self._load(loader, "ffn_down_exps")
         self._shared = FeedForward(loader, its.shared, end="_shexp") if its.shared else None
+        self._shrink, self._widen = (
+            loader.product([f"ffn_latent_{name}"]) if its.latent else None for name in ("down", "up")
+        )
 
     def _load_router(self, loader: Loader) -> tuple[Floats, Floats]:
         """Return the router `[hidden, logits]` with its bias; a shared expert's gate is the last logit."""
@@ -376,19 +381,28 @@ class ExpertsPart:
         shape = (count, its.used)
         chosen, places, shares = np.empty(shape, np.int32), np.empty(shape, np.int32), np.empty(shape, np.float32)
         starts, rows = np.empty(its.count + 1, np.int32), np.empty(count * its.used, np.int32)
-        loops.choose(logits, self._factors, its.normalized, chosen, shares)
+        if its.groups:
+            limits = its.groups, its.used_groups, its.normalized, np.float32(its.factor)
+            loops.choose_by_sigmoid(logits, self._choice_bias, *limits, chosen, shares)
+        else:
+            loops.choose(logits, self._factors, its.normalized, chosen, shares)
         loops.sort(chosen, starts, rows, places)
         if its.scaled:
             normal = numbers.normalized(x, x[:, :0], self._own_norm)
-        both = numbers.workspace.floats("experts up", len(rows), 2 * its.inner)
+        inputs, width = normal, its.latent or numbers.geometry.hidden
+        if self._shrink is not None:
+            inputs = numbers.quantized(self._shrink(normal)[:, :width])
+        both = numbers.workspace.floats("experts up", len(rows), (1 + self._has_gate) * its.inner)
         for place, (weights, bias) in enumerate(self._up):
-            multiply_experts(weights, normal, rows, starts, bias, both, place * its.inner)
+            multiply_experts(weights, inputs, rows, starts, bias, both, place * its.inner)
         gated = numbers.gated(both, its.inner, numbers.geometry.activation)
-        found = numbers.workspace.floats("experts down", len(rows), numbers.geometry.hidden)
+        found = numbers.workspace.floats("experts down", len(rows), width)
         own_rows = np.arange(len(rows), dtype=np.int32)
         multiply_experts(self._down[0], gated, own_rows, starts, self._down[1], found)
-        total = numbers.workspace.floats("experts", count, numbers.geometry.hidden)
+        total = numbers.workspace.floats("experts", count, width)
         loops.combine(found, places, shares, total)
+        if self._widen is not None:
+            total = self._widen(numbers.quantized(total))
         if self._shared is not None and its.shared_gated:
             loops.add_gated(total, self._shared(x, normal), logits, its.count)
         elif self._shared is not None:
@@ -473,8 +487,8 @@ def fits_blocks(its: Geometry) -> bool:
         widths.append(layer.inner)
         if isinstance(mixer, Recurrence):
             widths += [mixer.values, 2 * mixer.value_dim]  # whole vectors
-        else:
+        elif mixer is not None:
             widths.append(mixer.width if isinstance(mixer, Convolution) else mixer.heads * mixer.dim)
-        widths += [] if layer.experts is None else [layer.experts.inner, layer.experts.shared]
+        widths += [] if layer.experts is None else [layer.experts.inner, layer.experts.shared, layer.experts.latent]
     heads = [layer.mixer.dim for layer in its.layers if isinstance(layer.mixer, Attention)]
     return not any(width % BLOCK for width in widths) and not any(dim % 4 for dim in heads)

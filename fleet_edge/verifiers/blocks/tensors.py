@@ -100,6 +100,8 @@ def _of_router(its: Experts, hidden: int) -> _Shapes:
     found: _Shapes = {"ffn_gate_inp.weight": (its.count, hidden)}
     if its.has_biases:
         found["ffn_gate_inp.bias"] = (its.count,)
+    if its.groups:
+        found["exp_probs_b.bias"] = (its.count,)
     if its.shared and its.shared_gated:
         found["ffn_gate_inp_shexp.weight"] = (hidden,)
     if its.scaled:
@@ -118,29 +120,38 @@ def _products(its: Geometry, layer: Layer, optional: Sequence[str]) -> list[_Sha
         if mixer.is_mamba:
             found = [{"ssm_in": (mixer.inputs, hidden)}]
         found.append({"ssm_out": (hidden, mixer.values)})
+    elif mixer is None:
+        found = []
     else:
         found = [_of_attention(mixer, hidden, fused="attn_qkv" in optional)]
         found.append({"attn_output": (hidden, mixer.heads * mixer.dim)})
+    gated = its.activation.has_gate
     if layer.inner:
-        found += _of_dense("", layer.inner, hidden, optional)
+        found += _of_dense("", layer.inner, hidden, optional, gated=gated)
     if experts is not None:
-        up = experts.count, experts.inner, hidden
-        if "ffn_gate_up_exps" in optional:
-            found.append({"ffn_gate_up_exps": (experts.count, 2 * experts.inner, hidden)})
-        else:
-            found.append({"ffn_gate_exps": up, "ffn_up_exps": up})
-        found.append({"ffn_down_exps": (experts.count, hidden, experts.inner)})
-    if experts is not None and experts.shared:
-        found += _of_dense("_shexp", experts.shared, hidden, optional)
+        found += _of_experts(experts, hidden, optional, gated=gated)
     if its.per_layer:
         found += [{"inp_gate": (its.per_layer, hidden)}, {"proj": (hidden, its.per_layer)}]
     return found
 
 
-def _of_dense(end: str, inner: int, hidden: int, optional: Sequence[str]) -> list[_Shapes]:
+def _of_experts(its: Experts, hidden: int, optional: Sequence[str], *, gated: bool) -> list[_Shapes]:
+    width = its.latent or hidden
+    up = its.count, its.inner, width
+    if "ffn_gate_up_exps" in optional:
+        found: list[_Shapes] = [{"ffn_gate_up_exps": (its.count, 2 * its.inner, width)}]
+    else:
+        found = [{"ffn_gate_exps": up, "ffn_up_exps": up} if gated else {"ffn_up_exps": up}]
+    found.append({"ffn_down_exps": (its.count, width, its.inner)})
+    if its.latent:
+        found += [{"ffn_latent_down": (width, hidden)}, {"ffn_latent_up": (hidden, width)}]
+    return found + (_of_dense("_shexp", its.shared, hidden, optional, gated=gated) if its.shared else [])
+
+
+def _of_dense(end: str, inner: int, hidden: int, optional: Sequence[str], *, gated: bool) -> list[_Shapes]:
     """Return the shapes of a feed-forward part, whose gate may lie in one tensor with up."""
-    up: _Shapes = {f"ffn_up{end}": (2 * inner, hidden)}
-    if f"ffn_gate{end}" in optional:
+    up: _Shapes = {f"ffn_up{end}": (2 * inner if gated else inner, hidden)}
+    if gated and f"ffn_gate{end}" in optional:
         up = {f"ffn_gate{end}": (inner, hidden), f"ffn_up{end}": (inner, hidden)}
     return [up, {f"ffn_down{end}": (hidden, inner)}]
 

@@ -14,7 +14,7 @@ from transformers import DynamicCache
 from fleet_edge.verifiers.contract import TargetInfo
 from fleet_edge.verifiers.torch_engine.target import Target
 from schemas.vocabulary import Vocabulary
-from tests.support.tiny_gguf import tiny_delta_gguf, tiny_gguf, tiny_hybrid_gguf, tiny_mamba_gguf
+from tests.support.tiny_gguf import tiny_delta_gguf, tiny_gguf, tiny_hybrid_gguf, tiny_mamba_gguf, tiny_nemotron_gguf
 
 VOCABULARY = 61
 PADDED = 64  # rows of the models, three of them padding
@@ -123,6 +123,7 @@ _WRITERS: dict[str, Callable[..., Path]] = {
     "lfm2": tiny_hybrid_gguf,
     "qwen35": tiny_delta_gguf,
     "granitehybrid": tiny_mamba_gguf,
+    "nemotron_h_moe": partial(tiny_nemotron_gguf, experts=6),
     "qwen35 mtp": partial(tiny_delta_gguf, mtp=("shared_head_norm",)),
     "qwen35 mtp of its own": partial(tiny_delta_gguf, mtp=("embed_tokens", "shared_head_head")),
     "qwen35moe mtp": partial(tiny_delta_gguf, mtp=("shared_head_norm",), experts=5),

@@ -23,7 +23,7 @@ BUDGET_TOKENS = (1 << 20) // (4 * 2 * 2 * 12 * 4)  # layers, keys and values, he
 GGUF_TOKENS = (1 << 20) // (1 * 2 * 1 * 32 * 2)  # likewise, of the tiny GGUF
 
 OF_GGUF = ("blocks", "llama.cpp")
-HYBRIDS = ("llama.cpp lfm2", "blocks lfm2", "blocks qwen35", "blocks granitehybrid")
+HYBRIDS = ("llama.cpp lfm2", "blocks lfm2", "blocks qwen35", "blocks granitehybrid", "blocks nemotron_h_moe")
 READ = [word.replace("Ġ", " ") for word in WORDS]
 
 
@@ -62,7 +62,8 @@ def gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def hybrids(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("models")
-    return {kind: tiny_target_gguf(folder / f"{kind}.gguf", kind=kind) for kind in ("lfm2", "qwen35", "granitehybrid")}
+    kinds = {name.split()[1] for name in HYBRIDS}
+    return {kind: tiny_target_gguf(folder / f"{kind}.gguf", kind=kind) for kind in kinds}
 
 
 @pytest.fixture(scope="module")

@@ -76,6 +76,16 @@ _GRANITE = {
     "attention_multiplier": 0.3,
     "rms_norm_eps": 0.02,  # large enough to show
 }
+_NEMOTRON = {
+    "head_dim": 32,
+    "hybrid_override_pattern": "M-M*-M",
+    "mamba_num_heads": 4,
+    "mamba_head_dim": 32,
+    "n_groups": 2,
+    "ssm_state_size": 24,
+    "layer_norm_epsilon": 0.02,
+    "time_step_floor": 0.1,  # so that states keep something
+}
 _SHARED_EXPERT = _EXPERTS | {"shared_expert_intermediate_size": 32}
 
 CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -139,6 +149,22 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
             "position_embedding_type": "rope",
         },
     ),
+    "nemotron-h": ("NemotronHConfig", _NEMOTRON | {"mlp_bias": True, "use_bias": True}),
+    "nemotron-h-moe": (
+        "NemotronHConfig",
+        _NEMOTRON
+        | {
+            "hybrid_override_pattern": "MEM*ME",
+            "n_routed_experts": 12,
+            "n_group": 3,
+            "topk_group": 2,
+            "num_experts_per_tok": 3,
+            "moe_intermediate_size": 32,
+            "moe_shared_expert_intermediate_size": 64,
+            "moe_latent_size": 32,
+            "routed_scaling_factor": 2.5,
+        },
+    ),
     "gpt-oss": (
         "GptOssConfig",
         _WINDOW
@@ -167,7 +193,7 @@ def _model(name: str) -> Any:
     with torch.no_grad():
         for part, its in [*model.named_parameters(), *model.named_buffers()]:
             # Norms of one and biases of zero would hide a forgotten one.
-            if part.endswith("layer_scalar") or (
+            if part.endswith(("layer_scalar", "e_score_correction_bias")) or (
                 isinstance(its, torch.nn.Parameter) and (its.dim() == 1 or "bias" in part)
             ):
                 its.add_(0.3 * torch.randn(its.shape, generator=torch.Generator().manual_seed(1)))
@@ -231,7 +257,19 @@ def test_logits_are_those_of_transformers_with_the_same_rounding(name: str, tmp_
 
 @pytest.mark.parametrize(
     "name",
-    ["gemma2", "gemma3", "gemma4-e", "gemma4-moe", "qwen2moe", "gpt-oss", "lfm2", "qwen35", "qwen35moe", "granite-h"],
+    [
+        "gemma2",
+        "gemma3",
+        "gemma4-e",
+        "gemma4-moe",
+        "qwen2moe",
+        "gpt-oss",
+        "lfm2",
+        "qwen35",
+        "qwen35moe",
+        "granite-h",
+        "nemotron-h-moe",
+    ],
 )
 def test_rows_are_the_same_bits_in_pieces_after_cuts_and_in_forks(name: str, tmp_path: Path) -> None:
     save_model(name, tmp_path / name)
@@ -260,7 +298,14 @@ def _distribution(logits: NDArray[np.float32]) -> NDArray[np.float64]:
 
 
 @pytest.mark.parametrize(
-    ("name", "key"), [("llama", "intermediate_size"), ("qwen2", "vocab_size"), ("qwen3moe", "moe_intermediate_size")]
+    ("name", "key"),
+    [
+        ("llama", "intermediate_size"),
+        ("qwen2", "vocab_size"),
+        ("qwen3moe", "moe_intermediate_size"),
+        ("nemotron-h", "intermediate_size"),
+        ("nemotron-h-moe", "moe_latent_size"),
+    ],
 )
 def test_a_config_that_does_not_fit_the_weights_is_refused(name: str, key: str, tmp_path: Path) -> None:
     save_model(name, tmp_path)
@@ -272,18 +317,27 @@ def test_a_config_that_does_not_fit_the_weights_is_refused(name: str, key: str, 
 
 
 @pytest.mark.parametrize(
-    "change",
-    [{"mamba_conv_bias": False}, {"time_step_limit": [0.001, 0.1]}, {"layer_types": ["linear_attention"] * 4}],
+    ("name", "change"),
+    [
+        ("granite-h", {"mamba_conv_bias": False}),
+        ("granite-h", {"time_step_limit": [0.001, 0.1]}),
+        ("granite-h", {"layer_types": ["linear_attention"] * 4}),
+        ("nemotron-h", {"use_conv_bias": False}),
+        ("nemotron-h", {"mlp_hidden_act": "silu"}),
+        ("nemotron-h", {"mamba_hidden_act": "relu"}),
+        ("nemotron-h", {"layers_block_type": ["linear_attention", "mlp"]}),
+        ("nemotron-h", {"layers_block_type": ["linear_attention", "mlp", "moe", "full_attention"]}),
+    ],
 )
-def test_a_granite_of_another_kind_is_refused(change: dict[str, Any], tmp_path: Path) -> None:
-    save_model("granite-h", tmp_path)
+def test_a_model_of_mamba_of_another_kind_is_refused(name: str, change: dict[str, Any], tmp_path: Path) -> None:
+    save_model(name, tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     of_config(config, {})
     with pytest.raises(UnsupportedModel):
         of_config(config | change, {})
 
 
-@pytest.mark.parametrize("kind", ["nemotron_h", "lfm2_moe"])
+@pytest.mark.parametrize("kind", ["falcon_h1", "lfm2_moe"])
 def test_a_hybrid_is_not_sent_to_an_engine_that_refuses_it(kind: str) -> None:
     with pytest.raises(UnsupportedModel) as error:
         of_config({"model_type": kind}, {})

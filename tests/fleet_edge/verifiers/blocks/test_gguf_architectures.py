@@ -3,6 +3,7 @@
 import itertools
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from tests.support.tiny_gguf import (
     tiny_delta_gguf,
     tiny_hybrid_gguf,
     tiny_mamba_gguf,
+    tiny_nemotron_gguf,
     tiny_rows,
     write_gguf,
 )
@@ -272,7 +274,12 @@ def test_a_file_in_mxfp4_is_computed_as_by_llama_cpp_up_to_rounding(tmp_path: Pa
     assert _distance(_logits(path), _logits_of_llama_cpp(path)) < 0.08
 
 
-@pytest.mark.parametrize("write", [tiny_hybrid_gguf, tiny_delta_gguf, tiny_mamba_gguf])
+_nemotron_with_experts = partial(tiny_nemotron_gguf, experts=6)
+
+
+@pytest.mark.parametrize(
+    "write", [tiny_hybrid_gguf, tiny_delta_gguf, tiny_mamba_gguf, tiny_nemotron_gguf, _nemotron_with_experts]
+)
 def test_hybrids_are_those_of_llama_cpp_up_to_rounding(write: Callable[[Path], Path], tmp_path: Path) -> None:
     path = write(tmp_path / "model.gguf")
     assert _distance(_logits(path), _logits_of_llama_cpp(path)) < 0.08
@@ -349,23 +356,39 @@ _ODD_SIZES = {
         "ssm.time_step_rank": [3, 8],
         "ssm.inner_size": [127, 129, 256],
     },
+    "nemotron_h_moe": {  # six experts in two groups, of which a token uses two in one
+        "expert_count": [5, 8],
+        "expert_used_count": [4],
+        "expert_group_count": [4, 6],
+        "expert_group_used_count": [3],
+        "expert_feed_forward_length": [64],
+        "expert_shared_feed_forward_length": [64],
+        "moe_latent_size": [31, 64],
+    },
 }
 _FACTORS = ("attention.scale", "embedding_scale", "residual_scale", "logit_scale")
+_NO_FACTORS = (0x7FC00000, 0x7F800000, 0xBF800000)
+"""Not a number, infinity, and -1."""
 _ODD = [
     (kind, key, number)
     for kind, sizes in _ODD_SIZES.items()
     for key, odd in sizes.items()
     for number in [None, 0, 1 << 31, (1 << 32) - 1, *odd]
-] + [("granitehybrid", key, number) for key in _FACTORS for number in (0x7FC00000, 0x7F800000, 0xBF800000)]
-"""Not a number, infinity, and -1 for factors."""
+    if number or key != "expert_group_count"  # without it all experts are one group
+] + [
+    *(("granitehybrid", key, number) for key in _FACTORS for number in _NO_FACTORS),
+    *(("nemotron_h_moe", "expert_weights_scale", number) for number in _NO_FACTORS),
+]
 
 
 @pytest.mark.parametrize(("kind", "key", "number"), _ODD)
 def test_impossible_states_are_refused_before_weights_are_loaded(
     kind: str, key: str, number: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write = tiny_delta_gguf if kind == "qwen35" else tiny_mamba_gguf
-    path = overwrite(write(tmp_path / "model.gguf"), f"{kind}.{key}", number)
+    writers = {
+        "qwen35": tiny_delta_gguf, "granitehybrid": tiny_mamba_gguf, "nemotron_h_moe": _nemotron_with_experts
+    }  # fmt: skip
+    path = overwrite(writers[kind](tmp_path / "model.gguf"), f"{kind}.{key}", number)
     monkeypatch.setattr(GgufWeights, "pack", lambda *_, **__: pytest.fail("weights are loaded"))
     with pytest.raises(UnsupportedModel):
         Model(GgufWeights(path), threads=1)

@@ -1,5 +1,6 @@
 from typing import Any
 
+import numba
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -13,7 +14,8 @@ Doubles = npt.NDArray[np.float64]
 
 
 @pytest.fixture(params=[False, True], ids=["one thread", "threads"])
-def compiled(request: pytest.FixtureRequest) -> Loops:
+def compiled(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Loops:
+    monkeypatch.setattr("fleet_edge.verifiers.blocks.loops._SMALL_SIZE", 0)  # so that threads divide few rows as well
     return loops(parallel=request.param)
 
 
@@ -51,7 +53,8 @@ def test_gate_and_up_are_multiplied(compiled: Loops, activation: Activation) -> 
         inner = 1.702 * gate
     found = Inputs.empty(5, 64)
     compiled.gate(both, 64, int(activation), found.values, found.scales, found.sums)
-    _close(found, gate / (1 + np.exp(np.minimum(-inner, 700))) * up)
+    wanted = gate / (1 + np.exp(np.minimum(-inner, 700))) * up
+    _close(found, wanted if activation.has_gate else np.maximum(gate, 0) ** 2)
 
 
 @pytest.mark.parametrize("window", [0, 5, 70])
@@ -146,3 +149,10 @@ def test_large_numbers_are_bound(compiled: Loops) -> None:
     wanted = 30 * np.tanh(x.astype(np.float64) / 30)
     compiled.bound(x, np.float32(30))
     assert np.abs(x - wanted).max() < 1e-5
+
+
+def test_a_small_loop_leaves_the_number_of_threads_as_it_was() -> None:
+    found = Inputs.empty(1, 32)
+    numba.set_num_threads(numba.config.NUMBA_NUM_THREADS)
+    loops(parallel=True).quantize(_floats(1, 1, 32), found.values, found.scales, found.sums)
+    assert numba.get_num_threads() == numba.config.NUMBA_NUM_THREADS

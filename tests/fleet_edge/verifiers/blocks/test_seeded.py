@@ -54,7 +54,7 @@ def _requests() -> list[Request]:
     ]
 
 
-@pytest.mark.parametrize("name", ["qwen35", "qwen35moe", "qwen3moe", "granite-h"])
+@pytest.mark.parametrize("name", ["qwen35", "qwen35moe", "qwen3moe", "granite-h", "nemotron-h-moe"])
 def test_requests_with_seeds_are_the_same_bits_alone_and_among_others(name: str, tmp_path: Path) -> None:
     save_model(name, tmp_path)
     alone, keys = _requests(), count()

@@ -1,4 +1,4 @@
-"""States of recurrent layers, on small models of Qwen3.5's and Granite 4-H's architectures."""
+"""States of recurrent layers, on small models of Qwen3.5's, Granite 4-H's and Nemotron-H's architectures."""
 
 import random
 from collections.abc import Callable, Sequence
@@ -24,7 +24,7 @@ TOKENS = [(7 * index + index * index // 5) % VOCABULARY for index in range(300)]
 Make = Callable[[int], BlocksVerifier]
 
 
-@pytest.fixture(scope="module", params=["qwen35", "granitehybrid"])
+@pytest.fixture(scope="module", params=["qwen35", "granitehybrid", "nemotron_h_moe"])
 def gguf(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_target_gguf(tmp_path_factory.mktemp("models") / "model.gguf", kind=request.param)
 
