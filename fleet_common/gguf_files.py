@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 _MAGIC: Final = b"GGUF"
 _VERSIONS: Final = (2, 3)
 _ALIGNMENT: Final = 32
+_LENGTH: Final = struct.Struct("<Q")
 _STRING: Final = 8
 _LIST: Final = 9
 _LETTERS: Final = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
@@ -207,16 +208,25 @@ class _Parser:
             return self._unpack(_LETTERS[kind])[0]
         inner, count = self._unpack("IQ")
         if inner == _STRING:
-            self._require(8 * count)  # every string has a length at least
-            return [self._string() for _ in range(count)]
+            self._require(_LENGTH.size * count)  # every string has a length at least
+            return self._strings(count)
         self._require(count)
         return list(self._unpack(f"{count}{_LETTERS[inner]}"))
 
     def _string(self) -> str:
-        (length,) = self._unpack("Q")
-        self._require(length)
-        begin, self._at = self._at, self._at + length
-        return self._data[begin : self._at].decode("utf-8", "surrogateescape")
+        return self._strings(1)[0]
+
+    def _strings(self, count: int) -> list[str]:
+        """Read strings that follow each other: a vocabulary, which an edge reads several times at its start."""
+        data, at, size, length_at = self._data, self._at, len(self._data), _LENGTH.unpack_from
+        strings = list[str]()
+        for _ in range(count):
+            begin = at + _LENGTH.size
+            if begin > size or (at := begin + length_at(data, at)[0]) > size:
+                raise self._cut_off("its header ends later")
+            strings.append(data[begin:at].decode("utf-8", "surrogateescape"))
+        self._at = at
+        return strings
 
     def _unpack(self, letters: str) -> tuple[Any, ...]:
         size = struct.calcsize(f"<{letters}")

@@ -126,10 +126,16 @@ def _place(item: Any) -> tuple[float, bool, bool]:
     )
 
 
-def pytest_collection_finish() -> None:
-    """Leave what is imported and collected out of later garbage collections."""
-    gc.collect()
-    gc.freeze()
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """Look for no garbage while modules are imported, and never among what is imported and collected."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.collect()
+        gc.freeze()
+        gc.enable()
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from fleet_cli.main import main
+from fleet_cli.main import run
 
 Run = Callable[..., tuple[int, str, str]]
 """Takes arguments and standard input; returns exit code, standard output and standard error."""
@@ -16,15 +16,15 @@ Run = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture
 def fleet(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    def run(*arguments: object, given: bytes = b"") -> tuple[int, str, str]:
+    def call(*arguments: object, given: bytes = b"") -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["fleet", *map(str, arguments)])
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(given)))
         with pytest.raises(SystemExit) as leaving:
-            main()
+            run()
         said = capsys.readouterr()
         return int(leaving.value.code or 0), said.out, said.err
 
-    return run
+    return call
 
 
 def refused(outcome: tuple[int, str, str]) -> str:

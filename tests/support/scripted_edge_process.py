@@ -4,6 +4,8 @@ It is configured as the real one is, session log and certificates included: a be
 """
 
 import argparse
+import atexit
+import gc
 import logging
 import sys
 import time
@@ -56,6 +58,7 @@ def main() -> None:
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.WARNING)
     use_one_heap()
+    atexit.register(gc.freeze)  # at its end Python would look for garbage among all objects
     size = {"context": CONTEXT, "budget_tokens": arguments.kv_tokens}
     if arguments.letters:
         verifier: _TimedVerifier = _LetterVerifier(LETTERS, LETTER_WORDS, end_tokens=LETTER_END, **size)

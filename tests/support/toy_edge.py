@@ -1,6 +1,8 @@
 """Toy edge: an edge over the toy target, as a process; all of the real edge but the model and the database."""
 
 import argparse
+import atexit
+import gc
 import itertools
 import random
 import signal
@@ -92,6 +94,7 @@ def main() -> None:
     parser.add_argument("--foreign", action="store_true", help="have another target; begin no output, only continue")
     parser.add_argument("--sabotage", type=Sabotage, default=Sabotage.NONE)
     arguments = parser.parse_args()
+    atexit.register(gc.freeze)  # at its end Python would look for garbage among all objects
     settings = EdgeSettings(
         fleet=arguments.fleet,
         edge=arguments.edge,
