@@ -209,6 +209,12 @@ class Bench:
         self.cores = Cores.choose(os.sched_getaffinity(0))
         self._folders = 0
 
+    def share_cores(self) -> None:
+        """Let the edge and all other programs use all cores: simulated devices only wait."""
+        cores = self.cores.edge | self.cores.others
+        self.cores = Cores(cores, cores)
+        os.sched_setaffinity(0, cores)
+
     def model(self, name: str) -> Path:
         """Return a model such as `Q4_0.gguf` or `target`, and make it if it is missing."""
         path: Path = self.options.models / name

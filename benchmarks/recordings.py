@@ -17,15 +17,19 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.harness import Bench, say
+from benchmarks.harness import Bench, connected, say
 from fleet_admin.models.acceptance import write_texts
 from fleet_admin.models.prompts import Prompt
+from fleet_device.drafters.contract import Drafter
 from fleet_device.drafters.llama_cpp import LlamaCppDrafter, LlamaCppSettings
+from fleet_device.pacing.contract import FixedPacing
 from fleet_device.requests.chat import chat_prompt
+from fleet_device.requests.generate import GenerateRequest
 from fleet_device.requests.structured import ChatMessage
 from fleet_edge.settings import EdgeSettings
 from fleet_edge.verifiers.registry import load_verifier
-from sampling.distribution import Dist
+from sampling.distribution import Dist, point_mass
+from sampling.downlink import FormName
 from sampling.drawing import coupled_token
 from schemas.errors import FleetError
 from schemas.policy import Mode, SamplingPolicy
@@ -115,6 +119,84 @@ def record(bench: Bench, draft: str, prompts: Sequence[Prompt], *, tokens: int) 
     with closing(drafter):
         token_s = _speed(drafter, laws.laws[0].prompt)
     return Recording(draft, tuple(law.written(seed) for seed, law in enumerate(laws.laws)), token_s)
+
+
+class _Noting:
+    """A `Drafter` that notes its model's distribution at each length of the sequence."""
+
+    def __init__(self, drafter: Drafter) -> None:
+        self.name = drafter.name
+        self.quantization = drafter.quantization
+        self.vocabulary = drafter.vocabulary
+        self.context = drafter.context
+        self.codec = drafter.codec
+        self.said: dict[int, Dist] = {}
+        self._drafter = drafter
+        self._length = 0
+
+    def reset(self, tokens: Sequence[int]) -> None:
+        self._drafter.reset(tokens)
+        self._length = len(tokens)
+
+    def extend(self, tokens: Sequence[int]) -> None:
+        self._drafter.extend(tokens)
+        self._length += len(tokens)
+
+    def next(self, policy: SamplingPolicy) -> Dist | None:
+        dist = self._drafter.next(policy)
+        if dist is not None:
+            self.said[self._length] = dist
+        return dist
+
+    def truncate(self, length: int) -> None:
+        self._drafter.truncate(length)
+        self._length = min(self._length, length)
+
+    def close(self) -> None:
+        self._drafter.close()
+
+
+def record_residual(
+    bench: Bench, coupled: Recording, asked: Sequence[Prompt], *, length: int, tokens: int
+) -> Recording:
+    """Return a pair's outputs in residual mode with drafts of one length, made now or taken from the cache."""
+    policies = [text.policy.model_copy(update={"mode": Mode.RESIDUAL}) for text in coupled.texts]
+    file = cache_of(bench, f"residual-{length}-{coupled.draft}", coupled.draft, asked, tokens)
+    if not file.exists():
+        say(f"recording what the target and {coupled.draft} generate together in residual mode, once")
+        requests = [
+            GenerateRequest(text.prompt, policy, tokens) for text, policy in zip(coupled.texts, policies, strict=True)
+        ]
+        drafter = LlamaCppDrafter(LlamaCppSettings(path=bench.model(f"{coupled.draft}.gguf"), threads=1))
+        # The token after a rejected one depends on the form of p.
+        own: dict[str, Any] = {"context": _CELLS - 1, "kv_bytes": _KV_BYTES, "form": FormName.DENSE.value}
+        with closing(drafter), bench.broker() as broker, bench.edge(broker.port, bench.target(), **own):
+            texts = write_noted(broker.port, bench.fleet, drafter, requests, length=length)
+        save(file, {"texts": [text.tokens for text in texts]}, {"draft": [text.dists for text in texts]})
+    ints, dists = load(file)
+    recorded = (
+        replace(text, policy=policy, tokens=tuple(map(int, own)), dists=said)
+        for text, policy, own, said in zip(coupled.texts, policies, ints["texts"], dists["draft"], strict=True)
+    )
+    return replace(coupled, texts=tuple(recorded))
+
+
+def write_noted(
+    port: int, fleet: str, drafter: Drafter, requests: Sequence[GenerateRequest], *, length: int
+) -> list[RecordedText]:
+    """Complete requests at an edge with drafts of one length; return the outputs with what the draft model said.
+
+    Where the target generated a token itself, after a whole draft, the draft model said nothing.
+    """
+    noting, texts = _Noting(drafter), []
+    with connected(port, fleet, [noting], pacing=lambda: FixedPacing(length)) as [agent]:
+        for request in requests:
+            noting.said.clear()
+            tokens = agent.generate(request).tokens
+            begin = len(request.prompt)
+            dists = (noting.said.get(place, point_mass(token)) for place, token in enumerate(tokens, begin))
+            texts.append(RecordedText("", request.prompt, request.policy, tokens, tuple(dists)))
+    return texts
 
 
 def record_laws(bench: Bench, draft: str, prompts: Sequence[Prompt], *, tokens: int) -> RecordedLaws:

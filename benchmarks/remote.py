@@ -6,10 +6,8 @@ next to llama.cpp in this process. Start a server first (docs/engines.md). Takes
 """
 
 import argparse
+import itertools
 import logging
-import random
-import statistics
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass
@@ -22,9 +20,11 @@ import httpx
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.engines.steps import by_turns, fill, steps
 from benchmarks.harness import MODELS, Bench, SuiteReport, connected, table, together
 from fleet_admin.models.prompts import PROMPTS
 from fleet_device.client.agent import Agent
+from fleet_device.drafters.contract import common_prefix
 from fleet_device.drafters.llama_cpp import LlamaCppDrafter, LlamaCppSettings
 from fleet_device.drafters.model_file import GgufModel
 from fleet_device.pacing.contract import FixedPacing
@@ -32,7 +32,7 @@ from fleet_device.requests.chat import chat_prompt
 from fleet_device.requests.generate import GenerateRequest, Generation
 from fleet_device.requests.structured import ChatMessage
 from fleet_edge.settings import EdgeSettings, InferenceServerSettings
-from fleet_edge.verifiers.contract import Item, RunsElsewhere, Verifier, VerifierError
+from fleet_edge.verifiers.contract import RunsElsewhere, VerifierError
 from fleet_edge.verifiers.registry import load_verifier
 from fleet_edge.verifiers.remote.local import endpoint_url, key_headers, load_local
 from sampling.distribution import shape
@@ -98,23 +98,16 @@ _TIE: Final = {"float32": 1e-2, "bfloat16": 0.5}
 _PAIR: Final = 2  # tokens of a sampled output: the second is verified in the same answer as the first
 
 
-@dataclass(frozen=True, slots=True)
-class Job:
-    prompt: Sequence[int]
-    policy: SamplingPolicy
-    length: int
-
-
 class RemoteDevices:
     """Connected devices; each drafts with a context of its own."""
 
     def __init__(self, agents: Sequence[Agent]) -> None:
         self._agents = agents
 
-    def write(self, jobs: Sequence[Job]) -> list[Generation]:
-        """Run all jobs, as many at a time as there are devices."""
+    def write(self, requests: Sequence[GenerateRequest]) -> list[Generation]:
+        """Complete all requests, as many at a time as there are devices."""
         done: dict[int, Generation] = {}
-        queue, taking = iter(list(enumerate(jobs))), Lock()
+        queue, taking = iter(list(enumerate(requests))), Lock()
 
         def serve(agent: Agent) -> None:
             while True:
@@ -122,13 +115,11 @@ class RemoteDevices:
                     taken = next(queue, None)
                 if taken is None:
                     return
-                number, job = taken
-                done[number] = agent.generate(
-                    GenerateRequest(tuple(job.prompt), policy=job.policy, max_new_tokens=job.length)
-                )
+                number, request = taken
+                done[number] = agent.generate(request)
 
         together([partial(serve, agent) for agent in self._agents])
-        return [done[number] for number in range(len(jobs))]
+        return [done[number] for number in range(len(requests))]
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,14 +170,14 @@ def check_greedy(
 ) -> Greedy:
     """Decode greedily through the system, and have the server complete the same prompts."""
     policy = SamplingPolicy(temperature=0.0, seed=1)
-    done = devices.write([Job(prompt, policy, length) for prompt in prompts])
+    done = devices.write([GenerateRequest(tuple(prompt), policy, length) for prompt in prompts])
     gaps, equal = [], 0
     for prompt, text in zip(prompts, done, strict=True):
         own = _until_end(oracle.greedy(prompt, length), ends)
         if text.tokens == own:
             equal += 1
             continue
-        at = _common(text.tokens, own)
+        at = common_prefix(text.tokens, own)
         best = np.sort(oracle.row([*prompt, *own[:at]], _PAIR))[-_PAIR:]
         gaps.append(float(best[1] - best[0]))
     return Greedy(len(done), equal, gaps, _acceptance(done), _TIE[dtype])
@@ -212,9 +203,8 @@ def check_sampled(
             continue
         second = shape(oracle.row([*prompt, token], top), policy)
         law |= {(token, then): p * q for then, q in zip(second.ids.tolist(), second.probs.tolist(), strict=True)}
-    done = devices.write(
-        [Job(prompt, policy.model_copy(update={"seed": 1 + number}), _PAIR) for number in range(texts)]
-    )
+    policies = [policy.model_copy(update={"seed": 1 + number}) for number in range(texts)]
+    done = devices.write([GenerateRequest(tuple(prompt), each, _PAIR) for each in policies])
     places = {pair: at for at, pair in enumerate(law)}
     counts = np.zeros(len(places) + 1, dtype=np.int64)  # the last is what the law rules out
     for text in done:
@@ -234,14 +224,6 @@ def _until_end(tokens: Sequence[int], ends: Sequence[int]) -> tuple[int, ...]:
         if token in ends:
             return tuple(tokens[: at + 1])
     return tuple(tokens)
-
-
-def _common(one: Sequence[int], other: Sequence[int]) -> int:
-    """Return the length of the common prefix."""
-    for at, (left, right) in enumerate(zip(one, other, strict=False)):
-        if left != right:
-            return at
-    return min(len(one), len(other))
 
 
 _CONTEXT: Final = 1024
@@ -272,8 +254,8 @@ def run(bench: Bench) -> SuiteReport:
     wrong: list[str] = []
     if bench.options.texts:
         rows, wrong = _check(bench)
-    steps = _time(bench) if bench.options.repeats else []
-    return SuiteReport(rows, more={"steps": steps}, wrong=wrong)
+    timed = _time(bench) if bench.options.repeats else []
+    return SuiteReport(rows, more={"steps": timed}, wrong=wrong)
 
 
 def _check(bench: Bench) -> tuple[list[dict[str, Any]], list[str]]:
@@ -327,63 +309,16 @@ def _fleet(bench: Bench) -> Iterator[RemoteDevices]:
 def _time(bench: Bench) -> list[dict[str, Any]]:
     options = bench.options
     remote = InferenceServerSettings.model_validate(_settings(options))
-    verifiers: dict[str, Verifier] = {
-        "vllm": load_verifier(EdgeSettings(engine="remote", target=str(options.target), remote=remote)),
-        "llama.cpp": load_verifier(EdgeSettings(engine="llama.cpp", target=str(options.gguf))),
-    }
-    sizes = {"sequences": options.sessions, "tokens": options.tokens, "context": options.context}
-    found = time_steps(verifiers, **sizes, repeats=options.repeats)
-    table(found, {"engine": "", "sequences": "d", "tokens": "d", "context": "d", "ms": ".1f", "best_ms": ".1f"})
-    for verifier in verifiers.values():
-        if isinstance(verifier, RunsElsewhere):
-            verifier.shut_down()
+    server = load_verifier(EdgeSettings(engine="remote", target=str(options.target), remote=remote))
+    local = load_verifier(EdgeSettings(engine="llama.cpp", target=str(options.gguf)))
+    size = {"sequences": max(options.sessions), "context": options.context}
+    ours, raw = (steps(verifier, fill(verifier, **size)) for verifier in (server, local))
+    found = [
+        asdict(by_turns(ours, [raw], sequences=number, tokens=new, seconds=0.0, fewest=options.repeats))
+        for number, new in itertools.product(options.sessions, options.tokens)
+    ]
+    columns = {"sequences": "d", "tokens": "d", "ms": ".1f", "raw_ms": ".1f"}
+    table(found, columns, title="a step of the server; raw is llama.cpp in this process")
+    if isinstance(server, RunsElsewhere):
+        server.shut_down()
     return found
-
-
-_WARM_UP = 2
-
-
-def time_steps(
-    verifiers: Mapping[str, Verifier],
-    *,
-    sequences: Sequence[int],
-    tokens: Sequence[int],
-    context: int,
-    repeats: int,
-    seed: int = 1,
-) -> list[dict[str, Any]]:
-    """Time steps of several engines, in turns: each size with all engines before the next size.
-
-    New tokens are drawn for every repeat, so that a server has none of them in its prefix cache.
-    """
-    rng = random.Random(seed)
-    vocabulary = range(min(verifier.info.vocabulary.size for verifier in verifiers.values()))
-    found = []
-    for number in sequences:
-        for verifier in verifiers.values():
-            for key in range(number):
-                verifier.open(key)
-                verifier.score([Item(key, rng.choices(vocabulary, k=context), 1)])
-        for new in tokens:
-            for name, verifier in verifiers.items():
-                steps = [
-                    [Item(key, rng.choices(vocabulary, k=new), new) for key in range(number)]
-                    for _ in range(_WARM_UP + repeats)
-                ]
-                times = [_time_step(verifier, items, back_to=context) for items in steps][_WARM_UP:]
-                size = {"engine": name, "sequences": number, "tokens": new, "context": context}
-                found.append({**size, "ms": statistics.median(times), "best_ms": min(times)})
-        for verifier in verifiers.values():
-            for key in range(number):
-                verifier.close(key)
-    return found
-
-
-def _time_step(verifier: Verifier, items: Sequence[Item], *, back_to: int) -> float:
-    """Return the milliseconds of one step, which is rolled back afterwards."""
-    started = time.perf_counter()
-    verifier.score(items)
-    taken = 1e3 * (time.perf_counter() - started)
-    for item in items:
-        verifier.truncate(item.sequence, back_to)
-    return taken

@@ -17,7 +17,6 @@ import argparse
 import contextlib
 import itertools
 import json
-import os
 import shutil
 import subprocess
 import tarfile
@@ -48,7 +47,7 @@ from benchmarks.harness import (
     table,
 )
 from benchmarks.large.played_device import PLAYED_DRAFTS
-from benchmarks.processes import BenchError, Cores, call, venv
+from benchmarks.processes import BenchError, call, venv
 from tests.support.processes import EDGE_PROGRAM, on_cores
 from tests.support.relay import Relay
 
@@ -103,9 +102,7 @@ def run(bench: Bench) -> SuiteReport:
     options.reports.mkdir(parents=True, exist_ok=True)
     target = bench.target() if options.target is None else options.target
     if options.target is not None:
-        cores = bench.cores.edge | bench.cores.others
-        bench.cores = Cores(cores, cores)
-        os.sched_setaffinity(0, cores)
+        bench.share_cores()
     rows: list[dict[str, Any]] = []
     with bench.broker() as broker, bench.edge(broker.port, target), contextlib.ExitStack() as stack:
         urls = [

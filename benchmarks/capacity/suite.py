@@ -31,10 +31,10 @@ from typing import Any, Final, Self
 import psutil
 
 from benchmarks.capacity.service_level import LEVEL, Client, TimeWindow
-from benchmarks.capacity.serving import CELLS, KV_BYTES, CellTiming, Devices, record_residual, texts_of
+from benchmarks.capacity.serving import CELLS, KV_BYTES, CellTiming, Devices, texts_of
 from benchmarks.harness import Bench, SuiteReport, add_curve, add_engine, cpu_s, table
 from benchmarks.processes import BenchError, Cores
-from benchmarks.recordings import Recording, record
+from benchmarks.recordings import Recording, record, record_residual
 from benchmarks.systems import DRAFT, SYSTEMS, System
 from fleet_admin.models.prompts import built_in, some
 from fleet_device.drafters.model_file import GgufModel
@@ -250,10 +250,7 @@ def _recordings(bench: Bench, draft: str, grid: Sequence[CapacityCell]) -> dict[
     coupled = record(bench, draft, prompts, tokens=options.tokens)
     found = {Mode.COUPLED: coupled}
     if any(replays_residual(cell.system) for cell in grid):
-        threads = len(bench.cores.edge | bench.cores.others)
-        found[Mode.RESIDUAL] = record_residual(
-            bench, coupled, prompts, length=DRAFT, tokens=options.tokens, threads=threads
-        )
+        found[Mode.RESIDUAL] = record_residual(bench, coupled, prompts, length=DRAFT, tokens=options.tokens)
     return found
 
 

@@ -264,7 +264,7 @@ CASES = (
     *(Variant(mode, FormName.AUTO, length, two_targets=True) for length in (2, None) for mode in Mode),
     *(Variant(mode, form, 2, languages=Languages.UNLIKE) for mode, form in _WAYS),
     *(Variant(mode, FormName.AUTO, 1, ahead=True, languages=Languages.UNLIKE) for mode in Mode),
-    *(Variant(mode, FormName.AUTO, 2, engine=engine) for engine in _ENGINES for mode in Mode),
+    *(Variant(mode, FormName.AUTO, 2, engine=engine) for engine in (*_ENGINES, ToyEngine.MAMBA) for mode in Mode),
     *(Variant(Mode.RESIDUAL, FormName.AUTO, 1, ahead=True, engine=engine) for engine in _ENGINES),
     *(Variant(Mode.COUPLED, FormName.AUTO, None, edge_only=True, engine=engine) for engine in _ENGINES),
     *(Variant(Mode.RESIDUAL, FormName.AUTO, 2, greedy=True, engine=engine) for engine in _ENGINES),

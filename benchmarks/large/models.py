@@ -6,6 +6,7 @@ whole vocabulary. A draft model follows the same walk, but for the share of the 
 layers have the same random weights, so a file is made in about the time that the disk takes.
 """
 
+import argparse
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -18,7 +19,7 @@ import numpy as np
 from gguf import GGMLQuantizationType as Kind
 from numpy.typing import NDArray
 
-from benchmarks.harness import say
+from benchmarks.harness import MODELS, Bench, say
 from benchmarks.processes import BenchError
 
 Bytes = NDArray[np.uint8]
@@ -128,6 +129,18 @@ def make(
         for tensor, data, kind in _tensors(its, file, successors(right)):
             writer.add_tensor(tensor, data, raw_dtype=kind)
     return path
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--shape", choices=SHAPES, default="7b", help="(default: %(default)s)")
+    parser.add_argument("--file", choices=FILES, default="Q4_0", help="(default: %(default)s)")
+    parser.add_argument("--cache", type=Path, default=MODELS.parent / "random", help="of models (default: %(default)s)")
+
+
+def made(bench: Bench, shape: str = "") -> Path:
+    """Return the model that the options name, or one of another shape."""
+    options = bench.options
+    return make(options.cache, shape or options.shape, options.file, vocabulary=bench.model("Q4_0.gguf"))
 
 
 @contextmanager

@@ -26,10 +26,9 @@ from pathlib import Path
 from typing import Any, Final
 from unittest.mock import patch
 
-from benchmarks.harness import MODELS, Bench, SuiteReport, at_most, number_of, say, table
-from benchmarks.large.models import FILES, FIRST, SHAPES, make
+from benchmarks.harness import Bench, SuiteReport, at_most, number_of, say, table
+from benchmarks.large.models import FIRST, add_model, made
 from benchmarks.large.played_device import load_played
-from benchmarks.processes import Cores
 from fleet_device import Device
 from fleet_edge.settings import EdgeSettings, KeptIn
 from fleet_edge.verifiers.blocks_engine import kept_pages_path, kept_weights_path
@@ -44,9 +43,7 @@ _VOCABULARY: Final = 40_000  # of prompts
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--shape", choices=SHAPES, default="7b", help="(default: %(default)s)")
-    parser.add_argument("--file", choices=FILES, default="Q4_0", help="(default: %(default)s)")
-    parser.add_argument("--cache", type=Path, default=MODELS.parent / "random", help="of models (default: %(default)s)")
+    add_model(parser)
     parser.add_argument("--devices", type=number_of(int, 1), default=4, help="(default: %(default)s)")
     parser.add_argument("--prompt", type=number_of(int, 1), default=1000, help="tokens (default: %(default)s)")
     parser.add_argument("--tokens", type=number_of(int, 16), default=48, help="of an output (default: %(default)s)")
@@ -71,9 +68,8 @@ class _Output:
 
 def run(bench: Bench) -> SuiteReport:
     options = bench.options
-    cores = bench.cores.edge | bench.cores.others
-    bench.cores = Cores(cores, cores)
-    target = make(options.cache, options.shape, options.file, vocabulary=bench.model("Q4_0.gguf"))
+    bench.share_cores()
+    target = made(bench)
     if options.damage:  # files that no other edge uses
         os.environ["CACHE_DIRECTORY"] = str(bench.new_folder())
     kept = kept_pages_path(EdgeSettings(fleet=bench.fleet, kv_kept=KeptIn.MEMORY))

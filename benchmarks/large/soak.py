@@ -20,9 +20,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Final
 
-from benchmarks.harness import MODELS, Bench, SuiteReport, at_most, connected, number_of, say, table
-from benchmarks.large.models import FILES, FIRST, SHAPES, VOCABULARY, make, successors
-from benchmarks.processes import BenchError, Cores
+from benchmarks.harness import Bench, SuiteReport, at_most, connected, number_of, say, table
+from benchmarks.large.models import FIRST, VOCABULARY, add_model, made, successors
+from benchmarks.processes import BenchError
 from fleet_device.client.agent import Agent
 from fleet_device.drafters.model_file import GgufModel
 from fleet_device.drafters.without_model import NoDrafter
@@ -42,9 +42,7 @@ _MORE_BYTES: Final = 16 << 20
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--shape", choices=SHAPES, default="7b", help="(default: %(default)s)")
-    parser.add_argument("--file", choices=FILES, default="Q4_0", help="(default: %(default)s)")
-    parser.add_argument("--cache", type=Path, default=MODELS.parent / "random", help="of models (default: %(default)s)")
+    add_model(parser)
     parser.add_argument("--devices", type=number_of(int, 1), default=16, help="(default: %(default)s)")
     parser.add_argument("--minutes", type=number_of(float, 0.1), default=30.0, help="(default: %(default)s)")
     parser.add_argument("--long", type=number_of(int, 1), default=4000, help="tokens (default: %(default)s)")
@@ -61,10 +59,8 @@ class _Tally:
 
 def run(bench: Bench) -> SuiteReport:
     options = bench.options
-    cores = bench.cores.edge | bench.cores.others
-    bench.cores = Cores(cores, cores)
-    os.sched_setaffinity(0, cores)
-    target = make(options.cache, options.shape, options.file, vocabulary=bench.model("Q4_0.gguf"))
+    bench.share_cores()
+    target = made(bench)
     kept = kept_pages_path(EdgeSettings(fleet=bench.fleet, kv_kept=KeptIn.MEMORY))
     samples: list[dict[str, Any]] = []
     tally, following, ending = _Tally(), successors().tolist(), threading.Event()

@@ -44,8 +44,8 @@ from benchmarks.harness import (
     table,
     together,
 )
-from benchmarks.large.models import FILES, FIRST, SHAPES, VOCABULARY, make, walk
-from benchmarks.processes import Cores, venv
+from benchmarks.large.models import FIRST, VOCABULARY, add_model, made, make, walk
+from benchmarks.processes import venv
 from benchmarks.serving import BUILD, SOURCE, build_server, llama_server
 from fleet_device.drafters.model_file import GgufModel
 from fleet_device.pacing.adaptive import AdaptivePacing
@@ -91,10 +91,8 @@ _LEAST: Final = 0.97
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--shape", choices=SHAPES, default="7b", help="(default: %(default)s)")
-    parser.add_argument("--file", choices=FILES, default="Q4_0", help="(default: %(default)s)")
+    add_model(parser)
     parser.add_argument("--engine", choices=("blocks", "llama.cpp"), default="blocks", help="(default: %(default)s)")
-    parser.add_argument("--cache", type=Path, default=MODELS.parent / "random", help="of models (default: %(default)s)")
     parser.add_argument("--devices", nargs="+", type=number_of(int, 1), default=[1, 2, 4, 8], metavar="N")
     parser.add_argument("--acceptance", nargs="+", type=float, default=[0.8, 0.6], metavar="A")
     parser.add_argument(
@@ -112,16 +110,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(bench: Bench) -> SuiteReport:
     options = bench.options
-    cores = bench.cores.edge | bench.cores.others
-    bench.cores = Cores(cores, cores)  # devices only wait
-    os.sched_setaffinity(0, cores)
-    vocabulary = bench.model("Q4_0.gguf")
-    played = options.curve is not None
+    bench.share_cores()
     # Where steps are played, only the vocabulary counts.
-    target = make(options.cache, "tiny" if played else options.shape, options.file, vocabulary=vocabulary)
+    target = made(bench, "" if options.curve is None else "tiny")
     rows = _fleets(bench, target)
     if options.servers:
-        rows += _servers(bench, target, vocabulary)
+        rows += _servers(bench, target)
     return SuiteReport(rows, [goal for row in rows if (goal := _goal(row, options)) is not None])
 
 
@@ -242,7 +236,7 @@ def _other(token: int) -> int:
 # llama.cpp's server
 
 
-def _servers(bench: Bench, target: Path, vocabulary: Path) -> list[dict[str, Any]]:
+def _servers(bench: Bench, target: Path) -> list[dict[str, Any]]:
     options, rows = bench.options, list[dict[str, Any]]()
     say("llama-server --spec-type draft-mtp is not compared: random models have no layers that predict several tokens")
     tools = options.tools.resolve()
@@ -254,6 +248,7 @@ def _servers(bench: Bench, target: Path, vocabulary: Path) -> list[dict[str, Any
         row = {"acceptance": None, "token_ms": None, "devices": devices}
         found = [{**row, "system": "llama-server", **_server(bench, program, target, devices)}]
         for acceptance in options.acceptance:
+            vocabulary = bench.model("Q4_0.gguf")
             draft = make(options.cache, _DRAFT_SHAPE, "Q4_0", vocabulary=vocabulary, right=acceptance)
             tried = [
                 _server(bench, program, target, devices, "-md", draft, "--spec-draft-n-max", most)

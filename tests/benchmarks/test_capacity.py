@@ -7,29 +7,20 @@ import numpy as np
 import pytest
 
 from benchmarks.capacity.service_level import Client, TimeWindow
-from benchmarks.capacity.serving import (
-    CellTiming,
-    Devices,
-    Measured,
-    RawPrompt,
-    StepOutput,
-    Together,
-    said_along,
-    serve,
-    texts_of,
-    write_all,
-)
+from benchmarks.capacity.serving import CellTiming, Devices, Measured, serve, texts_of
 from benchmarks.capacity.suite import THROUGH_BROKER, Row, in_process
 from benchmarks.processes import Cores
+from benchmarks.raw_llama import RawPrompt, StepOutput
+from benchmarks.recordings import write_noted
 from broker_config.broker import Broker
 from broker_config.processes import MosquittoProcess
+from fleet_device.requests.generate import GenerateRequest
 from sampling.distribution import Dist
 from sampling.downlink import FormName
 from schemas.policy import Mode, SamplingPolicy
 from tests.support.processes import toy_edge_process
 from tests.support.recorded_drafter import RecordedText
-from tests.support.scripted_verifier import ScriptedVerifier
-from tests.support.toy_pair import END_TOKENS, PROMPT, ToyPair, own_text, policy
+from tests.support.toy_pair import END_TOKENS, PROMPT, ToyPair, policy
 from tests.support.toy_transformer import ToyTransformer
 from tests.support.waiting import PATIENCE_S
 
@@ -79,12 +70,9 @@ def port() -> Iterator[int]:
         yield broker.port
 
 
-def recorded(mode: Mode, length: int) -> list[RecordedText]:
-    pair = ToyPair.standard()
-    target = ScriptedVerifier(pair.target, pair.target.words, context=256, end_tokens=END_TOKENS)
-    together = Together(target, ScriptedVerifier(pair.draft, pair.draft_words, context=256), length=length)
-    slots = write_all(together, [RawPrompt(PROMPT, policy(mode, seed), TOKENS) for seed in range(TEXTS)])
-    return [RecordedText("", PROMPT, slot.prompt.policy, tuple(slot.text), tuple(said_along(slot))) for slot in slots]
+def recorded(port: int, mode: Mode, length: int) -> list[RecordedText]:
+    requests = [GenerateRequest(PROMPT, policy(mode, seed), TOKENS) for seed in range(TEXTS)]
+    return write_noted(port, FLEET, ToyPair.standard().drafter(), requests, length=length)
 
 
 def measure(port: int, system: str, texts: list[RecordedText]) -> Measured:
@@ -102,7 +90,7 @@ def measure(port: int, system: str, texts: list[RecordedText]) -> Measured:
 
 @pytest.mark.broker
 def test_drafts_recorded_in_residual_mode_are_replayed_and_judged_as_they_were(port: int) -> None:
-    found = measure(port, "dssd-dense", recorded(Mode.RESIDUAL, 4))
+    found = measure(port, "dssd-dense", recorded(port, Mode.RESIDUAL, 4))
     assert not found.failed
     assert len(found.as_recorded) > DEVICES
     assert all(found.as_recorded)
@@ -112,13 +100,13 @@ def test_drafts_recorded_in_residual_mode_are_replayed_and_judged_as_they_were(p
 def test_other_drafts_in_residual_mode_do_not_come_out_as_recorded(port: int) -> None:
     # The last test has power: other draft distributions give another output.
     even = Dist(np.arange(6), np.full(6, 1 / 6))
-    texts = [replace(text, dists=(even,) * len(text.dists)) for text in recorded(Mode.RESIDUAL, 4)]
+    texts = [replace(text, dists=(even,) * len(text.dists)) for text in recorded(port, Mode.RESIDUAL, 4)]
     assert not all(measure(port, "dssd-dense", texts).as_recorded)
 
 
 @pytest.mark.broker
 def test_a_fleet_is_measured_and_told(port: int) -> None:
-    found = measure(port, "ours-auto", recorded(Mode.COUPLED, 1))
+    found = measure(port, "ours-auto", recorded(port, Mode.COUPLED, 1))
     assert not found.failed
     assert all(found.as_recorded)
     row = Row("ours-auto", "Q4_0", 1, DEVICES, 20.0)
@@ -195,20 +183,3 @@ def greedy(toy: ToyTransformer, prompt: tuple[int, ...]) -> list[int]:
     while len(text) < 8 and not (text and text[-1] in END_TOKENS):
         text.append(int(toy.logits((*prompt, *text)).argmax()))
     return text
-
-
-def prompts(mode: Mode, number: int, most: int) -> list[RawPrompt]:
-    return [RawPrompt(PROMPT, policy(mode, seed), most) for seed in range(number)]
-
-
-def together(length: int) -> Together:
-    pair = ToyPair.standard()
-    target = ScriptedVerifier(pair.target, pair.target.words, context=512, end_tokens=END_TOKENS)
-    return Together(target, ScriptedVerifier(pair.draft, pair.draft_words, context=512), length=length)
-
-
-@pytest.mark.parametrize("length", [1, 4])
-def test_many_texts_at_once_are_the_targets_own_in_coupled_mode(length: int) -> None:
-    asked = prompts(Mode.COUPLED, 20, 9)
-    slots = write_all(together(length), asked)
-    assert [slot.text for slot in slots] == [own_text(prompt.policy.seed, 9) for prompt in asked]

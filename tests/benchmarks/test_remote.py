@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.remote import Job, Oracle, check_greedy, check_sampled
+from benchmarks.remote import Oracle, check_greedy, check_sampled
+from fleet_device.requests.generate import GenerateRequest
 from sampling.distribution import shape
 from schemas.policy import Mode, SamplingPolicy
 from tests.support.inference_server import InferenceServer
@@ -55,14 +56,14 @@ class Text:
 class Devices:
     draw: Draw
 
-    def write(self, jobs: Sequence[Job]) -> list[Any]:
-        return [Text(self._text(job, np.random.default_rng(number))) for number, job in enumerate(jobs)]
+    def write(self, requests: Sequence[GenerateRequest]) -> list[Any]:
+        return [Text(self._text(each, np.random.default_rng(number))) for number, each in enumerate(requests)]
 
-    def _text(self, job: Job, rng: np.random.Generator) -> tuple[int, ...]:
-        text = list(job.prompt)
-        while len(text) < len(job.prompt) + job.length and (len(text) == len(job.prompt) or text[-1] != END):
-            text.append(self.draw(text, job.policy, rng))
-        return tuple(text[len(job.prompt) :])
+    def _text(self, request: GenerateRequest, rng: np.random.Generator) -> tuple[int, ...]:
+        text: list[int] = []
+        while len(text) < request.max_new_tokens and text[-1:] != [END]:
+            text.append(self.draw([*request.prompt, *text], request.policy, rng))
+        return tuple(text)
 
 
 def test_the_oracle_says_what_the_server_computes_and_writes(oracle: Oracle) -> None:
