@@ -7,10 +7,10 @@ from enum import Enum
 from typing import Final
 
 from broker_config.broker import Broker
-from broker_config.matrix import may_publish, may_receive
 from fleet_common.mqtt.errors import PublishRejected
 from fleet_common.mqtt.link import Link, Message, publish_confirmed
 from schemas.topics import HOME_ASSISTANT, ROOT, TREE, TopicRule, build
+from tests.support.access_matrix import may_publish, may_receive
 from tests.support.waiting import PATIENCE_S
 
 SYS_TOPIC: Final = "$SYS/broker/version"

@@ -1,7 +1,7 @@
 """Permissions of every identity on every topic, both ways, on a real mosquitto with real certificates.
 
-The expectation comes from `broker_config.matrix`, like the table in `broker_config/README.md`; the rendered files are
-tested against it.
+The expectation comes from `tests.support.access_matrix`, like the table in `broker_config/README.md`; the rendered
+files are tested against it.
 """
 
 import re

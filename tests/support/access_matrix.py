@@ -1,12 +1,13 @@
 """Access matrix: who may do what on which topic, stated independently of the access rules.
 
-The rules are rendered from filters; this answers for one topic at a time. The tests of the access rules and the table
-in README.md check the broker against it. `python -m broker_config.matrix` writes the table.
+The rules are rendered from filters; this answers for one topic at a time. Tests check the rules and a real broker
+against it. `python -m tests.support.access_matrix` writes the table in `broker_config/README.md`.
 """
 
 from pathlib import Path
 from typing import Final
 
+import broker_config
 from broker_config.broker import Broker
 from schemas.errors import TopicError
 from schemas.names import check_name
@@ -105,8 +106,8 @@ def _is_name(user: str) -> bool:
     return True
 
 
-README: Final = Path(__file__).with_name("README.md")
-BEGIN: Final = "<!-- table: begin; written by `python -m broker_config.matrix` -->"
+README: Final = Path(broker_config.__file__).with_name("README.md")
+BEGIN: Final = "<!-- table: begin; written by `python -m tests.support.access_matrix` -->"
 END: Final = "<!-- table: end -->"
 
 DEVICE, EDGE = "device-a", "edge-1"

@@ -1,8 +1,8 @@
 import pytest
 
 from broker_config.broker import Broker
-from broker_config.matrix import README, may_publish, may_receive, render_table, roles_of, with_table
 from schemas.topics import ROOT, TREE, ClientRole, Topic, TopicRule, build
+from tests.support.access_matrix import README, may_publish, may_receive, render_table, roles_of, with_table
 
 
 def topic_of(rule: TopicRule) -> str:
@@ -11,7 +11,7 @@ def topic_of(rule: TopicRule) -> str:
 
 def test_the_table_in_the_readme_is_current() -> None:
     text = README.read_text(encoding="utf-8")
-    assert with_table(text) == text, "run: python -m broker_config.matrix"
+    assert with_table(text) == text, "run: python -m tests.support.access_matrix"
     assert render_table() in text
 
 
