@@ -44,8 +44,8 @@ where they apply, also device, session and user. `edge` is the edge that logged 
     fleet admin events --count kind,code --since 7d     # counts
 
 Repetitions of an event of one device within a minute are counted in one row: a device that floods adds at most 16 rows a minute. What all edges see (a
-device connects) is one event. Events are kept as long as sessions (`keep_sessions_days`). The codes of `refused` and `fault` are those of
-[the protocol](protocol.md#refused-down).
+device connects) is one event. Events are kept as long as sessions (`keep_sessions_days`). [The protocol](protocol.md#refused-down) has the codes of `refused` and
+`fault`.
 """  # noqa: E501
 SEVERITIES = {
     Severity.ERROR: "Errors: something failed or was lost",
@@ -119,13 +119,13 @@ def settings_page() -> str:
 
 
 def events_page() -> str:
-    """Return the page of events; what is expected, or explained by the protocol, is a list of codes."""
+    """Return the page of events; what is expected is a list of codes, and the protocol explains refusals and faults."""
     parts = [EVENTS_HEAD]
     for severity, title in SEVERITIES.items():
         rows = []
-        for kind in EventKind:
+        for kind in (kind for kind in EventKind if kind not in {EventKind.REFUSED, EventKind.FAULT}):
             found = [each for each in EVENT_CODES if each.kind is kind and each.severity is severity]
-            if severity is not Severity.INFO and kind not in {EventKind.REFUSED, EventKind.FAULT}:
+            if severity is not Severity.INFO:
                 rows += [f"- `{kind}/{each.code}`: {each.meaning}" for each in found]
             elif found:
                 rows.append(f"- `{kind}`: {', '.join(f'`{each.code}`' for each in found)}")

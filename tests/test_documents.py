@@ -42,6 +42,15 @@ def test_each_snippet_can_be_read(page: Path) -> None:
             reader(textwrap.dedent(snippet))
 
 
+@each_page
+def test_each_row_of_a_table_belongs_to_one(page: Path) -> None:
+    """An empty line inside a table ends it, and a row with too few or too many cells is cut or filled."""
+    text = re.sub(r"^ *```.*?^ *```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    for table in re.findall(r"(?:^\|.*\n?)+", text, flags=re.MULTILINE):
+        assert re.match(r".*\n\|(?: *:?-+:? *\|)+$", table, flags=re.MULTILINE), table
+        assert len({len(re.findall(r"(?<!\\)\|", row)) for row in table.splitlines()}) == 1, table
+
+
 def test_the_index_links_every_page() -> None:
     linked = set(re.findall(r"\]\((\w[\w-]*\.md)", (ROOT / "docs" / "index.md").read_text(encoding="utf-8")))
     assert linked == {page.name for page in DOCS} - {"index.md"}
