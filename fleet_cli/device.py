@@ -90,8 +90,8 @@ def _run_once(
 
     service.link.on_connection(tell_connection)
     gateway = Gateway(service, remote=remote, log_tail=tail)
-    signal.signal(signal.SIGINT, lambda *_: gateway.ask(Asked.STOP))
-    signal.signal(signal.SIGTERM, lambda *_: gateway.ask(Asked.DRAIN))
+    signal.signal(signal.SIGINT, lambda *_: gateway.request_end(Asked.STOP))
+    signal.signal(signal.SIGTERM, lambda *_: gateway.request_end(Asked.DRAIN))
     try:
         gateway.start()
         served = gateway.address or "no API"

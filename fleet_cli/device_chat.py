@@ -217,7 +217,7 @@ class Conversation:
         context = self._talker.drafter.context
         room = context - max(1, min(self.answer_tokens, context // 2))
         while True:
-            messages, dropped = self._history.ask(question, count=self._talker.count_tokens, room=room)
+            messages, dropped = self._history.begin_turn(question, count=self._talker.count_tokens, room=room)
             self._tell_dropped(dropped)
             try:
                 text = self._write(messages)

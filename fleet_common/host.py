@@ -155,13 +155,13 @@ class Systemd:
         return cls(environment.get("NOTIFY_SOCKET"), watchdog_s=int(micros) / _MICRO if watched else None)
 
     def ready(self, status: str) -> None:
-        self._say(f"READY=1\nSTATUS={' '.join(status.split())}")
+        self._notify(f"READY=1\nSTATUS={' '.join(status.split())}")
 
     def alive(self) -> None:
         """Report that the main loop runs; a report is sent only when due."""
         if self._every_s is not None and self._clock() >= self._due:
             self._due = self._clock() + self._every_s
-            self._say("WATCHDOG=1")
+            self._notify("WATCHDOG=1")
 
     def watch(self, probe: Callable[[], object]) -> None:
         """Report on a thread that the service lives, each time that `probe` has returned.
@@ -176,7 +176,7 @@ class Systemd:
 
     def stopping(self) -> None:
         """Report that the service is stopping; the thread of `watch` goes on until `close`."""
-        self._say("STOPPING=1")
+        self._notify("STOPPING=1")
 
     def close(self) -> None:
         self._ended.set()
@@ -186,10 +186,10 @@ class Systemd:
     def _watch(self, probe: Callable[[], object], every_s: float) -> None:
         while not self._ended.is_set():
             probe()
-            self._say("WATCHDOG=1")
+            self._notify("WATCHDOG=1")
             self._ended.wait(every_s)
 
-    def _say(self, message: str) -> None:
+    def _notify(self, message: str) -> None:
         if self._address is None:
             return
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:

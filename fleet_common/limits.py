@@ -157,7 +157,7 @@ class TokenBucket:
         self._at = now
 
     def try_spend(self, amount: float, now: float) -> float:
-        """Take an amount if it is available; return 0.0, else the seconds until it is.
+        """Spend an amount if it is available, and return 0; else return the seconds until it is.
 
         An amount above the burst is available when the bucket is full; it leaves a debt.
         """
@@ -167,7 +167,7 @@ class TokenBucket:
         return wait
 
     def spend(self, amount: float, now: float) -> None:
-        """Take what has already been used, going into debt if needed."""
+        """Spend an amount that has been used already, going into debt if needed."""
         self._fill(now)
         self._level -= amount
 

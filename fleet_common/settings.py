@@ -271,11 +271,11 @@ class _Variables:
                     found.problems.append(f"The environment variable {variable} is not valid JSON: write a list.")
                     continue
             found.names[place] = variable
-            _put(found.values, place, value)
+            _set_value(found.values, place, value)
         return found
 
 
-def _look(values: Any, place: Place) -> Any:  # noqa: ANN401 - whatever a file holds
+def _value_at(values: Any, place: Place) -> Any:  # noqa: ANN401 - whatever a file holds
     for name in place:
         if not isinstance(values, Mapping):
             return None
@@ -292,7 +292,7 @@ def _merge(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _put(values: dict[str, Any], place: Place, value: object) -> None:
+def _set_value(values: dict[str, Any], place: Place, value: object) -> None:
     for name in place[:-1]:
         inner = values.get(name)
         values[name] = values = {**inner} if isinstance(inner, Mapping) else {}
@@ -362,7 +362,7 @@ class _Sources:
                 what = plain_sentence(each)
             else:  # pydantic's wording is for programmers
                 what = f"it must be {field.kind}" if field else f"it must be a section, [{'.'.join(place)}] in TOML"
-            value = _look(values, place)
+            value = _value_at(values, place)
             shown = f" = {shown_value(value)}" if field and field.shown and isinstance(value, str | int | float) else ""
             origin = self.origin(place)
             where = f" ({origin})" if origin else ""
@@ -376,12 +376,12 @@ class _Sources:
 
     def origin(self, place: Place) -> str:
         field = self.fields.get(place)
-        if _look(self.flags, place) is not None:
+        if _value_at(self.flags, place) is not None:
             flag = f"flag {field.flag}" if field and field.flag else ""
             return "argument" if self.by_program else flag
         if (variable := self.environment.names.get(place)) is not None:
             return f"environment variable {variable}"
-        return "" if _look(self.file, place) is None else str(self.config)
+        return "" if _value_at(self.file, place) is None else str(self.config)
 
     def _nearest(self, place: Place) -> str:
         """Suggest settings with a similar name, from any section."""

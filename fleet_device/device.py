@@ -111,7 +111,7 @@ class _Open:
 
 
 class _AnyDevice:
-    """What both devices have: settings, and a device that is open or not."""
+    """Common part of `Device` and `AsyncDevice`: settings, and a service while the device is open."""
 
     def __init__(
         self,

@@ -68,7 +68,7 @@ class Gateway:
             self._generate,
             waiting=self._settings.api_waiting,
             at_once=service.texts_at_once,
-            on_idle=lambda: self.ask(Asked.IDLE),
+            on_idle=lambda: self.request_end(Asked.IDLE),
         )
         self._server: ApiServer | None = None
         self._steering: SteeringListener | None = None
@@ -82,9 +82,9 @@ class Gateway:
         """URL of the API; None if it is turned off."""
         return self._server.address if self._server else None
 
-    def ask(self, what: Asked) -> None:
-        """Ask for the end; from a signal handler or any thread."""
-        self._asked.put(what)
+    def request_end(self, how: Asked) -> None:
+        """Make `run` end or reload. Call it from a signal handler or any thread."""
+        self._asked.put(how)
 
     def start(self) -> None:
         """Serve the API, and connect as soon as possible; raise HttpServerError if the port cannot be used."""
@@ -165,7 +165,7 @@ class Gateway:
         return held
 
     def reload(self) -> None:
-        self.ask(Asked.RELOAD)
+        self.request_end(Asked.RELOAD)
 
     # Backend
 

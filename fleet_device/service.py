@@ -200,7 +200,7 @@ class DeviceService:
         except BaseException:
             self.stop()
             raise
-        self._tidy()
+        self._release_memory()
 
     def start_patiently(self) -> None:
         """Connect as soon as the broker can be reached, on a thread: a gateway may boot before its network."""
@@ -282,11 +282,11 @@ class DeviceService:
             telemetry = self.tally.add(text.generation, temperature_c=self.heat.temperature_c)
             self._publish(Topic.TELEMETRY, encode_json(telemetry), qos=0)
             if self.clock() - self._tidied >= _TIDY_S:
-                self._tidy()
+                self._release_memory()
         return text
 
-    def _tidy(self) -> None:
-        """Release free memory: what loading a model or a long prompt has left."""
+    def _release_memory(self) -> None:
+        """Return memory to the system that loading a model or a long prompt has freed."""
         give_back_free_memory()
         self._tidied = self.clock()
 
@@ -307,7 +307,7 @@ class DeviceService:
                 self._stopping.wait(_AGAIN_S)
             else:
                 _log.info("Connected to %s:%s.", self.settings.broker.host, self.settings.broker.port)
-                self._tidy()
+                self._release_memory()
                 return
 
     def _topic(self, topic: Topic) -> str:

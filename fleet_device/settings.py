@@ -28,7 +28,7 @@ _ALONE_AFTER_S: Final = 2.0
 
 
 class ReasoningEffort(StrEnum):
-    """How long a model thinks, by OpenAI's names."""
+    """Length of a model's thinking, by OpenAI's names."""
 
     NONE = "none"
     MINIMAL = "minimal"
@@ -47,7 +47,7 @@ class OfflinePolicy(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outages:
-    """What a request does in an outage.
+    """Policy of a request in an outage, and when it applies.
 
     Attributes:
         after_s: Seconds without a broker, or without an edge that is online, after which the policy applies; None
@@ -91,7 +91,7 @@ MAX_TEMPERATURE: Final = 2.0
 
 
 class Goal(StrEnum):
-    """What the device's choice of plans saves: time, energy or traffic."""
+    """Quantity that the choice of plans saves: time, energy or traffic."""
 
     SPEED = "speed"
     ENERGY = "energy"
@@ -102,7 +102,7 @@ _figure: Final = partial(setting, 0.0, rare=True, in_flags=False, ge=0)
 
 
 class Power(BaseModel):
-    """What drafting, waiting and sending cost this device, to estimate energy."""
+    """Power and energy of drafting, waiting and sending, to estimate joules per token."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 

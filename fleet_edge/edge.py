@@ -170,7 +170,7 @@ class Edge:
         return handed_over
 
     def drain(self, *, whole: bool = False) -> None:
-        """Take no new sessions, and end once the open ones have, or after `drain_s` seconds. Call it from any thread.
+        """Accept no new sessions, and end once the open ones have, or after `drain_s` seconds. Call it from any thread.
 
         With `whole` there is no limit of time: sessions end with the target model that they began with.
         """

@@ -103,7 +103,7 @@ class MessageHandlers:
             self._end_sessions(device, quarantines.active[device].reason)
 
     def restore_grammar(self, session: EdgeSession) -> None:
-        """Have the grammar worker follow a session's text again; its drafts wait meanwhile."""
+        """Restore a session's output in the grammar worker; its drafts wait meanwhile."""
         if (constraint := session.constraint) is not None and not session.finished:
             self.grammars.restore(session.device, constraint, tuple(session.text))
 

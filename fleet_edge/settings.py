@@ -40,7 +40,7 @@ else:
 
 
 class PrefixSharing(StrEnum):
-    """Whose computed prefixes a sequence may take over."""
+    """Sequences that share computed prefixes: of all devices, of one device, or none."""
 
     ALL = "all"
     DEVICE = "device"

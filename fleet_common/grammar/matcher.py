@@ -129,7 +129,7 @@ class GrammarMatcher:
             raise OutsideGrammar("The text ends where its grammar does not allow it.")
 
     def restore(self, text: Sequence[int]) -> None:
-        """Have the worker follow the tokens. It may take seconds."""
+        """Restore the state after these tokens in the worker. It may take seconds."""
         self._ask(Op.ALLOWED, text[:-1] if self._ended(text) else text, patient=True)
 
     def _ended(self, text: Sequence[int]) -> bool:

@@ -254,7 +254,7 @@ class Rewriter:
         return {"anyOf": ways} if ways else False
 
     def _ways(self, word: str, value: Any, levels: int) -> Sequence[object] | None:  # noqa: ANN401, PLR0911 - JSON
-        """Return schemas, of which a value matches one at least if it violates a keyword."""
+        """Return schemas; a value that violates the keyword matches at least one of them."""
         match word:
             case "type":
                 names = {value} if isinstance(value, str) else set(names_of(value))

@@ -213,7 +213,7 @@ class GrammarWorkers:
         self._trials = threading.BoundedSemaphore(_TRIALS)
 
     def ask(self, request: GrammarRequest, *, patient: bool) -> bytes:
-        """Have the worker answer. Only a `patient` caller has it started.
+        """Return the worker's reply. Only a `patient` caller starts the worker.
 
         Raise GrammarNotReady if it does not run, WorkerEnded if it ended meanwhile.
         """
@@ -228,7 +228,7 @@ class GrammarWorkers:
         return worker.ask(request, _limit_s(request) if patient else _STEP_S, patient=patient)
 
     def try_alone(self, *requests: GrammarRequest) -> tuple[list[bytes], float]:
-        """Have a fresh process answer requests about one grammar; return the replies, and its processor time (s).
+        """Run requests about one grammar in a fresh process; return the replies, and its processor time (s).
 
         Raises WorkerEnded, with these requests as the cause if it says so.
         """

@@ -262,7 +262,7 @@ class Credential:
 
 
 class AccessAction(StrEnum):
-    """What an administrator does to the access of identities at the broker."""
+    """Change that an administrator makes to the access of identities at the broker."""
 
     DISCONNECT = "disconnect"  # ends the session; a new one may begin at once
     SUSPEND = "suspend"  # also refuses the certificates until lifted (RFC 5280: certificateHold)
@@ -271,13 +271,13 @@ class AccessAction(StrEnum):
 
     @property
     def done(self) -> str:
-        """What has become of an identity; the code of the event."""
+        """State of an identity after the change; the code of the event."""
         return {"disconnect": "disconnected", "revoke": "revoked"}.get(self.value, f"{self.value}ed")
 
 
 @dataclass(frozen=True, slots=True)
 class AccessChange:
-    """What is needed to enforce a change of access at the broker.
+    """Data to enforce a change of access at the broker.
 
     Attributes:
         serials: Certificates that the action concerns.

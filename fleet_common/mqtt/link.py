@@ -214,7 +214,7 @@ class Link(Protocol):
 
     @property
     def counters(self) -> LinkCounters:
-        """What this link has counted since it was made."""
+        """Counts of this link since it was made."""
 
 
 def publish_confirmed(

@@ -66,7 +66,7 @@ ANY_MODEL: Final = "fleet"
 
 
 class Backend(Protocol):
-    """What the API needs of the device. Its methods do not block."""
+    """Interface of the device for the API. Its methods do not block."""
 
     @property
     def since(self) -> datetime: ...

@@ -101,7 +101,7 @@ def completion_logprobs(
 
 
 def _by_name(spelling: TokenSpelling, known: TokenLogprobs) -> dict[str, float]:
-    """Return the alternatives by name; a further token of the same name has vLLM's name of it, with its id."""
+    """Return the alternatives by name. Of several with one name, all but the first are named by id, as in vLLM."""
     found: dict[str, float] = {}
     for token, value in _alternatives(known):
         name = spelling.name(token)

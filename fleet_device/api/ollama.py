@@ -77,7 +77,7 @@ class OllamaMessage(_Lenient):
 
 
 class OllamaRequest(BaseModel):
-    """What both requests have; `keep_alive` has no effect."""
+    """Fields of both requests; `keep_alive` has no effect."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -180,7 +180,7 @@ class OllamaReply:
     tools: ToolCalls | None = None
 
     def loaded(self) -> dict[str, Any]:
-        """Return the answer to a request for no text."""
+        """Return the answer to a request without a prompt, by which Ollama's clients load a model."""
         return self._line("") | {"done": True, "done_reason": "load"}
 
     def whole(self, text: GeneratedText) -> dict[str, Any]:

@@ -66,7 +66,7 @@ class Rendering(Protocol):
 
 
 class RecordHeader(BaseModel):
-    """What was requested, and the names that its events have. `body` is its JSON, with the seed."""
+    """Beginning of a record: the request (`body` is its JSON, with the seed), and the names that its events have."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -322,7 +322,7 @@ class Records:
                     self.erase(record)
 
     def note_end(self) -> None:
-        """Have the first record that has ended erased in time; one timer serves all."""
+        """Schedule the erasure of the first record that has ended; one timer serves all."""
         with self._changing:
             ends = [each.ended_at for each in self._records.values() if each.ended_at is not None]
             if ends and not self._scheduled:

@@ -158,7 +158,7 @@ TokenLimit = Annotated[int, Field(ge=1, le=MAX_TOKENS)]
 
 
 class StreamOptions(StrictModel):
-    """How to stream.
+    """Additions to the chunks of a stream.
 
     `include_usage` adds a last chunk with the number of tokens, `continuous_usage_stats` their number so far to each
     chunk. `include_origins`, an extension, adds text and origin of each token. `include_obfuscation` has no effect.

@@ -203,7 +203,7 @@ class RetryBudget:
 
 @dataclass(slots=True)
 class RetryState:
-    """What a request remembers of its attempts; moments are infinite for never.
+    """State of a request between its attempts; moments are infinite for never.
 
     Attributes:
         sent_at: The last message was sent then.
@@ -353,7 +353,7 @@ def _end_of_wait(view: "_View") -> Resume | Local | Fail | None:
 
 
 def is_held(session: DeviceSession, retry: RetryState, edges: EdgeAvailability, now: float) -> bool:
-    """Nothing is sent now: an edge asks for a delay, after many resumes, or none has the target model."""
+    """Nothing is sent now: an edge asked for a delay, many resumes failed, or no edge has the target model."""
     return _View(session, retry, edges, now).held
 
 
@@ -363,7 +363,7 @@ def _backoff(first_s: float, doublings: int, most_s: float = math.inf) -> float:
 
 @dataclass(frozen=True, slots=True)
 class _View:
-    """What follows for a request at one moment."""
+    """Conclusions about a request at one moment, from which `decide` chooses."""
 
     session: DeviceSession
     retry: RetryState

@@ -159,7 +159,7 @@ def _load(reported: fields.EdgeLoad) -> ReportedLoad:
 
 @dataclass(slots=True)
 class Drafting:
-    """What a session sends next: the draft being built, or a request for edge-only decoding."""
+    """The next message of a session: the draft being built, or a request for edge-only decoding."""
 
     session: DeviceSession
     drafts: "DraftSequence"
@@ -213,7 +213,7 @@ class Drafting:
         self.drafts.rewind()
 
     def _next_plan(self) -> Plan:
-        if self.drafts.full:
+        if self.drafts.is_outgrown:
             return Plan(EDGE_ONLY_TOKENS, edge_only=True)
         self._catch_up()
         return self.pacing.plan()
@@ -255,8 +255,8 @@ class DraftSequence:
         return self.drafter if isinstance(self.drafter, SuffixDrafter) else None
 
     @property
-    def full(self) -> bool:
-        """The request has outgrown the draft model's context."""
+    def is_outgrown(self) -> bool:
+        """The request is longer than the draft model's context."""
         return len(self.session.request.prompt) + self.session.position >= self.drafter.context
 
     def draft(self, limit: int) -> bool:
@@ -268,7 +268,7 @@ class DraftSequence:
         if constraint is not None and self._draft_forced(constraint):
             return True
         most = limit if constraint is None else limit + session.forced
-        if not session.room(most) or self.full:
+        if not session.room(most) or self.is_outgrown:
             return False
         started = self.clock()
         policy = self._policy_after(session.ahead)
@@ -309,7 +309,7 @@ class DraftSequence:
     def _draft_forced(self, constraint: "DraftConstraint") -> bool:
         """Draft the token that must come next, if that is certain and the draft has room."""
         session, drafter = self.session, self.drafter
-        if not session.room(MAX_DRAFT) or self.full:
+        if not session.room(MAX_DRAFT) or self.is_outgrown:
             return False
         started = self.clock()
         token = constraint.forced(session.ahead)

@@ -78,7 +78,7 @@ def progress_sentence(edge: str, progress: Progress) -> str:
 
 @dataclass(slots=True)
 class SessionDriver:
-    """A session under way.
+    """Run one session: handle its events, draft, and send what is due.
 
     Attributes:
         end_tokens: Ids that end a generation without an edge.
@@ -198,7 +198,7 @@ class SessionDriver:
             case Repeat():
                 self._repeat()
             case Resume():
-                self._leave(decision)
+                self._resume_elsewhere(decision)
             case Local(reason):
                 self._go_local(str(self._error(reason)))
             case Fail(reason):
@@ -218,7 +218,7 @@ class SessionDriver:
         logging.getLogger(WAIT_LOG).warning("Waiting: %s", reason)
         self.context.on_wait(reason)
 
-    def _leave(self, decision: Resume) -> None:
+    def _resume_elsewhere(self, decision: Resume) -> None:
         if decision.any_target:
             _log.warning("The generation continues with another target model: %s", self._error(decision.reason))
             self.session.any_target = True

@@ -202,7 +202,7 @@ def default_threads() -> int:
 
 @dataclass(frozen=True, slots=True)
 class LlamaCppSettings:
-    """How to run the draft model.
+    """Settings of llama.cpp for the draft model.
 
     Attributes:
         name: For the log; empty for the file's name.

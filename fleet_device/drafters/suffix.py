@@ -236,7 +236,7 @@ class SuffixDrafter:
         """Return the distribution of the chosen source; None if no earlier tokens match."""
         if self.repeats or self.model is None:
             return self._look_up(policy)
-        return self._ask(partial(self.model.next, policy))
+        return self._timed_proposal(partial(self.model.next, policy))
 
     def next_allowed(self, policy: SamplingPolicy, allowed: Ids) -> Dist | None:
         """As `next`, restricted to the allowed ids (int64, rising)."""
@@ -244,7 +244,7 @@ class SuffixDrafter:
         if model is None or self.repeats or not hasattr(model, "next_allowed"):
             dist = self.next(policy)
             return None if dist is None else restrict(dist, allowed)
-        return self._ask(partial(model.next_allowed, policy, allowed))
+        return self._timed_proposal(partial(model.next_allowed, policy, allowed))
 
     def truncate(self, length: int) -> None:
         if self.model is not None:
@@ -342,7 +342,7 @@ class SuffixDrafter:
         self._accepted *= self._trust.of(speculation)
         return None if self._accepted < self._least else speculation.dist
 
-    def _ask(self, model: Callable[[], Dist | None]) -> Dist | None:
+    def _timed_proposal(self, model: Callable[[], Dist | None]) -> Dist | None:
         unread = len(self._tokens) - self._read
         started = self._clock()
         dist = model()

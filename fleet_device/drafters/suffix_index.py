@@ -195,6 +195,7 @@ class SuffixIndex:
         return [(products[size - 1] & _WORD) >> shift for size in LENGTHS if size <= len(products)]
 
     def _slots(self, number: int, first: int, last: int) -> NDArray[np.int64]:
+        """Return the hashes of the `LENGTHS[number]` tokens before each place from `first` to `last`, excluded."""
         size = LENGTHS[number]
         windows = np.lib.stride_tricks.sliding_window_view(self._tokens[first - size : last - 1], size)
         products = windows[:, ::-1].astype(np.int64).view(np.uint64) * self._weights[:size]

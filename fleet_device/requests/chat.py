@@ -192,7 +192,7 @@ class ChatHistory:
             return True
         return False
 
-    def ask(self, question: str, *, count: Count, room: int) -> tuple[list[ChatMessage], int]:
+    def begin_turn(self, question: str, *, count: Count, room: int) -> tuple[list[ChatMessage], int]:
         """Return the messages of a new turn, and the number of oldest turns that were dropped for them.
 
         `count` counts the tokens of a chat, at most `room`. Raise PromptTooLong, without dropping a turn, if they are

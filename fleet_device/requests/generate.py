@@ -71,7 +71,7 @@ class Journal:
 
 @dataclass(frozen=True, slots=True)
 class GenerateRequest:
-    """What to generate.
+    """A generation as the service runs it: tokens of the prompt, policy and limits.
 
     Attributes:
         logprobs: Number of alternatives whose log-probabilities are returned with those of each token; None for none.
@@ -424,7 +424,7 @@ def _ended(journal: Journal, text: "_GrowingText") -> Generation:
 
 
 def _joined(first: Generation, second: Generation) -> Generation:
-    """Return the generation of two sessions."""
+    """Join the generations of two sessions of one request."""
     counters = {
         each.name: getattr(first.counters, each.name) + getattr(second.counters, each.name)
         for each in fields(SessionCounters)
@@ -554,7 +554,7 @@ class _GrowingText:
         return self._budget is not None and len(self.tokens) + len(self._budget.closing) < self._max
 
     def is_complete(self, end: EndReason | None) -> bool:
-        """Nothing follows these tokens, of which the session has said that they end it, or not."""
+        """The output ends with these tokens: by the session's `end`, a stop string, or the budget of the thinking."""
         return end is not None or self.stops.found or self.exceeds_budget
 
     @property

@@ -244,7 +244,7 @@ _Happened = GenerateRequest | Piece | Delayed | GeneratedText | Failed
 
 
 class _Stream:
-    """What both streams have: the request's place in the queue, and its end."""
+    """Common part of both streams: the request's place in the queue, and its end."""
 
     def __init__(self, requests: RequestQueue, prepare: Prepare, listener: Listener, *, timeout: float | None) -> None:
         self._timeout = timeout

@@ -268,7 +268,7 @@ class SteeredSettings:
             for name, why in checked.refused.items():
                 _log.warning("%s, set remotely, is left out: %s", name, why)
             values = {name: value for name, value in values.items() if name not in checked.refused}
-            self._stored = self._stored.model_copy(update={"refused": _first(checked.refused), "good": values})
+            self._stored = self._stored.model_copy(update={"refused": _bounded(checked.refused), "good": values})
             checked = self._check(values)
         self._apply(values, checked, starting=True)
 
@@ -291,7 +291,7 @@ class SteeredSettings:
                 return False
             checked = self._check(desired.values)
             if checked.refused:
-                refused = _first(checked.refused)
+                refused = _bounded(checked.refused)
                 update = {"id": desired.id, "desired": desired.values, "refused": refused, "good": dict(self._in_force)}
                 self._store(self._stored.model_copy(update=update))
                 for name, why in refused.items():
@@ -368,7 +368,7 @@ class SteeredSettings:
             _log.warning("Remote settings cannot be saved in %s and are lost at a restart: %s.", self._file, why)
 
 
-def _first(refused: Mapping[str, str]) -> dict[str, str]:
+def _bounded(refused: Mapping[str, str]) -> dict[str, str]:
     return dict(list(refused.items())[:_MAX_REFUSED])
 
 

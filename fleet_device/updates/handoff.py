@@ -52,7 +52,7 @@ class WantedUpdate(ControlMessage):
 
     @field_validator("window")
     @classmethod
-    def _span(cls, window: str | None) -> str | None:
+    def _check_window(cls, window: str | None) -> str | None:
         if window is not None:
             try:
                 _times(window)

@@ -95,7 +95,7 @@ class UpdatePaths:
         return name
 
     def switch(self, name: str) -> None:
-        """Have the release `name` run from the service's next start on."""
+        """Make the service run the release `name` from its next start on."""
         self._link("current", name)
 
     def prove(self, name: str, *, previous: str) -> None:

@@ -57,7 +57,7 @@ _CHUNK: Final = 256
 
 @dataclass(slots=True)
 class _Load:
-    """What is known of steps with about as many sessions."""
+    """Measurements of steps with a similar number of sessions."""
 
     seconds: dict[int, float] = field(default_factory=dict)  # by number of proposed tokens
     pause: int = _PAUSE
@@ -141,7 +141,7 @@ def _expected(rate: float, length: int) -> float:
 
 @dataclass(slots=True)
 class _Sequence:
-    """What was proposed for a session last, from position `at` of prompt and generation on."""
+    """Tokens that were last proposed for a session, from position `at` of prompt and generation on."""
 
     at: int = 0
     proposed: tuple[int, ...] = ()

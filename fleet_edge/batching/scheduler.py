@@ -366,7 +366,7 @@ class Scheduler:
     def wait_of_new(
         self, sessions: Iterable[EdgeSession], device: str, tokens: Sequence[int], *, stable: bool, now: float
     ) -> PromptWait:
-        """Return what a session would wait for that is opened now."""
+        """Return the work before the first token of a session that is opened now."""
         own = len(tokens) - self._verifier.known(tokens, owner=device, stable=stable)
         others = [self._waiting(session) for session in sessions if not session.finished]
         return next(self._estimate([WaitingPrompt(device, now, own), *others], now=now))

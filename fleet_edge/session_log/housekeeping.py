@@ -114,7 +114,7 @@ def rest_not(seconds: float) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """How rows are deleted.
+    """Size of the transactions of a purge, and when it pauses or ends.
 
     At most `chunk` rows in one transaction, fewer where that takes long. Between transactions, `enough` says whether to
     leave the rest to the next run, and `pause` waits for a number of seconds, or until stopped.

@@ -162,11 +162,11 @@ def event_record(
     who: str | None = None,
     severity: Severity | None = None,
 ) -> Record:
-    """Return the record of something worth a line, and how often it happened; `event_codes` lists kinds and codes.
+    """Return the record of an event that has happened `count` times; `event_codes` lists kinds and codes.
 
     `id` is unique for good, by default random, so that a replay adds nothing. Records of one id differ only in `count`
-    and `last_at`, of which the greatest count. All edges give what they all see the same id. `session` is the first
-    that it concerns, `severity` by default that of `event_codes`.
+    and `last_at`, and the greatest of each is kept. What all edges see has the same id from each of them. `session` is
+    the first that it concerns, `severity` by default that of `event_codes`.
     """
     row: dict[str, Any] = {
         "id": id or uuid.uuid4().hex,

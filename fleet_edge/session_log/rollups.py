@@ -35,7 +35,7 @@ COUNTED: Final = ("sessions", "visits", "segments")
 
 
 class Dimension(StrEnum):
-    """What rollups are grouped by, in addition to time."""
+    """Dimensions by which rollups are grouped, in addition to time."""
 
     DEVICE = "device"
     EDGE = "edge"
@@ -46,7 +46,7 @@ class Dimension(StrEnum):
 
 
 class Measure(StrEnum):
-    """What is measured once in each segment, in milliseconds."""
+    """Times that are measured once in each segment, in milliseconds."""
 
     FIRST_TOKEN = "first_token"  # noqa: S105 - from its Open to the first token
     GAP = "gap"  # between tokens, not exceeded by 95 %

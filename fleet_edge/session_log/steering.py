@@ -37,7 +37,7 @@ def add_labels(connection: Connection, wanted: Mapping[str, Collection[str]], *,
 
 
 def retire(connection: Connection, device: str, at: datetime | None) -> bool:
-    """Take a device out of service, or with None put it back; return whether the log knows it."""
+    """Retire a device at this time, or return it to service (None); return whether the log knows it."""
     known = connection.execute(update(DEVICES).where(DEVICES.c.device == device).values(retired_at=at))
     return known.rowcount > 0
 

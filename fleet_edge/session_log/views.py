@@ -85,7 +85,7 @@ def _connected(presence: str | None) -> MachineState:
 
 @dataclass(slots=True, kw_only=True)
 class Tally(SegmentCounters):
-    """What the edges counted over some segments, summed. `duration_ms`: from Open to last record."""
+    """Sums of what the edges counted over some segments. `duration_ms`: from Open to last record."""
 
     sessions: int
     segments: int

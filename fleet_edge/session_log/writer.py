@@ -39,7 +39,7 @@ class WriterSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WriterCounters:
-    """What has become of the records since the start.
+    """Number of records since the start, by outcome.
 
     Attributes:
         replayed: Of those written, from the spool (records of an earlier run included).

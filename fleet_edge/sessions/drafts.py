@@ -45,7 +45,7 @@ class WaitingDrafts:
         return self._by_base.get(base)
 
     def add(self, arrived: ReceivedDraft) -> None:
-        """Queue a draft; the first at a position keeps it."""
+        """Queue a draft, unless one is queued at its position."""
         self._by_base.setdefault(arrived.draft.base, arrived)
 
     def remove(self, arrived: ReceivedDraft) -> None:

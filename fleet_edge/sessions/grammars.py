@@ -73,7 +73,7 @@ class Constraint:
         return constraint
 
     def restore(self, text: Sequence[int]) -> None:
-        """Have the worker follow the session's output; may take seconds. An error appears at the next step."""
+        """Restore the session's output in the worker; may take seconds. An error appears at the next step."""
         with suppress(GrammarError):
             self.matcher.restore(text)
         self.look_ahead(text, patient=True)
@@ -229,13 +229,13 @@ class Grammars:
 
         def run() -> float:
             prepared = self._prepare(device, message)
-            self.call(partial(self._tell, device, message, then, prepared))
+            self.call(partial(self._deliver, device, message, then, prepared))
             return prepared.seconds
 
         self._submit(_Task(device, run))
 
     def restore(self, device: str, constraint: Constraint, text: Sequence[int]) -> None:
-        """Have the worker follow a running session's output again."""
+        """Restore a running session's output in the worker."""
 
         def run() -> float:
             began = self.clock()
@@ -306,7 +306,7 @@ class Grammars:
             found = OpenRefused(RefusalCode.GRAMMAR, "The edge could not prepare the grammar; its log says more.")
         return PreparedGrammar(found, 0.0 if known else self.clock() - began, killed)
 
-    def _tell(self, device: str, message: Open, then: Prepared, prepared: PreparedGrammar) -> None:
+    def _deliver(self, device: str, message: Open, then: Prepared, prepared: PreparedGrammar) -> None:
         if self._attempts.get((device, message.session)) == message.attempt:
             del self._attempts[device, message.session]
         else:

@@ -91,7 +91,7 @@ _ID_BYTES, _FLOAT_BYTES = 4, 4
 
 @dataclass(frozen=True, slots=True)
 class DraftReceipt:
-    """What to send at once when a draft arrives: nothing if it waits for verification or is void.
+    """Immediate reply to a draft: nothing if it waits for verification or is void.
 
     `repeat` is the verdict already given; `request` asks for samples of the last rejection, answered from memory;
     `written` asks for edge-only decoding that is already done.

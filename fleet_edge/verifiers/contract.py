@@ -209,7 +209,7 @@ class Verifier(Protocol):
         """End a sequence and free its memory; unknown ones are ignored."""
 
     def fits(self, items: Sequence[Item]) -> bool:
-        """Whether there is room for a step now; otherwise closing sequences makes room.
+        """There is room for a step now; otherwise closing sequences makes room.
 
         With all other sequences closed, an item of any length up to the context MUST fit.
         """

@@ -82,7 +82,7 @@ def repository_tokens(name: str) -> list[str]:
 
 
 def chat_format(source: str | Path, end_tokens: Iterable[int]) -> ChatFormat | None:
-    """Read how a target model reads a chat; None without a chat template. Raises `UnsupportedModel`."""
+    """Read the chat format of a target model; None without a chat template. Raises `UnsupportedModel`."""
     path = Path(source).expanduser()
     try:
         found = _gguf_chat(path) if is_gguf(path) else _repository_chat(str(path if path.is_dir() else source))

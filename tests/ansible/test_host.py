@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import socket
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -80,13 +79,18 @@ def test_others_reach_what_the_settings_have_listen_and_no_more(number: int, rul
 
 
 @pytest.mark.parametrize("opened", [True, False])
-def test_the_firewall_is_refused_where_it_would_close_what_is_in_use(opened: bool, tmp_path: Path) -> None:
+def test_the_firewall_is_refused_where_it_would_close_what_is_in_use(
+    opened: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with socket.create_server(("0.0.0.0", 0)) as listening, socket.create_server(("127.0.0.1", 0)) as local:
         ports = [str(each.getsockname()[1]) for each in (listening, local)]
-        others = subprocess.run(["ss", "-Hltn"], capture_output=True, text=True, check=True).stdout.splitlines()
-        known = {f"{line.split()[3].rpartition(':')[2]}/tcp" for line in others}
-        known -= {f"{port}/tcp" for port in (ports if not opened else ports[1:])}
-        passed, said = play(tmp_path, of_host("listening.yml"), host_open=sorted(known))
+        # Programs of other tests begin to listen while Ansible runs.
+        program = tmp_path / "bin" / "ss"
+        program.parent.mkdir()
+        program.write_text(f"#!/bin/sh\n{shutil.which('ss')} \"$@\" | grep -E ':({'|'.join(ports)}) '\n")
+        program.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+        passed, said = play(tmp_path, of_host("listening.yml"), host_open=[f"{ports[0]}/tcp"] if opened else [])
     assert passed is opened, said
     if not opened:
         assert f"would close {ports[0]}/tcp, where" in said

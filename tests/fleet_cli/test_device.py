@@ -10,7 +10,7 @@ import pytest
 from fleet_cli import device as device_module
 from fleet_cli.commands import CommandError
 from fleet_cli.device import _print, at_first, read_grammar
-from fleet_cli.main import main
+from fleet_cli.main import run
 from fleet_cli.options import on_interrupt
 from fleet_common.logs import Event
 from fleet_device.applications import ApplicationsFile
@@ -152,7 +152,7 @@ def test_an_error_cannot_steer_a_terminal(monkeypatch: pytest.MonkeyPatch, capsy
 
     monkeypatch.setattr("fleet_cli.main.command_line", fail)
     with pytest.raises(SystemExit):
-        main()
+        run()
     assert capsys.readouterr().err == "fleet: An edge says \ufffd[2Jthis.\n"
 
 

@@ -226,7 +226,7 @@ def test_the_gateway_refuses_texts_while_nobody_could_write_them() -> None:
     until(lambda: bool(failures))
     assert isinstance(getattr(failures[0], "error", None), EdgeUnavailable)
     assert served.health()["status"] == "waiting"
-    served.ask(Asked.STOP)
+    served.request_end(Asked.STOP)
     served.run()
     served.stop()
 
@@ -244,7 +244,7 @@ def test_a_gateway_asked_to_drain_ends_its_text_first() -> None:
     with gateway(fleet) as served:
         assert served.health()["status"] == "ok"
         events = begin(served)
-        served.ask(Asked.DRAIN)
+        served.request_end(Asked.DRAIN)
         left: list[int] = []
         running = threading.Thread(target=served.run, kwargs={"on_drain": left.append})
         running.start()
@@ -268,7 +268,7 @@ def test_a_gateway_asked_twice_ends_at_once_and_tells_of_its_end_once(asked: Seq
         running.start()
         for each in asked:
             assert running.is_alive()
-            served.ask(each)
+            served.request_end(each)
             until(lambda: told == ["end"])
         running.join(PATIENCE_S)
         assert not running.is_alive()

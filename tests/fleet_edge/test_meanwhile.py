@@ -7,17 +7,14 @@ from typing import Any
 import pytest
 
 from fleet_edge.verifiers.contract import Item, Logits
-from schemas.codec import encode_draft
-from schemas.messages import Closed, Draft, Fault, Opened, Verdict
+from schemas.messages import Closed, Fault, Opened
 from schemas.policy import Mode
 from schemas.reasons import EndReason
-from schemas.topics import Topic
-from schemas.vocabulary import EMPTY_DIGEST, extend_digest
-from tests.support.memory_fleet import EDGE, Device, MemoryFleet, lossless_text, run, terms
+from tests.fleet_edge.test_pieces import AskingScene
+from tests.support.memory_fleet import Device, MemoryFleet, run, terms
 from tests.support.waiting import PATIENCE_S, until
 
 LENGTH = 20
-SEED = 6  # its output has no end token
 
 
 class Steps:
@@ -63,30 +60,10 @@ class Steps:
         return call
 
 
-class Scene:
+class Scene(AskingScene):
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.fleet = MemoryFleet(settings={"piece_s": 0.0})
+        super().__init__(piece_s=0.0, length=LENGTH)
         self.steps = Steps(self.fleet, monkeypatch)
-        self.device = self.join("device-1", SEED)
-        self.text = lossless_text(self.device.terms)
-
-    def join(self, name: str, seed: int) -> Device:
-        asked = terms(seed, mode=Mode.COUPLED, max_new_tokens=LENGTH)
-        device = Device(self.fleet, name, asked, length=3, ahead=False)
-        device.open()
-        self.fleet.settle()
-        assert device.driver.step()  # takes the grant
-        self.steps.computed.clear()
-        return device
-
-    def ask(self, round_: int, *, base: int, write: int | None = None, tokens: Sequence[int] = ()) -> None:
-        opened = self.device.session.opened
-        digest = extend_digest(EMPTY_DIGEST, self.text[:base])
-        message = Draft(
-            handle=opened.handle, round=round_, epoch=0, base=base, digest=digest, tokens=tuple(tokens), write=write
-        )
-        self.device.publish(Topic.DRAFT, encode_draft(message), edge=EDGE)
-        self.fleet.broker.pump()
 
     def ask_meanwhile(self, round_: int, **draft: Any) -> None:
         """Send a draft during the next step, and wait until it is handled."""
@@ -103,13 +80,7 @@ class Scene:
 
     @property
     def written(self) -> list[int]:
-        session = self.fleet.edge.sessions.by_name(self.device.name, self.device.terms.session)
-        return session.tokens[session.prompt_length :]
-
-    @property
-    def verdicts(self) -> list[Verdict]:
-        self.fleet.broker.pump()
-        return [message for message in self.device.messages if isinstance(message, Verdict)]
+        return self.session.tokens[self.session.prompt_length :]
 
 
 @pytest.fixture
@@ -255,6 +226,7 @@ def test_a_draft_that_comes_again_in_its_step_is_answered_once(scene: Scene) -> 
 
 def test_a_failed_step_reports_to_those_who_wait(scene: Scene, caplog: pytest.LogCaptureFixture) -> None:
     other = scene.join("other", 7)
+    scene.steps.computed.clear()
     other.act()
     scene.ask(0, base=0, tokens=scene.text[:2])
 

@@ -16,49 +16,67 @@ LENGTH = 40
 STEP_S = 0.03
 
 
-class Scene:
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, step_s: float = STEP_S, piece_s: float = 0.1) -> None:
+class AskingScene:
+    """An edge and one device whose drafts the test writes itself."""
+
+    def __init__(self, *, piece_s: float, length: int) -> None:
         self.fleet = MemoryFleet(settings={"piece_s": piece_s})
-        self.step_s = step_s
+        self.length = length
+        self.device = self.join("device-1", SEED)
+        self.text = lossless_text(self.device.terms)
+
+    def join(self, name: str, seed: int) -> Device:
+        asked = terms(seed, mode=Mode.COUPLED, max_new_tokens=self.length)
+        device = Device(self.fleet, name, asked, length=3, ahead=False)
+        device.open()
+        self.fleet.settle()
+        assert device.driver.step()  # takes the grant
+        return device
+
+    def ask(self, round_: int, *, base: int, write: int | None = None, tokens: Sequence[int] = ()) -> None:
+        opened = self.device.session.opened
+        digest = extend_digest(EMPTY_DIGEST, self.text[:base])
+        message = Draft(
+            handle=opened.handle, round=round_, epoch=0, base=base, digest=digest, tokens=tuple(tokens), write=write
+        )
+        self.device.publish(Topic.DRAFT, encode_draft(message), edge=EDGE)
+        self.fleet.broker.pump()
+
+    @property
+    def session(self) -> EdgeSession:
+        session = self.fleet.edge.sessions.by_name(self.device.name, self.device.terms.session)
+        assert session is not None
+        return session
+
+    @property
+    def verdicts(self) -> list[Verdict]:
+        self.fleet.broker.pump()
+        return [message for message in self.device.messages if isinstance(message, Verdict)]
+
+
+class Scene(AskingScene):
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, step_s: float = STEP_S, piece_s: float = 0.1) -> None:
+        super().__init__(piece_s=piece_s, length=LENGTH)
         self.failure: Exception | None = None
         score = self.fleet.verifier.score
 
         def slowly(items: Sequence[Item]) -> Logits:
-            self.fleet.clock.seconds += self.step_s
+            self.fleet.clock.seconds += step_s
             failure, self.failure = self.failure, None
             if failure is not None:
                 raise failure
             return score(items)
 
         monkeypatch.setattr(self.fleet.verifier, "score", slowly)
-        asked = terms(SEED, mode=Mode.COUPLED, max_new_tokens=LENGTH)
-        self.text = lossless_text(asked)
-        self.device = Device(self.fleet, "device-1", asked, length=0, ahead=False)
-        self.device.open()
-        self.fleet.settle()
-        assert self.device.driver.step()  # takes the grant
-
-    def ask(self, round_: int, *, base: int, write: int) -> None:
-        opened = self.device.session.opened
-        digest = extend_digest(EMPTY_DIGEST, self.text[:base])
-        draft = Draft(handle=opened.handle, round=round_, epoch=0, base=base, digest=digest, write=write)
-        self.device.publish(Topic.DRAFT, encode_draft(draft), edge=EDGE)
-        self.fleet.broker.pump()
 
     def pieces(self) -> list[tuple[int, ...]]:
-        self.fleet.broker.pump()
-        taken = [message for message in self.device.messages if isinstance(message, Verdict)]
+        taken = self.verdicts
         assert all(tuple(self.text[each.base : each.base + len(each.written or ())]) == each.written for each in taken)
         self.device.messages[:] = [message for message in self.device.messages if not isinstance(message, Verdict)]
         return [each.written or () for each in taken]
 
     def lengths(self) -> list[int]:
         return [len(piece) for piece in self.pieces()]
-
-    def session(self) -> EdgeSession:
-        session = self.fleet.edge.sessions.by_name(self.device.name, self.device.terms.session)
-        assert session is not None
-        return session
 
 
 def test_the_first_token_is_sent_at_once_and_others_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,13 +133,13 @@ def test_each_piece_with_something_new_is_a_round_and_no_other(monkeypatch: pyte
         scene.fleet.step()
     scene.ask(1, base=1, write=0)
     scene.fleet.edge._receive(0.0)
-    assert (scene.lengths(), scene.session().counters.rounds) == ([1, 2], 2)
+    assert (scene.lengths(), scene.session.counters.rounds) == ([1, 2], 2)
     scene.ask(1, base=1, write=0)  # which it repeats
     scene.fleet.settle()
-    assert (scene.lengths(), scene.session().counters.rounds) == ([2], 2)
+    assert (scene.lengths(), scene.session.counters.rounds) == ([2], 2)
     scene.ask(2, base=3, write=4)
     scene.fleet.settle()
-    assert (sum(scene.lengths()), scene.session().counters.tokens) == (4, 7)
+    assert (sum(scene.lengths()), scene.session.counters.tokens) == (4, 7)
 
 
 def test_what_waits_is_sent_where_the_next_step_fails_for_want_of_the_target(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,7 +155,7 @@ def test_what_waits_is_sent_where_the_next_step_fails_for_want_of_the_target(mon
     scene.fleet.step()
     scene.fleet.step()
     assert sum(scene.lengths()) >= 1
-    session = scene.session()
+    session = scene.session
     assert session.decode.sent == session.committed
 
 

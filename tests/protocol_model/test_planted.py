@@ -14,10 +14,10 @@ FIRST = settings(MANY, max_examples=2_400, phases=(Phase.generate,), report_mult
 FEW = settings(FIRST, max_examples=30)
 SEEDS = {
     Planted.EPOCH: 2,
-    Planted.FOREIGN: 6,
+    Planted.FOREIGN: 17,
     Planted.OWNER: 2,
-    Planted.REPEAT: 2,
-    Planted.RESUME: 1,
+    Planted.REPEAT: 15,
+    Planted.RESUME: 11,
     Planted.UNMARKED: 17,
     Planted.UNNAMED: 5,
 }

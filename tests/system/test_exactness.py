@@ -53,6 +53,8 @@ OTHER_ENGINES = {
     "coupled vllm",
     "coupled 4-bit",
     "coupled delta",
+    "coupled mamba",
+    "residual auto mamba",
     "coupled delta fault:log-short",
     "residual auto delta fault:log-short",
     "residual auto ahead 8-bit",

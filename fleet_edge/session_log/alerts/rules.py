@@ -35,7 +35,7 @@ _SLACK: Final = 0.1
 
 
 class AlertProblem(NamedTuple):
-    """What a rule finds about one subject.
+    """Finding of a rule about one subject.
 
     `value` was measured, `threshold` is its limit, `device` the subject if it is a device. `since` is the begin if the
     log has it. A problem that is only `near` keeps its alert open and opens none, so that a value at the threshold

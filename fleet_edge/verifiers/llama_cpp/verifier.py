@@ -167,7 +167,7 @@ class LlamaCppVerifier(TokenVerifier):
         if not self._free:
             self.close(sequence)
             raise CapacityExceeded("There is no sequence left for a copy; evict one and try again.")
-        slot = self._take(sequence)
+        slot = self._claim_slot(sequence)
         self._context.copy(native, slot.number)
         slot.live = tokens
         self._cut(slot, length)
@@ -194,7 +194,7 @@ class LlamaCppVerifier(TokenVerifier):
         self._check(items)
         if (missing := self._missing(items)) > 0:
             raise CapacityExceeded(f"The step is {missing} sequences short; evict a sequence and try again.")
-        slots = [self._used.get(item.sequence) or self._take(item.sequence) for item in items]
+        slots = [self._used.get(item.sequence) or self._claim_slot(item.sequence) for item in items]
         try:
             logits = self._target.thread.call(self._compute, items, slots)
         except BaseException:
@@ -206,7 +206,7 @@ class LlamaCppVerifier(TokenVerifier):
     def _missing(self, items: Sequence[Item]) -> int:
         return sum(item.sequence not in self._used for item in items) - len(self._free)
 
-    def _take(self, sequence: int) -> _Slot:
+    def _claim_slot(self, sequence: int) -> _Slot:
         slot = self._used[sequence] = self._slots[heapq.heappop(self._free)]
         return slot
 

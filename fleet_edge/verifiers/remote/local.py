@@ -90,7 +90,7 @@ _SAMPLE_SEED: Final = 20_507
 
 @dataclass(frozen=True, slots=True)
 class LocalTokens:
-    """What is known of the target without its weights: name, token strings by id without padding, end tokens."""
+    """Facts of the target that need no weights: name, token strings by id without padding, end tokens."""
 
     name: str
     strings: list[str]

@@ -61,7 +61,7 @@ class QueryRefused(VerifierError):  # noqa: N818 - reads as what it says
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """What a server reports: model, usable context, version (may be empty), and its rows in the trial."""
+    """Report of a server: model, usable context, version (may be empty), and its rows in the trial."""
 
     model: str
     context: int
@@ -71,7 +71,7 @@ class Identity:
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """What the server has to be: model name (empty for any), token strings, ids to compare, entries per row."""
+    """Requirements on a server: model name (empty for any), token strings, ids to compare, entries per row."""
 
     model: str
     strings: Sequence[str]

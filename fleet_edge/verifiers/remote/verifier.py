@@ -93,7 +93,7 @@ class Queries:
         """
         deadline = time.monotonic() + self._settings.step_s
         answers = {
-            sequence: self._pool.submit(self._ask, sequence, question, deadline)
+            sequence: self._pool.submit(self._request_rows, sequence, question, deadline)
             for sequence, question in questions.items()
         }
         _, late = wait(answers.values(), self._settings.step_s + _LATE_S)
@@ -111,7 +111,7 @@ class Queries:
         with self._lock:
             self._suspicions.pop(sequence, None)
 
-    def _ask(self, sequence: int, question: LogprobsQuery, deadline: float) -> TopRows:
+    def _request_rows(self, sequence: int, question: LogprobsQuery, deadline: float) -> TopRows:
         attempt, last, suspected = 0, "", False
         while (left := deadline - time.monotonic()) > 0 and not self._stopped.is_set():
             if self.away and not self._is_back(min(left, _BRIDGED_S)):

@@ -228,7 +228,7 @@ def _from_gguf(path: Path, dtype: torch.dtype) -> tuple[Any, list[str]]:
 
 
 def _load(name: str, dtype: torch.dtype) -> tuple[Any, list[str]]:
-    """Load the tokens first: they are small, and weights without them are useless."""
+    """Load the tokens before the weights: they are small, and weights without them are useless."""
     config = text_config(name)
     tokens = repository_tokens(name)
     return _weights(name, dtype, config=config, key_mapping=_TEXT_WEIGHTS), tokens

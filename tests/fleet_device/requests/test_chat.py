@@ -195,7 +195,7 @@ def talked(turns: int, system: str = "") -> ChatHistory:
 
 def test_all_that_was_said_goes_with_a_new_message() -> None:
     history = talked(2, "be kind")
-    messages, dropped = history.ask("q2", count=words, room=100)
+    messages, dropped = history.begin_turn("q2", count=words, room=100)
     assert contents(messages) == ["s:be kind", "u:q0", "a:a0 b0", "u:q1", "a:a1 b1", "u:q2"]
     assert dropped == 0
 
@@ -212,7 +212,7 @@ def test_all_that_was_said_goes_with_a_new_message() -> None:
 )
 def test_the_oldest_turns_are_dropped_some_at_a_time_and_the_system_s_message_stays(room: int, dropped: int) -> None:
     history = talked(4, "be kind")
-    messages, told = history.ask("q4", count=words, room=room)
+    messages, told = history.begin_turn("q4", count=words, room=room)
     kept = [content for turn in range(dropped, 4) for content in (f"u:q{turn}", f"a:a{turn} b{turn}")]
     assert contents(messages) == ["s:be kind", *kept, "u:q4"]
     assert told == dropped
@@ -221,7 +221,7 @@ def test_the_oldest_turns_are_dropped_some_at_a_time_and_the_system_s_message_st
 def test_after_a_drop_the_next_turns_keep_the_beginning() -> None:
     history, drops = talked(6), 0
     for turn in range(20):
-        _, dropped = history.ask(f"q{turn}", count=words, room=25)
+        _, dropped = history.begin_turn(f"q{turn}", count=words, room=25)
         history.answered(f"q{turn}", "a b")
         drops += dropped > 0
     assert drops <= 7  # not 20
@@ -230,18 +230,18 @@ def test_after_a_drop_the_next_turns_keep_the_beginning() -> None:
 def test_what_is_too_long_all_the_same_is_refused_and_nothing_is_dropped() -> None:
     history = talked(4)
     with pytest.raises(PromptTooLong):
-        history.ask("w " * 9, count=words, room=8)
-    assert history.ask("q", count=words, room=100)[1] == 0
-    assert len(history.ask("q", count=words, room=100)[0]) == 9
+        history.begin_turn("w " * 9, count=words, room=8)
+    assert history.begin_turn("q", count=words, room=100)[1] == 0
+    assert len(history.begin_turn("q", count=words, room=100)[0]) == 9
 
 
 def test_a_conversation_begins_anew_and_loses_its_oldest_turn_when_told_to() -> None:
     history = talked(2)
     assert history.drop_oldest()
-    assert contents(history.ask("q", count=words, room=100)[0]) == ["u:q1", "a:a1 b1", "u:q"]
+    assert contents(history.begin_turn("q", count=words, room=100)[0]) == ["u:q1", "a:a1 b1", "u:q"]
     history.reset()
     assert not history.drop_oldest()
-    assert contents(history.ask("q", count=words, room=1)[0]) == ["u:q"]
+    assert contents(history.begin_turn("q", count=words, room=1)[0]) == ["u:q"]
 
 
 TEXT_END, TURN = 0, 1

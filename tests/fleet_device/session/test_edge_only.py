@@ -135,14 +135,6 @@ def test_a_verdict_on_a_draft_answers_no_request_for_tokens() -> None:
         session.on_verdict(Verdict(handle=3, round=request.round, accepted=0, next=7))
 
 
-def test_pieces_of_an_earlier_request_before_a_resume_mean_nothing() -> None:
-    session = opened_session()
-    request = session.request_edge_only(10)
-    session.open()
-    assert session.on_verdict(piece(request, 0, (4,))) == []
-    assert session.committed == []
-
-
 def test_nothing_is_asked_while_drafts_are_under_way() -> None:
     session = opened_session()
     session.finish_draft()

@@ -1,13 +1,12 @@
 from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
 from fleet_device.errors import ProtocolViolation
 from fleet_device.session.machine import DeviceSession
 from fleet_device.session.sequence import CommittedTokens, TokenOrigin, VerdictEffect, session_request
-from sampling.distribution import Dist, point_mass
+from sampling.distribution import point_mass
 from schemas.downlink import Dense, Samples, Sparse
 from schemas.messages import Closed, Open, Opened, Verdict
 from schemas.policy import Mode, SamplingPolicy
@@ -54,17 +53,6 @@ P = Sparse(ids=(6,), probs=(1.0,))
 # Opening
 
 
-def test_the_first_open_has_no_text_and_the_next_has_all_of_it() -> None:
-    session = DeviceSession(terms())
-    first = session.open()
-    assert (first.attempt, first.resume, first.prompt) == (0, None, (1, 2))
-    session.on_opened(opened())
-    session.on_verdict(verdict(drafted(session, 4, 5), 2, 6))
-    second = session.open()
-    assert (second.attempt, second.resume, second.session) == (1, (4, 5, 6), first.session)
-    assert session.opened is None
-
-
 def test_another_process_opens_behind_what_the_first_has_committed_at_the_same_target() -> None:
     session = DeviceSession(terms())
     origins = (TokenOrigin.BONUS, TokenOrigin.OTHER_TARGET)
@@ -85,16 +73,6 @@ def test_a_correction_that_a_resume_has_told_is_not_told_again() -> None:
     assert session.on_opened(opened(attempt=1, position=1))
     draft = session.finish_draft()
     assert (draft.fix, draft.base, draft.epoch) == (None, 1, 0)
-
-
-def test_only_the_answer_to_the_last_open_counts() -> None:
-    session = DeviceSession(terms())
-    session.open()
-    session.open()
-    assert not session.on_opened(opened(attempt=0))
-    assert not session.on_opened(opened(attempt=1, session=b"another1"))
-    assert session.on_opened(opened(attempt=1))
-    assert not session.on_opened(opened(attempt=1, handle=9))
 
 
 def test_an_open_that_is_late_to_be_answered_is_repeated_as_it_was() -> None:
@@ -134,15 +112,6 @@ def test_an_edge_that_resumes_elsewhere_is_refused() -> None:
 # Drafting
 
 
-def test_a_draft_carries_what_the_edge_needs() -> None:
-    session = session_of()
-    for token in (4, 5):
-        session.propose(Dist(np.array([token, 9]), np.array([1.0, 2.0**-40])))
-    draft = session.finish_draft()
-    assert (draft.handle, draft.round, draft.epoch, draft.base, draft.fix) == (HANDLE, 0, 0, 0, None)
-    assert (draft.tokens, draft.counts, draft.more, draft.digest) == ((4, 5), (65536, 65536), False, EMPTY_DIGEST)
-
-
 def test_a_draft_has_room_for_what_was_agreed_and_for_what_the_text_still_takes() -> None:
     session = session_of()
     assert (session.room(9), session.room(3), session.room(0)) == (4, 3, 0)
@@ -150,13 +119,6 @@ def test_a_draft_has_room_for_what_was_agreed_and_for_what_the_text_still_takes(
     assert session.room(9) == 3
     session.propose(point_mass(4))
     assert session.room(9) == 2
-
-
-def test_nothing_is_drafted_behind_an_end_token() -> None:
-    session = session_of()
-    session.propose(point_mass(0))
-    assert session.room(9) == 0
-    assert not session.may_draft_ahead
 
 
 def test_drafts_go_ahead_within_the_window_and_only_where_promised() -> None:
@@ -185,14 +147,6 @@ def test_no_draft_is_promised_behind_the_end_of_the_text() -> None:
 # Verdicts
 
 
-def test_an_accepted_draft_is_committed_with_the_bonus_token() -> None:
-    session = session_of()
-    (step,) = session.on_verdict(verdict(drafted(session, 4, 5), 2, 6))
-    assert step == VerdictEffect((4, 5, 6), valid=2, correction=6)
-    assert session.committed == [4, 5, 6]
-    assert session.finish_draft().digest == extend_digest(EMPTY_DIGEST, [4, 5, 6])
-
-
 def test_a_rejection_is_corrected_by_the_device_and_told_with_the_next_draft() -> None:
     session = session_of()
     (step,) = session.on_verdict(verdict(drafted(session, 4, 5), 1, P))
@@ -212,13 +166,6 @@ def test_a_rejection_voids_all_that_was_drafted_ahead() -> None:
     assert session.on_verdict(verdict(second, 1, 8)) == []
     assert session.committed == [6]
     assert session.position == 1
-
-
-def test_verdicts_that_overtook_each_other_take_effect_in_order() -> None:
-    session = session_of()
-    first, second = drafted(session, 4, more=True), drafted(session, 5)
-    assert session.on_verdict(verdict(second, 1, 6)) == []
-    assert [step.tokens for step in session.on_verdict(verdict(first, 1))] == [(4,), (5, 6)]
 
 
 @pytest.mark.parametrize("stray", [verdict(0, 2, 6), verdict(9, 2, 6), Verdict(handle=8, round=1, accepted=0, next=6)])
@@ -244,22 +191,6 @@ def test_counters_of_a_session_add_up() -> None:
 
 def failing(start: int, number: int = 16) -> Samples:
     return Samples(start=start, ids=(4,) * number, probs=(0.5,) * number)
-
-
-def test_where_all_samples_fail_more_are_asked_for() -> None:
-    session = session_of()
-    (step,) = session.on_verdict(verdict(drafted(session, 4, 5), 0, failing(0)))
-    assert step.tokens == ()
-    assert (step.request.tried, step.request.base, step.request.epoch, step.request.tokens) == (16, 0, 1, ())
-    assert not session.may_send
-    assert session.room(9) == 0
-    assert session.unanswered() == (step.request,)
-    (step,) = session.on_verdict(verdict(step.request.round, 0, failing(16, 64)))
-    assert step.request.tried == 80
-    (step,) = session.on_verdict(verdict(step.request.round, 0, P))
-    assert step == VerdictEffect((6,), valid=0, correction=6)
-    assert session.finish_draft().fix == 6
-    assert session.counters.rounds == 3
 
 
 def test_the_state_is_named_at_every_turn() -> None:
@@ -326,13 +257,6 @@ def test_the_first_reason_to_end_stands() -> None:
 def test_a_session_that_goes_on_cannot_be_closed() -> None:
     with pytest.raises(ValueError, match="not ended"):
         session_of().close(wall_ms=0.0)
-
-
-def test_a_close_without_an_edge_says_so() -> None:
-    session = DeviceSession(terms())
-    session.cancel(EndReason.CANCELLED)
-    close = session.close(wall_ms=0.0)
-    assert (close.handle, close.edge) == (None, None)
 
 
 def test_an_edge_that_judged_nothing_cannot_end_what_another_judges() -> None:

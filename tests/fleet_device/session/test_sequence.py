@@ -16,12 +16,11 @@ from sampling.distribution import point_mass
 from sampling.drawing import Proposal, propose
 from schemas.downlink import Samples, Sparse
 from schemas.fields import MAX_TOKENS
-from schemas.messages import Draft, Open, Opened, Verdict
+from schemas.messages import Draft, Open, Verdict
 from schemas.policy import Mode, SamplingPolicy
 from schemas.reasons import Finish, RefusalCode
-from schemas.vocabulary import Vocabulary
+from tests.fleet_device.session.test_machine import HANDLE, VOCABULARY, P, session_of
 
-P = Sparse(ids=(6,), probs=(1.0,))
 PROPOSALS = (Proposal(4), Proposal(5))
 
 
@@ -29,17 +28,6 @@ def answer(accepted: int, following: Any = None, *, more: bool = False, finish: 
     draft = Draft(handle=7, round=0, epoch=0, base=0, tokens=(4, 5), more=more, digest=0)
     verdict = Verdict(handle=7, round=0, accepted=accepted, next=following, finish=finish)
     return SentDraft(draft, PROPOSALS, answer=verdict)
-
-
-def test_no_more_can_be_accepted_than_was_drafted() -> None:
-    with pytest.raises(ProtocolViolation):
-        answer(3).head()
-
-
-def test_an_accepted_draft_is_followed_by_one_token_unless_more_were_promised() -> None:
-    assert answer(2, 6).bonus() == (6,)
-    assert answer(2, more=True).bonus() == ()
-    assert answer(2, finish=Finish.STOP).bonus() == ()
 
 
 @pytest.mark.parametrize(
@@ -69,32 +57,6 @@ def test_behind_the_text_come_drafts_under_way_and_then_the_one_being_built() ->
 
 
 DRAFTED, CORRECTED, BONUS = TokenOrigin.DRAFTED, TokenOrigin.CORRECTED, TokenOrigin.BONUS
-HANDLE = 7
-
-
-def session_of(mode: Mode = Mode.RESIDUAL) -> DeviceSession:
-    vocabulary = Vocabulary.of([f"t{token}" for token in range(10)])
-    session = DeviceSession(
-        session_request(b"session1", (1, 2), SamplingPolicy(mode=mode, seed=1), 20, vocabulary, "toy", "none")
-    )
-    session.open()
-    session.on_opened(
-        Opened(
-            session=b"session1",
-            attempt=0,
-            handle=HANDLE,
-            edge="edge-1",
-            target="toy",
-            target_id=bytes(8),
-            position=0,
-            max_new_tokens=20,
-            max_draft=4,
-            window=2,
-            lease_s=60.0,
-            end_tokens=(0,),
-        )
-    )
-    return session
 
 
 def decided(session: DeviceSession, tokens: tuple[int, ...], accepted: int, following: Any) -> CommittedTokens:
@@ -118,7 +80,7 @@ def decided(session: DeviceSession, tokens: tuple[int, ...], accepted: int, foll
 def test_accepted_tokens_were_drafted_and_what_follows_them_is_a_bonus_or_a_correction(
     mode: Mode, accepted: int, following: Any, origins: tuple[TokenOrigin, ...]
 ) -> None:
-    assert decided(session_of(mode), (4, 5), accepted, following).origins == origins
+    assert decided(session_of(mode=mode), (4, 5), accepted, following).origins == origins
 
 
 def test_a_correction_that_took_more_samples_is_one_all_the_same() -> None:
@@ -158,13 +120,6 @@ def samples(start: int, *ids: int) -> Samples:
     return Samples(start=start, ids=ids, probs=(0.5,) * len(ids))
 
 
-def test_samples_are_tried_in_their_order_until_one_passes() -> None:
-    rejected = rejection()
-    assert rejected.correction(samples(0, 4, 4, 4), policy=policy()) is None
-    assert rejected.tried == 3
-    assert rejected.correction(samples(3, 4, 7, 8), policy=policy()) == 7
-
-
 @pytest.mark.parametrize("start", [0, 2, 4])
 def test_samples_that_do_not_begin_where_the_last_ended_are_refused(start: int) -> None:
     rejected = rejection()
@@ -180,9 +135,6 @@ def test_samples_that_do_not_begin_where_the_last_ended_are_refused(start: int) 
 def test_nothing_is_drawn_from_what_belongs_to_no_rejection(mode: Mode, following: Any) -> None:
     with pytest.raises(ProtocolViolation):
         rejection(mode).correction(following, policy=policy(mode))
-
-
-VOCABULARY = Vocabulary.of([f"t{token}" for token in range(10)])
 
 
 def terms(**fields: Any) -> Open:

@@ -340,7 +340,7 @@ def test_a_reload_ends_the_device_to_begin_anew_unless_it_is_told_to_end(device:
     assert device.monitor.command("reload").outcome.value == "ok"
     device.gateway.run()
     assert device.gateway.reloads
-    device.gateway.ask(Asked.DRAIN)  # a signal that comes while it ends
+    device.gateway.request_end(Asked.DRAIN)  # a signal that comes while it ends
     assert not device.gateway.reloads
 
 

@@ -183,13 +183,12 @@ def content(size: int, seed: int = 1) -> bytes:
     return Random(seed).randbytes(size)
 
 
-def wheel(folder: Path, version: str, *, program: str = "") -> Path:
+def wheel(folder: Path, version: str) -> Path:
     """Make a bundle with a program `fleet` that prints its version, for this Python."""
     folder.mkdir(parents=True, exist_ok=True)
     name = f"dssd_fleet-{version}"
-    text = program or f"def main():\n    print('{version}')\n"
     files = {
-        "toy_fleet.py": text,
+        "toy_fleet.py": f"def main():\n    print('{version}')\n",
         f"{name}.dist-info/METADATA": f"Metadata-Version: 2.1\nName: dssd-fleet\nVersion: {version}\n",
         f"{name}.dist-info/WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
         f"{name}.dist-info/entry_points.txt": "[console_scripts]\nfleet = toy_fleet:main\n",

@@ -2,6 +2,7 @@ import errno
 import itertools
 import os
 import subprocess
+import sys
 import tarfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -379,9 +380,9 @@ def test_what_nobody_needs_any_more_is_removed(gateway: Gateway) -> None:
     assert (gateway.folder / "programs" / "venvs" / "0.1.0").exists()
 
 
-def bundle(folder: Path, version: str, *, program: str = "") -> Path:
+def bundle(folder: Path, version: str) -> Path:
     kind = folder / this_kind()
-    file = wheel(kind, version, program=program)
+    file = wheel(kind, version)
     archive = kind / f"dssd-fleet-{version}-device.tar"
     with tarfile.open(archive, "w") as made:
         made.add(file, f"./{file.name}")
@@ -430,12 +431,22 @@ def test_only_wheels_that_cannot_be_installed_anywhere_fail(
     assert stderr in state.sentence
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "program", ["def main():\n    print('0.1.9')\n", "def main():\n    raise SystemExit('broken')\n"]
-)
-def test_a_program_that_is_not_what_it_says_never_runs(gateway: Gateway, tmp_path: Path, program: str) -> None:
+@pytest.mark.parametrize("program", ["print('0.1.9')", "raise SystemExit('broken')"])
+def test_a_program_that_is_not_what_it_says_never_runs(
+    gateway: Gateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str
+) -> None:
+    run = layout._run
+
+    def install_or_run(command: list[str | Path]) -> str:
+        if "venv" in command:
+            file = Path(command[-1]) / "bin" / "fleet"
+            file.parent.mkdir(parents=True)
+            file.write_text(f"#!{sys.executable}\n{program}\n")
+            file.chmod(0o755)
+        return run(command) if command[0].name == "fleet" else ""
+
+    monkeypatch.setattr(layout, "_run", install_or_run)
     gateway.serve = passes
-    gateway.want(gateway.site.publish(bundles=[bundle(tmp_path, "0.2.0", program=program)]))
+    gateway.want(gateway.site.publish(bundles=[bundle(tmp_path, "0.2.0")]))
     state = gateway.update()
     assert (state.stage, gateway.running) == (UpdateStage.FAILED, FIRST)

@@ -1,12 +1,13 @@
 import random
 from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from fleet_device.pacing.contract import FixedPacing
-from fleet_edge.batching.edge_draft import LENGTHS, DraftLengths
+from fleet_edge.batching.edge_draft import LENGTHS, DraftLengths, TargetDrafter
 from fleet_edge.verifiers.contract import Item, VerifierError
 from schemas.policy import Mode
 from tests.fleet_edge.test_edge_only import asked_of, own_text
@@ -120,6 +121,24 @@ def test_a_draft_model_whose_tokens_are_not_proposed_computes_nothing(monkeypatc
     monkeypatch.setattr("fleet_edge.batching.edge_draft.EdgeDrafter._score", lambda _, items: computed.append(items))
     decoded(DRAFT, MODES, 0.8)
     assert not computed
+
+
+def test_what_was_proposed_is_counted_once_also_where_steps_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    rates = list[Sequence[float]]()
+    monkeypatch.setattr(DraftLengths, "choose", lambda _self, found, **_others: rates.append(found) or 0)
+    session = SimpleNamespace(handle=1, tokens=[5], constraint=None)
+    work = SimpleNamespace(session=session, decodes=True, speculated=(), item=Item(1, [5], 1))
+    batch = SimpleNamespace(works=[work], prefilled=[])
+    report = SimpleNamespace(batch=batch, proposed={1: (6, 8)}, orders=[], times=SimpleNamespace(seconds=1.0))
+    drafter = TargetDrafter(SimpleNamespace())  # type: ignore[arg-type]
+    drafter.order(batch)  # type: ignore[arg-type]
+    drafter.on_step(report)  # type: ignore[arg-type]
+    session.tokens += [6, 7]
+    drafter.order(batch)  # type: ignore[arg-type]
+    session.tokens += [6, 8]  # the drafter had no report of that step
+    drafter.order(batch)  # type: ignore[arg-type]
+    before, first, again = rates
+    assert before != first == again
 
 
 class TestLengths:
