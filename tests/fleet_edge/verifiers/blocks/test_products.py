@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pytest
 from hypothesis import given, strategies as st
 
+from fleet_edge.verifiers.blocks.compiler import processor_features
 from fleet_edge.verifiers.blocks.layout import EIGHT, FOUR, FOUR_WITH_MINIMUMS, NON_LINEAR
 from fleet_edge.verifiers.blocks.products import PORTABLE, Inputs, multiply, multiply_experts, variants
 from fleet_edge.verifiers.blocks.weights import Weights, pack
@@ -194,18 +195,20 @@ print("", *variants())
 
 
 @pytest.mark.slow
-@pytest.mark.skipif("avx512vnni" not in FAST, reason="There is nothing to limit on this processor.")
 @pytest.mark.parametrize(
     ("features", "wanted"),
     [
         pytest.param("+sse4.2", [PORTABLE], marks=pytest.mark.exhaustive),
-        pytest.param("+sse4.2,+avx2,+fma,+f16c", ["avx2", PORTABLE], marks=pytest.mark.exhaustive),
+        ("+sse4.2,+avx2,+fma,+f16c", ["avx2", PORTABLE]),
         ("+sse4.2,+avx2,+fma,+f16c,+avxvnni", ["avxvnni", "avx2", PORTABLE]),
     ],
 )
 def test_a_processor_with_fewer_features_takes_other_kernels_with_the_same_bits(
     features: str, wanted: list[str]
 ) -> None:
+    if lacking := {name.removeprefix("+") for name in features.split(",")} - processor_features():
+        pytest.skip(f"This processor has no {', '.join(sorted(lacking))}.")
+
     def run(**limits: str) -> list[str]:
         command = [sys.executable, "-c", LIMITED]
         return subprocess.run(
