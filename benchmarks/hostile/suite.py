@@ -6,7 +6,6 @@ devices write without an attack; the same while the attack's messages go to a to
 how much of the fall is the attacker's and the broker's processor time on the same machine); during the attack; and from
 5 s after it (2 s of attacks by requests, whose control is a plain load). Takes 40 minutes, 10 minutes with
 `--attack long-resumes many-objects growing-lexers many-grammars long-opens forced-text-1 forced-text-2 forced-text-5`.
-With `--folder` each result is kept as soon as it is there, in `results.jsonl`.
 """
 
 import argparse
@@ -285,7 +284,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tokens", type=number_of(int, 1), default=192, help="of an honest text, at most")
     parser.add_argument("--scripted", action="store_true", help="a scripted target instead of the real one")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--folder", type=Path, help="keep logs, databases and results there")
+    parser.add_argument("--folder", type=Path, help="keep logs and databases there")
     add_curve(parser)
 
 
@@ -324,8 +323,6 @@ def run(bench: Bench) -> SuiteReport:
             found = list(wrong_with(result))
             wrong += [f"{name}: {what}." for what in found]
             rows.append({**asdict(result), "met": not found, "failed": len(result.failed_texts)})
-            with (folder / "results.jsonl").open("a", encoding="utf-8") as kept:
-                kept.write(json.dumps(rows[-1]) + "\n")
             table(rows[-1:], _COLUMNS)
     table(rows, _COLUMNS, title="all attacks; shares are of the same attack's baseline (tokens a second)")
     return SuiteReport(rows, more={"timing_s": asdict(timing)}, wrong=wrong)
