@@ -11,11 +11,10 @@ from fleet_common.grammar.errors import GrammarError
 from fleet_common.grammar.matcher import GrammarMatcher
 from fleet_device.drafters.contract import Drafter, DraftsConstrained, restrict
 from fleet_device.drafters.suffix import SuffixDrafter
-from fleet_device.pacing.contract import EDGE_ONLY_TOKENS, DraftOutcome, Pacing, Plan, ReportedLoad, RoundTrips
+from fleet_device.pacing.contract import EDGE_ONLY_TOKENS, DraftOutcome, Pacing, Plan, RoundTrips
 from fleet_device.session.machine import DeviceSession
 from fleet_device.session.sequence import SentDraft, VerdictEffect
 from sampling.distribution import Dist, point_mass
-from schemas import fields
 from schemas.fields import MAX_DRAFT
 from schemas.messages import Draft, Opened
 from schemas.policy import SamplingPolicy
@@ -44,7 +43,7 @@ class SessionPacing:
         self.begin()
         if opened is not self._opened:
             if opened.load is not None:
-                self.pacing.note_load(_load(opened.load))
+                self.pacing.note_load(opened.load)
             self._opened = opened
         longest, window, source = opened.max_draft, opened.window, self.source
         plan = self.pacing.plan(longest=longest, window=window)
@@ -90,7 +89,7 @@ class SessionPacing:
         for effect in effects:
             decided = effect.decided
             if decided is not None and decided.verdict.load is not None:
-                self.pacing.note_load(_load(decided.verdict.load))
+                self.pacing.note_load(decided.verdict.load)
             if effect.edge_only:
                 self._learn_edge_only(effect)
             elif decided is not None and decided.draft.tried is None:
@@ -141,20 +140,6 @@ class SessionPacing:
                 repeats=repeated and self.source is not None and self.source.model is not None,
             )
         )
-
-
-def _load(reported: fields.EdgeLoad) -> ReportedLoad:
-    times = (reported.writing_ms, reported.step_ms, reported.text_ms, reported.token_ms)
-    writing_s, step_s, text_s, token_s = (None if each is None else each / 1e3 for each in times)
-    return ReportedLoad(
-        texts=reported.texts,
-        writing_s=writing_s,
-        step_s=step_s,
-        text_s=text_s,
-        token_s=token_s,
-        acceptance=reported.acceptance,
-        free=reported.free,
-    )
 
 
 @dataclass(slots=True)

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Final
 
 from fleet_device.drafters.contract import Prospect
-from fleet_device.pacing.contract import EDGE_ONLY_TOKENS, Choice, DraftOutcome, FixedPacing, Pacing, Plan, ReportedLoad
+from fleet_device.pacing.contract import EDGE_ONLY_TOKENS, Choice, DraftOutcome, FixedPacing, Pacing, Plan, SharedSteps
 from fleet_device.pacing.estimates import AcceptanceEstimate, Conditions, Confidence, Times, Trend
 from fleet_device.pacing.plans import (
     MOST_SLOWER,
@@ -24,6 +24,7 @@ from fleet_device.pacing.plans import (
     prices_of,
 )
 from fleet_device.settings import AUTO, NO_DRAFTER, DeviceSettings
+from schemas.fields import EdgeLoad
 
 _FIRST: Final = 4
 """Draft length before anything has been measured."""
@@ -120,7 +121,8 @@ class AdaptivePacing:
     _trying: int = 0  # drafts left of a trial
     _outcomes: int = 0
     _steady: int = 0  # plans since the choice between drafting and edge-only decoding has changed
-    _load: ReportedLoad = field(default_factory=ReportedLoad)  # last report of the edge
+    _load: EdgeLoad = field(default_factory=lambda: EdgeLoad(texts=1))  # last report of the edge
+    _shared: SharedSteps | None = None
     _bonus: bool = False  # the draft before was accepted whole, and the edge drew a bonus token
     _alone: bool = True  # no draft was in flight when the next one was sent
 
@@ -149,13 +151,13 @@ class AdaptivePacing:
         trial, between = divmod(self._plans, _EXPLORE)
         if between:
             # With other requests in the steps, all devices use one length.
-            alike = best.ahead or self._load.shared is not None or self.prices is not SPEED
+            alike = best.ahead or self._shared is not None or self.prices is not SPEED
             return best if alike else self._stretched(best, waiting, longest=longest)
         if self.edge_only is None and trial % _TURN == _TURN // 2:
             return Plan(_FIRST_EDGE_ONLY_TOKENS, edge_only=True)
         if self.ahead is None and trial % _TURN == 0:
             return best_of(ahead=not best.ahead)
-        step = 0 if self._load.shared is not None else 1 if trial % 2 else -1
+        step = 0 if self._shared is not None else 1 if trial % 2 else -1
         return Plan(max(int(best.ahead), min(longest, best.tokens + step)), best.ahead)
 
     def weigh(self, plan: Plan, prospect: Prospect, *, longest: int, window: int) -> Plan:
@@ -223,8 +225,8 @@ class AdaptivePacing:
             if step_s:  # else it was repeated from memory, and says nothing about the present
                 self._edge_only_step.add(step_s)
 
-    def note_load(self, load: ReportedLoad) -> None:
-        self._load = load
+    def note_load(self, load: EdgeLoad) -> None:
+        self._load, self._shared = load, SharedSteps.of(load)
         if load.acceptance is not None:
             self._acceptance.note_reported(load.acceptance)
 
@@ -276,17 +278,17 @@ class AdaptivePacing:
             return None
         drafts = self._last is not None and not self._last.edge_only
         least = SURELY / WORTH * (STAY if self._is_edge_only else 1.0)
-        if drafts and self._load.shared is None:
+        if drafts and self._shared is None:
             least = _STILL
         if self._gain(best, conditions, fastest=fastest) > least:
             self._trying, self._doubt = 0, 1.0
             return None
         # The estimate of drafting is old or based on few tokens. An empty draft would teach nothing.
         trial = replace(best, tokens=min(self._longest, max(_TRIAL_TOKENS, best.tokens)))
-        under = replace(conditions, acceptance=self._acceptance.hoped if self._load.shared is None else self._rate)
+        under = replace(conditions, acceptance=self._acceptance.hoped if self._shared is None else self._rate)
         # What has sped up edge-only decoding since the last trial may have sped up drafting as well.
         faster = self._tried_s / max(_INSTANT_S, self._edge_only_s())
-        if self._load.alone is not self._tried_alone:
+        if (self._load.texts == 1) is not self._tried_alone:
             faster = max(faster, _OTHER_LOAD)
         if faster > _LIKE:
             self._steady = 0
@@ -345,24 +347,24 @@ class AdaptivePacing:
         return Conditions(
             acceptance=self._rate,
             token_s=times.token.at(0),
-            beside_s=max(_INSTANT_S, times.beside.at(0) + (0.0 if self._load.shared else times.queue.at(0))),
+            beside_s=max(_INSTANT_S, times.beside.at(0) + (0.0 if self._shared else times.queue.at(0))),
             beside_token_s=times.beside.slope,
             compute_s=max(0.0, compute_s),
             compute_token_s=compute_token_s,
             window=window,
-            shared=self._load.shared,
+            shared=self._shared,
         )
 
     @property
     def _trust(self) -> float:
-        if self._load.shared is not None:
-            return self._load.shared.trust
+        if self._shared is not None:
+            return self._shared.trust
         return 1.0 if True in self._times else _UNTRIED
 
     @property
     def _rate(self) -> float:
         """Acceptance of a draft token; with shared steps, that of all devices with this draft model."""
-        return self._acceptance.rate if self._load.shared is None else self._acceptance.common
+        return self._acceptance.rate if self._shared is None else self._acceptance.common
 
     @property
     def _is_edge_only(self) -> bool:
@@ -375,7 +377,7 @@ class AdaptivePacing:
         Then the time that drafts take beyond edge-only decoding is their own: on a CPU two rows may take twice the time
         of one, and each further row little.
         """
-        return self._load.token_s is not None and self._load.alone
+        return self._load.token_ms is not None and self._load.texts == 1
 
     def _begin_edge_only(self) -> None:
         """Let new measurements soon replace old expectations, of edge-only decoding and of later drafts."""
@@ -386,7 +388,7 @@ class AdaptivePacing:
         self._times = {way: times.faded() for way, times in self._times.items()}
 
     def _note_tried(self) -> None:
-        self._tried_s, self._tried_alone = self._edge_only_s(), self._load.alone
+        self._tried_s, self._tried_alone = self._edge_only_s(), self._load.texts == 1
 
     def _step_ratio(self) -> float:
         then, now = (
@@ -403,8 +405,8 @@ class AdaptivePacing:
         open is estimated from edge-only steps, whose load is assumed to be unchanged unless drafts show otherwise.
         Otherwise drafts that are slow because of their own tokens would make edge-only decoding seem slow.
         """
-        if self._load.token_s is not None:
-            return times.compute.with_slope(self._load.token_s)
+        if self._load.token_ms is not None:
+            return times.compute.with_slope(self._load.token_ms / 1e3)
         return times.compute.from_start(self._edge_only_step.at(0) if self._edge_only_step.known else float("inf"))
 
     def _edge_only_s(self) -> float:
@@ -414,8 +416,8 @@ class AdaptivePacing:
         the time of an empty draft, which also commits a token and must also be requested.
         """
         measured = self._edge_only_token.at(0)
-        if measured and self._load.shared is not None:
-            return self._load.shared.writing_s
+        if measured and self._shared is not None:
+            return self._shared.writing_s
         if self._is_edge_only or self._way is None or not measured:
             return measured
         return min(measured * self._step_ratio(), self.conditions(self._window).answer_s(0))

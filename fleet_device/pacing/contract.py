@@ -1,16 +1,18 @@
-"""Pacing contract: plans, outcomes and the edge's reported load."""
+"""Pacing contract: plans, outcomes and the shared steps of a loaded edge."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import sqrt
-from typing import Final, Literal, Protocol
+from typing import Final, Literal, Protocol, Self
 
 from fleet_device.drafters.contract import Prospect
+from schemas.fields import EdgeLoad
 
 _TRUST_LOST: Final = 0.02
 """With each further request."""
 
 _LEAST_TRUST: Final = 0.75
+_INSTANT_S: Final = 1e-6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +39,22 @@ class SharedSteps:
     text_s: float
     token_s: float
     free: int = 0
+
+    @classmethod
+    def of(cls, load: EdgeLoad) -> Self | None:
+        """None if the edge has no other request, or has not reported all times."""
+        if load.texts == 1 or load.writing_ms is None:
+            return None
+        if load.step_ms is None or load.text_ms is None or load.token_ms is None:
+            return None
+        return cls(
+            texts=load.texts,
+            writing_s=max(_INSTANT_S, load.writing_ms / 1e3),
+            step_s=load.step_ms / 1e3,
+            text_s=load.text_ms / 1e3,
+            token_s=load.token_ms / 1e3,
+            free=load.free,
+        )
 
     @property
     def trust(self) -> float:
@@ -94,8 +112,6 @@ EDGE_ONLY_TOKENS: Final = 32
 """Tokens per request for edge-only decoding. The next request follows when half of them have come, so that the edge
 does not pause on a line that has fewer in flight; and it decodes no more than these for a device that has gone."""
 
-_INSTANT_S: Final = 1e-6
-
 _FAIR: Final = 0.7
 """Acceptance rate of a draft model, where none is measured."""
 
@@ -134,42 +150,6 @@ class Choice:
     plan: PlanName
     reason: str
     settled: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReportedLoad:
-    """Load and step times that an edge reports, as in `SharedSteps`; None for what it does not know.
-
-    Attributes:
-        texts: Number of running requests, including this one.
-        acceptance: Acceptance of this draft model over all devices that use it.
-    """
-
-    texts: int = 1
-    writing_s: float | None = None
-    step_s: float | None = None
-    text_s: float | None = None
-    token_s: float | None = None
-    acceptance: float | None = None
-    free: int = 0
-
-    @property
-    def alone(self) -> bool:
-        return self.texts == 1
-
-    @property
-    def shared(self) -> SharedSteps | None:
-        """Step times of shared steps, if the edge has other requests and has reported them."""
-        if self.alone or self.writing_s is None or self.step_s is None or self.text_s is None or self.token_s is None:
-            return None
-        return SharedSteps(
-            texts=self.texts,
-            writing_s=max(_INSTANT_S, self.writing_s),
-            step_s=self.step_s,
-            text_s=self.text_s,
-            token_s=self.token_s,
-            free=self.free,
-        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -244,7 +224,7 @@ class Pacing(Protocol):
         `seconds` have passed since the last ones, without a pause; `step_s` is the last step's time, 0 if unknown.
         """
 
-    def note_load(self, load: ReportedLoad) -> None:
+    def note_load(self, load: EdgeLoad) -> None:
         """Record the edge's reported load, before the outcome in the same message."""
 
     def choice(self) -> Choice: ...
@@ -279,7 +259,7 @@ class FixedPacing:
 
     def learn_edge_only(self, tokens: int, seconds: float, *, step_s: float = 0.0) -> None: ...
 
-    def note_load(self, load: ReportedLoad) -> None: ...
+    def note_load(self, load: EdgeLoad) -> None: ...
 
     def choice(self) -> Choice:
         plan = self.plan(longest=self.tokens, window=1)

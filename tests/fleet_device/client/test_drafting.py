@@ -13,7 +13,7 @@ from fleet_device.drafters.contract import Prospect, restrict
 from fleet_device.drafters.suffix import SuffixDrafter
 from fleet_device.drafters.suffix_index import History
 from fleet_device.drafters.without_model import ScriptedDrafter
-from fleet_device.pacing.contract import Choice, DraftOutcome, Plan, ReportedLoad
+from fleet_device.pacing.contract import Choice, DraftOutcome, Plan
 from fleet_device.session.machine import DeviceSession
 from sampling.distribution import Dist, Ids
 from schemas import fields
@@ -185,7 +185,7 @@ class Pupil:
     outcomes: list[DraftOutcome] = field(default_factory=list)
     pieces: list[tuple[int, float]] = field(default_factory=list)
     prospects: list[Prospect] = field(default_factory=list)
-    loads: list[ReportedLoad] = field(default_factory=list)
+    loads: list[fields.EdgeLoad] = field(default_factory=list)
 
     def plan(self, *, longest: int, window: int) -> Plan:
         self.asked.append((longest, window))
@@ -205,7 +205,7 @@ class Pupil:
     def learn(self, outcome: DraftOutcome) -> None:
         self.outcomes.append(outcome)
 
-    def note_load(self, load: ReportedLoad) -> None:
+    def note_load(self, load: fields.EdgeLoad) -> None:
         self.loads.append(load)
 
     def learn_edge_only(self, tokens: int, seconds: float, *, step_s: float = 0.0) -> None:  # noqa: ARG002
@@ -341,7 +341,7 @@ def test_what_the_edge_says_of_itself_is_told_once_a_session() -> None:
     scene.open(load=fields.EdgeLoad(texts=3, text_ms=4.0, token_ms=2.5, acceptance=0.75))
     scene.draft()
     scene.draft()
-    assert scene.pupil.loads == [ReportedLoad(texts=3, text_s=0.004, token_s=0.0025, acceptance=0.75)]
+    assert scene.pupil.loads == [fields.EdgeLoad(texts=3, text_ms=4.0, token_ms=2.5, acceptance=0.75)]
 
 
 def test_the_pacing_is_told_of_the_edges_load_whatever_message_says_it() -> None:
@@ -355,7 +355,7 @@ def test_the_pacing_is_told_of_the_edges_load_whatever_message_says_it() -> None
     # The first piece does not show the edge's speed.
     piece = Verdict(handle=HANDLE, round=request.round, accepted=0, base=base, written=(4,), load=load)
     scene.pacing.learn(scene.session.on_verdict(piece))
-    assert scene.pupil.loads == [ReportedLoad(texts=2), ReportedLoad(texts=3, writing_s=0.02)]
+    assert scene.pupil.loads == [fields.EdgeLoad(texts=2), fields.EdgeLoad(texts=3, writing_ms=20.0)]
     assert scene.pupil.pieces == []
 
 
