@@ -73,7 +73,7 @@ class Text:
         close |= {"reason": reason, "tokens": len(self.tokens), "digest": digest(self.tokens)}
         close |= NOT_COUNTED | NOT_TIMED | ({} if self.fix is None else {"fix": self.fix})
         with contextlib.suppress(SessionLostError, TimeoutError, ValueError):
-            self.link.ask("up/close", close, {"kind": "closed", "session": self.session}, again_s=5.0, most_s=5.0)
+            self.link.ask("up/close", close, {"kind": "closed", "session": self.session}, again_s=5.0, max_s=5.0)
 
     def draft(self, opened: Map) -> str:
         """Draft and commit until the request ends; return why."""

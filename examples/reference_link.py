@@ -64,9 +64,9 @@ class ReferenceLink:
         self.mqtt.loop_start()
         self.heard.get(timeout=10.0)
 
-    def ask(self, topic: str, message: object, wanted: Map, *, again_s: float, most_s: float = 120.0) -> Map:
+    def ask(self, topic: str, message: object, wanted: Map, *, again_s: float, max_s: float = 120.0) -> Map:
         """Send a message, and again when nothing comes, until the answer comes that is wanted."""
-        end, tries = time.monotonic() + most_s, 0
+        end, tries = time.monotonic() + max_s, 0
         while time.monotonic() < end:
             self.mqtt.publish(self.root + topic, cbor2.dumps(message), qos=1)
             again = time.monotonic() + max(again_s, min(again_s * 2.0 ** (tries - 3), 8.0))

@@ -161,9 +161,9 @@ def edge_only(workload: Workload, devices: int) -> Rate:
     seconds = workload.text_tokens * step_s + prompts_s + workload.round_trip_s
     chunk = float(min(Budget().prefill_chunk, workload.prompt_tokens))
     more_s = workload.curve.step_ms(devices, 1, prefill=chunk) / 1e3 - step_s
-    most_s = max_prompts_s(step_s, workload.prompt_s)
-    if more_s > most_s:
-        chunk, more_s = chunk * most_s / more_s, most_s
+    max_s = max_prompts_s(step_s, workload.prompt_s)
+    if more_s > max_s:
+        chunk, more_s = chunk * max_s / more_s, max_s
     chunks = devices * workload.prompt_tokens / chunk / workload.text_tokens  # per step
     return Rate(
         tokens_per_s=workload.text_tokens / seconds,

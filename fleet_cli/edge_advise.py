@@ -129,7 +129,7 @@ def _advice_json(
         ],
         "pays_with_devices": found.pays_with,
         "holds": {
-            name: {"devices": devices, "within_what_was_measured": devices <= workload.curve.most_sessions}
+            name: {"devices": devices, "within_what_was_measured": devices <= workload.curve.max_sessions}
             for name, devices in (("chosen", found.holds), ("edge_only", found.holds_edge_only))
         },
     }
@@ -141,7 +141,7 @@ def _rate(rate: Rate) -> dict[str, Any]:
 
 def _devices(workload: Workload, devices: int) -> str:
     said = f"{devices} device{'' if devices == 1 else 's'}"
-    return said if devices <= workload.curve.most_sessions else f"{said} (extrapolated beyond the measured curve)"
+    return said if devices <= workload.curve.max_sessions else f"{said} (extrapolated beyond the measured curve)"
 
 
 _FLAGS: Final = (

@@ -84,9 +84,9 @@ def _grammars(settings: EdgeSettings, verifier: Verifier, call: Callable[[Callab
     """Prepare grammars only where the target's tokens and whole rows are known."""
     if not settings.grammars:
         return Grammars(refusal=SWITCHED_OFF)
-    if verifier.info.most_top_k is not None or not isinstance(verifier, ProvidesTokenizer):
+    if verifier.info.max_top_k is not None or not isinstance(verifier, ProvidesTokenizer):
         return Grammars()
     banned = BannedGrammars(settings.spool / BANNED_FILE)
     return Grammars(
-        GrammarCompiler(verifier.grammar_tokenizer, banned), call, most_per_device=settings.max_sessions_per_device
+        GrammarCompiler(verifier.grammar_tokenizer, banned), call, max_per_device=settings.max_sessions_per_device
     )

@@ -73,7 +73,7 @@ class StepCurve:
             object.__setattr__(self, name, printable_line(getattr(self, name)))
 
     @property
-    def most_sessions(self) -> int:
+    def max_sessions(self) -> int:
         return max(self.rows)
 
     def step_ms(self, sessions: float, tokens: float, *, prefill: float = 0.0) -> float:
@@ -82,7 +82,7 @@ class StepCurve:
             return _at(self.prefill, prefill)
         tokens, sessions = max(1.0, tokens), max(1.0, sessions)
         times = tuple(accumulate((_at(row, tokens) for row in self.rows.values()), max))
-        last = self.most_sessions
+        last = self.max_sessions
         if sessions > last:
             verified = times[-1] * sessions / last
         else:

@@ -357,8 +357,8 @@ def is_held(session: DeviceSession, retry: RetryState, edges: EdgeAvailability, 
     return _View(session, retry, edges, now).held
 
 
-def _backoff(first_s: float, doublings: int, most_s: float = math.inf) -> float:
-    return min(first_s * 2.0**doublings, most_s)
+def _backoff(first_s: float, doublings: int, max_s: float = math.inf) -> float:
+    return min(first_s * 2.0**doublings, max_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -537,7 +537,7 @@ def on_wait(session: DeviceSession, retry: RetryState, edges: EdgeAvailability, 
     if view.waited_s + seconds >= retry.policy.verdict_s and _ask_another(view, seconds):
         return False
     retry.refusal = SessionRefused(RefusalCode.QUOTA, fault.sentence, retry_s=fault.retry_s)
-    _wait_out(view, retry.refusal, seconds, least_s=_WAIT_WITH_ALL_S if fault.handle is None else 0.0)
+    _wait_out(view, retry.refusal, seconds, min_s=_WAIT_WITH_ALL_S if fault.handle is None else 0.0)
     return True
 
 
@@ -573,9 +573,9 @@ def _shortest(retry: RetryState, retry_s: float | None, now: float) -> float | N
     return retry_s if retry_s is None else min(retry_s, max(0.0, retry.next_edge_at - now))
 
 
-def _wait_out(view: _View, error: SessionRefused, retry_s: float | None, *, least_s: float = 0.0) -> None:
+def _wait_out(view: _View, error: SessionRefused, retry_s: float | None, *, min_s: float = 0.0) -> None:
     waited_s = 0.0 if view.unlimited else view.waited_s
     if retry_s is None or waited_s + retry_s > view.limit_s:
         raise error
-    view.retry.hold_for_quota(view.session, max(retry_s, least_s), view.now, str(error))
+    view.retry.hold_for_quota(view.session, max(retry_s, min_s), view.now, str(error))
     view.retry.refusals, view.retry.next_edge_at = 0, math.inf  # after that time every edge is asked again

@@ -97,9 +97,9 @@ class SharedSteps:
         if step_s <= drafting_s:
             return step_s
         texts = max(1.0, present * self.texts)
-        least_s = self.step_s + texts * (self.text_s - self.free * self.token_s)
+        min_s = self.step_s + texts * (self.text_s - self.free * self.token_s)
         of_each = texts * self.token_s
-        drafted = max(0.0, least_s) / (token_s - of_each) if token_s > of_each else float("inf")
+        drafted = max(0.0, min_s) / (token_s - of_each) if token_s > of_each else float("inf")
         return self.step_s + texts * self._text_s(min(window * tokens, max(tokens, drafted)))
 
     def _text_s(self, tokens: float) -> float:

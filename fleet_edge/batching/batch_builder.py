@@ -172,9 +172,9 @@ class BatchBuilder:
     def _verifications(self, due: Sequence[EdgeSession], most: int, *, background: bool = False) -> int:
         """Add drafts, the oldest first, no device more than its share; return the tokens to compute."""
         left, share = most, Counter[str]()
-        most_per_device = max(1, int(most * self.budget.device_share)) if len(due) > 1 else most
+        max_per_device = max(1, int(most * self.budget.device_share)) if len(due) > 1 else most
         for session in due:
-            allowance = min(left, most_per_device - share[session.device])
+            allowance = min(left, max_per_device - share[session.device])
             if allowance <= 0 or session.handle in self._computing:
                 continue
             taken = self._in_turn(session, allowance, background=background)

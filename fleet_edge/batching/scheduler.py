@@ -178,7 +178,7 @@ class Scheduler:
         self._budget = budget or Budget()
         self._delay = BatchingDelay()
         self._extra = ExtraWork()
-        self._cost = cost or StepCost(verifier.info.least_tokens)
+        self._cost = cost or StepCost(verifier.info.min_step_tokens)
         self._running = RunningRequests()
         self._load: EdgeLoad | None = None  # None after a change
         self._drafter = TargetDrafter(self._verifier) if isinstance(verifier, DraftsItself) else drafter

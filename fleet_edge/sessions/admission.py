@@ -91,8 +91,8 @@ def grant(message: Open, *, target: TargetInfo, offer: SessionOffer) -> SessionL
     if not target.serves(message.policy):
         raise OpenRefused(
             RefusalCode.OTHER,
-            f"The edge knows the {target.most_top_k} most likely tokens of the target model {target.name} and no more; "
-            f"ask for top_k from 1 to {target.most_top_k}, or for temperature 0, without penalties, logit_bias and "
+            f"The edge knows the {target.max_top_k} most likely tokens of the target model {target.name} and no more; "
+            f"ask for top_k from 1 to {target.max_top_k}, or for temperature 0, without penalties, logit_bias and "
             "min_tokens.",
         )
     _check_logprobs(message, target)
@@ -129,10 +129,10 @@ def grant(message: Open, *, target: TargetInfo, offer: SessionOffer) -> SessionL
 
 
 def _check_logprobs(message: Open, target: TargetInfo) -> None:
-    if message.logprobs is not None and target.most_top_k is not None:
+    if message.logprobs is not None and target.max_top_k is not None:
         raise OpenRefused(
             RefusalCode.LOGPROBS,
-            f"The edge knows the {target.most_top_k} most likely tokens of the target model {target.name} and no more, "
+            f"The edge knows the {target.max_top_k} most likely tokens of the target model {target.name} and no more, "
             "so that it cannot tell exact log-probabilities; ask without `logprobs`.",
         )
     if message.logprobs is not None and message.policy.adjusts and message.policy.mode is Mode.RESIDUAL:

@@ -180,7 +180,7 @@ class _Task:
 
 @dataclass(slots=True)
 class Grammars:
-    """Prepares constraints for Opens, at most `most_per_device` of a device at a time.
+    """Prepares constraints for Opens, at most `max_per_device` of a device at a time.
 
     `call` calls a function on the main thread.
     """
@@ -188,7 +188,7 @@ class Grammars:
     compiler: GrammarCompiler | None = None
     call: Callable[[Callable[[], None]], object] = lambda function: function()
     refusal: str = NOT_SERVED
-    most_per_device: int = SESSIONS_PER_DEVICE
+    max_per_device: int = SESSIONS_PER_DEVICE
     clock: Callable[[], float] = time.monotonic
     _attempts: dict[tuple[str, bytes], int] = field(default_factory=dict)  # waiting, by session
     _queues: dict[str, deque[_Task]] = field(default_factory=dict)  # by device
@@ -223,7 +223,7 @@ class Grammars:
         """Prepare the constraint of an Open, then call `then`; raises `OpenRefused` if too many Opens are waiting."""
         self._compiler()
         of_device = sum(owner == device for owner, _ in self._attempts)
-        if len(self._attempts) >= _MOST or of_device >= self.most_per_device:
+        if len(self._attempts) >= _MOST or of_device >= self.max_per_device:
             raise OpenRefused(RefusalCode.BUSY, "The edge has too many grammars to prepare; try again shortly.")
         self._attempts[device, message.session] = message.attempt
 

@@ -34,7 +34,7 @@ class SessionTable:
 
     lease_s: float
     most: int = MAX_SESSIONS
-    most_per_device: int = 8
+    max_per_device: int = 8
     first_handle: int = 0
     _by_handle: dict[int, _Lease] = field(default_factory=dict)
     _by_name: dict[tuple[str, bytes], int] = field(default_factory=dict)
@@ -71,10 +71,10 @@ class SessionTable:
             self.remove(old)
         if len(self) >= self.most:
             raise OpenRefused(RefusalCode.BUSY, f"The edge already serves {self.most} sessions; try again later.")
-        if sum(owner == device for owner, _ in self._by_name) >= self.most_per_device:
+        if sum(owner == device for owner, _ in self._by_name) >= self.max_per_device:
             raise OpenRefused(
                 RefusalCode.BUSY,
-                f"The device has {self.most_per_device} open sessions; close one, or wait until its lease ends.",
+                f"The device has {self.max_per_device} open sessions; close one, or wait until its lease ends.",
             )
         session = EdgeSession.from_open(
             message, handle=self._free_handle(), device=device, limits=limits, constraint=constraint

@@ -102,9 +102,9 @@ class TargetInfo:
         context: Most tokens in one sequence.
         end_tokens: Ids that end a generation.
         runs_on: Device, number format and threads, for the log.
-        most_top_k: Number of top logits known of a row, the others being minus infinity; policies that keep more cannot
+        max_top_k: Number of top logits known of a row, the others being minus infinity; policies that keep more cannot
             be served. None if all are known.
-        least_tokens: Fewest new tokens of a sequence that a batch-invariant step computes; fewer cost as much.
+        min_step_tokens: Fewest new tokens of a sequence that a batch-invariant step computes; fewer cost as much.
         batch_invariant: Whether the rows of a stable item are bit-identical whatever is computed with it, and however
             its tokens are split into steps, so that seeded requests repeat.
         target_id: Identity of what the target computes; see `identified`. Empty until then.
@@ -115,8 +115,8 @@ class TargetInfo:
     context: int
     end_tokens: tuple[int, ...]
     runs_on: str = ""
-    most_top_k: int | None = None
-    least_tokens: int = 1
+    max_top_k: int | None = None
+    min_step_tokens: int = 1
     batch_invariant: bool = False
     target_id: bytes = b""
 
@@ -135,9 +135,9 @@ class TargetInfo:
         return replace(self, target_id=digest.digest()[:TARGET_ID_BYTES])
 
     def serves(self, policy: SamplingPolicy) -> bool:
-        """An engine that names `most_top_k` tokens of a row serves policies that keep no more, of unchanged logits."""
-        bounded = policy.greedy or (self.most_top_k is not None and 0 < policy.top_k <= self.most_top_k)
-        return self.most_top_k is None or (bounded and not policy.adjusts)
+        """An engine that names `max_top_k` tokens of a row serves policies that keep no more, of unchanged logits."""
+        bounded = policy.greedy or (self.max_top_k is not None and 0 < policy.top_k <= self.max_top_k)
+        return self.max_top_k is None or (bounded and not policy.adjusts)
 
 
 @dataclass(frozen=True, slots=True)

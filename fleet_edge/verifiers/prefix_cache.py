@@ -188,7 +188,7 @@ class PrefixCache:
         self.on_deletion: Callable[[], None] = lambda: None  # what was computed ahead is gone
         self._keys = count(_FIRST_OF_OURS)
         info = verifier.info
-        self._all_stable = info.batch_invariant and info.least_tokens == 1
+        self._all_stable = info.batch_invariant and info.min_step_tokens == 1
         if isinstance(verifier, KeepsPrefixes):
             for kept in verifier.restore(self._keys, keep_s=_KEEP_S):
                 held = self._held[kept.key] = HeldSequence(kept.key, None, kept.owner, kept.tokens)

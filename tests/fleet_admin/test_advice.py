@@ -57,7 +57,7 @@ def test_estimates_are_within_15_percent_of_the_measured_capacity() -> None:
     recorded = json.loads(Path("benchmarks/results/capacity.json").read_text(encoding="utf-8"))
     ratios = {}
     for row in recorded["rows"]:
-        if row["devices"] > EPYC_CORE.most_sessions:
+        if row["devices"] > EPYC_CORE.max_sessions:
             continue
         if row["system"] not in ("edge-only-residual", "dssd-dense"):
             continue

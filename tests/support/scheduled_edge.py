@@ -32,7 +32,7 @@ class Edge:
     ) -> None:
         self.prompt_s = Counter[str]()  # computed, by device
         self.verifier = verifier or ScriptedVerifier(SCRIPT, SCRIPT.words, budget_tokens=kv_tokens)
-        cost = StepCost(self.verifier.info.least_tokens)
+        cost = StepCost(self.verifier.info.min_step_tokens)
         if token_s:
             cost.add_prompts(token_s, tokens=1)
         self.scheduler = Scheduler(

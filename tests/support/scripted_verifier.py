@@ -38,7 +38,7 @@ class ScriptedVerifier(TokenVerifier):
         budget_tokens: int = 1 << 20,
         end_tokens: tuple[int, ...] = (),
         name: str = "scripted",
-        least_tokens: int = 1,
+        min_step_tokens: int = 1,
     ) -> None:
         """Serve a script, `words` for its token ids, and at most `budget_tokens` computed tokens of all sequences.
 
@@ -47,7 +47,7 @@ class ScriptedVerifier(TokenVerifier):
         if budget_tokens < 1:
             raise VerifierError(f"A budget of {budget_tokens} tokens serves nothing; give at least {context}.")
         super().__init__(
-            TargetInfo(name, Vocabulary.of(words), context, end_tokens, least_tokens=least_tokens).identified(
+            TargetInfo(name, Vocabulary.of(words), context, end_tokens, min_step_tokens=min_step_tokens).identified(
                 name.encode()
             ),
             budget_tokens,

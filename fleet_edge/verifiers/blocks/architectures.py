@@ -369,7 +369,7 @@ def _sources(sliding: Sequence[bool], shared: int) -> list[int | None]:
 
 
 def _other_mixer_of_gguf(kind: str, family: _Family, of: Callable[..., Any]) -> Mixer | None:
-    """Return what mixes tokens in the layers that have no attention; None if all have."""
+    """Return the mixer of layers without attention, or None if all have attention."""
     if kind == "lfm2":
         return Convolution(width=int(of("embedding_length")), kernel=int(of("shortconv.l_cache")))
     if not family.delta and kind not in _MAMBA:
@@ -541,7 +541,7 @@ def _of_nemotron(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _other_mixers(kind: str, family: _Family, config: Mapping[str, Any], count: int) -> dict[int, Mixer]:
-    """Return what mixes tokens in the layers that have no attention."""
+    """Return the mixers of layers without attention, by layer."""
     kinds = config.get("layer_types")
     if kind == "lfm2":
         whole = config["full_attn_idxs"] if not kinds else [place for place, each in enumerate(kinds) if each != "conv"]

@@ -35,7 +35,7 @@ _log = logging.getLogger(__name__)
 
 
 def arm_features(cpu_info: str) -> set[str]:
-    """Return what all processors of an ARM machine have, by LLVM's names."""
+    """Return the features that all processors of an ARM machine share, by LLVM's names."""
     listed = [set(line.split(":")[1].split()) for line in cpu_info.splitlines() if line.startswith("Features")]
     return {_ARM_FEATURES[each] for each in set.intersection(*listed) & set(_ARM_FEATURES)} if listed else set()
 
@@ -97,7 +97,7 @@ class _Folder:
     descriptor: int
 
     def read(self, name: str) -> bytes | None:
-        """Return what was written under a name, None if nothing was; a damaged file is deleted."""
+        """Return the content of a file, or None if there is none; a damaged file is deleted."""
         try:
             with open(name, "rb", opener=self._open) as file:
                 digest, content = file.read(_DIGEST_BYTES), file.read()

@@ -34,7 +34,7 @@ class Format:
 
     @property
     def is_wide(self) -> bool:
-        """Whether values need eight bits in products."""
+        """True if values need eight bits in products."""
         return self.bits == 8 or bool(self.table)
 
     @property

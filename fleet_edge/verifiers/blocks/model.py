@@ -234,7 +234,7 @@ class Model:
         return self.no_row if part.before is None else part.before
 
     def _added(self, x: Floats, more: Floats, norm: Floats) -> Floats:
-        """Return what is left to be added to `x`: nothing where it is normalized first."""
+        """Return the rest to add to `x`; it has no columns where `x` has the sum already."""
         if not len(norm):
             return more
         self._numbers.loops.add_normalized(x, more, norm, self._numbers.eps)

@@ -140,7 +140,7 @@ class PageFile:
 
     @property
     def is_deleted(self) -> bool:
-        """Whether somebody has deleted the file, so that what it held is to be forgotten."""
+        """True once somebody has deleted the file: its pages must be forgotten."""
         return os.fstat(self._file).st_nlink == 0
 
     def provide(self, page: int) -> None:

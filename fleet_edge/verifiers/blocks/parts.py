@@ -480,7 +480,7 @@ class MtpPart:
 
 
 def fits_blocks(its: Geometry) -> bool:
-    """Whether all widths are those of whole blocks."""
+    """True if every width is a multiple of a block."""
     widths = [its.hidden, its.per_layer]
     for layer in its.layers:
         mixer = layer.mixer

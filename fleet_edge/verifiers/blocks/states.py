@@ -150,7 +150,7 @@ class States:
         return (self._count - len(self._users)) // 2  # one may need a state, and the copy that it begins with
 
     def plan(self, steps: Mapping[int, tuple[int, int]]) -> dict[int, Replay]:
-        """Return what a step does, given the numbers of new tokens, and of those that may be taken back.
+        """Return the replays of a step, by sequence, given how many tokens are new and how many may be taken back.
 
         New tokens follow those that `reach` names. No state MUST be `missing`. `settle` or `abandon` comes after it.
         """

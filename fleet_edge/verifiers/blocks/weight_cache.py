@@ -50,7 +50,7 @@ _MAP_NORESERVE: Final = 0x4000
 
 
 def fingerprint(files: Iterable[Path], *, bits: int) -> str:
-    """Return what identifies the files of a source, without reading them whole, and how they are packed."""
+    """Return a hash of the packing and of the files of a source: names, sizes, times and beginnings."""
     found = hashlib.sha256(f"{sources_hash()} {bits}".encode())
     for path in files:
         stat = path.stat()

@@ -134,7 +134,7 @@ class LlamaCppVerifier(TokenVerifier):
             context=sizes.context,
             end_tokens=target.end_tokens,
             runs_on=f"llama.cpp, {target.quantization}, {threads} threads, {sizes.sequences} sequences at a time",
-            least_tokens=_ALIKE if batch_invariant else 1,
+            min_step_tokens=_ALIKE if batch_invariant else 1,
             batch_invariant=batch_invariant and not target.on_gpu,
         ).identified(b"llama.cpp", weights_digest(target.path))
         super().__init__(info, sizes.total)
@@ -256,7 +256,7 @@ class LlamaCppVerifier(TokenVerifier):
             room=[self._stream_cells - slot.live for slot in self._slots.values()],
             pass_tokens=_GPU_PASS_TOKENS if self._target.on_gpu else _PASS_TOKENS,
             limits=self._limits,
-            min_tokens=self._info.least_tokens if stable else 1,
+            min_tokens=self._info.min_step_tokens if stable else 1,
         )
 
     def _take_back(self, items: Sequence[Item], slots: Sequence[_Slot]) -> None:

@@ -1,6 +1,6 @@
 """Remote verifier: the most likely tokens of each row from an inference server; all others count as impossible.
 
-It is exact for policies that keep no more tokens than the server names: greedy, or `0 < top_k <= most_top_k`. Among
+It is exact for policies that keep no more tokens than the server names: greedy, or `0 < top_k <= max_top_k`. Among
 equally likely tokens at the last place the server chooses, independently of the draft, so the output still has the
 target distribution.
 
@@ -214,7 +214,7 @@ class RemoteVerifier(TokenVerifier):
             context=identity.context,
             end_tokens=tuple(end for end in local.end_tokens if end < size),
             runs_on=f"vLLM {identity.version}".rstrip(),
-            most_top_k=top if top < size else None,
+            max_top_k=top if top < size else None,
         ).identified(identity.model.encode())
         super().__init__(info, KNOWN_TOKENS)
         self._queries = queries

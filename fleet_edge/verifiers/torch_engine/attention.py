@@ -288,7 +288,7 @@ def inspect_model(model: Any) -> tuple[LayerShape, ...]:  # noqa: ANN401 - trans
             )
     except UnsupportedModel as error:
         raise refusal(model, str(error)) from error
-    except Exception as error:  # what a foreign forward pass raises is anyone's guess
+    except Exception as error:  # a foreign forward pass may raise anything
         raise refusal(model, "Its forward pass does not work with several sequences.") from error
     recorder.check(model)
     return tuple(recorder.shapes[layer] for layer in range(config.num_hidden_layers))
@@ -392,7 +392,7 @@ def run_trial(verifier: _TensorVerifier, model: Any) -> None:  # noqa: ANN401 - 
     try:
         packed = _packed(verifier, texts)
         own = _own(model, texts)
-    except Exception as error:  # what a foreign forward pass raises is anyone's guess
+    except Exception as error:  # a foreign forward pass may raise anything
         raise refusal(model, "A trial run failed.") from error
     size = verifier.info.vocabulary.size
     for mine, theirs in zip(packed, own, strict=True):

@@ -122,7 +122,7 @@ class Target:
 
 
 def _weights_id(source: str | Path, config: Any) -> bytes:  # noqa: ANN401
-    """Return what tells a model's weights from others: a hash of its files, or the revision in a repository."""
+    """Return an identity of the weights: a hash of their files, or the revision in a repository."""
     path = Path(source).expanduser()
     if path.exists():
         return weights_digest(path)

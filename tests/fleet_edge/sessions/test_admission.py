@@ -74,7 +74,7 @@ def test_a_resumed_text_with_room_left_is_granted() -> None:
 def test_a_policy_that_keeps_more_tokens_than_are_known_is_refused(policy: dict[str, Any], served: bool) -> None:
     message = open_message(max_new_tokens=8)
     message = message.model_copy(update={"policy": message.policy.model_copy(update=policy)})
-    target = replace(TARGET, most_top_k=4)
+    target = replace(TARGET, max_top_k=4)
     grant(message, target=TARGET, offer=TERMS)
     if served:
         grant(message, target=target, offer=TERMS)
@@ -86,7 +86,7 @@ def test_a_policy_that_keeps_more_tokens_than_are_known_is_refused(policy: dict[
 
 def test_log_probabilities_are_refused_by_an_edge_that_knows_only_the_likeliest_tokens() -> None:
     message = open_message(logprobs=1)
-    few = replace(TARGET, most_top_k=4)
+    few = replace(TARGET, max_top_k=4)
     message = message.model_copy(update={"policy": message.policy.model_copy(update={"top_k": 4})})
     grant(message, target=TARGET, offer=TERMS)
     with pytest.raises(OpenRefused) as caught:

@@ -46,7 +46,7 @@ class Edge:
         self.results: list[PreparedGrammar] = []
         found = compiler or GrammarCompiler(lambda: GrammarTokenizer.of_words(WORDS, end_tokens=[0]))
         self.compiler = found
-        self.grammars = Grammars(found, self.calls.append, most_per_device=4)
+        self.grammars = Grammars(found, self.calls.append, max_per_device=4)
 
     def prepare(self, asked: Open, device: str = "a") -> None:
         self.grammars.prepare(device, asked, self.results.append)

@@ -59,7 +59,7 @@ def test_two_devices_may_choose_the_same_name() -> None:
 
 
 def test_a_session_opened_again_replaces_the_old_one_under_a_new_handle() -> None:
-    table = SessionTable(60.0, most_per_device=1)
+    table = SessionTable(60.0, max_per_device=1)
     old, new = added(table), added(table)
     assert new.handle != old.handle
     assert list(table) == [new]
@@ -86,7 +86,7 @@ def test_a_device_that_is_gone_has_a_shorter_lease_unless_it_comes_back() -> Non
 
 
 def test_a_device_has_no_more_sessions_than_its_share() -> None:
-    table = SessionTable(60.0, most_per_device=2)
+    table = SessionTable(60.0, max_per_device=2)
     sessions = [added(table, session=name(number)) for number in range(2)]
     with pytest.raises(OpenRefused) as caught:
         added(table, session=name(2))

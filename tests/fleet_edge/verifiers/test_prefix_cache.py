@@ -239,10 +239,10 @@ def test_a_text_that_is_to_repeat_takes_nothing_over_of_one_that_need_not() -> N
     assert compute(cache, 5, [*SYSTEM, 5, 6, 7]) > 1
 
 
-@pytest.mark.parametrize(("least_tokens", "computed"), [(1, 1), (2, 101)])
-def test_a_text_that_is_to_repeat_takes_over_any_where_all_rows_repeat(least_tokens: int, computed: int) -> None:
+@pytest.mark.parametrize(("min_step_tokens", "computed"), [(1, 1), (2, 101)])
+def test_a_text_that_is_to_repeat_takes_over_any_where_all_rows_repeat(min_step_tokens: int, computed: int) -> None:
     verifier = scripted()
-    verifier._info = replace(verifier.info, batch_invariant=True, least_tokens=least_tokens)
+    verifier._info = replace(verifier.info, batch_invariant=True, min_step_tokens=min_step_tokens)
     cache = PrefixCache(verifier)
     compute(cache, 0, SYSTEM, stable=False)
     cache.close(0)

@@ -28,7 +28,7 @@ def key_file(folder: Path, key: str = "right", mode: int = 0o600) -> Path:
 
 def test_a_server_that_names_all_tokens_serves_every_policy() -> None:
     with server() as one, asking(one, top_logprobs=64) as verifier:
-        assert verifier.info.most_top_k is None
+        assert verifier.info.max_top_k is None
 
 
 @pytest.mark.parametrize(
