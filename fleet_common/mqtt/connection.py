@@ -49,8 +49,6 @@ class Waker:
         self._receiver, self._sender = socket.socketpair()
         self._receiver.settimeout(0)
         self._sender.settimeout(0)
-        self._poll = select.poll()
-        self._poll.register(self._receiver, select.POLLIN)
         self._due = False  # a wake-up is pending: one is enough
 
     def fileno(self) -> int:
@@ -70,13 +68,6 @@ class Waker:
             self._receiver.recv(4096)
         self._due = False
 
-    def wait(self, timeout_s: float) -> bool:
-        """Wait for a `wake`, and clear it; False on timeout."""
-        woken = bool(self._poll.poll(1000 * timeout_s))
-        if woken:
-            self.clear()
-        return woken
-
     def close(self) -> None:
         self._receiver.close()
         self._sender.close()
@@ -85,21 +76,19 @@ class Waker:
 MAX_POLL_S: Final = 1.0  # keepalive is checked at least this often
 
 
-def wait(sock: Any, waker: Waker, *, reading: bool, writing: bool, timeout_s: float) -> tuple[bool, bool]:  # noqa: ANN401
+def wait(sock: Any, waker: Waker, *, writing: bool, timeout_s: float) -> tuple[bool, bool]:  # noqa: ANN401
     """Wait until the socket is readable or writable, and return both; `waker` ends the wait and is cleared.
 
     Unlike `select`, `poll` accepts descriptors above 1023.
     """
     poll = select.poll()
-    wanted = (select.POLLIN if reading else 0) | (select.POLLOUT if writing else 0)
-    if wanted:
-        poll.register(sock, wanted)
+    poll.register(sock, select.POLLIN | (select.POLLOUT if writing else 0))
     poll.register(waker, select.POLLIN)
     events = dict(poll.poll(1000 * max(0.0, min(timeout_s, MAX_POLL_S))))
     if waker.fileno() in events:
         waker.clear()
     ready = events.get(sock.fileno(), 0)
-    return reading and bool(ready & ~select.POLLOUT), bool(ready & select.POLLOUT)
+    return bool(ready & ~select.POLLOUT), bool(ready & select.POLLOUT)
 
 
 def has_arrived(sock: Any) -> bool:  # noqa: ANN401 - paho's
@@ -263,7 +252,6 @@ class Connection:
         self._ending = ""
         self._taken_over = False
         self._socket: ScreenedSocket | None = None
-        self._read_at = 0.0  # not before
         self._silence: SilenceWatch | None = None  # from the broker's first answer on
         self._client = make_client(settings, context, screen=self._screen)
         self._client.on_connect = self._connected
@@ -375,16 +363,18 @@ class Connection:
             sock.flush()
             if clogged and not sock.clogged:
                 timeout_s = 0.0  # now there is room to send
-        rest_s = 0.0 if sock.pending else max(0.0, self._read_at - self._clock())
         readable, writable = wait(
             sock,
             self._waker,
-            reading=rest_s == 0.0,
             writing=self._client.want_write() or sock.wants_write,
-            timeout_s=0.0 if sock.pending else min(timeout_s, rest_s or timeout_s),
+            timeout_s=0.0 if sock.pending else timeout_s,
         )
-        if readable or sock.pending or rest_s > 0.0:
-            self._read(sock, until=self._clock() + min(timeout_s, MAX_POLL_S))
+        if readable or sock.pending:
+            sock.fill()
+            for _ in range(READS):
+                if self._client.socket() is None or not sock.ready:
+                    break
+                self._client.loop_read()
         if writable:
             self._client.loop_write()
         sock.flush()
@@ -400,21 +390,6 @@ class Connection:
             raise ConnectionLost(
                 f"the broker has sent nothing for {self._silence.lasts_s:.0f} s, not even a reply to a ping"
             )
-
-    def _read(self, sock: ScreenedSocket, *, until: float) -> None:
-        """Pass received data to the library. While all of it is dropped, stay here: a `step` costs more."""
-        while self._clock() >= self._read_at:
-            rest_s = sock.fill()
-            self._read_at = self._clock() + rest_s
-            if not rest_s or sock.pending or self._client.want_write():
-                break
-            sock.settle()
-            if sock.wants_write or self._clock() >= until or self._waker.wait(rest_s):
-                break
-        for _ in range(READS):
-            if self._client.socket() is None or not sock.ready:
-                break
-            self._client.loop_read()
 
     @property
     def delivered(self) -> bool:
@@ -443,7 +418,7 @@ class Connection:
             sock.say_last(disconnect_packet(session_expiry_s=expiry_s))
             while not sock.finish() and self._clock() < deadline:
                 rest_s = 0.0 if sock.pending else deadline - self._clock()
-                wait(sock, self._waker, reading=True, writing=sock.wants_write, timeout_s=rest_s)
+                wait(sock, self._waker, writing=sock.wants_write, timeout_s=rest_s)
 
     def close(self) -> None:
         sock = self._client.socket()

@@ -52,7 +52,6 @@ class Screen:
             them to the library.
 
     Attributes:
-        passed: Packets dispatched or passed on.
         owed: Acknowledgements to write: whole packets.
         within: Whether all bytes received last belong to one unfinished packet: a large one on a slow line.
     """
@@ -69,7 +68,6 @@ class Screen:
         self.accepts = accepts
         self._on_message = on_message
         self._on_answer = on_answer
-        self.passed = 0
         self._guard = guard if guard is not None else CallbackGuard()
         self.owed = bytearray()
         self._max_packet_bytes = max_packet_bytes
@@ -80,11 +78,6 @@ class Screen:
         self._behind: deque[tuple[int, bytearray]] = deque()  # acknowledgements due after that number of the library's
         self._handed_on = 0  # QoS 1 messages that the library acknowledges
         self._answered = 0  # those that it has acknowledged
-
-    @property
-    def dropped(self) -> int:
-        """Messages dropped, over all connections of the link."""
-        return self._guard.counters.screened
 
     def feed(self, data: bytes) -> bytes:
         """Take received bytes and return those for the library; BrokenStream ends the connection."""
@@ -148,10 +141,7 @@ class Screen:
                 return 0, False
             reason = data[body + IDENTIFIER] if length > IDENTIFIER else 0
             self._on_answer(data[body] << 8 | data[body + 1], reason)
-            self.passed += 1
-            return after, True
-        if not taken:
-            self.passed += 1
+            taken = True
         return after, taken
 
     def _judge_message(self, data: bytes, at: int, body: int, after: int, *, first: bool) -> bool | None:
@@ -175,7 +165,6 @@ class Screen:
                 return False
             assert self._on_message is not None
             self._on_message(message)
-            self.passed += 1
         else:
             self._guard.counters.screened += 1
         if identifier_end > name_end:
@@ -227,14 +216,6 @@ def _length(data: bytes, at: int) -> tuple[int, int]:
 
 PINGREQ: Final = b"\xc0\x00"
 CHUNK: Final = 1 << 16
-LONGEST_PAUSE_S: Final = 0.008
-SHORTEST_PAUSE_S: Final = 0.001
-# If one `fill` drops more messages than this, the next pause is shorter. Some brokers send a client at most 20 without
-# an acknowledgement: with longer pauses their queue for us would grow. The number rises for brokers that send more.
-CROWD: Final = 20
-MAX_CROWD: Final = 128  # half the limit of the brokers that we set up
-PUBACK_BYTES: Final = 4
-MOSTLY: Final = 4  # times as many dropped as handed on
 MAX_OUTGOING_BYTES: Final = 1 << 18
 
 _WAIT: Final = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
@@ -255,9 +236,6 @@ class ScreenedSocket:
         self._ended: BaseException | bool = False
         self._midway = False  # the reader's last packet was not written whole
         self._more = self._tls is not None and self._tls.pending  # the last `fill` left something
-        self._pause_s = LONGEST_PAUSE_S
-        self._crowd = CROWD
-        self._held = False  # acknowledgements wait for the next `settle`
         self._outgoing = bytearray()  # whole packets, but for what is written of the first
         self._finished = False  # our direction has ended
         self.received = 0
@@ -326,7 +304,7 @@ class ScreenedSocket:
     @property
     def wants_write(self) -> bool:
         """Packets of ours, or TLS records, wait until the socket is writable."""
-        if self._outgoing or (self._screen.owed and not self._held):
+        if self._outgoing or self._screen.owed:
             return True
         return self._tls is not None and self._tls.wants_write
 
@@ -340,25 +318,10 @@ class ScreenedSocket:
         """Why the screen has ended the connection; empty if it has not."""
         return str(self._ended) if isinstance(self._ended, BrokenStream) else ""
 
-    def fill(self) -> float:
-        """Read from the network, unless something is left for the library; return seconds to pause reading.
-
-        A wake-up costs as much as 20 dropped messages, so where most messages are dropped it is better to read several
-        at a time.
-        """
-        if self._at < len(self._ready) or self._ended:
-            return 0.0
-        passed, dropped = self._screen.passed, self._screen.dropped
-        self._ready, self._at = self._read(), 0
-        passed, dropped = self._screen.passed - passed, self._screen.dropped - dropped
-        under_way = min(len(self._screen.owed) // PUBACK_BYTES, MAX_CROWD)
-        if under_way > self._crowd:
-            self._crowd = under_way
-        elif dropped >= self._crowd:
-            self._pause_s = max(self._pause_s / 2, SHORTEST_PAUSE_S)
-        elif dropped < self._crowd / 2:
-            self._pause_s = min(self._pause_s * 2, LONGEST_PAUSE_S)
-        return 0.0 if self._more or dropped <= MOSTLY * passed else self._pause_s
+    def fill(self) -> None:
+        """Read from the network, unless something is left for the library."""
+        if self._at == len(self._ready) and not self._ended:
+            self._ready, self._at = self._read(), 0
 
     def put(self, packet: bytes) -> None:
         self._outgoing += packet
@@ -368,18 +331,9 @@ class ScreenedSocket:
         self._screen.owed += PINGREQ
         self.flush()
 
-    def settle(self) -> None:
-        """Write due acknowledgements, a few of them only every other time: writing costs as much as waking up."""
-        few = len(self._screen.owed) < PUBACK_BYTES * self._crowd / 2
-        if few and not self._held and not self._outgoing:
-            self._held = True
-        else:
-            self.flush()
-
     def flush(self) -> None:
         """Write due packets, unless the library is in the middle of one."""
         owed, outgoing = self._screen.owed, self._outgoing
-        self._held = False
         try:
             if self._tls is not None:
                 self._tls.flush()

@@ -243,6 +243,25 @@ def test_what_does_not_fit_into_one_write_is_sent_as_soon_as_there_is_room(monke
         until(lambda: len(broker.publishes()) == 200)
 
 
+def test_what_is_to_be_sent_does_not_wait_for_the_end_of_a_flood(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(paho_link, "POLL_S", 60.0)
+    monkeypatch.setattr(connection, "MAX_POLL_S", 60.0)
+    with scripted() as (broker, link):
+        sent: list[int] = []  # when each message of the flood is refused
+
+        def refuse(_topic: bytes, _packet_bytes: int, _retained: bool) -> bool:
+            if not sent:
+                link.publish("answer", b"", qos=0)
+            sent.append(link.counters.sent)
+            return False
+
+        link.screen(refuse)
+        for number in range(1, 20):
+            broker.send(publish_packet("flood", b"") * 10)
+            until(lambda number=number: len(sent) == 10 * number)  # type: ignore[misc]
+        assert sent == [0] * 10 + [1] * 180
+
+
 class CountingClock(Clock):
     reads = 0
 

@@ -12,15 +12,7 @@ from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 
 from fleet_common.mqtt.connection import make_client
 from fleet_common.mqtt.link import CallbackGuard, Message
-from fleet_common.mqtt.screen import (
-    CROWD,
-    LONGEST_PAUSE_S,
-    MAX_CROWD,
-    SHORTEST_PAUSE_S,
-    BrokenStream,
-    Screen,
-    ScreenedSocket,
-)
+from fleet_common.mqtt.screen import BrokenStream, Screen, ScreenedSocket
 from fleet_common.mqtt.settings import LinkSettings
 from tests.support.mqtt_packets import Publish, packet, puback_packet
 from tests.support.waiting import PATIENCE_S
@@ -195,18 +187,6 @@ def ends() -> Iterator[tuple[socket.socket, ScreenedSocket]]:
     sock.close()
 
 
-def read(sock: ScreenedSocket, size: int = 1) -> bytes:
-    got = b""
-    while True:
-        try:
-            piece = sock.recv(size)
-        except BlockingIOError:
-            return got
-        if not piece:
-            return got
-        got += piece
-
-
 def test_the_end_is_reported_behind_what_came_before(ends: tuple[socket.socket, ScreenedSocket]) -> None:
     far, sock = ends
     good = Publish(GOOD).raw
@@ -287,69 +267,6 @@ def test_acknowledgements_are_written_before_what_is_sent_next(ends: tuple[socke
     outgoing = Publish(b"up").raw
     assert sock.send(outgoing) == len(outgoing)
     assert far.recv(100) == puback_packet(1) + puback_packet(2) + outgoing
-
-
-def test_reading_rests_while_most_is_dropped(ends: tuple[socket.socket, ScreenedSocket]) -> None:
-    far, sock = ends
-    good, bad = Publish(GOOD).raw, Publish(BAD).raw
-    assert sock.fill() == 0.0
-    far.sendall(bad * 5)
-    assert sock.fill() == LONGEST_PAUSE_S
-    far.sendall(good + bad * 2)
-    assert sock.fill() == 0.0
-    read(sock)
-    for _ in range(10):
-        far.sendall(bad * CROWD)
-        pause_s = sock.fill()
-    assert pause_s == SHORTEST_PAUSE_S
-    for _ in range(10):
-        far.sendall(bad)
-        pause_s = sock.fill()
-    assert pause_s == LONGEST_PAUSE_S
-
-
-def test_a_broker_that_has_more_under_way_is_read_less_often(ends: tuple[socket.socket, ScreenedSocket]) -> None:
-    far, sock = ends
-
-    def flood(size: int) -> float:
-        far.sendall(b"".join(Publish(BAD, identifier=number + 1).raw for number in range(size)))
-        pause_s = sock.fill()
-        sock.flush()
-        return pause_s
-
-    assert flood(2 * CROWD) == LONGEST_PAUSE_S, "what is not acknowledged shows how many there may be"
-    assert flood(CROWD) == LONGEST_PAUSE_S
-    assert flood(2 * CROWD) < LONGEST_PAUSE_S
-    for _ in range(20):
-        pause_s = flood(10 * CROWD)
-    assert pause_s == SHORTEST_PAUSE_S
-    for _ in range(20):
-        pause_s = flood(1)
-    assert pause_s == LONGEST_PAUSE_S
-    assert flood(MAX_CROWD) < LONGEST_PAUSE_S, "however many there may be"
-
-
-def test_few_acknowledgements_are_collected_and_many_are_not(ends: tuple[socket.socket, ScreenedSocket]) -> None:
-    far, sock = ends
-    far.settimeout(0)
-
-    def flood(size: int) -> int:
-        far.sendall(Publish(BAD, identifier=7).raw * size)
-        sock.fill()
-        sock.settle()
-        try:
-            return len(far.recv(1000)) // len(puback_packet(7))
-        except BlockingIOError:
-            return 0
-
-    assert [flood(3), flood(4), flood(5)] == [0, 7, 0]
-    assert not sock.wants_write, "nobody has to wait for the socket"
-    sock.flush()
-    assert len(far.recv(1000)) == 5 * len(puback_packet(7))
-    assert [flood(CROWD), flood(3)] == [CROWD, 0]
-    outgoing = Publish(b"up").raw
-    sock.send(outgoing)
-    assert far.recv(1000) == puback_packet(7) * 3 + outgoing
 
 
 class _Narrow:
@@ -465,4 +382,3 @@ def test_however_the_stream_is_cut_the_reader_gets_what_is_accepted_and_the_brok
     assert screen.owed == owed
     assert asked == [(item.topic, len(item.raw), item.retain) for item in sent]
     assert guard.counters.screened == len(packets) - len(accepted)
-    assert screen.passed == len(accepted)

@@ -18,7 +18,7 @@ from tests.support.mqtt_packets import Publish, packet, puback_packet
 
 LIMIT: Final = 512
 OWN_PACKETS: Final = 0.1  # of the library, by turn
-FLUSHES: Final = 0.5  # likewise; otherwise it writes only due data
+FLUSHES: Final = 0.5  # likewise
 _MAX_TURNS: Final = 20_000
 
 
@@ -149,8 +149,6 @@ class _Library:
                 self._sending = self._sending[sock.send(self._sending) :]
         if self._ended or rng.random() < FLUSHES:
             sock.flush()
-        else:
-            sock.settle()
         return self._ended and not self._sending and not sock.wants_write and not _end(self.got, self._done)
 
     def _dispatch(self) -> None:
