@@ -225,18 +225,23 @@ class Connection:
         guard: CallbackGuard,
         waker: Waker,
         clock: Callable[[], float],
+        accepts: Accepts,
         on_message: Callable[[Message], None],
         on_answer: Callable[[int, int], None],
     ) -> None:
         """Prepare a connection.
 
-        `context` is None for plain TCP; `waker` ends a `step` early; `on_answer` gets packet identifier and reason code
-        of every acknowledgement.
+        `context` is None for plain TCP; `waker` ends a `step` early; `accepts` and `on_message` are the screen's;
+        `on_answer` gets packet identifier and reason code of every acknowledgement.
         """
         self._settings = settings
         self._context = context
         self._screen = Screen(
-            max_packet_bytes=settings.packet_bytes, guard=guard, on_message=on_message, on_answer=self._answered
+            max_packet_bytes=settings.packet_bytes,
+            accepts=accepts,
+            guard=guard,
+            on_message=on_message,
+            on_answer=self._answered,
         )
         self._waker = waker
         self._clock = clock
@@ -301,9 +306,6 @@ class Connection:
 
     def unsubscribe(self, topic_filter: str) -> None:
         self._client.unsubscribe(topic_filter)
-
-    def screen(self, accepts: Accepts | None) -> None:
-        self._screen.accepts = accepts
 
     @property
     def subscribed(self) -> bool:

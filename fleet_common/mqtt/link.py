@@ -161,8 +161,8 @@ class Link(Protocol):
         """Ask `accepts(topic, packet_bytes, retained)` about every message before it is decoded.
 
         A refused message is acknowledged and dropped within a few microseconds, so that a flood costs little. `accepts`
-        runs on the link's thread for every message and MUST be quick. If it raises, the message is accepted. A second
-        one replaces the first; it survives reconnects.
+        runs on the link's thread for every message and MUST be quick. If it raises, the message is accepted. It
+        holds from the next message on and across reconnects; a second one replaces it.
         """
 
     def publish(

@@ -164,7 +164,6 @@ class PahoLink:
 
     def screen(self, accepts: Accepts) -> None:
         self._accepts = accepts
-        self._request(lambda connection: connection.screen(accepts))
 
     def publish(
         self,
@@ -226,6 +225,7 @@ class PahoLink:
                 guard=self._guard,
                 waker=waker,
                 clock=self._clock,
+                accepts=self._accepted,
                 on_message=self._routes.dispatch,
                 on_answer=self._sender.on_answer,
             )
@@ -252,10 +252,13 @@ class PahoLink:
         finally:
             self._leave(connection)
 
+    def _accepted(self, topic: bytes, packet_bytes: int, retained: bool) -> bool:
+        accepts = self._accepts
+        return accepts is None or accepts(topic, packet_bytes, retained)
+
     def _enter(self, connection: Connection) -> None:
         self._announced = self._handover.open(connection)
         self._requests.clear()  # for the previous connection; their effect is restored below
-        connection.screen(self._accepts)
         connection.subscribe(tuple(self._routes))
         deadline = self._clock() + self._settings.handshake_s
         while not connection.subscribed:

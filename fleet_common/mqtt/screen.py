@@ -65,7 +65,7 @@ class Screen:
         on_message: Callable[[Message], None] | None = None,
         on_answer: Callable[[int, int], None] | None = None,
     ) -> None:
-        self.accepts = accepts
+        self._accepts = accepts
         self._on_message = on_message
         self._on_answer = on_answer
         self._guard = guard if guard is not None else CallbackGuard()
@@ -156,7 +156,7 @@ class Screen:
         if identifier_end > len(data):
             return None
         retained = bool(data[at] & RETAIN)
-        accepts = self.accepts
+        accepts = self._accepts
         if accepts is None or self._guard.ask(accepts, data[name:name_end], after - at, retained=retained):
             message = self._message(data, name, name_end, identifier_end, after, retained) if first else None
             if message is None:

@@ -243,6 +243,20 @@ def test_what_does_not_fit_into_one_write_is_sent_as_soon_as_there_is_room(monke
         until(lambda: len(broker.publishes()) == 200)
 
 
+def test_a_screen_holds_from_the_next_message_on() -> None:
+    with scripted() as (broker, link):
+        received: list[bytes] = []
+
+        def handle(message: Message) -> None:
+            received.append(message.payload)
+            link.screen(lambda *_: False)
+
+        link.subscribe("a", handle, qos=0)
+        broker.send(publish_packet("a", b"1") + publish_packet("a", b"2"))
+        until(lambda: len(received) + link.counters.screened == 2)
+        assert received == [b"1"]
+
+
 def test_what_is_to_be_sent_does_not_wait_for_the_end_of_a_flood(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(paho_link, "POLL_S", 60.0)
     monkeypatch.setattr(connection, "MAX_POLL_S", 60.0)
