@@ -16,7 +16,7 @@ demo:            ## A whole fleet on this machine, until Ctrl-C. Options: make d
 	@.venv/bin/fleet demo $(ARGS)
 
 ifeq ($(strip $(ARGS)),)
-bench:           ## List the benchmarks, or set up what they need and run one: make bench ARGS="latency --texts 1"
+bench:           ## List the benchmarks, or set up what they need and run one: make bench ARGS="latency --outputs 1"
 	@$(PYTHON) -m benchmarks
 else
 bench:

@@ -5,7 +5,7 @@ model say along some texts is recorded once and served again by position: drafts
 own, all systems write behind the same prompts with the same seeds, and no model is needed at run time. A relay counts
 what the device's connection carries, from the first draft of a text to its last verdict. TLS is the same once more
 over TLS. TCP and IP are computed: 52 bytes for each segment that the kernel has counted, and full distributions up:
-two bytes a probability of each drafted token. Takes 6 minutes with `--texts 4 --tokens 48 --lengths 4 8 16`.
+two bytes a probability of each drafted token. Takes 6 minutes with `--outputs 4 --tokens 48 --lengths 4 8 16`.
 """
 
 import argparse
@@ -172,7 +172,7 @@ def _segments(counted: int, sent: int, received: int) -> int:
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--drafts", nargs="+", default=["Q4_0", "Q4_1"], help="quantizations (default: %(default)s)")
     parser.add_argument("--lengths", nargs="+", type=int, default=_LENGTHS, metavar="N", help="of our drafts")
-    parser.add_argument("--texts", type=number_of(int, 1), default=6, help="of each system (default: %(default)s)")
+    parser.add_argument("--outputs", type=number_of(int, 1), default=6, help="of each system (default: %(default)s)")
     parser.add_argument("--tokens", type=number_of(int, 2), default=64, help="of each text, at most")
 
 
@@ -185,7 +185,7 @@ def run(bench: Bench) -> SuiteReport:
 
 def _measure(bench: Bench, draft: str) -> list[dict[str, Any]]:
     options = bench.options
-    prompts = some(built_in(), -(-options.texts // 6))
+    prompts = some(built_in(), -(-options.outputs // 6))
     laws = record_laws(bench, draft, prompts, tokens=options.tokens)
     kinds = {variant: {"plain": Traffic(), "tls": Traffic()} for variant in variants(options.lengths)}
     with (
@@ -278,7 +278,7 @@ def _count(
     form: FormName,
     found: dict[WireVariant, Traffic],
 ) -> None:
-    options, chosen, words = bench.options, laws.laws[: bench.options.texts], laws.words
+    options, chosen, words = bench.options, laws.laws[: bench.options.outputs], laws.words
     verifier = _SlowVerifier(laws, words, name="recorded")
     settings = EdgeSettings(fleet=bench.fleet, edge=_EDGE, broker=edge, form=form, quotas=NO_QUOTAS)
     with edge_thread(settings, verifier, first_handle=_HANDLE):
@@ -287,7 +287,7 @@ def _count(
             verifier.step_s = _STEP_S * timed
             say(variant.name)
             with _CountingDevice(device, bench.fleet, variant, words, round_trip_s=_ROUND_TRIP_S * timed) as writer:
-                writer.write(chosen[0].text(options.texts, variant.mode), tokens=_WARM_UP_TOKENS)  # sets the aliases
+                writer.write(chosen[0].text(options.outputs, variant.mode), tokens=_WARM_UP_TOKENS)  # sets the aliases
                 for seed, law in enumerate(chosen):
                     total.add(writer.write(law.text(seed, variant.mode)))
 

@@ -4,7 +4,7 @@ Live models, a real edge on a core of its own, a real mosquitto, and a relay tha
 and draft model have another core. All systems write the same prompts in turn, so that whatever else the machine does
 hits all of them alike. A device that chooses its plan has written one text before at each place, which is not counted.
 Texts are counted from their first tokens to their last; the time to the first is printed too. Takes 15 minutes, and 9
-with `--texts 1 --tokens 40`.
+with `--outputs 1 --tokens 40`.
 """
 
 import argparse
@@ -78,7 +78,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--mbit", type=float, default=10.0, help="where the distance varies (default: %(default)s)")
     parser.add_argument("--widths", nargs="*", type=float, default=[0.1, 1.0], metavar="MBIT", help="at 50 ms")
     parser.add_argument("--systems", nargs="+", choices=list(SYSTEMS), default=list(SYSTEMS), metavar="SYSTEM")
-    parser.add_argument("--texts", type=int, default=2, help="of each system at each place (default: %(default)s)")
+    parser.add_argument("--outputs", type=int, default=2, help="of each system at each place (default: %(default)s)")
     parser.add_argument("--tokens", type=int, default=48, help="of each text, at most (default: %(default)s)")
     parser.add_argument("--limit", type=float, default=6.0, metavar="S", help="a text ends there")
     parser.add_argument("--picture", type=Path, metavar="FILE", help="also draw the figures")
@@ -106,7 +106,7 @@ def _measure(bench: Bench, cost: int, draft: str, edge_core: int, device_core: i
         drafter = stack.enter_context(
             closing(LlamaCppDrafter(LlamaCppSettings(path=bench.model(f"{draft}.gguf"), threads=1)))
         )
-        asked = some(built_in(), 1)[: options.texts]
+        asked = some(built_in(), 1)[: options.outputs]
         prompts = [tuple(chat_prompt(drafter.codec, [ChatMessage("user", prompt.text)]).tokens) for prompt in asked]
         os.sched_setaffinity(0, {edge_core})
         ports = {}

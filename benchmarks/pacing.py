@@ -61,7 +61,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--costs", nargs="+", type=int, default=[1, 8], metavar="N")
     parser.add_argument("--plans", nargs="+", choices=list(PLANS), default=list(PLANS), metavar="PLAN")
     parser.add_argument("--rounds", type=number_of(int, 1), default=2, help="counted (default: %(default)s)")
-    parser.add_argument("--texts", type=number_of(int, 1), default=4, help="of each plan and round, at least")
+    parser.add_argument("--outputs", type=number_of(int, 1), default=4, help="of each plan and round, at least")
     parser.add_argument("--tokens", type=number_of(int, 2), default=48, help="of each text, at most")
     parser.add_argument("--token-ms", type=float, help="of a draft token; by default as recorded here, on one core")
     parser.add_argument("--quick", action="store_true", help="one draft, one device, 20 ms, one round")
@@ -124,7 +124,7 @@ def _measure(
         recorded = itertools.cycle(recording.texts)
         for number in range(options.rounds + 1):
             turns = [
-                list(itertools.islice(recorded, devices)) for _ in range(max(1, math.ceil(options.texts / devices)))
+                list(itertools.islice(recorded, devices)) for _ in range(max(1, math.ceil(options.outputs / devices)))
             ]
             first = number % len(plans)
             for plan in (*plans[first:], *plans[:first]):

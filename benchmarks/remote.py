@@ -240,7 +240,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--top-logprobs", type=int, default=50)
     parser.add_argument("--request-s", type=float, default=60.0, help="longest wait for an answer, in seconds")
     parser.add_argument("--devices", type=int, default=8)
-    parser.add_argument("--texts", type=int, default=600, help="sampled ones of each mode; 0 checks nothing")
+    parser.add_argument("--outputs", type=int, default=600, help="sampled ones of each mode; 0 checks nothing")
     parser.add_argument("--length", type=int, default=48, help="of the other texts, in tokens")
     parser.add_argument("--sessions", type=int, nargs="+", default=[1, 4, 16], metavar="N", help="in a timed step")
     parser.add_argument("--tokens", type=int, nargs="+", default=[1, 5], metavar="N", help="of each in a timed step")
@@ -252,7 +252,7 @@ def run(bench: Bench) -> SuiteReport:
     logging.getLogger("fleet_device.client").setLevel(logging.ERROR)  # a slow server is measured, not reported
     rows: list[dict[str, Any]] = []
     wrong: list[str] = []
-    if bench.options.texts:
+    if bench.options.outputs:
         rows, wrong = _check(bench)
     timed = _time(bench) if bench.options.repeats else []
     return SuiteReport(rows, more={"steps": timed}, wrong=wrong)
@@ -277,7 +277,7 @@ def _check(bench: Bench) -> tuple[list[dict[str, Any]], list[str]]:
             flush=True,
         )
         for mode in Mode:
-            sampled = check_sampled(devices, oracle, story, mode=mode, texts=options.texts, top=top, ends=ends)
+            sampled = check_sampled(devices, oracle, story, mode=mode, texts=options.outputs, top=top, ends=ends)
             rows.append({"check": mode.value, "passed": sampled.passed, **asdict(sampled)})
             print(
                 f"{mode.value}: {sampled.texts} texts of two tokens, {sampled.outcomes} outcomes: chi-square p "

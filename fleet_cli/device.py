@@ -110,7 +110,7 @@ def _run_once(
         watched[:] = [gateway]
         gateway.run(
             on_end=lambda: None if gateway.reloads else unit.stopping(),
-            on_drain=lambda texts: events.write(Event.DRAINING, texts=texts),
+            on_drain=lambda requests: events.write(Event.DRAINING, requests=requests),
         )
     finally:
         gateway.stop()
@@ -336,7 +336,7 @@ def doctor_command(
 
 _Name = Annotated[str, typer.Argument(help="Name of the application in the session log and in errors.")]
 _Tokens = Annotated[int | None, typer.Option(help="Maximum tokens of prompts and outputs; by default no limit.", min=1)]
-_Texts = Annotated[
+_Requests = Annotated[
     int | None, typer.Option(help="Maximum number of requests that run or wait; by default no limit.", min=1)
 ]
 
@@ -349,7 +349,7 @@ def add_command(
     *,
     tokens_per_min: _Tokens = None,
     tokens_per_day: _Tokens = None,
-    texts_at_once: _Texts = None,
+    requests_at_once: _Requests = None,
 ) -> None:
     """Make a key for an application, and print it. It is not stored, so this is the only time."""
     key, digest = new_key()
@@ -362,7 +362,7 @@ def add_command(
                 sha256=digest,
                 tokens_per_min=tokens_per_min,
                 tokens_per_day=tokens_per_day,
-                texts_at_once=texts_at_once,
+                requests_at_once=requests_at_once,
             )
         except ValidationError as error:
             if error.errors()[0]["loc"] != ("name",):
@@ -383,7 +383,7 @@ def list_command(settings: DeviceSettings) -> None:
         Column("application", lambda each: each.name, rank=0),
         Column("tokens/min", lambda each: each.tokens_per_min, "count"),
         Column("tokens/day", lambda each: each.tokens_per_day, "count"),
-        Column("texts at once", lambda each: each.texts_at_once, "count"),
+        Column("requests at once", lambda each: each.requests_at_once, "count"),
     ]
     found = ApplicationsFile(_path(settings)).read().applications
     print_table("Applications", columns, found, empty="There are none; `fleet device app add NAME` adds one.")

@@ -340,6 +340,6 @@ def chat_command(
     prepare_request("checked", settings, **sampling)  # before the model is loaded
     refuse_beside_running(settings)
     # A conversation runs one request at a time, whose context gets all the memory.
-    settings = settings.model_copy(update={"texts_at_once": 1})
+    settings = settings.model_copy(update={"requests_at_once": 1})
     with ends_with_reader(), Device(settings) as device:
         talk(device, system=system, options=sampling)

@@ -32,7 +32,7 @@ class Application(BaseModel):
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     tokens_per_min: _Rate | None = None
     tokens_per_day: _Rate | None = None
-    texts_at_once: Annotated[int, Field(ge=1, le=1000, strict=True)] | None = None
+    requests_at_once: Annotated[int, Field(ge=1, le=1000, strict=True)] | None = None
 
 
 class Applications(BaseModel):

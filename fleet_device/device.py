@@ -152,7 +152,7 @@ class _AnyDevice:
                 drafter.close()
                 raise
             service.start()
-            queue = RequestQueue(service.generate, at_once=service.texts_at_once)
+            queue = RequestQueue(service.generate, at_once=service.requests_at_once)
             queue.start()
             self._open = _Open(service, queue)
 
@@ -184,7 +184,7 @@ class Device(_AnyDevice):
     """A device of a fleet. Use it as a context manager, or `open` it and `close` it.
 
     Several threads may use it. Requests run in the order in which they were made, as many at once as the setting
-    `texts_at_once` says.
+    `requests_at_once` says.
     """
 
     def open(self) -> None:

@@ -67,7 +67,7 @@ class Gateway:
         self._queue = RequestQueue(
             self._generate,
             waiting=self._settings.api_waiting,
-            at_once=service.texts_at_once,
+            at_once=service.requests_at_once,
             on_idle=lambda: self.request_end(Asked.IDLE),
         )
         self._server: ApiServer | None = None
@@ -106,7 +106,7 @@ class Gateway:
         self._server.start()
 
     def run(
-        self, *, on_end: Callable[[], None] = lambda: None, on_drain: Callable[[int], None] = lambda _texts: None
+        self, *, on_end: Callable[[], None] = lambda: None, on_drain: Callable[[int], None] = lambda _requests: None
     ) -> None:
         """Return when asked to end: at once, or when the accepted requests have ended.
 

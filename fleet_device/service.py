@@ -113,8 +113,8 @@ class DeviceService:
     Attributes:
         now: The wall clock (UTC).
         codec: Encodes prompts; the draft model's, with a memory for conversations.
-        texts_at_once: Number of requests that run at once: as the settings say, or as many as the drafter has sequences
-            for where edge-only decoding is not allowed.
+        requests_at_once: As the settings say, or as many as the drafter has sequences where edge-only decoding is not
+            allowed.
     """
 
     settings: DeviceSettings
@@ -128,7 +128,7 @@ class DeviceService:
     agent: Agent = field(init=False)
     codec: ConversationCodec = field(init=False)
     since: datetime = field(init=False)
-    texts_at_once: int = field(init=False)
+    requests_at_once: int = field(init=False)
     link: Link = field(init=False)
     formats: ChatFormats = field(init=False)
     _counting: threading.Lock = field(default_factory=threading.Lock)
@@ -147,8 +147,8 @@ class DeviceService:
         self.codec = ConversationCodec(self.drafter.codec)
         will = Will(self._topic(Topic.STATE), encode_json(self._state(Presence.OFFLINE)))
         further = sequences_of(self.drafter, settings.draft_sequences)[1:]
-        edge_only = 0 if settings.edge_only is False else settings.texts_at_once - 1 - len(further)
-        self.texts_at_once = 1 + len(further) + edge_only
+        edge_only = 0 if settings.edge_only is False else settings.requests_at_once - 1 - len(further)
+        self.requests_at_once = 1 + len(further) + edge_only
         self.link = self.make_link(settings.broker.link(settings.fleet, settings.device, will=will))
         self.agent = Agent(
             self.link,
@@ -273,7 +273,7 @@ class DeviceService:
         return replace(prepare(codec), target_id=codec.target_id, end_tokens=codec.end_tokens)
 
     def generate(self, request: GenerateRequest, context: RequestContext | None = None) -> GeneratedText:
-        """Run a request and count it; see `generate_text`. More than `texts_at_once` threads wait for each other."""
+        """Run a request and count it; see `generate_text`. More than `requests_at_once` threads wait for each other."""
         with self.meter.running() as joules:
             text = generate_text(self.agent, self.drafter, request, context)
         text = replace(text, generation=replace(text.generation, joules=joules(text.generation)))

@@ -170,7 +170,7 @@ class DeviceSettings(Settings):
         unit="megabytes",
         rare=True,
     )
-    texts_at_once: int = setting(
+    requests_at_once: int = setting(
         SESSIONS_PER_DEVICE,
         "Maximum number of running requests; beyond the edge's `max_sessions_per_device`, they wait. The draft "
         "model serves 2; others are edge-only and take no memory. With `edge_only = false` each has its own context.",
@@ -334,8 +334,8 @@ class DeviceSettings(Settings):
         A drafter without a model has one for each request, since they take almost no memory.
         """
         if self.edge_only is False or self.drafter != "llama.cpp":
-            return self.texts_at_once
-        return min(self.texts_at_once, _DRAFT_SEQUENCES)
+            return self.requests_at_once
+        return min(self.requests_at_once, _DRAFT_SEQUENCES)
 
     def state_file(self, ending: str) -> Path | None:
         """Return a file of this device in the state folder; None for a user without a home."""

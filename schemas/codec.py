@@ -239,8 +239,8 @@ def _unpack_next(following: object) -> object:
 def _pack_load(load: EdgeLoad | None) -> object:
     if load is None:
         return None
-    times = (load.writing_ms, load.step_ms, load.text_ms, load.token_ms, load.acceptance)
-    return [load.texts, *(None if each is None else _half(each) for each in times), load.free]
+    times = (load.writing_ms, load.step_ms, load.request_ms, load.token_ms, load.acceptance)
+    return [load.requests, *(None if each is None else _half(each) for each in times), load.free]
 
 
 def _unpack_load(packed: object) -> object:

@@ -49,7 +49,7 @@ Label = Annotated[str, Field(max_length=MAX_LABEL, strict=True), PRINTABLE]
 _CHANGED: Final = 0.25
 """Relative change of a time that is worth sending."""
 
-_CHANGED_TEXTS: Final = 0.125
+_CHANGED_REQUESTS: Final = 0.125
 """Likewise of the number of requests, which all estimates of shared steps depend on."""
 
 _CHANGED_ACCEPTANCE: Final = 0.05
@@ -59,11 +59,11 @@ class EdgeLoad(BaseModel):
     """Load of an edge, and what its steps take. Times are None until enough different steps were measured.
 
     Attributes:
-        texts: Running requests, including the receiver's.
+        requests: Running requests, including the receiver's.
         writing_ms: Time per token of each if the edge decoded all of them alone: a step, or less with n-gram
             speculation.
         step_ms: Fixed time of a step that verifies drafts.
-        text_ms: Additional time per request, with its first token.
+        request_ms: Additional time per request, with its first token.
         token_ms: Additional time per further token of a request.
         acceptance: Of tokens drafted with the receiver's draft model, the share accepted lately, as the median of its
             devices; None if unknown.
@@ -72,19 +72,19 @@ class EdgeLoad(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    texts: Annotated[int, Field(ge=1, lt=1 << 16, strict=True)]
+    requests: Annotated[int, Field(ge=1, lt=1 << 16, strict=True)]
     writing_ms: Milliseconds | None = None
     step_ms: Milliseconds | None = None
-    text_ms: Milliseconds | None = None
+    request_ms: Milliseconds | None = None
     token_ms: Milliseconds | None = None
     acceptance: Annotated[float, Field(ge=0.0, le=1.0, strict=True)] | None = None
     free: Annotated[int, Field(ge=0, le=MAX_DRAFT, strict=True)] = 0
 
     def differs(self, sent: "EdgeLoad") -> bool:
         """Compare with the load last sent; small changes are not worth a message's bytes."""
-        if (self.texts == 1) is not (sent.texts == 1):
+        if (self.requests == 1) is not (sent.requests == 1):
             return True
-        if abs(self.texts - sent.texts) > _CHANGED_TEXTS * max(self.texts, sent.texts):
+        if abs(self.requests - sent.requests) > _CHANGED_REQUESTS * max(self.requests, sent.requests):
             return True
         times = [(getattr(self, name), getattr(sent, name)) for name in _TIMES]
         return any(_differ(now, before, _CHANGED * max(now or 0.0, before or 0.0)) for now, before in times) or _differ(
@@ -92,7 +92,7 @@ class EdgeLoad(BaseModel):
         )
 
 
-_TIMES: Final = ("writing_ms", "step_ms", "text_ms", "token_ms")
+_TIMES: Final = ("writing_ms", "step_ms", "request_ms", "token_ms")
 
 
 def _differ(now: float | None, before: float | None, most: float) -> bool:

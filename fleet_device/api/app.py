@@ -411,7 +411,7 @@ class _Api:
         )
         record = self.records.begin(header, self._rendering(header))
         try:
-            self.quotas.begin(application, texts=1)
+            self.quotas.begin(application, requests=1)
             try:
                 self._run(record, application)
             except BaseException:
@@ -507,7 +507,7 @@ class _Api:
 
     def _submit(self, asked: TextRequest, events: Events, application: Application | None) -> list[Ticket]:
         """Submit all choices, or none: if the queue has no room for one, those before it are cancelled."""
-        loop, most = asyncio.get_running_loop(), self.settings.texts_at_once + self.settings.api_waiting
+        loop, most = asyncio.get_running_loop(), self.settings.requests_at_once + self.settings.api_waiting
         choices = asked.choices(self.settings)
         if (count := len(choices)) > most:
             raise ApiProblem(
@@ -524,14 +524,14 @@ class _Api:
                 loop.call_soon_threadsafe(events.put_nowait, (number, each))
 
         tickets: list[Ticket] = []
-        self.quotas.begin(application, texts=count)
+        self.quotas.begin(application, requests=count)
         try:
             for number, choice in enumerate(choices):
                 prepare = partial(_prepare, choice, self.settings, None if application is None else application.name)
                 listener = partial(listen, number)
                 tickets.append(self.backend.submit(prepare, listener, target=self._target(asked.model)))
         except BaseException:
-            self.quotas.end(application, texts=count - len(tickets))
+            self.quotas.end(application, requests=count - len(tickets))
             self._cancel(tickets)
             raise
         return tickets

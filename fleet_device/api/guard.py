@@ -25,12 +25,12 @@ from fleet_device.requests.queue import Delayed, Failed
 
 _MINUTE_S: Final = 60.0
 _DAY_S: Final = 86_400.0
-_TEXT_S: Final = 2  # until a request may have ended
+_REQUEST_S: Final = 2  # until a request may have ended
 
 
 @dataclass(slots=True)
 class _Used:
-    texts: int = 0
+    requests: int = 0
     buckets: dict[float, TokenBucket] = field(default_factory=dict)
 
 
@@ -42,22 +42,24 @@ class ApplicationQuotas:
         self._used: dict[str, _Used] = {}
         self._changing = threading.Lock()
 
-    def begin(self, application: Application | None, *, texts: int) -> None:
+    def begin(self, application: Application | None, *, requests: int) -> None:
         """Count requests as begun; raise ApiProblem if the application is over its quota."""
         if application is None:
             return
-        most = application.texts_at_once
-        if most is not None and texts > most:
-            sentence = f"The application {application.name!r} may have {most} requests at once; {texts} were requested."
+        most = application.requests_at_once
+        if most is not None and requests > most:
+            sentence = (
+                f"The application {application.name!r} may have {most} requests at once; {requests} were requested."
+            )
             raise ApiProblem(400, sentence, param="n")
         with self._changing:
             used = self._used.setdefault(application.name, _Used())
             for period, rate, period_s in _rates(application):
                 if wait_s := self._bucket(used, rate, period_s).wait_s(1.0, self._clock()):
                     raise _over(f"has used its {rate} tokens per {period}", application, wait_s)
-            if most is not None and used.texts + texts > most:
-                raise _over(f"has {used.texts} requests at once of at most {most}", application, _TEXT_S)
-            used.texts += texts
+            if most is not None and used.requests + requests > most:
+                raise _over(f"has {used.requests} requests at once of at most {most}", application, _REQUEST_S)
+            used.requests += requests
 
     def note(self, application: Application | None, event: Piece | Delayed | GeneratedText | Failed) -> None:
         if application is not None and isinstance(event, Piece | GeneratedText):
@@ -69,12 +71,12 @@ class ApplicationQuotas:
         if isinstance(event, GeneratedText | Failed):
             self.end(application)
 
-    def end(self, application: Application | None, *, texts: int = 1) -> None:
+    def end(self, application: Application | None, *, requests: int = 1) -> None:
         """Uncount requests that have ended, or did not run."""
         if application is not None:
             with self._changing:
                 used = self._used.setdefault(application.name, _Used())
-                used.texts = max(0, used.texts - texts)
+                used.requests = max(0, used.requests - requests)
 
     def _bucket(self, used: _Used, rate: int, period_s: float) -> TokenBucket:
         bucket = used.buckets.setdefault(period_s, TokenBucket(rate / period_s, rate, now=self._clock()))

@@ -269,7 +269,7 @@ class _Native:
                     self.context,
                     wanted,
                     (settings.memory_bytes or 0) / 1e6,
-                    "" if self.sequences == 1 else f", or set 'texts_at_once' below {self.sequences}",
+                    "" if self.sequences == 1 else f", or set 'requests_at_once' below {self.sequences}",
                 )
             self.handle = open_context(
                 self.model,

@@ -237,7 +237,7 @@ def fit_memory(
         ).needed
         several, fewer = "", ""
         if sequences > 1:
-            several, fewer = f" for each of {sequences} sequences", f"set 'texts_at_once' below {sequences}, "
+            several, fewer = f" for each of {sequences} sequences", f"set 'requests_at_once' below {sequences}, "
         raise DrafterError(
             f"The draft model needs {least / _MEGA:,.0f} MB of memory for a context of {min(context, MIN_CONTEXT)} "
             f"tokens{several}, and may take {budget / _MEGA:,.0f} MB; raise 'memory_mb', {fewer}or "
@@ -291,7 +291,7 @@ def require_memory(model: GgufModel, context: int, *, sequences: int = 1) -> Non
             f"{free / _MEGA:,.0f} MB are free; set a smaller context."
             if sequences == 1
             else f"{sequences} contexts of {context} tokens for {model.path} need {needed / _MEGA:,.0f} MB of memory, "
-            f"{free / _MEGA:,.0f} MB are free; set 'texts_at_once' below {sequences}, or a smaller context."
+            f"{free / _MEGA:,.0f} MB are free; set 'requests_at_once' below {sequences}, or a smaller context."
         )
 
 

@@ -121,7 +121,7 @@ class AdaptivePacing:
     _trying: int = 0  # drafts left of a trial
     _outcomes: int = 0
     _steady: int = 0  # plans since the choice between drafting and edge-only decoding has changed
-    _load: EdgeLoad = field(default_factory=lambda: EdgeLoad(texts=1))  # last report of the edge
+    _load: EdgeLoad = field(default_factory=lambda: EdgeLoad(requests=1))  # last report of the edge
     _shared: SharedSteps | None = None
     _bonus: bool = False  # the draft before was accepted whole, and the edge drew a bonus token
     _alone: bool = True  # no draft was in flight when the next one was sent
@@ -288,7 +288,7 @@ class AdaptivePacing:
         under = replace(conditions, acceptance=self._acceptance.hoped if self._shared is None else self._rate)
         # What has sped up edge-only decoding since the last trial may have sped up drafting as well.
         faster = self._tried_s / max(_INSTANT_S, self._edge_only_s())
-        if (self._load.texts == 1) is not self._tried_alone:
+        if (self._load.requests == 1) is not self._tried_alone:
             faster = max(faster, _OTHER_LOAD)
         if faster > _LIKE:
             self._steady = 0
@@ -377,7 +377,7 @@ class AdaptivePacing:
         Then the time that drafts take beyond edge-only decoding is their own: on a CPU two rows may take twice the time
         of one, and each further row little.
         """
-        return self._load.token_ms is not None and self._load.texts == 1
+        return self._load.token_ms is not None and self._load.requests == 1
 
     def _begin_edge_only(self) -> None:
         """Let new measurements soon replace old expectations, of edge-only decoding and of later drafts."""
@@ -388,7 +388,7 @@ class AdaptivePacing:
         self._times = {way: times.faded() for way, times in self._times.items()}
 
     def _note_tried(self) -> None:
-        self._tried_s, self._tried_alone = self._edge_only_s(), self._load.texts == 1
+        self._tried_s, self._tried_alone = self._edge_only_s(), self._load.requests == 1
 
     def _step_ratio(self) -> float:
         then, now = (

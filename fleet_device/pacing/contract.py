@@ -25,33 +25,33 @@ class SharedSteps:
     devices then choose the same plan without communicating.
 
     Attributes:
-        texts: Number of requests; at least 2.
+        requests: Number of requests; at least 2.
         writing_s: Step time in edge-only decoding of all requests.
         step_s: Fixed time of a step that verifies drafts.
-        text_s: Further time per request, with its first token.
+        request_s: Further time per request, with its first token.
         token_s: Further time per further token.
         free: Number of further tokens per request that cost nothing.
     """
 
-    texts: int
+    requests: int
     writing_s: float
     step_s: float
-    text_s: float
+    request_s: float
     token_s: float
     free: int = 0
 
     @classmethod
     def of(cls, load: EdgeLoad) -> Self | None:
         """None if the edge has no other request, or has not reported all times."""
-        if load.texts == 1 or load.writing_ms is None:
+        if load.requests == 1 or load.writing_ms is None:
             return None
-        if load.step_ms is None or load.text_ms is None or load.token_ms is None:
+        if load.step_ms is None or load.request_ms is None or load.token_ms is None:
             return None
         return cls(
-            texts=load.texts,
+            requests=load.requests,
             writing_s=max(_INSTANT_S, load.writing_ms / 1e3),
             step_s=load.step_ms / 1e3,
-            text_s=load.text_ms / 1e3,
+            request_s=load.request_ms / 1e3,
             token_s=load.token_ms / 1e3,
             free=load.free,
         )
@@ -64,7 +64,7 @@ class SharedSteps:
         take separate passes. Simulated with the step times of two cores: 0.92 with 4 requests, 0.86 with 8, 0.6 to 1
         with 16.
         """
-        return max(_LEAST_TRUST, 1.0 - _TRUST_LOST * (self.texts - 1))
+        return max(_LEAST_TRUST, 1.0 - _TRUST_LOST * (self.requests - 1))
 
     def waiting_s(self, tokens: int, *, outside_s: float, last_s: float = 0.0) -> tuple[float, float]:
         """Return step time and waiting time of a draft if all devices wait for each verdict.
@@ -75,12 +75,12 @@ class SharedSteps:
         then on, so it lasts only while a step is short compared with the time outside; the longer the step, the less it
         counts.
         """
-        each_s = self._text_s(tokens)
-        together_s = self.step_s + self.texts * each_s
-        linear = outside_s - 1.5 * self.step_s - self.texts * each_s
+        each_s = self._request_s(tokens)
+        together_s = self.step_s + self.requests * each_s
+        linear = outside_s - 1.5 * self.step_s - self.requests * each_s
         root_s = (sqrt(linear * linear + 6.0 * self.step_s * outside_s) - linear) / 3.0
         some_s = max(root_s, self.step_s + each_s)
-        wait_s = some_s / 2 * min(1.0, self.texts * some_s / (outside_s + 1.5 * some_s))
+        wait_s = some_s / 2 * min(1.0, self.requests * some_s / (outside_s + 1.5 * some_s))
         apart = max(0.0, 1.0 - together_s / outside_s) if some_s + wait_s < together_s + last_s else 0.0
         return together_s + apart * (some_s - together_s), last_s + apart * (wait_s - last_s)
 
@@ -90,20 +90,20 @@ class SharedSteps:
         `window` is the largest number of drafts in flight, `present` the share of the requests in a step.
         """
         drafting_s = tokens * token_s
-        each_s = self._text_s(tokens)
+        each_s = self._request_s(tokens)
         # A step shorter than a drafting time contains only some requests, more of them the longer it is.
-        some = present * self.texts * each_s / drafting_s if drafting_s else 1.0
+        some = present * self.requests * each_s / drafting_s if drafting_s else 1.0
         step_s = max(self.step_s + each_s, self.step_s / (1.0 - some) if some < 1.0 else float("inf"))
         if step_s <= drafting_s:
             return step_s
-        texts = max(1.0, present * self.texts)
-        min_s = self.step_s + texts * (self.text_s - self.free * self.token_s)
-        of_each = texts * self.token_s
+        requests = max(1.0, present * self.requests)
+        min_s = self.step_s + requests * (self.request_s - self.free * self.token_s)
+        of_each = requests * self.token_s
         drafted = max(0.0, min_s) / (token_s - of_each) if token_s > of_each else float("inf")
-        return self.step_s + texts * self._text_s(min(window * tokens, max(tokens, drafted)))
+        return self.step_s + requests * self._request_s(min(window * tokens, max(tokens, drafted)))
 
-    def _text_s(self, tokens: float) -> float:
-        return self.text_s + max(0.0, tokens - self.free) * self.token_s
+    def _request_s(self, tokens: float) -> float:
+        return self.request_s + max(0.0, tokens - self.free) * self.token_s
 
 
 PlanName = Literal["edge-only", "draft", "ahead"]

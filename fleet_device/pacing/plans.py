@@ -250,7 +250,7 @@ class Alternatives:
             ),
         }
         if conditions.shared is not None:
-            causes[f"{conditions.shared.texts} requests share the edge's steps"] = replace(conditions, shared=None)
+            causes[f"{conditions.shared.requests} requests share the edge's steps"] = replace(conditions, shared=None)
 
         def best(without: Conditions) -> float:
             return max(without.rate(Plan(tokens)) for tokens in range(1, max(1, self.longest) + 1))

@@ -53,7 +53,7 @@ STEERABLE: Final[Mapping[str, Effect]] = {
         Effect.NOW,
     ),
     **dict.fromkeys(
-        ("model", "drafter", "suffix", "threads", "context", "memory_mb", "texts_at_once", "gpu_layers"),
+        ("model", "drafter", "suffix", "threads", "context", "memory_mb", "requests_at_once", "gpu_layers"),
         Effect.RELOAD,
     ),
 }  # fmt: skip

@@ -96,7 +96,7 @@ class Responder:
     figures: Figures
     form: FormName = FormName.AUTO
     padding: int = 0
-    load: Callable[[], EdgeLoad] = lambda: EdgeLoad(texts=1)
+    load: Callable[[], EdgeLoad] = lambda: EdgeLoad(requests=1)
     acceptance: AcceptanceByModel = field(default_factory=AcceptanceByModel)
     loads: ReportedLoads = field(default_factory=ReportedLoads)
 

@@ -28,7 +28,7 @@ from schemas.fields import EdgeLoad
 
 _log = logging.getLogger(__name__)
 
-_MOST_TEXTS: Final = (1 << 16) - 1
+_MAX_REQUESTS: Final = (1 << 16) - 1
 _SMOOTHING: Final = 0.3
 _MARGIN: Final = 1.25
 """How much longer than its mean turnaround to wait for a device."""
@@ -204,13 +204,13 @@ class Scheduler:
     def load(self) -> EdgeLoad:
         """Return the load and step times; the same object until they change."""
         if self._load is None:
-            texts = max(1, self._running.count)
-            parts = self._cost.parts(texts)
+            requests = max(1, self._running.count)
+            parts = self._cost.parts(requests)
             self._load = EdgeLoad(
-                texts=min(texts, _MOST_TEXTS),
+                requests=min(requests, _MAX_REQUESTS),
                 writing_ms=_ms(parts.writing_s),
                 step_ms=_ms(parts.step_s),
-                text_ms=_ms(parts.text_s),
+                request_ms=_ms(parts.request_s),
                 token_ms=_ms(parts.token_s),
                 free=self._cost.least - 1,
             )

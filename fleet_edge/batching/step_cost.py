@@ -80,12 +80,12 @@ class StepParts:
     """Parts of a step's duration in seconds; None where steps do not differ enough to tell.
 
     `writing_s` is for a token of each request in edge-only decoding, `step_s` the fixed cost of a step that verifies
-    drafts, `text_s` the cost of each request, `token_s` of each further token.
+    drafts, `request_s` the cost of each request, `token_s` of each further token.
     """
 
     writing_s: float | None = None
     step_s: float | None = None
-    text_s: float | None = None
+    request_s: float | None = None
     token_s: float | None = None
 
 
@@ -94,51 +94,53 @@ class _Steps:
     """Weighted sums over steps for a least-squares fit."""
 
     weight: float = 0.0
-    texts: float = 0.0
+    requests: float = 0.0
     further: float = 0.0
     seconds: float = 0.0
-    texts_texts: float = 0.0
-    texts_further: float = 0.0
-    texts_seconds: float = 0.0
+    requests_requests: float = 0.0
+    requests_further: float = 0.0
+    requests_seconds: float = 0.0
     further_further: float = 0.0
     further_seconds: float = 0.0
 
-    def add(self, seconds: float, *, texts: int, further: int) -> None:
+    def add(self, seconds: float, *, requests: int, further: int) -> None:
         self.weight = _KEPT_COST * self.weight + 1.0
-        self.texts = _KEPT_COST * self.texts + texts
+        self.requests = _KEPT_COST * self.requests + requests
         self.further = _KEPT_COST * self.further + further
         self.seconds = _KEPT_COST * self.seconds + seconds
-        self.texts_texts = _KEPT_COST * self.texts_texts + texts * texts
-        self.texts_further = _KEPT_COST * self.texts_further + texts * further
-        self.texts_seconds = _KEPT_COST * self.texts_seconds + texts * seconds
+        self.requests_requests = _KEPT_COST * self.requests_requests + requests * requests
+        self.requests_further = _KEPT_COST * self.requests_further + requests * further
+        self.requests_seconds = _KEPT_COST * self.requests_seconds + requests * seconds
         self.further_further = _KEPT_COST * self.further_further + further * further
         self.further_seconds = _KEPT_COST * self.further_seconds + further * seconds
 
     def slopes(self, expected: StepParts = StepParts()) -> StepParts:
         """Return the fitted costs, regularised towards `expected`."""
-        if self.weight <= 0.0 or self.texts <= 0.0:
+        if self.weight <= 0.0 or self.requests <= 0.0:
             return expected
-        texts, further, seconds = (each / self.weight for each in (self.texts, self.further, self.seconds))
-        texts_texts = self.texts_texts / self.weight - texts * texts
-        texts_further = self.texts_further / self.weight - texts * further
+        requests, further, seconds = (each / self.weight for each in (self.requests, self.further, self.seconds))
+        requests_requests = self.requests_requests / self.weight - requests * requests
+        requests_further = self.requests_further / self.weight - requests * further
         further_further = self.further_further / self.weight - further * further
-        texts_known = texts_texts >= _MIN_SPREAD or expected.text_s is not None
+        requests_known = requests_requests >= _MIN_SPREAD or expected.request_s is not None
         further_known = further_further >= _MIN_SPREAD or expected.token_s is not None
         stiffness = _STIFFNESS / self.weight
-        texts_texts, further_further = texts_texts + stiffness, further_further + stiffness
-        texts_seconds = self.texts_seconds / self.weight - texts * seconds + stiffness * (expected.text_s or 0.0)
+        requests_requests, further_further = requests_requests + stiffness, further_further + stiffness
+        requests_seconds = (
+            self.requests_seconds / self.weight - requests * seconds + stiffness * (expected.request_s or 0.0)
+        )
         further_seconds = self.further_seconds / self.weight - further * seconds + stiffness * (expected.token_s or 0.0)
-        determinant = texts_texts * further_further - texts_further * texts_further
-        text_s = (further_further * texts_seconds - texts_further * further_seconds) / determinant
-        token_s = (texts_texts * further_seconds - texts_further * texts_seconds) / determinant
+        determinant = requests_requests * further_further - requests_further * requests_further
+        request_s = (further_further * requests_seconds - requests_further * further_seconds) / determinant
+        token_s = (requests_requests * further_seconds - requests_further * requests_seconds) / determinant
         # Even an empty step takes time: the fitted plane must not cross zero.
-        most = seconds / (texts + further)
-        text_s, token_s = (min(max(0.0, each), most) for each in (text_s, token_s))
-        known = texts_known and further_known
+        most = seconds / (requests + further)
+        request_s, token_s = (min(max(0.0, each), most) for each in (request_s, token_s))
+        known = requests_known and further_known
         return StepParts(
             None,
-            max(0.0, seconds - text_s * texts - token_s * further) if known else None,
-            text_s if texts_known else None,
+            max(0.0, seconds - request_s * requests - token_s * further) if known else None,
+            request_s if requests_known else None,
             token_s if further_known else None,
         )
 
@@ -182,14 +184,14 @@ class StepCost:
         least = self.least if any(work.item.stable for work in works) else 1
         self.add_step(
             seconds,
-            texts=len(works),
+            requests=len(works),
             further=sum(max(0, len(work.item.tokens) - least) for work in works),
             verifies=any(not work.decodes for work in works),
             drafting_s=drafting_s,
         )
 
     def add_step(
-        self, seconds: float, *, texts: int, further: int, verifies: bool = True, drafting_s: float = 0.0
+        self, seconds: float, *, requests: int, further: int, verifies: bool = True, drafting_s: float = 0.0
     ) -> None:
         """Count a step without prompt tokens; `add_committed` then reports what it generated.
 
@@ -197,13 +199,13 @@ class StepCost:
         """
         self._wrote = not verifies
         if not verifies:
-            self._writing.add(seconds + drafting_s, texts=texts, further=0)
-            self._written = _KEPT_COST * self._written + texts
-            self._expected = texts
-        self._load = texts.bit_length()
+            self._writing.add(seconds + drafting_s, requests=requests, further=0)
+            self._written = _KEPT_COST * self._written + requests
+            self._expected = requests
+        self._load = requests.bit_length()
         alike = self._alike.setdefault(self._load, _Steps())
         for steps in (self._all, alike, self._verifying) if verifies else (self._all, alike):
-            steps.add(seconds, texts=texts, further=further)
+            steps.add(seconds, requests=requests, further=further)
 
     def add_prompts(self, seconds: float, *, tokens: int, others: int = 0) -> None:
         """Count a step with prompt tokens, next to `others`, which take as long as a step without prompts."""
@@ -249,22 +251,22 @@ class StepCost:
             self._written += max(0, -self._expected)
             self._expected = max(0, self._expected)
 
-    def parts(self, texts: int) -> StepParts:
-        if texts <= 1:
+    def parts(self, requests: int) -> StepParts:
+        if requests <= 1:
             return self._alike[1].slopes(self._all.slopes()) if 1 in self._alike else self._all.slopes()
         parts = self._verifying.slopes(self._all.slopes())
-        writing_s = self._writing_s(texts)
-        if writing_s is None and parts.step_s is not None and parts.text_s is not None:
-            writing_s = parts.step_s + texts * parts.text_s
+        writing_s = self._writing_s(requests)
+        if writing_s is None and parts.step_s is not None and parts.request_s is not None:
+            writing_s = parts.step_s + requests * parts.request_s
         return replace(parts, writing_s=writing_s)
 
-    def _writing_s(self, texts: int) -> float | None:
+    def _writing_s(self, requests: int) -> float | None:
         steps = self._writing
         if steps.weight <= 0.0:
             return None
-        text_s = steps.slopes().text_s or 0.0
-        step_s = (steps.seconds + text_s * (texts * steps.weight - steps.texts)) / steps.weight
-        return step_s * steps.texts / self._written  # less than a step where speculation succeeds
+        request_s = steps.slopes().request_s or 0.0
+        step_s = (steps.seconds + request_s * (requests * steps.weight - steps.requests)) / steps.weight
+        return step_s * steps.requests / self._written  # less than a step where speculation succeeds
 
     @property
     def token_s(self) -> float | None:

@@ -58,7 +58,7 @@ def test_every_system_is_counted_through_a_real_broker(
     require_mosquitto()
     monkeypatch.setattr(suite, "record_laws", lambda *_args, **_options: some_laws())
     report = tmp_path / "bytes.json"
-    arguments = ["bytes", "--drafts", "toy", "--texts", "1", "--lengths", "4", "--json", str(report)]
+    arguments = ["bytes", "--drafts", "toy", "--outputs", "1", "--lengths", "4", "--json", str(report)]
     assert main(arguments) == 1  # full distributions over so few tokens are not much
     found = json.loads(report.read_text())
     rows: dict[tuple[str, str, bool], dict[str, Any]] = {

@@ -67,7 +67,7 @@ def test_a_chat_beside_a_running_device_uses_all_the_memory(device: Run, monkeyp
             raise FleetError("It runs already.")
 
     def open_device(settings: DeviceSettings) -> None:
-        asked.append((settings.texts_at_once, settings.api_listen))
+        asked.append((settings.requests_at_once, settings.api_listen))
         raise FleetError("Enough.")
 
     monkeypatch.setattr("fleet_cli.device_chat.refuse_beside_running", refuse)

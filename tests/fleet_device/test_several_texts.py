@@ -24,7 +24,7 @@ from tests.support.scripted_edge import LoneDevice
 from tests.support.toy_grammar import GRAMMAR, TEXTS
 from tests.support.waiting import PATIENCE_S, until
 
-DEFAULT = DeviceSettings.model_fields["texts_at_once"].default
+DEFAULT = DeviceSettings.model_fields["requests_at_once"].default
 
 
 class CountedDrafter(TalkingDrafter):
@@ -54,7 +54,7 @@ def test_texts_that_are_written_at_once_are_each_the_target_s_own(
         return computed
 
     monkeypatch.setattr(Orchestrator, "step", watched)
-    with at_home(texts_at_once=at_once) as (device, _), ThreadPoolExecutor(6) as pool:
+    with at_home(requests_at_once=at_once) as (device, _), ThreadPoolExecutor(6) as pool:
         texts = pool.map(
             lambda seed: device.generate("t1 t2", raw=True, max_new_tokens=LONG, seed=seed, **COUPLED), seeds
         )
@@ -65,7 +65,7 @@ def test_texts_that_are_written_at_once_are_each_the_target_s_own(
 def test_requests_beyond_the_edges_limit_wait_for_one_of_the_device_to_end() -> None:
     fleet = MemoryFleet(settings={"max_sessions_per_device": 2})
     announce_edge(fleet, sessions_per_device=2)
-    with at_work(fleet), made(fleet, texts_at_once=6) as device, ThreadPoolExecutor(6) as pool:
+    with at_work(fleet), made(fleet, requests_at_once=6) as device, ThreadPoolExecutor(6) as pool:
         seeds = range(6)
         texts = pool.map(
             lambda seed: device.generate("t1 t2", raw=True, max_new_tokens=LONG, seed=seed, **COUPLED), seeds
@@ -77,7 +77,7 @@ def test_requests_beyond_the_edges_limit_wait_for_one_of_the_device_to_end() -> 
 def test_new_grammars_of_all_running_requests_wait_to_be_compiled() -> None:
     fleet = MemoryFleet()
     announce_edge(fleet)
-    with at_work(fleet), made(fleet, texts_at_once=DEFAULT) as device, ThreadPoolExecutor(DEFAULT) as pool:
+    with at_work(fleet), made(fleet, requests_at_once=DEFAULT) as device, ThreadPoolExecutor(DEFAULT) as pool:
         grammars = [Grammar.regex(f"t1 (t{number % 4 + 2} ){{{number + 1}}}") for number in range(DEFAULT)]
         texts = pool.map(
             lambda grammar: device.generate("t1 t2", raw=True, max_new_tokens=LONG, grammar=grammar), grammars
@@ -106,7 +106,7 @@ def test_an_application_whose_request_ends_grammar_processes_bans_the_grammar_fo
 
 
 def test_a_text_that_waits_for_ever_does_not_keep_the_other_from_being_written() -> None:
-    with at_home(texts_at_once=2, open_s=600.0) as (device, fleet):
+    with at_home(requests_at_once=2, open_s=600.0) as (device, fleet):
         long = device.stream("t1 t2", raw=True, max_new_tokens=4000, seed=6, **COUPLED)
         next(iter(long))
         assert device.generate("t1 t2", raw=True, max_new_tokens=LONG, seed=6, **COUPLED).tokens == expected(6)
@@ -148,7 +148,7 @@ def test_eight_requests_begin_at_once_with_two_sequences_of_the_draft_model() ->
     )
     listener.start(timeout_s=1.0)
     announce_edge(fleet)
-    with fleet.broker.running(), made(fleet, drafter, texts_at_once=DEFAULT) as device:
+    with fleet.broker.running(), made(fleet, drafter, requests_at_once=DEFAULT) as device:
         seeds = range(8)
         streams = [device.stream("t1 t2", raw=True, max_new_tokens=LONG, seed=seed, **COUPLED) for seed in seeds]
         until(lambda: len(opened) == 8)
@@ -159,11 +159,11 @@ def test_eight_requests_begin_at_once_with_two_sequences_of_the_draft_model() ->
 
 @pytest.mark.parametrize(
     ("given", "sequences"),
-    [({}, 2), ({"edge_only": True}, 2), ({"edge_only": False}, 5), ({"texts_at_once": 1}, 1)],
+    [({}, 2), ({"edge_only": True}, 2), ({"edge_only": False}, 5), ({"requests_at_once": 1}, 1)],
 )
 def test_more_requests_need_a_draft_sequence_without_edge_decoding(given: dict[str, Any], sequences: int) -> None:
     fleet, drafter = MemoryFleet(), CountedDrafter()
-    with fleet.broker.running(), made(fleet, drafter, **{"texts_at_once": 5, **given}):
+    with fleet.broker.running(), made(fleet, drafter, **{"requests_at_once": 5, **given}):
         assert drafter.sequences == sequences
 
 
@@ -171,7 +171,7 @@ def test_requests_that_may_go_on_alone_always_have_the_draft_model(tmp_path: Pat
     fleet = MemoryFleet()
     with (
         fleet.broker.running(),
-        made(fleet, texts_at_once=DEFAULT, offline_s=0.0, state_dir=tmp_path) as device,
+        made(fleet, requests_at_once=DEFAULT, offline_s=0.0, state_dir=tmp_path) as device,
         ThreadPoolExecutor(8) as pool,
     ):
         texts = list(
@@ -186,7 +186,7 @@ def test_requests_that_may_go_on_alone_always_have_the_draft_model(tmp_path: Pat
 
 
 def test_without_edge_only_decoding_from_afar_further_requests_wait_for_the_draft_model() -> None:
-    with at_home(texts_at_once=4) as (device, _fleet), ThreadPoolExecutor(6) as pool:
+    with at_home(requests_at_once=4) as (device, _fleet), ThreadPoolExecutor(6) as pool:
         service = device._require_open().service
         device.settings.edge_only = False
         service.take_settings({"edge_only"})

@@ -92,23 +92,23 @@ def test_a_verdict_says_what_the_edge_does_where_that_has_changed(monkeypatch: p
     fleet, devices = loaded(monkeypatch, 6, lambda: AdaptivePacing(ahead=False))
     verdicts: list[Verdict] = sent(fleet, devices, Verdict, at_once=False)
     loads = [verdict.load for verdict in verdicts if verdict.load is not None]
-    assert max(load.texts for load in loads) == 6
+    assert max(load.requests for load in loads) == 6
     by_device = [
         [each.load for each in verdicts if each.load and each.handle == handle]
         for handle in {each.handle for each in verdicts}
     ]
     assert all(now.differs(told) for told_to_one in by_device for told, now in pairwise(told_to_one))
     assert len(loads) < 0.6 * len(verdicts)  # although requests come and go, one with each step
-    known = [load for load in loads if load.texts >= 4 and load.writing_ms is not None and load.token_ms is not None]
+    known = [load for load in loads if load.requests >= 4 and load.writing_ms is not None and load.token_ms is not None]
     # A step takes 20 ms and 4 ms per token: edge-only decoding of all requests.
-    assert known[-1].writing_ms == pytest.approx(1e3 * (STEP_S + TOKEN_S * known[-1].texts), rel=0.15)
+    assert known[-1].writing_ms == pytest.approx(1e3 * (STEP_S + TOKEN_S * known[-1].requests), rel=0.15)
     assert known[-1].token_ms == pytest.approx(1e3 * TOKEN_S, rel=0.3)
 
 
 def test_devices_are_told_what_a_token_costs_and_how_good_their_draft_model_is(monkeypatch: pytest.MonkeyPatch) -> None:
     fleet, devices = loaded(monkeypatch, 2, lambda: AdaptivePacing(ahead=False))
     granted: list[Opened] = sent(fleet, devices, Opened)
-    assert granted[0].load == EdgeLoad(texts=1)
+    assert granted[0].load == EdgeLoad(requests=1)
     asked = [terms(90 + place, mode=Mode.COUPLED, max_new_tokens=LENGTH) for place in range(2)]
     later = [Device(fleet, f"device-{place}", each, length=4, ahead=False) for place, each in enumerate(asked)]
     last = sent(fleet, later, Opened)[-1].load

@@ -90,9 +90,9 @@ def logprobs(draw: st.DrawFn) -> Logprobs:
 
 
 def loads(times: st.SearchStrategy[float]) -> st.SearchStrategy[EdgeLoad]:
-    known: dict[str, Any] = dict.fromkeys(("writing_ms", "step_ms", "text_ms", "token_ms"), st.none() | times)
+    known: dict[str, Any] = dict.fromkeys(("writing_ms", "step_ms", "request_ms", "token_ms"), st.none() | times)
     known |= {"acceptance": st.none() | st.floats(0, 1, width=16), "free": st.integers(0, MAX_DRAFT)}
-    return st.builds(EdgeLoad, texts=st.integers(1, (1 << 16) - 1), **known)
+    return st.builds(EdgeLoad, requests=st.integers(1, (1 << 16) - 1), **known)
 
 
 def verdicts() -> st.SearchStrategy[Verdict]:

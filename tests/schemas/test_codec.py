@@ -452,7 +452,7 @@ def test_the_layouts_are_those_of_the_encoded_arrays() -> None:
         accepted=0,
         base=3,
         written=(4,),
-        load=EdgeLoad(texts=7, writing_ms=12.0),
+        load=EdgeLoad(requests=7, writing_ms=12.0),
         chained=8,
         logprobs=TOLD,
         prompt=TOLD,

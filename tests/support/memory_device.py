@@ -88,7 +88,7 @@ def edge_at_work(fleet: MemoryFleet) -> Iterator[None]:
 
 def settings(**given: Any) -> DeviceSettings:
     return DeviceSettings.model_validate(
-        {"fleet": FLEET, "device": "device-1", "seed": 5, "api_listen": "", "texts_at_once": 1, **given}
+        {"fleet": FLEET, "device": "device-1", "seed": 5, "api_listen": "", "requests_at_once": 1, **given}
     )
 
 

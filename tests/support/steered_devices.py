@@ -30,7 +30,7 @@ def steered_devices(
                     "device": name,
                     "broker": brokers[name],
                     "api_listen": "",
-                    "texts_at_once": 1,
+                    "requests_at_once": 1,
                     "state_dir": folder / "state",
                     **given,
                 }

@@ -224,7 +224,7 @@ class Site:
             device=self.name,
             broker=self.fleet.settings(self.tls),
             api_listen="",
-            texts_at_once=1,
+            requests_at_once=1,
             state_dir=self.folder / "state",
             update_dir=self.exchange.path,
         )

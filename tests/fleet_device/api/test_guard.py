@@ -139,8 +139,8 @@ def test_an_application_over_its_tokens_waits_and_the_others_do_not(place: Place
     assert chat(app, key).status_code == 200
 
 
-def test_an_application_has_no_more_texts_at_once_than_it_may(place: Place) -> None:
-    key = place.add("one", texts_at_once=2)
+def test_an_application_has_no_more_requests_at_once_than_it_may(place: Place) -> None:
+    key = place.add("one", requests_at_once=2)
     agent = ScriptedAgent(gate=threading.Semaphore(0))
     app = place.app(agent)
     answers: list[int] = []
@@ -161,7 +161,7 @@ def test_an_application_has_no_more_texts_at_once_than_it_may(place: Place) -> N
 
 
 def test_a_text_that_fails_or_is_refused_gives_its_place_back(place: Place) -> None:
-    key = place.add("one", texts_at_once=1)
+    key = place.add("one", requests_at_once=1)
     agent = ScriptedAgent(error=ZeroDivisionError("broken"))
     app = place.app(agent)
     assert [chat(app, key).status_code for _ in range(3)] == [500] * 3

@@ -338,24 +338,24 @@ def test_what_the_edge_says_of_itself_is_told_once_a_session() -> None:
     scene.draft()
     scene.draft()
     assert scene.pupil.loads == []
-    scene.open(load=fields.EdgeLoad(texts=3, text_ms=4.0, token_ms=2.5, acceptance=0.75))
+    scene.open(load=fields.EdgeLoad(requests=3, request_ms=4.0, token_ms=2.5, acceptance=0.75))
     scene.draft()
     scene.draft()
-    assert scene.pupil.loads == [fields.EdgeLoad(texts=3, text_ms=4.0, token_ms=2.5, acceptance=0.75)]
+    assert scene.pupil.loads == [fields.EdgeLoad(requests=3, request_ms=4.0, token_ms=2.5, acceptance=0.75)]
 
 
 def test_the_pacing_is_told_of_the_edges_load_whatever_message_says_it() -> None:
     scene = PacingScene()
     sent = scene.draft()
     scene.pacing.learn(
-        scene.session.on_verdict(Verdict(handle=HANDLE, round=sent.round, accepted=2, load=fields.EdgeLoad(texts=2)))
+        scene.session.on_verdict(Verdict(handle=HANDLE, round=sent.round, accepted=2, load=fields.EdgeLoad(requests=2)))
     )
     request = scene.pacing.request_edge_only(8)
-    base, load = scene.session.position, fields.EdgeLoad(texts=3, writing_ms=20.0)
+    base, load = scene.session.position, fields.EdgeLoad(requests=3, writing_ms=20.0)
     # The first piece does not show the edge's speed.
     piece = Verdict(handle=HANDLE, round=request.round, accepted=0, base=base, written=(4,), load=load)
     scene.pacing.learn(scene.session.on_verdict(piece))
-    assert scene.pupil.loads == [fields.EdgeLoad(texts=2), fields.EdgeLoad(texts=3, writing_ms=20.0)]
+    assert scene.pupil.loads == [fields.EdgeLoad(requests=2), fields.EdgeLoad(requests=3, writing_ms=20.0)]
     assert scene.pupil.pieces == []
 
 

@@ -42,7 +42,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def build(kind: str, tiny: Path, sequences: int) -> Drafter:
-    several = {"texts_at_once": sequences, "edge_only": False} if sequences > 1 else {}
+    several = {"requests_at_once": sequences, "edge_only": False} if sequences > 1 else {}
     match kind:
         case name if name in DRAFTERS:
             return load_drafter(

@@ -339,11 +339,11 @@ def test_drafts_that_were_slow_next_to_other_requests_are_tried_again_without_th
         step_s = factor * 0.02 * (1.0 + 0.1 * plan.tokens)
         return verified(plan, stood(plan, 0.75, rng), step_s, token_s=factor * 0.0035, answer_s=step_s + 0.002)
 
-    pacing.note_load(EdgeLoad(texts=3, writing_ms=24.0, step_ms=20.0, text_ms=2.0, token_ms=4.0))
+    pacing.note_load(EdgeLoad(requests=3, writing_ms=24.0, step_ms=20.0, request_ms=2.0, token_ms=4.0))
     follow(pacing, 60, lambda plan: learn(plan, 4.0), token_s=0.024, step_s=0.024)
     assert pacing.choice().plan == "edge-only"
     assert pacing.choice().settled
-    pacing.note_load(EdgeLoad(texts=1, token_ms=2.0))
+    pacing.note_load(EdgeLoad(requests=1, token_ms=2.0))
     follow(pacing, 1, lambda plan: learn(plan, 1.0), token_s=0.026, step_s=0.024)
     assert not pacing.choice().settled
     assert len(drafts_of(follow(pacing, 60, lambda plan: learn(plan, 1.0), token_s=0.026, step_s=0.024)[30:])) > 20
@@ -391,7 +391,7 @@ def begun(token_s: float, step_s: float, load: EdgeLoad, *, longest: int = LONGE
 def test_what_was_measured_on_a_busy_edge_does_not_count_on_one_that_is_not(step_s: float) -> None:
     """It uses the edge's present steps; where the earlier ones are unknown, an empty draft's time."""
     plans = follow(
-        begun(0.4, step_s, EdgeLoad(texts=1)), 50, lambda plan: verified(plan, 0, 0.1, token_s=0.013, answer_s=0.12)
+        begun(0.4, step_s, EdgeLoad(requests=1)), 50, lambda plan: verified(plan, 0, 0.1, token_s=0.013, answer_s=0.12)
     )
     assert any(plan.edge_only for plan in plans)
 
@@ -399,7 +399,7 @@ def test_what_was_measured_on_a_busy_edge_does_not_count_on_one_that_is_not(step
 @pytest.mark.parametrize("told_ms", [None, 3.0])
 def test_drafts_that_are_slow_by_their_own_tokens_do_not_make_the_edge_seem_slow(told_ms: float | None) -> None:
     """Two cores: 15 ms for a token, 24 ms for four. Edge-only decoding was twice as fast, and was never tried again."""
-    pacing = begun(0.016, 0.015, EdgeLoad(texts=1, token_ms=told_ms), longest=3)
+    pacing = begun(0.016, 0.015, EdgeLoad(requests=1, token_ms=told_ms), longest=3)
     plans = follow(pacing, 40, lambda plan: verified(plan, plan.tokens, 0.015 + 0.003 * plan.tokens), longest=3)
     assert sum(plan.edge_only for plan in plans[10:]) > 20
 
@@ -407,11 +407,11 @@ def test_drafts_that_are_slow_by_their_own_tokens_do_not_make_the_edge_seem_slow
 @pytest.mark.parametrize(("told", "most"), [(False, 2), (True, 0)])
 def test_a_load_that_has_grown_since_the_edge_wrote_is_noticed_by_its_steps(told: bool, most: int) -> None:
     """Otherwise drafts would be compared with an idle edge's decoding, and given up where they pay."""
-    pacing = begun(0.016, 0.015, EdgeLoad(texts=1, acceptance=0.95))
+    pacing = begun(0.016, 0.015, EdgeLoad(requests=1, acceptance=0.95))
 
     def learn(plan: Plan) -> DraftOutcome:
         if told:
-            pacing.note_load(EdgeLoad(texts=8, writing_ms=120.0, step_ms=20.0, text_ms=12.5, token_ms=4.0))
+            pacing.note_load(EdgeLoad(requests=8, writing_ms=120.0, step_ms=20.0, request_ms=12.5, token_ms=4.0))
         return verified(plan, plan.tokens, 0.12 + 0.004 * plan.tokens)
 
     plans = follow(pacing, 50, learn, token_s=0.12, step_s=0.12)  # before it is tried again in any case
@@ -421,7 +421,7 @@ def test_a_load_that_has_grown_since_the_edge_wrote_is_noticed_by_its_steps(told
 def test_an_edge_that_has_no_other_text_is_not_taken_for_busy_because_two_rows_take_twice_what_one_does() -> None:
     """One core: 12 ms for a row, 28 ms for two, 6 ms for each further one; edge-only decoding yields 75 tokens/s."""
     pacing, rng = AdaptivePacing(edge_only=None), random.Random(1)
-    pacing.note_load(EdgeLoad(texts=1, token_ms=6.0, acceptance=0.9))
+    pacing.note_load(EdgeLoad(requests=1, token_ms=6.0, acceptance=0.9))
 
     def learn(plan: Plan) -> DraftOutcome:
         return verified(plan, stood(plan, 0.9, rng), 0.0125 + (0.01 + 0.006 * plan.tokens if plan.tokens else 0.0))
@@ -429,12 +429,12 @@ def test_an_edge_that_has_no_other_text_is_not_taken_for_busy_because_two_rows_t
     assert len(drafts_of(follow(pacing, 200, learn, token_s=0.0133, step_s=0.0125))) < 40
 
 
-SIXTEEN = EdgeLoad(texts=16, writing_ms=120.0, step_ms=40.0, text_ms=5.0, token_ms=4.0)
+SIXTEEN = EdgeLoad(requests=16, writing_ms=120.0, step_ms=40.0, request_ms=5.0, token_ms=4.0)
 """Requests on one core: edge-only decoding yields eight tokens per second for each."""
 
 
 @pytest.mark.parametrize(("acceptance", "drafts"), [(0.95, True), (0.5, False)])
-def test_where_texts_share_steps_it_is_drafted_if_that_were_quicker_for_all(acceptance: float, drafts: bool) -> None:
+def test_where_requests_share_steps_it_is_drafted_if_that_were_quicker_for_all(acceptance: float, drafts: bool) -> None:
     """It holds whatever the present steps are; a single device would gain with poor drafts too."""
     pacing, rng = AdaptivePacing(ahead=False, edge_only=None), random.Random(5)
     pacing.note_load(SIXTEEN)
@@ -446,7 +446,7 @@ def test_where_texts_share_steps_it_is_drafted_if_that_were_quicker_for_all(acce
     assert (len(drafts_of(plans[30:])) > 40) is drafts
 
 
-def test_devices_that_are_alike_draft_alike_where_texts_share_steps() -> None:
+def test_devices_that_are_alike_draft_alike_where_requests_share_steps() -> None:
     """Sixteen devices with random estimates of the same acceptance."""
 
     def device(seed: int) -> list[Plan]:
@@ -459,24 +459,24 @@ def test_devices_that_are_alike_draft_alike_where_texts_share_steps() -> None:
     assert {plan.tokens for plan in chosen} <= {0, 1, 2, 4}  # computes requests with equally many tokens at once
 
 
-def test_the_wait_for_a_step_is_not_taken_for_the_way_where_texts_share_steps() -> None:
+def test_the_wait_for_a_step_is_not_taken_for_the_way_where_requests_share_steps() -> None:
     """It depends on other devices and is estimated; where it cannot be, it counts as part of the round trip."""
     under = {}
-    for load in (EdgeLoad(texts=1), SIXTEEN):
+    for load in (EdgeLoad(requests=1), SIXTEEN):
         pacing = AdaptivePacing(ahead=False)
         pacing.note_load(load)
         follow(pacing, 40, lambda plan: verified(plan, plan.tokens, 0.16, queue_s=0.08, answer_s=0.265))
-        under[load.texts] = pacing.conditions(WINDOW)
+        under[load.requests] = pacing.conditions(WINDOW)
     assert under[1].beside_s == pytest.approx(0.105)
     assert under[16].beside_s == pytest.approx(0.025)
-    assert under[16].shared == SharedSteps(texts=16, writing_s=0.12, step_s=0.04, text_s=0.005, token_s=0.004)
+    assert under[16].shared == SharedSteps(requests=16, writing_s=0.12, step_s=0.04, request_s=0.005, token_s=0.004)
     assert under[1].shared is None
 
 
 def test_other_drafts_that_a_step_has_verified_are_not_taken_for_its_load() -> None:
     """Three drafts of a token each are verified at once: 13 ms, and 7 ms for each of them."""
     pacing = AdaptivePacing(edge_only=None)
-    pacing.note_load(EdgeLoad(texts=1, token_ms=7.0, acceptance=0.8))
+    pacing.note_load(EdgeLoad(requests=1, token_ms=7.0, acceptance=0.8))
     draft = verified(Plan(1, ahead=True), 1, 0.013 + 0.007 * 3, chained=2)
     follow(pacing, 20, lambda _: draft, token_s=0.1, step_s=0.013)
     assert pacing.conditions(WINDOW, ahead=True).compute_s == pytest.approx(0.013)
@@ -486,7 +486,7 @@ def test_where_others_found_a_draft_model_good_a_bad_start_does_not_silence_it()
     """Few of its first tokens were accepted, by chance; with edge-only decoding a device hardly notices that."""
     drafts, times = {}, {"token_s": 0.02, "answer_s": 0.13}
     for told in (None, 0.95):
-        pacing = begun(0.1, 0.1, EdgeLoad(texts=1, token_ms=1.0, acceptance=told))
+        pacing = begun(0.1, 0.1, EdgeLoad(requests=1, token_ms=1.0, acceptance=told))
         begin = follow(pacing, 4, lambda plan: verified(plan, 0, 0.1, **times), token_s=0.1, step_s=0.1)
         assert drafts_of(begin)
         plans = follow(pacing, 56, lambda plan: verified(plan, plan.tokens, 0.1, **times), token_s=0.1, step_s=0.1)
@@ -541,10 +541,10 @@ def test_stopping_where_it_is_unsure_brings_more_than_any_fixed_length() -> None
 TIMES = st.none() | st.just(0.0) | st.floats(0.0, 65e3)
 LOADS = st.builds(
     EdgeLoad,
-    texts=st.integers(1, (1 << 16) - 1),
+    requests=st.integers(1, (1 << 16) - 1),
     writing_ms=TIMES,
     step_ms=TIMES,
-    text_ms=TIMES,
+    request_ms=TIMES,
     token_ms=TIMES,
     acceptance=st.none() | st.floats(0.0, 1.0),
     free=st.integers(0, 16),
@@ -603,9 +603,9 @@ def test_what_promises_less_than_the_plan_is_not_repeated(prospect: Prospect, fa
     assert choose(prospect, rate=faster * NEAR.rate(Plan(4))) is None
 
 
-def test_where_texts_share_steps_it_is_shorter() -> None:
+def test_where_requests_share_steps_it_is_shorter() -> None:
     """A further token lengthens the steps of all sixteen."""
-    shared = SharedSteps(texts=16, writing_s=0.1, step_s=0.03, text_s=0.005, token_s=0.006)
+    shared = SharedSteps(requests=16, writing_s=0.1, step_s=0.03, request_s=0.005, token_s=0.006)
     rate = NEAR.rate(Plan(4))
     free, dear = choose(SURE, rate=rate / 8), choose(SURE, replace(NEAR, shared=shared), rate=rate / 8)
     assert dear.tokens < free.tokens

@@ -144,7 +144,7 @@ def test_what_is_common_to_devices_is_what_all_have_found() -> None:
 
 
 @pytest.mark.parametrize(("told", "accepted"), [(0.7, 8), (0.7, 3)])
-def test_a_device_whose_texts_are_quite_others_goes_by_its_own(told: float, accepted: int) -> None:
+def test_a_device_whose_requests_are_quite_others_goes_by_its_own(told: float, accepted: int) -> None:
     own = AcceptanceEstimate()
     own.note_reported(told)
     for _ in range(50):
@@ -225,7 +225,7 @@ def test_the_rate_is_the_one_that_is_seen(plan: Plan, answer_s: float, acceptanc
     assert under.rate(plan) == pytest.approx(seen, rel=0.15 if plan.ahead else 0.03)
 
 
-SIXTEEN = SharedSteps(texts=16, writing_s=0.12, step_s=0.04, text_s=0.005, token_s=0.004)
+SIXTEEN = SharedSteps(requests=16, writing_s=0.12, step_s=0.04, request_s=0.005, token_s=0.004)
 
 
 def shared(steps: SharedSteps, **others: Any) -> Conditions:
@@ -234,8 +234,8 @@ def shared(steps: SharedSteps, **others: Any) -> Conditions:
 
 
 @pytest.mark.parametrize("plan", [Plan(1), Plan(4), Plan(4, ahead=True)], ids=repr)
-def test_more_texts_make_each_slower(plan: Plan) -> None:
-    rates = [shared(replace(SIXTEEN, texts=texts)).rate(plan) for texts in (2, 4, 8, 16, 64)]
+def test_more_requests_make_each_slower(plan: Plan) -> None:
+    rates = [shared(replace(SIXTEEN, requests=requests)).rate(plan) for requests in (2, 4, 8, 16, 64)]
     assert all(more < fewer for fewer, more in pairwise(rates))
     assert 64 * rates[-1] >= 2 * rates[0]  # but all together generate more
 
@@ -250,12 +250,12 @@ def test_a_token_more_costs_the_steps_of_all() -> None:
 
 def test_where_steps_are_short_beside_the_way_a_draft_waits_for_no_other() -> None:
     """Two remote requests hardly ever share a step."""
-    steps = SharedSteps(texts=2, writing_s=0.02, step_s=0.01, text_s=0.005, token_s=0.001)
+    steps = SharedSteps(requests=2, writing_s=0.02, step_s=0.01, request_s=0.005, token_s=0.001)
     alone = Conditions(acceptance=0.8, token_s=0.01, beside_s=1.0, compute_s=0.015, compute_token_s=0.001)
     assert shared(steps, beside_s=1.0).rate(Plan(4)) == pytest.approx(alone.rate(Plan(4)), rel=0.02)
 
 
-def test_the_answer_of_texts_that_are_waited_for_together_is_the_step_of_all() -> None:
+def test_the_answer_of_requests_that_are_waited_for_together_is_the_step_of_all() -> None:
     """The edge holds its step for drafts that are about to come, because one step is faster than two."""
     under = shared(SIXTEEN, beside_s=0.001, token_s=0.001)
     # The last one follows a bonus token, for which others have drafted on average.
@@ -265,15 +265,15 @@ def test_the_answer_of_texts_that_are_waited_for_together_is_the_step_of_all() -
 
 def test_drafts_that_meet_in_a_step_meet_ever_after() -> None:
     """The longer a step compared with the rest of a round, the fewer requests stay apart, until a step has all."""
-    steps = SharedSteps(texts=16, writing_s=0.1, step_s=0.02, text_s=0.004, token_s=0.002)
+    steps = SharedSteps(requests=16, writing_s=0.1, step_s=0.02, request_s=0.004, token_s=0.002)
     together_s, alone_s = 0.02 + 16 * 0.006, 0.02 + 0.006
     assert steps.waiting_s(1, outside_s=0.05) == pytest.approx((together_s, 0.0))
     assert alone_s < sum(steps.waiting_s(1, outside_s=0.25)) < 0.8 * together_s
     assert sum(steps.waiting_s(1, outside_s=10.0)) == pytest.approx(alone_s, rel=0.1)
 
 
-def test_drafting_ahead_counts_for_less_the_more_texts_there_are() -> None:
-    trusts = [replace(SIXTEEN, texts=texts).trust for texts in (2, 4, 8, 16, 1000)]
+def test_drafting_ahead_counts_for_less_the_more_requests_there_are() -> None:
+    trusts = [replace(SIXTEEN, requests=requests).trust for requests in (2, 4, 8, 16, 1000)]
     assert trusts == sorted(trusts, reverse=True)
     assert trusts[0] > 0.95
     assert trusts[-2] == trusts[-1] == 0.75

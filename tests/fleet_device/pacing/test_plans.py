@@ -9,7 +9,7 @@ from fleet_device.settings import Goal, Power
 
 EDGE_ONLY = Plan(32, edge_only=True)
 USUAL = Conditions(acceptance=0.8, token_s=0.01, beside_s=0.02, compute_s=0.03, compute_token_s=0.002)
-SHARED = SharedSteps(texts=16, writing_s=0.1, step_s=0.03, text_s=0.005, token_s=0.006)
+SHARED = SharedSteps(requests=16, writing_s=0.1, step_s=0.03, request_s=0.005, token_s=0.006)
 JOULES = prices_of(Goal.ENERGY, Power(drafting_w=7.0, idle_w=3.0, joules_per_mb=20.0))
 
 

@@ -35,7 +35,7 @@ from tests.support.memory_link import MemoryLink
 def test_a_grant_names_the_session_and_its_limits() -> None:
     limits = SessionLimits(max_new_tokens=20, max_draft=4, window=2, vocabulary=10, end_tokens=frozenset({9, 0, 5}))
     session = edge_session(attempt=3, resume=(4, 5), limits=limits)
-    load = EdgeLoad(texts=2, text_ms=4.5, token_ms=1.25)
+    load = EdgeLoad(requests=2, request_ms=4.5, token_ms=1.25)
     exchange = Exchange()
     replace(exchange.answers, target=replace(TOY, name="t" * 5000), load=lambda: load).repeat_grant(session)
     granted = exchange.listen()[-1]
@@ -45,25 +45,28 @@ def test_a_grant_names_the_session_and_its_limits() -> None:
     assert granted.end_tokens == (0, 5, 9)
     assert (len(granted.target), granted.target_id) == (200, TOY.target_id)
     assert granted.load is not None
-    assert (granted.load.texts, granted.load.text_ms, granted.load.token_ms) == (2, 4.5, 1.25)
+    assert (granted.load.requests, granted.load.request_ms, granted.load.token_ms) == (2, 4.5, 1.25)
 
 
-LOAD = EdgeLoad(texts=8, writing_ms=60.0, step_ms=30.0, text_ms=5.0, token_ms=2.0, free=1)
+LOAD = EdgeLoad(requests=8, writing_ms=60.0, step_ms=30.0, request_ms=5.0, token_ms=2.0, free=1)
 
 
 def test_what_has_hardly_changed_is_told_as_it_was() -> None:
     loads, acceptance, session = ReportedLoads(), AcceptanceByModel(), edge_session()
     first = loads.of(session, LOAD, acceptance)
     assert loads.of(session, LOAD.model_copy(update={"writing_ms": 66.0}), acceptance) is first
-    changed = loads.of(session, LOAD.model_copy(update={"texts": 16}), acceptance)
-    assert changed.texts == 16
+    changed = loads.of(session, LOAD.model_copy(update={"requests": 16}), acceptance)
+    assert changed.requests == 16
     assert changed is not first
 
 
 def test_it_changes_with_what_was_told_not_with_what_was_last_known() -> None:
     """Otherwise a slowly growing load would never be reported."""
     loads, acceptance, session = ReportedLoads(), AcceptanceByModel(), edge_session()
-    told = {loads.of(session, LOAD.model_copy(update={"texts": texts}), acceptance).texts for texts in range(8, 33)}
+    told = {
+        loads.of(session, LOAD.model_copy(update={"requests": requests}), acceptance).requests
+        for requests in range(8, 33)
+    }
     assert {8, 10} <= told
     assert 8 < len(told) < 16
 
