@@ -137,7 +137,7 @@ def test_a_text_that_is_not_done_in_time_is_given_up_in_so_many_words(
         running(
             command(whole, "late-1", "run", "--api-listen", f"127.0.0.1:{free_port}"),
             FLEET_DEVICE_DRAIN_S=str(drain_s),
-            FLEET_DEVICE_TEXTS_AT_ONCE="1",  # or the second would not wait
+            FLEET_DEVICE_REQUESTS_AT_ONCE="1",  # or the second would not wait
             **unit.environment,
         ) as process,
         whole.edge(),
