@@ -347,4 +347,4 @@ class DeviceService:
 
 
 def retry_policy(settings: DeviceSettings) -> RetryPolicy:
-    return RetryPolicy(open_s=settings.open_s, verdict_s=settings.verdict_s, close_s=_CLOSE_S)
+    return RetryPolicy(open_s=settings.answer_s, verdict_s=settings.answer_s / 2, close_s=_CLOSE_S)

@@ -213,13 +213,6 @@ class DeviceSettings(Settings):
         None, "Seed of all random decisions; by default a new one per request.", ge=0, le=MAX_SEED
     )
     max_new_tokens: int = setting(256, "Maximum tokens of a request's output.", unit="tokens", ge=0, le=MAX_TOKENS)
-    open_s: float = setting(
-        INTERRUPTION_S,
-        "Longest wait for an edge to answer an Open, and for a quota; with `offline` = `wait` only for a quota.",
-        unit="seconds",
-        rare=True,
-        gt=0,
-    )
     reasoning_effort: ReasoningEffort | None = setting(
         None,
         "How long a model thinks whose chat template can set it; `none` turns thinking off. By default as the template "
@@ -247,13 +240,12 @@ class DeviceSettings(Settings):
     )
     answer_s: float = setting(
         INTERRUPTION_S,
-        "Silence of an online edge after which `offline` applies; longer than `verdict_s`, so that another edge "
-        "is tried first.",
+        "Silence of an online edge after which `offline` applies, and the longest wait for a quota. After half of it "
+        "an unanswered draft is repeated or another edge is asked.",
         unit="seconds",
         rare=True,
         gt=0,
     )
-    verdict_s: float = setting(10.0, "Wait before an unanswered draft is repeated.", unit="seconds", rare=True, gt=0)
     drain_s: float = setting(
         60.0, "Time for running requests to end when the device stops.", unit="seconds", rare=True, ge=0
     )

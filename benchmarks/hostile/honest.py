@@ -105,7 +105,7 @@ def main() -> None:
     service = DeviceService(settings, drafter)
     service.start()
     try:
-        service.edges.wait_online(settings.open_s)
+        service.edges.wait_online(settings.answer_s)
         tell("ready")
         number = 0
         while not ending.event.is_set() and (task["texts"] or number < len(task["prompts"])):

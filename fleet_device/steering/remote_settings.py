@@ -48,7 +48,7 @@ STEERABLE: Final[Mapping[str, Effect]] = {
         (
             "draft_length", "ahead", "edge_only", "goal", "padding",
             "target", "mode", "temperature", "top_k", "top_p", "seed", "max_new_tokens",
-            "offline", "offline_s", "answer_s", "open_s", "verdict_s", "drain_s",
+            "offline", "offline_s", "answer_s", "drain_s",
         ),
         Effect.NOW,
     ),

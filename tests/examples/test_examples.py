@@ -59,7 +59,7 @@ def test_an_edge_serves_a_text_and_a_chat_and_logs_both(own_mosquitto: Mosquitto
     edge, device = tmp_path / "edge.toml", tmp_path / "device.toml"
     common = [f"broker.port = {own_mosquitto.port}", 'fleet = "home"']
     of_edge = [f'target = "{prepared("target")}"', f'db = "{database}"', f'spool = "{tmp_path / "spool"}"']
-    of_device = ['device = "gateway-7"', f'model = "{prepared("Q4_0.gguf")}"', f"open_s = {PATIENCE_S}"]
+    of_device = ['device = "gateway-7"', f'model = "{prepared("Q4_0.gguf")}"', f"answer_s = {PATIENCE_S}"]
     edge.write_text("\n".join([*common, *of_edge]))
     device.write_text("\n".join([*common, *of_device]))
     serving = subprocess.Popen(

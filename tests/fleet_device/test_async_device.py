@@ -105,7 +105,7 @@ def test_a_timeout_ends_a_request_that_nobody_serves() -> None:
         fleet = MemoryFleet()
         announce_edge(fleet)
         with fleet.broker.running():  # nobody verifies
-            async with made(fleet, open_s=600.0) as device:
+            async with made(fleet, answer_s=600.0) as device:
                 with pytest.raises(RequestTimeout):
                     await device.generate("t1", timeout=0.01)
                 waiting = asyncio.create_task(device.generate("t1"))

@@ -119,7 +119,7 @@ def test_closing_a_device_gives_up_what_is_being_written_and_what_waits() -> Non
             failures.append(error)
 
     with fleet.broker.running():  # nobody verifies: it would take for ever
-        with made(fleet, open_s=600.0) as device:
+        with made(fleet, answer_s=600.0) as device:
             threads = [threading.Thread(target=write, args=(device,)) for _ in range(3)]
             for thread in threads:
                 thread.start()
@@ -133,7 +133,7 @@ def test_closing_a_device_gives_up_what_is_being_written_and_what_waits() -> Non
 
 def test_without_an_edge_a_text_fails_after_a_while() -> None:
     fleet = MemoryFleet()
-    with fleet.broker.running(), made(fleet, open_s=0.05, offline_s=0.05) as device:
+    with fleet.broker.running(), made(fleet, answer_s=0.05, offline_s=0.05) as device:
         assert not device.wait_for_edge(0.01)
         with pytest.raises(EdgeUnavailable, match="fleet edge run"):
             device.generate("t1")

@@ -52,7 +52,7 @@ def test_whatever_the_settings_allow_makes_a_policy(extreme: dict[str, Any]) -> 
         {"device": "probe-edge-1"},
         {"drafter": "magic"},
         {"nonsense": 1},
-        {"verdict_s": 0},
+        {"answer_s": 0},
     ],
     ids=repr,
 )

@@ -106,7 +106,7 @@ def test_an_application_whose_request_ends_grammar_processes_bans_the_grammar_fo
 
 
 def test_a_text_that_waits_for_ever_does_not_keep_the_other_from_being_written() -> None:
-    with at_home(requests_at_once=2, open_s=600.0) as (device, fleet):
+    with at_home(requests_at_once=2, answer_s=600.0) as (device, fleet):
         long = device.stream("t1 t2", raw=True, max_new_tokens=4000, seed=6, **COUPLED)
         next(iter(long))
         assert device.generate("t1 t2", raw=True, max_new_tokens=LONG, seed=6, **COUPLED).tokens == expected(6)

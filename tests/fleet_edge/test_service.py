@@ -99,7 +99,7 @@ def test_without_another_edge_a_device_waits_until_this_one_is_back(site: Site) 
 
 
 def test_an_edge_that_drains_is_asked_for_nothing_new(site: Site) -> None:
-    with site.edge() as edge, site.device(open_s=PATIENCE_S) as device:
+    with site.edge() as edge, site.device() as device:
         hold(site, edge)
         with site.edge("edge-2"):
             drain(site, edge)

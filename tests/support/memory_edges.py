@@ -11,6 +11,7 @@ from fleet_common.mqtt.link import Message
 from fleet_common.mqtt.settings import LinkSettings
 from fleet_device.requests.generate import GenerateRequest, Generation, RequestContext
 from fleet_device.service import DeviceService
+from fleet_device.settings import OfflinePolicy
 from fleet_edge.service import EdgeService
 from fleet_edge.settings import EdgeSettings
 from schemas.control import EdgeState, Presence, decode_json
@@ -127,7 +128,7 @@ class Site:
 
     @contextmanager
     def device(self, name: str = "device-1", **options: Any) -> Iterator[DeviceService]:
-        chosen = settings(device=name, verdict_s=2.0, **options)
+        chosen = settings(device=name, offline=OfflinePolicy.WAIT, answer_s=4.0, **options)
         state = build(Topic.STATE, fleet=FLEET, device=name)
         with DeviceService(chosen, TalkingDrafter(), make_link=self._link) as service:
             # The agent's work after a new connection must be over when a request begins.

@@ -9,9 +9,8 @@ from fleet_common.logs import Event, EventStream
 from fleet_common.mqtt.settings import BrokerSettings
 from fleet_device.gateway import Gateway
 from fleet_device.service import DeviceService
-from fleet_device.settings import DeviceSettings
+from fleet_device.settings import DeviceSettings, OfflinePolicy
 from tests.support.served_device import ReadingDrafter
-from tests.support.waiting import PATIENCE_S
 from tests.support.whole import FLEET
 
 
@@ -27,9 +26,7 @@ def main() -> None:
         broker=BrokerSettings(port=arguments.broker),
         api_listen=f"127.0.0.1:{arguments.api}",
         state_dir=arguments.state,
-        offline_s=PATIENCE_S,
-        answer_s=PATIENCE_S,
-        open_s=PATIENCE_S,
+        offline=OfflinePolicy.WAIT,
     )
     gateway = Gateway(DeviceService(settings, ReadingDrafter()))
     gateway.start()

@@ -93,7 +93,7 @@ def test_another_edge_goes_on_with_the_session_of_one_that_ends(
             ended.append(str(whole.rows(OPEN)[0]["edge"]))
             edges[ended[0]].end(number)
 
-    with edges_of(whole) as edges, whole.device(drafter, verdict_s=5.0) as device:
+    with edges_of(whole) as edges, whole.device(drafter) as device:
         until(lambda: len(device.edges.online()) == len(EDGES))
         ids = prompt_ids(drafter)[0]
         wanted = write(ids).tokens

@@ -46,7 +46,7 @@ def test_a_stream_goes_on_after_its_edge_has_hung(
     with (
         ExitStack() as stack,
         edge_of(tmp_path, whole.port, "edge-1") as edge,
-        device_at(whole, verdict_s=1.0, offline=OfflinePolicy.WAIT) as served,
+        device_at(whole, answer_s=2.0, offline=OfflinePolicy.WAIT) as served,
         httpx.stream("POST", f"{served.url}/completions", json=ASKED, timeout=PATIENCE_S) as reply,
     ):
         for line in reply.iter_lines():

@@ -60,7 +60,7 @@ def test_a_restart_ends_no_request(own_mosquitto: MosquittoProcess, tmp_path: Pa
     with ExitStack() as stack:
         edge = stack.enter_context(ExitStack())
         edge.enter_context(whole.edge())
-        served = stack.enter_context(device_at(whole, offline_s=PATIENCE_S, answer_s=PATIENCE_S, open_s=PATIENCE_S))
+        served = stack.enter_context(device_at(whole, offline_s=PATIENCE_S, answer_s=PATIENCE_S))
         assert served.gateway.service.settings.offline is OfflinePolicy.FAIL
         clients = Clients(served.url)
         stack.enter_context(clients.asking())

@@ -93,7 +93,7 @@ def fleet(whole: Whole, server: ServerProcess, **options: float) -> Iterator[lis
         script = draft_language()
         yield [
             stack.enter_context(
-                whole.device(ScriptedDrafter(script, script.words), f"device-{number}", draft_length=4, verdict_s=30.0)
+                whole.device(ScriptedDrafter(script, script.words), f"device-{number}", draft_length=4, answer_s=60.0)
             )
             for number in range(DEVICES)
         ]

@@ -72,7 +72,7 @@ def whole_of(fleet: TlsFleet, tls: TlsSettings) -> Whole:
 def device(fleet: TlsFleet, name: str, tls: TlsSettings) -> AbstractContextManager[DeviceService]:
     # A busy machine must not look like a lost verdict.
     drafter = ScriptedDrafter(PAIR.draft, PAIR.draft.words)
-    return whole_of(fleet, tls).device(drafter, name, broker=fleet.settings(tls), verdict_s=60.0)
+    return whole_of(fleet, tls).device(drafter, name, broker=fleet.settings(tls), answer_s=120.0)
 
 
 class Writer:

@@ -37,7 +37,7 @@ from tests.support.tuning import tune
 from tests.support.waiting import PATIENCE_S, until
 from tests.support.whole import FLEET, Whole
 
-WAITING = {"draft_length": 4, "ahead": False, "edge_only": False, "verdict_s": 3600.0}
+WAITING = {"draft_length": 4, "ahead": False, "edge_only": False, "answer_s": 7200.0}
 UNRELATED = MarkovScript(size=LANGUAGE.size, seed=77, sharpness=3.0)
 
 

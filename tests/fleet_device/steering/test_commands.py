@@ -244,7 +244,7 @@ def device(tmp_path: Path) -> Iterator[Steered]:
 
 def test_settings_are_used_by_the_next_text_without_a_restart(device: Steered) -> None:
     before = device.service.agent._lanes._all[0].pacing
-    device.monitor.want(1, draft_length=2, padding=16, open_s=7.5)
+    device.monitor.want(1, draft_length=2, padding=16, answer_s=7.5)
     device.applied(1)
     agent = device.service.agent
     pacing = agent._lanes._all[0].pacing
